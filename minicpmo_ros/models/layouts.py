@@ -1,0 +1,162 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The published GGUF layouts of MiniCPM-o as lists of tensors, with random weights described.
+
+LLM: llama.cpp's qwen2. Vision: llama.cpp's `clip` with minicpmv_version 4. Audio: 360CVGroup's
+`whisper` file. Shapes are in NumPy order, rows first. Standard deviations keep activations near
+one and attention neither uniform nor one-hot, so that outputs depend on inputs.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicpmo_ros.encoders.siglip_positions import sine_grid
+from minicpmo_ros.models.shapes import Shape
+
+MATRIX, HALF, SINGLE = 'matrix', 'half', 'single'
+FFN_NAMES = {'swapped': ('ffn_down', 'ffn_up'),    # first and second layer; as published
+             'plain': ('ffn_up', 'ffn_down')}
+ATTENTION_GAIN = 1.5    # of queries and keys
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor: what it is called, how it is stored, and how its random values are drawn."""
+
+    name: str
+    shape: tuple
+    kind: str                                    # MATRIX quantised, HALF f16 at most, SINGLE f32
+    std: float = 0.0
+    mean: float = 0.0
+    values: Callable[[], np.ndarray] | None = None    # instead of random ones
+    key: str = ''                                # seeds the values; the name where empty
+    role: str = ''                               # 'output', 'sensitive': stored in more bits
+    n_valid_columns: int = 0                     # zeros follow these; 0: none do
+
+
+def _matrix(name, n_out, n_in, gain=1.0, **more) -> TensorPlan:
+    return TensorPlan(f'{name}.weight', (n_out, n_in), MATRIX, gain / n_in ** 0.5, **more)
+
+
+def _bias(name, n, key='') -> TensorPlan:
+    return TensorPlan(f'{name}.bias', (n,), SINGLE, 0.1, key=key)
+
+
+def _linear(name, n_out, n_in, gain=1.0) -> list:
+    return [_matrix(name, n_out, n_in, gain), _bias(name, n_out)]
+
+
+def _layer_norm(name, n) -> list:
+    return [TensorPlan(f'{name}.weight', (n,), SINGLE, 0.1, 1.0), _bias(name, n)]
+
+
+def _rms_norm(name, n, mean=1.0) -> TensorPlan:
+    return TensorPlan(f'{name}.weight', (n,), SINGLE, 0.0, mean)
+
+
+def llm_tensors(shape: Shape) -> list:
+    """List the tensors of the language model."""
+    d, kv = shape.width, shape.width // shape.llm_heads * shape.llm_kv_heads
+    plans = [TensorPlan('token_embd.weight', (shape.vocabulary, d), MATRIX, 1.0,
+                        role='output' if shape.llm_tied else ''),
+             _rms_norm('output_norm', d, d ** -0.5 if shape.llm_tied else 1.0)]
+    if not shape.llm_tied:
+        plans.append(_matrix('output', shape.vocabulary, d, 2.0, role='output'))
+    for i in range(shape.llm_layers):
+        sensitive = 'sensitive' if _takes_more_bits(i, shape.llm_layers) else ''
+        block = f'blk.{i}.'
+        plans += [
+            _rms_norm(block + 'attn_norm', d),
+            *_linear(block + 'attn_q', d, d, ATTENTION_GAIN),
+            *_linear(block + 'attn_k', kv, d, ATTENTION_GAIN),
+            _matrix(block + 'attn_v', kv, d, role=sensitive), _bias(block + 'attn_v', kv),
+            _matrix(block + 'attn_output', d, d),
+            _rms_norm(block + 'ffn_norm', d),
+            _matrix(block + 'ffn_gate', shape.llm_ffn, d),
+            _matrix(block + 'ffn_up', shape.llm_ffn, d),
+            _matrix(block + 'ffn_down', d, shape.llm_ffn, role=sensitive)]
+    return plans
+
+
+def _takes_more_bits(layer: int, layers: int) -> bool:
+    """Tell where llama.cpp's Q4_K_M spends Q6_K: first and last eighth, every third between."""
+    first = layers // 8
+    return layer < first or layer >= 7 * layers // 8 or (layer - first) % 3 == 2
+
+
+def vision_tensors(shape: Shape, ffn_naming: str = 'swapped', ffn_columns: int = 0) -> list:
+    """List the tensors of vision encoder and resampler.
+
+    `ffn_columns` > vision_ffn widens the rows of the second feed-forward layer with zeros.
+    """
+    d, size, grid = shape.vision_width, shape.patch_size, shape.position_grid
+    plans = [TensorPlan('v.patch_embd.weight', (d, 3, size, size), HALF,
+                        1 / (3 * size * size) ** 0.5),
+             _bias('v.patch_embd', d),
+             TensorPlan('v.position_embd.weight', (grid * grid, d), HALF, 0.3)]
+    for i in range(shape.vision_layers):
+        plans += _vision_layer(shape, f'v.blk.{i}.', FFN_NAMES[ffn_naming], ffn_columns)
+    return plans + _layer_norm('v.post_ln', d) + _resampler(shape)
+
+
+def _vision_layer(shape: Shape, block: str, ffn_names: tuple, ffn_columns: int) -> list:
+    d, ffn = shape.vision_width, shape.vision_ffn
+    first, second = (block + name for name in ffn_names)
+    columns = max(ffn, ffn_columns)
+    return [
+        *_layer_norm(block + 'ln1', d),
+        *_linear(block + 'attn_q', d, d, ATTENTION_GAIN),
+        *_linear(block + 'attn_k', d, d, ATTENTION_GAIN),
+        *_linear(block + 'attn_v', d, d), *_linear(block + 'attn_out', d, d),
+        *_layer_norm(block + 'ln2', d),
+        _matrix(first, ffn, d, key=block + 'first'), _bias(first, ffn, key=block + 'first.bias'),
+        TensorPlan(second + '.weight', (d, columns), MATRIX, ffn ** -0.5, key=block + 'second',
+                   n_valid_columns=ffn if columns > ffn else 0),
+        _bias(second, d, key=block + 'second.bias')]
+
+
+def _resampler(shape: Shape) -> list:
+    width, grid = shape.width, shape.position_grid
+    plans = [TensorPlan('resampler.query', (shape.queries, width), SINGLE, 1.0),
+             TensorPlan('resampler.pos_embed_k', (grid * grid, width), SINGLE,
+                        values=lambda: sine_grid(width, grid, grid)),
+             _matrix('resampler.kv', width, shape.vision_width)]
+    for name, gain in (('q', 2.0), ('k', 2.0), ('v', 1.0), ('out', 1.0)):
+        plans += _linear(f'resampler.attn.{name}', width, width, gain)
+    for name in ('q', 'kv', 'post'):
+        plans += _layer_norm(f'resampler.ln_{name}', width)
+    return [*plans, _matrix('resampler.proj', width, width)]
+
+
+def audio_tensors(shape: Shape) -> list:
+    """List the tensors of audio encoder and projector."""
+    d, ffn = shape.audio_width, shape.audio_ffn
+    plans = [
+        TensorPlan('encoder.conv1.weight', (d, shape.mel_bins, 3), HALF,
+                   (3 * shape.mel_bins) ** -0.5),
+        TensorPlan('encoder.conv1.bias', (d, 1), SINGLE, 0.1),
+        TensorPlan('encoder.conv2.weight', (d, d, 3), HALF, (3 * d) ** -0.5),
+        TensorPlan('encoder.conv2.bias', (d, 1), SINGLE, 0.1),
+        TensorPlan('encoder.positional_embedding', (shape.audio_positions, d), SINGLE,
+                   values=lambda: sine_line(d, shape.audio_positions))]
+    for i in range(shape.audio_layers):
+        block = f'encoder.blocks.{i}.'
+        plans += [
+            *_layer_norm(block + 'attn_ln', d),
+            *_linear(block + 'attn.query', d, d, ATTENTION_GAIN),
+            _matrix(block + 'attn.key', d, d, ATTENTION_GAIN),
+            *_linear(block + 'attn.value', d, d), *_linear(block + 'attn.out', d, d),
+            *_layer_norm(block + 'mlp_ln', d),
+            *_linear(block + 'mlp.0', ffn, d), *_linear(block + 'mlp.2', d, ffn)]
+    return [*plans, *_layer_norm('encoder.ln_post', d),
+            *_linear('audio_projector.linear1', shape.width, d),
+            *_linear('audio_projector.linear2', shape.width, shape.width, 1.4)]
+
+
+def sine_line(width: int, count: int) -> np.ndarray:
+    """Return Whisper's positions (count, width) float32: sines, then cosines."""
+    frequency = np.exp(-np.log(10000.0) / (width // 2 - 1) * np.arange(width // 2))
+    angle = np.arange(count)[:, None] * frequency
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)

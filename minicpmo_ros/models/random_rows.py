@@ -1,0 +1,94 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Random matrices as GGUF bytes, in any precision, at the speed of the disk.
+
+A large matrix is tiled from a pool of really quantised rows; each repetition rolls the rows by one
+block, so that no two rows are equal (equal rows would tie the logits).
+"""
+import math
+import zlib
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+
+PRECISIONS = {'f32': Type.F32, 'f16': Type.F16, 'q8_0': Type.Q8_0, 'q4_0': Type.Q4_0,
+              'q4_K': Type.Q4_K}
+FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0}    # for rows that are no multiple of 256
+POOL_VALUES = 4_000_000    # matrices up to this size are drawn number by number
+
+
+def fitting_type(wanted: Type, n_columns: int) -> Type:
+    """Return the type llama.cpp would store rows of this length in, when asked for `wanted`."""
+    if n_columns % gguf.GGML_QUANT_SIZES[wanted][0] == 0:
+        return wanted
+    if wanted in FALLBACK:
+        return fitting_type(FALLBACK[wanted], n_columns)
+    return Type.F16
+
+
+def byte_count(shape: tuple, kind: Type) -> int:
+    """Return how many bytes a tensor of this shape takes."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return math.prod(shape) // block * size
+
+
+def encode(values: np.ndarray, kind: Type) -> np.ndarray:
+    """Return float32 values (rows, columns) as bytes (rows, blocks, bytes a block)."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    n_rows, n_columns = values.shape
+    if kind == Type.F32:
+        raw = np.ascontiguousarray(values, '<f4').view(np.uint8)
+    elif kind == Type.F16:
+        raw = values.astype('<f2').view(np.uint8)
+    else:
+        from minicpmo_ros.ggml.library import quantize
+        raw = np.asarray(quantize(values, int(kind)), np.uint8)
+    return raw.reshape(n_rows, n_columns // block, size)
+
+
+class RandomRows:
+    """Draws normal matrices; the same seed and key give the same bytes."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._pools: dict = {}    # (type, columns, std, rows): encoded rows
+
+    def generator(self, key: str) -> np.random.Generator:
+        """Return the random numbers of one tensor."""
+        return np.random.default_rng([self._seed, zlib.crc32(key.encode())])
+
+    def values(self, key: str, shape: tuple, std: float, mean: float = 0.0) -> np.ndarray:
+        """Draw float32 values of one tensor."""
+        drawn = self.generator(key).standard_normal(shape, dtype=np.float32)
+        return drawn * np.float32(std) + np.float32(mean)
+
+    def matrix(self, key: str, shape: tuple, std: float, kind: Type) -> np.ndarray:
+        """Draw a matrix (rows, columns) as bytes (rows, blocks, bytes a block)."""
+        if math.prod(shape) <= POOL_VALUES:
+            return encode(self.values(key, shape, std), kind)
+        return self._tile(key, shape[0], self._pool(shape, std, kind))
+
+    def _pool(self, shape: tuple, std: float, kind: Type) -> np.ndarray:
+        n_rows, n_columns = shape
+        n_blocks = n_columns // gguf.GGML_QUANT_SIZES[kind][0]
+        # Rows times rolls must not be less than the rows that are wanted.
+        n_pool = min(n_rows, max(POOL_VALUES // n_columns, -(-n_rows // n_blocks) + 1))
+        key = (kind, n_columns, round(std, 6), n_pool)
+        if key not in self._pools:
+            self._pools[key] = encode(self.values(str(key), (n_pool, n_columns), std), kind)
+        return self._pools[key]
+
+    def _tile(self, key: str, n_rows: int, pool: np.ndarray) -> np.ndarray:
+        n_pool, n_blocks, size = pool.shape
+        out = np.empty((n_rows, n_blocks, size), np.uint8)
+        random = self.generator(key)
+        start, first_roll = int(random.integers(n_pool)), int(random.integers(n_blocks))
+        for repeat, at in enumerate(range(0, n_rows, n_pool)):
+            here = out[at:at + n_pool]
+            rows = np.roll(pool, -start, axis=0)[:len(here)] if start else pool[:len(here)]
+            roll = (first_roll + repeat) % n_blocks
+            here[:, roll:] = rows[:, :n_blocks - roll]
+            here[:, :roll] = rows[:, n_blocks - roll:]
+        return out
