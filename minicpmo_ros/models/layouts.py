@@ -19,6 +19,8 @@ MATRIX, HALF, SINGLE = 'matrix', 'half', 'single'
 FFN_NAMES = {'swapped': ('ffn_down', 'ffn_up'),    # first and second layer; as published
              'plain': ('ffn_up', 'ffn_down')}
 ATTENTION_GAIN = 1.5    # of queries and keys
+TIED_STD = 0.3          # of embeddings that are also the output: larger ones repeat themselves
+LOGIT_STD = 2.0
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,14 @@ def _rms_norm(name, n, mean=1.0) -> TensorPlan:
 def llm_tensors(shape: Shape) -> list:
     """List the tensors of the language model."""
     d, kv = shape.width, shape.width // shape.llm_heads * shape.llm_kv_heads
-    plans = [TensorPlan('token_embd.weight', (shape.vocabulary, d), MATRIX, 1.0,
-                        role='output' if shape.llm_tied else ''),
-             _rms_norm('output_norm', d, d ** -0.5 if shape.llm_tied else 1.0)]
-    if not shape.llm_tied:
-        plans.append(_matrix('output', shape.vocabulary, d, 2.0, role='output'))
+    embedding = (shape.vocabulary, d)
+    if shape.llm_tied:
+        plans = [TensorPlan('token_embd.weight', embedding, MATRIX, TIED_STD, role='output'),
+                 _rms_norm('output_norm', d, LOGIT_STD / TIED_STD / d ** 0.5)]
+    else:
+        plans = [TensorPlan('token_embd.weight', embedding, MATRIX, 1.0),
+                 _rms_norm('output_norm', d),
+                 _matrix('output', *embedding, LOGIT_STD, role='output')]
     for i in range(shape.llm_layers):
         sensitive = 'sensitive' if _takes_more_bits(i, shape.llm_layers) else ''
         block = f'blk.{i}.'

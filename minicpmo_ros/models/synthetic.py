@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
+from minicpmo_ros.media.log_mel import filter_bank
 from minicpmo_ros.models import layouts
 from minicpmo_ros.models.manifest import FileEntry, Manifest, write_manifest
 from minicpmo_ros.models.random_rows import (
@@ -118,11 +119,7 @@ def write_audio(path, shape: Shape, seed: int = 1, precision: str = 'f16') -> No
     writer = gguf.GGUFWriter(path, 'whisper')
     writer.add_file_type(1 if precision != 'f32' else 0)
     writer.add_description('audio encoder for MiniCPM-omni')
-    try:
-        from minicpmo_ros.media.log_mel import filter_bank
-        bank = np.asarray(filter_bank(), np.float32)    # (mel bins, spectrum bins)
-    except ImportError:
-        bank = np.zeros((80, 201), np.float32)
+    bank = np.asarray(filter_bank(), np.float32)    # (mel bins, spectrum bins)
     for key, value in {
             'encoder_attention_heads': shape.audio_heads, 'encoder_ffn_dim': shape.audio_ffn,
             'encoder_layers': shape.audio_layers, 'num_hidden_layers': shape.audio_layers,

@@ -30,8 +30,9 @@ REQUIRED = {'minicpm-o-2.6': (
     '<unit>', '<|audio_start|>', '<|audio_end|>', '<|spk_bos|>', '<|spk|>', '<|spk_eos|>',
     '<|tts_bos|>', '<|tts_eos|>')}
 
-WORDS = ('the', 'and', 'what', 'you', 'see', 'hear', 'is', 'in', 'on', 'red', 'blue', 'one', 'two',
-         'Ġa', 'Ġthe', 'Ġyou', 'Ġsee', 'Ġhear', 'Ġis', 'Ġin', 'Ġon', 'Ġred', 'Ġblue')
+# Merges rank in this order, so words with their space come before those without.
+WORDS = ('Ġa', 'Ġthe', 'Ġyou', 'Ġsee', 'Ġhear', 'Ġis', 'Ġin', 'Ġon', 'Ġred', 'Ġblue',
+         'the', 'and', 'what', 'you', 'see', 'hear', 'is', 'in', 'on', 'red', 'blue', 'one', 'two')
 
 
 @dataclass(frozen=True)
