@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Type
 PRECISIONS = {'f32': Type.F32, 'f16': Type.F16, 'q8_0': Type.Q8_0, 'q4_0': Type.Q4_0,
               'q4_K': Type.Q4_K}
 FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0}    # for rows that are no multiple of 256
-POOL_VALUES = 4_000_000    # matrices up to this size are drawn number by number
+POOL_VALUES = 1_000_000    # matrices up to this size are drawn number by number
 
 
 def fitting_type(wanted: Type, n_columns: int) -> Type:
