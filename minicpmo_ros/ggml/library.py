@@ -1,0 +1,164 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""ggml inside llama-cpp-python: one handle, typed functions, its log, its version check.
+
+`lib.mul_mat` is `ggml_mul_mat` and so on; signatures.py lists them. Importing this module
+loads llama.cpp, so minicpmo_ros.process.prepare() comes before it. All functions are found
+through libllama's handle, which sees exactly the copies of ggml that llama.cpp itself uses:
+the wheel holds each library three times, and opening one by its path would map a second
+copy with globals of its own.
+
+ggml ends the process on misuse, so whatever is called here has been checked before.
+Neither enum values nor struct sizes are a stable ABI: the import fails with EngineError on
+a ggml that this package was not made for.
+"""
+import atexit
+import ctypes
+import logging
+import os
+import threading
+import types
+from collections.abc import Callable
+
+import numpy as np
+
+from minicpmo_ros.errors import EngineError
+from minicpmo_ros.ggml import signatures
+from minicpmo_ros.ggml.types import GgmlType, block_size, row_bytes, type_size
+
+__all__ = ['GGML_VERSION', 'GgmlType', 'QUANTIZABLE', 'block_size', 'dequantize', 'lib',
+           'llama_cpp_version', 'quantize', 'row_bytes', 'set_log', 'type_size']
+
+GGML_VERSION = '0.25.3'
+PINNED = 'llama-cpp-python==0.3.36'  # as in environment/*.txt
+
+try:
+    import llama_cpp
+    from llama_cpp import llama_cpp as _llama
+except ImportError as error:
+    raise EngineError(f'llama.cpp cannot be loaded ({error}). Install {PINNED}') from error
+
+llama_cpp_version = llama_cpp.__version__
+lib = types.SimpleNamespace(
+    **signatures.bind(ctypes.PyDLL(_llama._lib._name), signatures.QUICK),
+    **signatures.bind(ctypes.CDLL(_llama._lib._name), signatures.BLOCKING))
+
+
+# What ggml can encode without importance weights.
+QUANTIZABLE = frozenset(map(GgmlType, (0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23, 30)))
+
+
+def quantize(rows: np.ndarray, ggml_type: GgmlType) -> np.ndarray:
+    """Encode rows (n, k) float32 as (n, row_bytes(type, k)) uint8, without importance weights.
+
+    ValueError: a type not in QUANTIZABLE, rows not two-dimensional, not finite, or of a
+    length that is no whole number of blocks.
+    """
+    if ggml_type not in QUANTIZABLE:
+        raise ValueError(f'{GgmlType(ggml_type).name} cannot be quantised to')
+    rows = np.ascontiguousarray(rows, np.float32)  # (n, k)
+    if rows.ndim != 2 or not rows.size:
+        raise ValueError(f'rows of shape {rows.shape} cannot be quantised, (n, k) is expected')
+    if not np.isfinite(rows).all():
+        raise ValueError('rows with NaN or infinite numbers cannot be quantised')
+    n_rows, n = rows.shape
+    encoded = np.empty((n_rows, row_bytes(ggml_type, n)), np.uint8)  # (n, bytes)
+    written = lib.quantize_chunk(ggml_type, rows.ctypes.data, encoded.ctypes.data, 0, n_rows, n,
+                                 None)
+    if written != encoded.nbytes:
+        raise EngineError(f'quantising to {ggml_type.name} wrote {written} bytes, '
+                          f'{encoded.nbytes} were expected')
+    return encoded
+
+
+def dequantize(encoded: np.ndarray, ggml_type: GgmlType) -> np.ndarray:
+    """Decode (n, bytes) uint8 of any type with a float meaning to (n, k) float32."""
+    encoded = np.ascontiguousarray(encoded).view(np.uint8)  # (n, bytes)
+    if encoded.ndim != 2 or encoded.shape[1] % type_size(ggml_type):
+        raise ValueError(f'{encoded.shape} bytes are not rows of {GgmlType(ggml_type).name}')
+    if ggml_type == GgmlType.F32:
+        return encoded.view(np.float32).copy()
+    traits = signatures.TypeTraits.from_address(lib.get_type_traits(ggml_type))
+    if not traits.to_float:
+        raise ValueError(f'{GgmlType(ggml_type).name} has no float meaning')
+    n = encoded.shape[1] // type_size(ggml_type) * block_size(ggml_type)
+    decoded = np.empty((len(encoded), n), np.float32)  # (n, k)
+    to_float = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p,
+                                ctypes.c_int64)(traits.to_float)
+    to_float(encoded.ctypes.data, decoded.ctypes.data, decoded.size)
+    return decoded
+
+
+_LEVELS = {1: 'debug', 2: 'info', 3: 'warning', 4: 'error'}
+_CONTINUED = 5
+_LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+
+
+def _to_logging(level: str, text: str) -> None:
+    getattr(logging.getLogger('minicpmo_ros.llama_cpp'), level)('%s', text)
+
+
+class _Log:
+    """Puts the pieces that ggml and llama.cpp log together to lines and hands them on."""
+
+    def __init__(self):
+        self.sink: Callable = _to_logging
+        self._lock = threading.Lock()
+        self._level, self._text = 'info', ''
+        self.callback = _LOG_CALLBACK(self._receive)  # C holds its address: kept for good
+
+    def _receive(self, level: int, piece: bytes, _) -> None:
+        with self._lock:
+            if level != _CONTINUED:
+                self._level = _LEVELS.get(level, 'info')
+            *lines, self._text = (self._text + (piece or b'').decode('utf-8', 'replace')
+                                  ).split('\n')
+            level = self._level
+        for line in lines:
+            if line.strip():
+                self.sink(level, line.rstrip())
+
+
+def set_log(sink: Callable | None) -> None:
+    """Send every line that ggml and llama.cpp log to sink(level, text).
+
+    level is 'debug', 'info', 'warning' or 'error'. The sink is called by whatever thread
+    computes and must not block. None: the logger `minicpmo_ros.llama_cpp` of Python.
+    """
+    _log.sink = sink or _to_logging
+
+
+@_ABORT_CALLBACK
+def _last_words(message: bytes) -> None:
+    """Show why the process is about to end: abort() follows and cannot be stopped."""
+    os.write(2, b'ggml ends this process: ' + (message or b'') + b'\n')
+
+
+def _check_version() -> None:
+    version = lib.version().decode()
+    if version != GGML_VERSION:
+        raise EngineError(f'ggml {version} of llama-cpp-python {llama_cpp_version} is not what '
+                          f'this package was made for ({GGML_VERSION}). Install {PINNED}')
+    # ggml keeps a 32-byte object header in front of every tensor.
+    if ctypes.sizeof(signatures.TensorStruct) + 32 != lib.tensor_overhead():
+        raise EngineError(f'the layout of ggml tensors has changed. Install {PINNED}')
+
+
+def _route_log() -> None:
+    address = ctypes.cast(_log.callback, ctypes.c_void_p)
+    lib.log_set(address, None)
+    set_llama_log = ctypes.CDLL(_llama._lib._name).llama_log_set
+    set_llama_log.argtypes, set_llama_log.restype = [ctypes.c_void_p, ctypes.c_void_p], None
+    set_llama_log(address, None)
+    lib.set_abort_callback(ctypes.cast(_last_words, ctypes.c_void_p))
+    # What C destroys after Python has ended must not call into it.
+    atexit.register(lib.set_abort_callback, None)
+    atexit.register(set_llama_log, None, None)
+    atexit.register(lib.log_set, None, None)
+
+
+_log = _Log()
+_check_version()
+_route_log()
