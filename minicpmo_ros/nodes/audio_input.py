@@ -1,0 +1,153 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The `audio` topic, whatever its publisher's message type.
+
+`audio_common_msgs` exists in two incompatible packages of one name, so it is imported when a
+publisher is there, and the type is asked of the graph. `AudioData` and `AudioDataStamped` say
+nothing of their format: it comes from `AudioInfo` on `audio_info`, or from the parameters.
+"""
+import time
+from dataclasses import dataclass
+
+from rclpy.qos import (
+    QoSDurabilityPolicy,
+    QoSProfile,
+    QoSReliabilityPolicy,
+)
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from minicpmo_ros.nodes.parameters import Parameter
+
+LOOK_PERIOD_S = 0.2
+# Chunks that may wait in the middleware: two seconds at 10 ms each.
+AUDIO_QOS = QoSProfile(depth=200, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+PARAMETERS = (
+    Parameter('audio.sample_rate', 0, 'Of the sound on `audio`; 0: as audio_info says', 'hertz',
+              0, 384_000),
+    Parameter('audio.channels', 1, 'Of the sound on `audio`, where audio.sample_rate is given',
+              '', 1, 32),
+    Parameter('audio.sample_format', 'S16LE',
+              'Of the sound on `audio`, where audio.sample_rate is given'),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AudioFormat:
+    """What the bytes of a chunk are."""
+
+    sample_rate_hz: int
+    channels: int
+    sample_format: str
+    coding_format: str = 'wave'
+
+
+class AudioInput:
+    """Subscription to `audio` that gives `on_chunk(stamp_ns or None, data, AudioFormat)`."""
+
+    def __init__(self, node, options, on_chunk):
+        self._node, self._on_chunk = node, on_chunk
+        self._format = None
+        if options.audio_sample_rate:
+            self._format = AudioFormat(
+                options.audio_sample_rate, options.audio_channels, options.audio_sample_format
+            )
+        self._sound = self._info = None
+        self._told_s = -60.0
+        self._looking = node.create_timer(LOOK_PERIOD_S, self._look)
+        self._look()
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        self._node.destroy_timer(self._looking)
+        for subscription in (self._sound, self._info):
+            if subscription is not None:
+                self._node.destroy_subscription(subscription)
+        self._sound = self._info = None
+
+    def _look(self) -> None:
+        if self._sound is None:
+            self._sound = self._subscribe_sound()
+        if self._info is None and self._format is None:
+            self._info = self._subscribe_info()
+
+    def _publishers(self, topic: str):
+        return self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(topic))
+
+    def _subscribe_sound(self):
+        types = sorted({info.topic_type for info in self._publishers('audio')})
+        if not types:
+            return None
+        handlers = {
+            'audio_common_msgs/msg/AudioDataStamped': self._on_stamped,
+            'audio_common_msgs/msg/AudioData': self._on_plain,
+        }
+        for name in types:
+            if name in handlers:
+                message_type = self._message_type(name)
+                return message_type and self._node.create_subscription(
+                    message_type,
+                    'audio',
+                    handlers[name],
+                    AUDIO_QOS,
+                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                )
+        self._tell(f'audio is published as {", ".join(types)}; taken are {", ".join(handlers)}')
+        return None
+
+    def _subscribe_info(self):
+        publishers = self._publishers('audio_info')
+        message_type = publishers and self._message_type('audio_common_msgs/msg/AudioInfo')
+        if not message_type:
+            return None
+        # A latched publisher is heard late only by a latched subscription, a plain one not
+        # at all by it.
+        latched = all(
+            info.qos_profile.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
+            for info in publishers
+        )
+        durability = 'TRANSIENT_LOCAL' if latched else 'VOLATILE'
+        qos = QoSProfile(depth=1, durability=QoSDurabilityPolicy[durability])
+        return self._node.create_subscription(message_type, 'audio_info', self._on_info, qos)
+
+    def _message_type(self, name: str):
+        try:
+            import audio_common_msgs.msg as messages
+        except ImportError as error:
+            self._tell(f'audio needs the package audio_common_msgs: {error}')
+            return None
+        message_type = getattr(messages, name.rsplit('/', 1)[1], None)
+        if message_type is None:
+            self._tell(
+                f'audio is published as {name}, which the installed audio_common_msgs lacks: '
+                'it is another package of that name. Install the one of ros-drivers'
+            )
+        return message_type
+
+    def _on_info(self, message) -> None:
+        self._format = AudioFormat(
+            message.sample_rate, message.channels, message.sample_format, message.coding_format
+        )
+
+    def _on_stamped(self, message) -> None:
+        stamp = message.header.stamp
+        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+        # A stamp of zero is what a publisher sends that knows none.
+        self._take(stamp_ns or None, message.audio.data)
+
+    def _on_plain(self, message) -> None:
+        self._take(None, message.data)
+
+    def _take(self, stamp_ns, data) -> None:
+        if self._format is None:
+            self._tell(
+                'sound comes in, but not its format: publish AudioInfo on '
+                f'{self._node.resolve_topic_name("audio_info")} or set audio.sample_rate'
+            )
+            return
+        self._on_chunk(stamp_ns, data, self._format)
+
+    def _tell(self, text: str) -> None:
+        if time.monotonic() - self._told_s > 10.0:
+            self._told_s = time.monotonic()
+            self._node.get_logger().warning(text)

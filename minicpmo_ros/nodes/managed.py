@@ -1,0 +1,160 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The lifecycle node all nodes of this package are made of.
+
+What it adds to rclpy's: a parameter table, `autostart`, and the hand-over from worker threads.
+Only the executor's thread touches ROS: a worker calls `post(callable)`, and the callable runs
+on the executor in the order of posting. Long work runs in workers; the hooks below return at
+once:
+
+    on_setup(options)    check parameters and files, start loading; raise Error to refuse
+    on_start()           subscribe
+    on_stop()            unsubscribe
+    on_release()         stop workers, free the model
+"""
+import threading
+import traceback
+from collections import deque
+
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+
+from minicpmo_ros.errors import Error
+from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
+
+AUTOSTART = Parameter(
+    'autostart', True, 'Configure and activate the node by itself once it spins'
+)
+LATCHED = QoSProfile(
+    depth=1,
+    reliability=QoSReliabilityPolicy.RELIABLE,
+    durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+)
+
+
+class ManagedNode(LifecycleNode):
+    """Lifecycle node with a parameter table, autostart and posting from workers."""
+
+    PARAMETERS: tuple[Parameter, ...] = ()
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self._configured = False
+        self.table = ParameterTable(self, (AUTOSTART, *self.PARAMETERS), lambda: self._configured)
+        self._posted = deque()
+        self._bell = self.create_guard_condition(self._run_posted)
+        self._ended = threading.Event()
+        if self.table.values().autostart:
+            self._autostart = self.create_timer(0.0, self._start_by_itself)
+
+    # Hooks of the nodes.
+    def on_setup(self, options) -> None:
+        """Check parameters and files and start loading; raise Error to refuse."""
+
+    def on_start(self) -> None:
+        """Take input."""
+
+    def on_stop(self) -> None:
+        """Take no more input."""
+
+    def on_release(self) -> None:
+        """Stop workers and free what was loaded."""
+
+    def on_refused(self, error: Error) -> None:
+        """Tell others why the node could not be configured."""
+
+    def post(self, call) -> None:
+        """Run `call` on the executor's thread; for worker threads."""
+        self._posted.append(call)
+        if not self._ended.is_set():
+            self._bell.trigger()
+
+    def finish(self, future, result) -> None:
+        """End a future that a coroutine of this node awaits; for worker threads.
+
+        The wake is needed: an idle executor would sleep on although the future is done.
+        """
+
+        def end():
+            if not future.done():
+                future.set_result(result)
+            if self.executor is not None:
+                self.executor.wake()
+
+        self.post(end)
+
+    def fail(self, error: Error) -> None:
+        """Go back to unconfigured after a failure that came once loading had begun."""
+        self.get_logger().error(str(error))
+        self.on_refused(error)
+        state = self._state_machine.current_state[1]
+        if state == 'active':
+            self.trigger_deactivate()
+        if state in ('active', 'inactive'):
+            self.trigger_cleanup()
+
+    def _run_posted(self) -> None:
+        while self._posted:
+            self._posted.popleft()()
+
+    def _start_by_itself(self) -> None:
+        self.destroy_timer(self._autostart)
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    # Transitions of rclpy, in terms of the hooks.
+    def on_configure(self, state):
+        """Configure: check, then load in a worker."""
+        done = self._transition(lambda: self.on_setup(self.table.values()))
+        if done is TransitionCallbackReturn.SUCCESS:
+            self._configured = True
+        else:
+            self.on_release()
+        return done
+
+    def on_activate(self, state):
+        """Activate: take input."""
+        return self._transition(self.on_start)
+
+    def on_deactivate(self, state):
+        """Deactivate: take no more input."""
+        return self._transition(self.on_stop)
+
+    def on_cleanup(self, state):
+        """Clean up: free the model."""
+        self._configured = False
+        return self._transition(self.on_release)
+
+    def on_shutdown(self, state):
+        """Shut down from any state."""
+        self._configured = False
+        return self._transition(self._stop_and_release)
+
+    def on_error(self, state):
+        """Recover to unconfigured after an unexpected failure in a transition."""
+        self._configured = False
+        return self._transition(self._stop_and_release)
+
+    def _transition(self, hook) -> TransitionCallbackReturn:
+        try:
+            hook()
+        except Error as error:
+            self.get_logger().error(str(error))
+            self.on_refused(error)
+            return TransitionCallbackReturn.FAILURE
+        except Exception:
+            # rclpy would turn this into an error state without a word.
+            self.get_logger().error(f'transition failed: {traceback.format_exc()}')
+            return TransitionCallbackReturn.ERROR
+        return TransitionCallbackReturn.SUCCESS
+
+    def _stop_and_release(self) -> None:
+        self.on_stop()
+        self.on_release()
+
+    def destroy_node(self):
+        """Stop workers, then destroy."""
+        self._ended.set()
+        self._stop_and_release()
+        super().destroy_node()

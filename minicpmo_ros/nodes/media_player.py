@@ -1,0 +1,231 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A camera and a microphone for machines that have none: plays a file on their topics.
+
+Publishes `image/compressed` (JPEG), `audio` (stamped 16-bit mono PCM at the file's own rate)
+and `audio_info` (latched), stamped in the node's time from the moment playing begins. A worker
+reads ahead and encodes; a timer publishes what is due. A picture falls due at its stamp, a
+piece of sound at its end, as a microphone gives it.
+"""
+import io
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import rclpy
+from audio_common_msgs.msg import AudioDataStamped, AudioInfo
+from PIL import Image
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage
+
+from minicpmo_ros.errors import Error, InputError
+from minicpmo_ros.media.files import read_audio, read_video
+from minicpmo_ros.nodes.managed import LATCHED
+from minicpmo_ros.nodes.messages import to_time
+from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
+from minicpmo_ros.nodes.spinning import run
+
+PUBLISH_PERIOD_S = 0.01
+# Read ahead this much: enough for a slow disk, little enough for large pictures.
+QUEUE_ITEMS = 64
+CAMERA_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.RELIABLE)
+MICROPHONE_QOS = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
+PARAMETERS = (
+    Parameter('file', '', 'Video or sound to play'),
+    Parameter('loop', False, 'Begin again at the end; stamps go on'),
+    Parameter('rate', 1.0, 'Speed; stamps keep the pace of the file', 'times real time', 0.1, 10),
+    Parameter('wait_for_subscribers', False, 'Begin when all that is played is subscribed to'),
+    Parameter('exit_at_end', False, 'End the process after the last picture and sound'),
+    Parameter('fps', 0.0, 'Pictures a second at most; 0: all', 'hertz', 0, 1000),
+    Parameter('jpeg_quality', 90, 'Of the pictures', '', 1, 100),
+    Parameter('chunk_ms', 100, 'Length of a piece of sound', 'milliseconds', 5, 10_000),
+    Parameter('publish_clock', False, 'Publish /clock, for nodes with use_sim_time'),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Item:
+    """A message, its stamp and when it falls due, in nanoseconds from the first instant."""
+
+    due_ns: int
+    stamp_ns: int
+    publisher: object
+    message: object
+
+
+class MediaPlayer(Node):
+    """Plays one file; see the module for the topics."""
+
+    def __init__(self):
+        super().__init__('media_player')
+        self._options = ParameterTable(self, PARAMETERS, lambda: True).values()
+        if not self._options.file:
+            raise InputError('parameter file is empty; give a video or sound: -p file:=CLIP')
+        self._pictures = self.create_publisher(CompressedImage, 'image/compressed', CAMERA_QOS)
+        self._sound = self.create_publisher(AudioDataStamped, 'audio', MICROPHONE_QOS)
+        self._info = self.create_publisher(AudioInfo, 'audio_info', LATCHED)
+        self._clock = None
+        if self._options.publish_clock:
+            self._clock = self.create_publisher(Clock, '/clock', 10)
+        self._queue = queue.Queue(QUEUE_ITEMS)  # of Item; then None or the Error that ended it
+        self._next = None
+        self._begun_s = self._begun_ns = None  # monotonic, and in the node's time
+        self._stop = threading.Event()
+        self._worker = threading.Thread(target=self._read, name='media_player', daemon=True)
+        self._worker.start()
+        self.create_timer(PUBLISH_PERIOD_S, self._publish_due)
+
+    def destroy_node(self):
+        """Stop reading, then destroy."""
+        self._stop.set()
+        self._worker.join(timeout=1.0)
+        super().destroy_node()
+
+    # The worker: reads, encodes, queues in the order of falling due.
+    def _read(self) -> None:
+        end = None
+        try:
+            begin_ns = self._read_once(0)
+            while self._options.loop and not self._stop.is_set():
+                begin_ns = self._read_once(begin_ns)
+        except Error as error:
+            end = error
+        self._put(end)
+
+    def _read_once(self, begin_ns: int) -> int:
+        """Queue the whole file from `begin_ns` on; give where it ends."""
+        end_ns = begin_ns
+        for item in self._in_order(self._picture_items(begin_ns), self._sound_items(begin_ns)):
+            self._put(item)
+            end_ns = max(end_ns, item.due_ns)
+        if end_ns == begin_ns:
+            raise InputError(f'{self._options.file}: no pictures and no sound in it')
+        return end_ns
+
+    def _in_order(self, *streams):
+        heads = {stream: next(stream, None) for stream in streams}
+        while any(heads.values()) and not self._stop.is_set():
+            first = min((s for s in streams if heads[s]), key=lambda s: heads[s].due_ns)
+            yield heads[first]
+            heads[first] = next(first, None)
+
+    def _picture_items(self, begin_ns: int):
+        step_ns = int(1e9 / self._options.fps) if self._options.fps else 0
+        next_ns = 0
+        for stamp_ns, picture in read_video(self._options.file):
+            if stamp_ns < next_ns:
+                continue
+            next_ns = stamp_ns - stamp_ns % step_ns + step_ns if step_ns else 0
+            at_ns = begin_ns + stamp_ns
+            yield Item(at_ns, at_ns, self._pictures, self._jpeg(picture))
+
+    def _jpeg(self, picture) -> CompressedImage:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, 'JPEG', quality=self._options.jpeg_quality)
+        message = CompressedImage(format='jpeg')
+        message.data.frombytes(file.getvalue())
+        return message
+
+    def _sound_items(self, begin_ns: int):
+        rate_hz, pieces = read_audio(self._options.file)
+        told = False
+        for stamp_ns, samples in rechunked(pieces, rate_hz, self._options.chunk_ms):
+            if not told:
+                info = AudioInfo(channels=1, sample_rate=rate_hz, sample_format='S16LE',
+                                 bitrate=rate_hz * 16, coding_format='wave')  # fmt: skip
+                yield Item(begin_ns, begin_ns, self._info, info)
+                told = True
+            message = AudioDataStamped()
+            message.audio.data.frombytes(to_s16(samples).tobytes())
+            end_ns = stamp_ns + len(samples) * 1_000_000_000 // rate_hz
+            yield Item(begin_ns + end_ns, begin_ns + stamp_ns, self._sound, message)
+
+    def _put(self, item) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    # The executor: publishes what is due.
+    def _publish_due(self) -> None:
+        if self._begun_s is None and not self._begin():
+            return
+        now_ns = int((time.monotonic() - self._begun_s) * self._options.rate * 1e9)
+        if self._clock is not None:
+            self._clock.publish(Clock(clock=to_time(self._begun_ns + now_ns)))
+        while self._next is not None and self._next.due_ns <= now_ns:
+            self._publish(self._next)
+            self._next = self._take()
+        if self._next is None:
+            self._next = self._take()
+
+    def _begin(self) -> bool:
+        self._next = self._next or self._take()
+        if self._next is None or (self._options.wait_for_subscribers and not self._is_heard()):
+            return False
+        self._begun_s = time.monotonic()
+        self._begun_ns = self.get_clock().now().nanoseconds
+        self.get_logger().info(f'playing {self._options.file}')
+        return True
+
+    def _is_heard(self) -> bool:
+        """Say whether every kind of message that waits to be played has a subscriber."""
+        publishers = {item.publisher for item in list(self._queue.queue) if isinstance(item, Item)}
+        return all(p.get_subscription_count() > 0 for p in publishers - {self._info})
+
+    def _take(self):
+        try:
+            item = self._queue.get_nowait()
+        except queue.Empty:
+            return None
+        if isinstance(item, Error):
+            raise item
+        if item is None:
+            self.get_logger().info('played to the end')
+            if self._options.exit_at_end:
+                rclpy.try_shutdown()
+        return item
+
+    def _publish(self, item: Item) -> None:
+        if hasattr(item.message, 'header'):
+            item.message.header.stamp = to_time(self._begun_ns + item.stamp_ns)
+        item.publisher.publish(item.message)
+
+
+def to_s16(samples):
+    """Give samples (n,) float32 in [-1, 1] as int16."""
+    return np.clip(np.rint(samples * 32767.0), -32768, 32767).astype('<i2')  # (n,)
+
+
+def rechunked(pieces, rate_hz: int, chunk_ms: int):
+    """Give (stamp_ns, samples) of `chunk_ms` each from pieces of any length; a gap ends one."""
+    chunk = max(1, rate_hz * chunk_ms // 1000)
+    held, held_ns = np.empty(0, np.float32), None
+    for stamp_ns, samples in pieces:
+        if held_ns is None:
+            held_ns = stamp_ns
+        elif abs(stamp_ns - (held_ns + len(held) * 1_000_000_000 // rate_hz)) > 5_000_000:
+            if len(held):
+                yield held_ns, held
+            held, held_ns = np.empty(0, np.float32), stamp_ns
+        held = np.concatenate((held, samples))  # (n,)
+        while len(held) >= chunk:
+            yield held_ns, held[:chunk]
+            held, held_ns = held[chunk:], held_ns + chunk * 1_000_000_000 // rate_hz
+    if len(held):
+        yield held_ns, held
+
+
+def main(args=None) -> int:
+    """Run the player until it is interrupted or, with exit_at_end, until the end."""
+    return run(lambda: [MediaPlayer()], args)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

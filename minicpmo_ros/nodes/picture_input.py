@@ -1,0 +1,81 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The camera's topic: raw on `image` or compressed on `image/compressed`, never both.
+
+A picture is handed on undecoded, as its stamp and a callable: of each second only one picture
+is ever decoded.
+"""
+from functools import partial
+
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CompressedImage, Image
+
+from minicpmo_ros.media.picture import decode_compressed, decode_raw
+from minicpmo_ros.nodes.parameters import Parameter
+
+LOOK_PERIOD_S = 0.2
+IMAGE_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+PARAMETERS = (
+    Parameter('image_transport', 'auto',
+              'raw: `image`; compressed: `image/compressed`; auto: the one that is published, '
+              'compressed where both are',
+              choices=('auto', 'raw', 'compressed')),
+)  # fmt: skip
+
+
+class PictureInput:
+    """Subscription to the camera that gives `on_picture(stamp_ns, make_picture)`."""
+
+    def __init__(self, node, options, on_picture):
+        self._node, self._on_picture = node, on_picture
+        self._transport = options.image_transport
+        self._subscription = None
+        self._looking = node.create_timer(LOOK_PERIOD_S, self._look)
+        self._look()
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        self._node.destroy_timer(self._looking)
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
+
+    def _look(self) -> None:
+        if self._subscription is None:
+            if self._wanted('compressed'):
+                self._subscribe(CompressedImage, 'image/compressed', self._on_compressed)
+            elif self._wanted('raw'):
+                self._subscribe(Image, 'image', self._on_raw)
+
+    def _wanted(self, transport: str) -> bool:
+        if self._transport != 'auto':
+            return self._transport == transport
+        topic = 'image' if transport == 'raw' else 'image/compressed'
+        return self._node.count_publishers(self._node.resolve_topic_name(topic)) > 0
+
+    def _subscribe(self, message_type, topic: str, callback) -> None:
+        self._subscription = self._node.create_subscription(
+            message_type,
+            topic,
+            callback,
+            IMAGE_QOS,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+
+    def _on_compressed(self, message) -> None:
+        self._on_picture(
+            stamp_ns_of(message), partial(decode_compressed, message.data, message.format)
+        )
+
+    def _on_raw(self, message) -> None:
+        make = partial(
+            decode_raw, message.encoding, message.height, message.width, message.step, message.data
+        )
+        self._on_picture(stamp_ns_of(message), make)
+
+
+def stamp_ns_of(message) -> int:
+    """Give the header's stamp in nanoseconds."""
+    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
