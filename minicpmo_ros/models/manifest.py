@@ -63,15 +63,15 @@ def read_manifest(directory) -> Manifest:
     try:
         record = yaml.safe_load(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise ModelFileError(path, 'is missing', 'Give a directory that holds llm.gguf, '
-                             'vision.gguf, audio.gguf and manifest.yaml.') from None
+        raise ModelFileError(path, 'it is missing', 'Give a directory that holds llm.gguf, '
+                             'vision.gguf, audio.gguf and manifest.yaml') from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ModelFileError(path, f'cannot be read ({_one_line(error)})',
-                             'Repair it or write it anew.') from None
+        raise ModelFileError(path, f'it cannot be read ({_one_line(error)})',
+                             'Repair it or write it anew') from None
     entries = _checked(path, record, Manifest, 'the manifest', {'files'}).pop('files')
     if not isinstance(entries, dict) or set(entries) != set(ROLES):
         raise ModelFileError(path, "'files' must name exactly llm, vision and audio",
-                             'Add what is missing and remove the rest.')
+                             'Add what is missing and remove the rest')
     files = {role: FileEntry(**_checked(path, entries[role], FileEntry, f"'files: {role}'"))
              for role in ROLES}
     return Manifest(**{**record, 'files': files})
@@ -81,19 +81,19 @@ def _checked(path: Path, record, kind: type, where: str, nested: set = frozenset
     """Return the record's keys and values if they are those of the dataclass `kind`."""
     if not isinstance(record, dict):
         raise ModelFileError(path, f'{where} must be a mapping of keys to values',
-                             'Repair it or write it anew.')
+                             'Repair it or write it anew')
     allowed = kind.__dataclass_fields__
     if unknown := [str(key) for key in record if key not in allowed]:
         raise ModelFileError(path, f'{where} has unknown keys: {", ".join(unknown)}',
-                             f'Allowed are {", ".join(allowed)}.')
+                             f'Allowed are {", ".join(allowed)}')
     required = ('family', 'model_id', 'files') if kind is Manifest else ('path',)
     for key in required:
         if not record.get(key):
-            raise ModelFileError(path, f'{where} lacks {key!r}', 'Add it.')
+            raise ModelFileError(path, f'{where} lacks {key!r}', 'Add it')
     for key, value in record.items():
         if key not in nested and not isinstance(value, str):
             raise ModelFileError(path, f'{where}: {key!r} must be text, not {value!r}',
-                                 'Put the value in quotes.')
+                                 'Put the value in quotes')
     return dict(record)
 
 

@@ -9,9 +9,11 @@ block, so that no two rows are equal (equal rows would tie the logits).
 import math
 import zlib
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType as Type
+
+from minicpmo_ros.ggml.library import quantize
+from minicpmo_ros.ggml.types import GgmlType as Type
+from minicpmo_ros.ggml.types import block_size, row_bytes
 
 PRECISIONS = {'f32': Type.F32, 'f16': Type.F16, 'q8_0': Type.Q8_0, 'q4_0': Type.Q4_0,
               'q4_K': Type.Q4_K}
@@ -21,7 +23,7 @@ POOL_VALUES = 1_000_000    # matrices up to this size are drawn number by number
 
 def fitting_type(wanted: Type, n_columns: int) -> Type:
     """Return the type llama.cpp would store rows of this length in, when asked for `wanted`."""
-    if n_columns % gguf.GGML_QUANT_SIZES[wanted][0] == 0:
+    if n_columns % block_size(wanted) == 0:
         return wanted
     if wanted in FALLBACK:
         return fitting_type(FALLBACK[wanted], n_columns)
@@ -30,22 +32,13 @@ def fitting_type(wanted: Type, n_columns: int) -> Type:
 
 def byte_count(shape: tuple, kind: Type) -> int:
     """Return how many bytes a tensor of this shape takes."""
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    return math.prod(shape) // block * size
+    return math.prod(shape[:-1]) * row_bytes(kind, shape[-1])
 
 
 def encode(values: np.ndarray, kind: Type) -> np.ndarray:
     """Return float32 values (rows, columns) as bytes (rows, blocks, bytes a block)."""
-    block, size = gguf.GGML_QUANT_SIZES[kind]
     n_rows, n_columns = values.shape
-    if kind == Type.F32:
-        raw = np.ascontiguousarray(values, '<f4').view(np.uint8)
-    elif kind == Type.F16:
-        raw = values.astype('<f2').view(np.uint8)
-    else:
-        from minicpmo_ros.ggml.library import quantize
-        raw = np.asarray(quantize(values, int(kind)), np.uint8)
-    return raw.reshape(n_rows, n_columns // block, size)
+    return quantize(values, kind).reshape(n_rows, n_columns // block_size(kind), -1)
 
 
 class RandomRows:
@@ -72,7 +65,7 @@ class RandomRows:
 
     def _pool(self, shape: tuple, std: float, kind: Type) -> np.ndarray:
         n_rows, n_columns = shape
-        n_blocks = n_columns // gguf.GGML_QUANT_SIZES[kind][0]
+        n_blocks = n_columns // block_size(kind)
         # Rows times rolls must not be less than the rows that are wanted.
         n_pool = min(n_rows, max(POOL_VALUES // n_columns, -(-n_rows // n_blocks) + 1))
         key = (kind, n_columns, round(std, 6), n_pool)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from gguf import GGMLQuantizationType as Type
 
+from minicpmo_ros.ggml.types import GgmlType as Type
+from minicpmo_ros.ggml.types import block_size
 from minicpmo_ros.media.log_mel import filter_bank
 from minicpmo_ros.models import layouts
 from minicpmo_ros.models.manifest import FileEntry, Manifest, write_manifest
@@ -108,7 +109,7 @@ def write_vision(path, shape: Shape, seed: int = 1, precision: str = 'f16',
     writer.add_bool('clip.use_gelu', True)
     columns = 0
     if pad_ffn:
-        block = gguf.GGML_QUANT_SIZES[PRECISIONS[precision]][0]
+        block = block_size(PRECISIONS[precision])
         columns = -(-shape.vision_ffn // block) * block
     plans = layouts.vision_tensors(shape, ffn_naming, columns)
     _write(writer, plans, RandomRows(seed), precision)
@@ -135,7 +136,7 @@ def _write(writer: gguf.GGUFWriter, plans: list, rows: RandomRows, precision: st
     types = [_stored_type(plan, precision) for plan in plans]
     for plan, kind in zip(plans, types):
         writer.add_tensor_info(plan.name, plan.shape, np.dtype(np.float32),
-                               byte_count(plan.shape, kind), raw_dtype=kind)
+                               byte_count(plan.shape, kind), gguf.GGMLQuantizationType(kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

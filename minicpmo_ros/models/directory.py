@@ -1,0 +1,191 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A model directory: opened once, checked by its manifest and its three file headers alone.
+
+What is checked here never reaches the C library: missing, cut or swapped files, other models,
+files of different models together. Every failure names the file and what to do.
+"""
+from dataclasses import dataclass
+from pathlib import Path
+
+from minicpmo_ros.encoders import siglip_layout
+from minicpmo_ros.errors import ModelFileError
+from minicpmo_ros.ggml.header import Header, StringArray, read_header
+from minicpmo_ros.models.manifest import (
+    FILE_NAME,
+    ROLES,
+    Manifest,
+    read_manifest,
+    sha256_of,
+)
+from minicpmo_ros.models.tokens import REQUIRED
+
+ARCHITECTURES = {'minicpm-o-2.6': 'qwen2', 'minicpm-o-4.5': 'qwen3'}    # by family
+WHAT = {'llm': 'a language model', 'vision': 'a vision file', 'audio': 'an audio file'}
+SPECIAL_TYPES = (3, 4)    # control and user-defined: what is parsed as one token
+GET_THE_SET = 'Use the three files of one model'
+FETCH_AGAIN = 'Fetch or convert the file again'
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A directory whose files were found to belong together."""
+
+    path: Path
+    manifest: Manifest
+    headers: dict      # role: Header
+    width: int         # of the LLM's embeddings
+    warnings: tuple    # sentences about what works but is probably not meant
+
+    @classmethod
+    def open(cls, path) -> 'ModelDirectory':
+        """Read manifest and headers and check them; raises ModelFileError."""
+        path = Path(path)
+        manifest = read_manifest(path)
+        if manifest.family not in ARCHITECTURES:
+            raise ModelFileError(path / FILE_NAME, f'the family {manifest.family!r} is unknown',
+                                 f'Known are {", ".join(ARCHITECTURES)}')
+        headers = {role: read_header(path / manifest.files[role].path) for role in ROLES}
+        _check_roles(headers, manifest.family)
+        width, llm_warnings = _check_llm(headers['llm'], manifest.family)
+        vision = siglip_layout.read_facts(headers['vision'])
+        _check_width(headers['vision'], vision.output_width, width)
+        _check_width(headers['audio'], _check_audio(headers['audio']), width)
+        return cls(path, manifest, headers, width, (*llm_warnings, *vision.warnings))
+
+    @property
+    def llm_path(self) -> Path:
+        """The language model."""
+        return self.headers['llm'].path
+
+    @property
+    def vision_path(self) -> Path:
+        """SigLIP and resampler."""
+        return self.headers['vision'].path
+
+    @property
+    def audio_path(self) -> Path:
+        """The Whisper encoder and projector."""
+        return self.headers['audio'].path
+
+    @property
+    def family(self) -> str:
+        """For example minicpm-o-2.6."""
+        return self.manifest.family
+
+    @property
+    def model_id(self) -> str:
+        """The name of these weights, whatever their precision."""
+        return self.manifest.model_id
+
+    @property
+    def precision(self) -> dict:
+        """The precision of every role's file, as the manifest has it."""
+        return {role: self.manifest.files[role].precision for role in ROLES}
+
+    @property
+    def space(self) -> str:
+        """The space of the embeddings: encoders and LLM of one space understand each other."""
+        return f'{self.family}/{self.width}/{self.model_id}'
+
+    def verify_hashes(self) -> list:
+        """Compare the files with their recorded SHA-256 (takes seconds per gigabyte).
+
+        Returns the roles without a record; raises ModelFileError where a file differs.
+        """
+        unrecorded = []
+        for role, header in self.headers.items():
+            recorded = self.manifest.files[role].sha256
+            if not recorded:
+                unrecorded.append(role)
+            elif (found := sha256_of(header.path)) != recorded.lower():
+                raise ModelFileError(header.path, f'its SHA-256 is {found}, the manifest has '
+                                     f'{recorded}', FETCH_AGAIN)
+        return unrecorded
+
+
+def role_of(header: Header) -> str:
+    """Return what a GGUF file is, 'llm', 'vision', 'audio' or ''; its name does not matter."""
+    architecture = header.require('general.architecture', str)
+    if architecture in ARCHITECTURES.values():
+        return 'llm'
+    return {'clip': 'vision', 'whisper': 'audio'}.get(architecture, '')
+
+
+def _check_roles(headers: dict, family: str) -> None:
+    for role, header in headers.items():
+        found = role_of(header)
+        if found and found != role:
+            raise ModelFileError(header.path, f'it is {WHAT[found]}, {WHAT[role]} is expected',
+                                 'Are two files swapped? Correct the paths in the manifest')
+        architecture = header.metadata['general.architecture']
+        if not found or role == 'llm' and architecture != ARCHITECTURES[family]:
+            raise ModelFileError(header.path, f'its architecture {architecture!r} is not that of '
+                                 f'{WHAT[role]} of {family}', GET_THE_SET)
+
+
+def _check_width(header: Header, found: int, width: int) -> None:
+    if found != width:
+        raise ModelFileError(header.path, f'its embeddings have a width of {found}, those of the '
+                             f'language model have {width}', GET_THE_SET)
+
+
+def _check_llm(header: Header, family: str) -> tuple:
+    """Return the embedding width and warnings."""
+    architecture = ARCHITECTURES[family]
+    width = header.require(f'{architecture}.embedding_length', int)
+    layers = header.require(f'{architecture}.block_count', int)
+    tokens = header.require('tokenizer.ggml.tokens', StringArray)
+    _check_tensor(header, 'token_embd.weight', (len(tokens), width))
+    _check_tensor(header, f'blk.{layers - 1}.attn_norm.weight', (width,))
+    if f'blk.{layers}.attn_norm.weight' in header.tensors:
+        raise ModelFileError(header.path, f'it has more layers than its block_count of {layers}',
+                             FETCH_AGAIN)
+    _check_special_tokens(header, tokens, REQUIRED.get(family, REQUIRED['minicpm-o-2.6']))
+    warnings = []
+    if f'{architecture}.rope.freq_base' not in header.metadata:
+        warnings.append(f'{header.path}: it has no rope.freq_base, llama.cpp takes 10000')
+    return width, warnings
+
+
+def _check_tensor(header: Header, name: str, shape: tuple) -> None:
+    if name not in header.tensors:
+        raise ModelFileError(header.path, f'the tensor {name} is missing', FETCH_AGAIN)
+    if header.tensors[name].shape != shape:
+        raise ModelFileError(header.path, f'the tensor {name} has the shape '
+                             f'{header.tensors[name].shape}, {shape} is expected', FETCH_AGAIN)
+
+
+def _check_special_tokens(header: Header, tokens: StringArray, required: tuple) -> None:
+    missing, found = set(required), {}
+    for token_id in reversed(range(len(tokens))):    # they are near the end: the search is short
+        if tokens[token_id] in missing:
+            found[tokens[token_id]] = token_id
+            missing.remove(tokens[token_id])
+            if not missing:
+                break
+    if missing:
+        raise ModelFileError(header.path, 'its vocabulary lacks ' + ' '.join(sorted(missing)),
+                             'Use the language model of MiniCPM-o, not the Qwen it is made from')
+    types = header.metadata.get('tokenizer.ggml.token_type')
+    if types is None or len(types) != len(tokens):
+        raise ModelFileError(header.path, 'it has no types for its tokens', FETCH_AGAIN)
+    ordinary = [text for text, token_id in found.items() if types[token_id] not in SPECIAL_TYPES]
+    if ordinary:
+        raise ModelFileError(header.path, 'it has as ordinary text what must be special: '
+                             + ' '.join(sorted(ordinary)), FETCH_AGAIN)
+
+
+def _check_audio(header: Header) -> int:
+    """Return the width of the projector's embeddings."""
+    layers, width = header.require('encoder_layers', int), header.require('d_model', int)
+    _check_tensor(header, 'encoder.ln_post.weight', (width,))
+    _check_tensor(header, f'encoder.blocks.{layers - 1}.attn_ln.weight', (width,))
+    if f'encoder.blocks.{layers}.attn_ln.weight' in header.tensors:
+        raise ModelFileError(header.path, f'it has more layers than its encoder_layers of '
+                             f'{layers}', FETCH_AGAIN)
+    if 'audio_projector.linear2.weight' not in header.tensors:
+        raise ModelFileError(header.path, 'it has no audio_projector: it is a Whisper of another '
+                             'model', GET_THE_SET)
+    return header.tensors['audio_projector.linear2.weight'].shape[0]
