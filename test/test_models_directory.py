@@ -1,0 +1,208 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A model directory is refused in words before the C library sees a file."""
+from dataclasses import replace
+
+import gguf
+import pytest
+import yaml
+
+from minicpmo_ros.errors import ModelFileError
+from minicpmo_ros.models import synthetic
+from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.models.manifest import read_manifest
+from minicpmo_ros.models.shapes import TINY
+
+FILES = ('llm.gguf', 'vision.gguf', 'audio.gguf', 'manifest.yaml')
+
+
+@pytest.fixture
+def directory(tiny_model_dir, tmp_path):
+    """Give a directory of links to the tiny model, whose files a test may replace."""
+    for name in FILES:
+        (tmp_path / name).symlink_to(tiny_model_dir / name)
+    return tmp_path
+
+
+def replace_file(directory, name, content):
+    (directory / name).unlink()
+    (directory / name).write_bytes(content)
+
+
+def edit_bytes(directory, name, old, new):
+    content = (directory / name).read_bytes()
+    assert old in content
+    replace_file(directory, name, content.replace(old, new))
+
+
+def edit_manifest(directory, edit):
+    record = yaml.safe_load((directory / 'manifest.yaml').read_text())
+    edit(record)
+    replace_file(directory, 'manifest.yaml', yaml.safe_dump(record).encode())
+
+
+def refusal(directory):
+    with pytest.raises(ModelFileError) as caught:
+        ModelDirectory.open(directory)
+    assert '\n' not in str(caught.value)
+    assert caught.value.remedy
+    return caught.value
+
+
+def test_a_complete_directory_opens(tiny_model_dir):
+    model = ModelDirectory.open(tiny_model_dir)
+    assert model.width == TINY.width
+    assert (model.family, model.model_id) == ('minicpm-o-2.6', 'random-tiny-1')
+    assert model.space == 'minicpm-o-2.6/256/random-tiny-1'
+    assert model.precision == {'llm': 'f16', 'vision': 'f16', 'audio': 'f16'}
+    assert [path.name for path in (model.llm_path, model.vision_path, model.audio_path)] == [
+        'llm.gguf', 'vision.gguf', 'audio.gguf']
+    assert model.warnings == ()
+    assert model.verify_hashes() == []
+
+
+def test_space_does_not_depend_on_precision(tiny_model_dir, tmp_path):
+    synthetic.write_model(tmp_path / 'q', 'tiny', 1, 'q4_0', 'q8_0', 'q4_0', hashes=False)
+    model = ModelDirectory.open(tmp_path / 'q')
+    assert model.space == ModelDirectory.open(tiny_model_dir).space
+    assert model.verify_hashes() == ['llm', 'vision', 'audio']
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_missing_file_is_named(directory, name):
+    (directory / name).unlink()
+    assert refusal(directory).path.endswith(name)
+
+
+def test_no_directory_at_all(tmp_path):
+    assert 'manifest.yaml' in str(refusal(tmp_path / 'nothing'))
+
+
+@pytest.mark.parametrize('name', FILES[:3])
+def test_cut_file_is_refused(directory, name):
+    replace_file(directory, name, (directory / name).read_bytes()[:-40_000])
+    error = refusal(directory)
+    assert error.path.endswith(name)
+    assert 'cut short' in error.problem
+
+
+@pytest.mark.parametrize('role', ['llm', 'vision', 'audio'])
+def test_swapped_files_are_recognised(directory, role):
+    other = {'llm': 'vision', 'vision': 'audio', 'audio': 'llm'}[role]
+    edit_manifest(directory, lambda record: record['files'][role].update(path=f'{other}.gguf'))
+    error = refusal(directory)
+    assert error.path.endswith(f'{other}.gguf')
+    assert 'swapped' in error.remedy
+
+
+@pytest.mark.parametrize('role', ['vision', 'audio'])
+def test_encoders_of_another_width_are_refused(directory, role):
+    path = directory / f'{role}.gguf'
+    path.unlink()
+    getattr(synthetic, f'write_{role}')(path, replace(TINY, width=384, name='other'))
+    error = refusal(directory)
+    assert error.path.endswith(f'{role}.gguf')
+    assert '384' in error.problem and '256' in error.problem
+
+
+def test_unknown_architecture_is_refused(directory):
+    edit_bytes(directory, 'llm.gguf', b'\x05\x00\x00\x00\x00\x00\x00\x00qwen2',
+               b'\x05\x00\x00\x00\x00\x00\x00\x00mamba')
+    assert "'mamba'" in refusal(directory).problem
+
+
+def test_plain_qwen_lacks_the_special_tokens(directory):
+    edit_bytes(directory, 'llm.gguf', b'<unit>', b'<what>')
+    error = refusal(directory)
+    assert error.problem.endswith('lacks <unit>')
+
+
+def test_special_tokens_stored_as_text_are_refused(directory, monkeypatch):
+    def tokens(count):
+        table = make_tokens(count)
+        table.types[table.id_of('<image>')] = gguf.TokenType.NORMAL
+        return table
+
+    make_tokens = synthetic.make_tokens
+    monkeypatch.setattr(synthetic, 'make_tokens', tokens)
+    (directory / 'llm.gguf').unlink()
+    synthetic.write_llm(directory / 'llm.gguf', TINY)
+    assert refusal(directory).problem.endswith('special: <image>')
+
+
+@pytest.mark.parametrize('name,key', [
+    ('llm.gguf', b'qwen2.block_count'), ('vision.gguf', b'clip.vision.block_count'),
+    ('audio.gguf', b'encoder_layers')])
+def test_more_layers_than_tensors_are_refused(directory, name, key):
+    two, three = (key + b'\x04\0\0\0' + bytes([n, 0, 0, 0]) for n in (2, 3))
+    edit_bytes(directory, name, two, three)
+    error = refusal(directory)
+    assert error.path.endswith(name)
+    assert 'missing' in error.problem
+
+
+def test_vision_file_of_another_model_is_refused(directory):
+    edit_bytes(directory, 'vision.gguf', b'\x09\0\0\0\0\0\0\0resampler',
+               b'\x09\0\0\0\0\0\0\0ldpv2-mlp')
+    assert 'another model' in refusal(directory).problem
+
+
+def test_vision_tensor_of_the_wrong_shape_is_refused(directory):
+    edit_bytes(directory, 'vision.gguf', b'clip.vision.patch_size\x04\0\0\0\x0e',
+               b'clip.vision.patch_size\x04\0\0\0\x10')
+    assert 'v.patch_embd.weight' in refusal(directory).problem
+
+
+def test_wrong_image_mean_is_a_warning(directory, monkeypatch):
+    add_array = gguf.GGUFWriter.add_array
+
+    def clip_mean(writer, key, values):
+        add_array(writer, key, [0.4815, 0.4578, 0.4082] if key.endswith('mean') else values)
+
+    monkeypatch.setattr(gguf.GGUFWriter, 'add_array', clip_mean)
+    (directory / 'vision.gguf').unlink()
+    synthetic.write_vision(directory / 'vision.gguf', TINY)
+    warning, = ModelDirectory.open(directory).warnings
+    assert 'image_mean is 0.4815, 0.4578, 0.4082' in warning
+
+
+@pytest.mark.parametrize('content,problem', [
+    (b'family: [', 'cannot be read'),
+    (b'\xff\xfe', 'cannot be read'),
+    (b'just text', 'must be a mapping'),
+    (b'', 'must be a mapping')])
+def test_malformed_manifest_is_refused(directory, content, problem):
+    replace_file(directory, 'manifest.yaml', content)
+    assert problem in refusal(directory).problem
+
+
+@pytest.mark.parametrize('edit,problem', [
+    (lambda record: record.update(colour='red'), 'unknown keys: colour'),
+    (lambda record: record['files']['llm'].update(size='1'), 'unknown keys: size'),
+    (lambda record: record.pop('model_id'), "lacks 'model_id'"),
+    (lambda record: record['files']['vision'].pop('path'), "lacks 'path'"),
+    (lambda record: record['files'].pop('audio'), 'exactly llm, vision and audio'),
+    (lambda record: record.update(files=3), 'exactly llm, vision and audio'),
+    (lambda record: record['files'].update(llm='llm.gguf'), 'must be a mapping'),
+    (lambda record: record.update(model_id=26), 'must be text'),
+    (lambda record: record.update(family='minicpm-o-9'), "'minicpm-o-9' is unknown"),
+    (lambda record: record.update(family='minicpm-o-4.5'), "'qwen2' is not that")])
+def test_wrong_manifest_is_refused(directory, edit, problem):
+    edit_manifest(directory, edit)
+    assert problem in refusal(directory).problem
+
+
+def test_hashes_are_compared_on_request_only(directory):
+    content = bytearray((directory / 'audio.gguf').read_bytes())
+    content[-1] ^= 1
+    replace_file(directory, 'audio.gguf', content)
+    model = ModelDirectory.open(directory)
+    with pytest.raises(ModelFileError, match='audio.gguf: its SHA-256'):
+        model.verify_hashes()
+
+
+def test_manifest_survives_writing(tiny_model_dir):
+    manifest = read_manifest(tiny_model_dir)
+    assert len(manifest.files['llm'].sha256) == 64
+    assert manifest.licence == 'Apache-2.0'
