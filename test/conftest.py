@@ -24,3 +24,31 @@ def tiny_model_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp('models') / 'tiny'
     write_model(directory, 'tiny', seed=1)
     return directory
+
+
+@pytest.fixture(scope='session')
+def ros_domain():
+    """Isolate this run: a domain of its own, loopback only, no shared memory."""
+    import os
+
+    from ros_graph import PROFILE, claim_domain
+
+    domain, lock = claim_domain()
+    os.environ['ROS_DOMAIN_ID'] = str(domain)
+    os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = str(PROFILE)
+    os.environ.pop('ROS_AUTOMATIC_DISCOVERY_RANGE', None)
+    yield domain
+    lock.close()
+
+
+@pytest.fixture
+def graph(ros_domain, tmp_path, request):
+    """Give a `Graph` in a namespace of this test's own; its processes end with the test."""
+    import rclpy
+    from ros_graph import Graph
+
+    rclpy.init()
+    graph = Graph(tmp_path, f'/t{abs(hash(request.node.name)) % 10**8}')
+    yield graph
+    graph.close()
+    rclpy.shutdown()

@@ -24,7 +24,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.errors import Error, InputError
-from minicpmo_ros.media.files import read_audio, read_video
+from minicpmo_ros.media.files import probe, read_audio, read_video
 from minicpmo_ros.nodes.managed import LATCHED
 from minicpmo_ros.nodes.messages import to_time
 from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
@@ -66,6 +66,10 @@ class MediaPlayer(Node):
         self._options = ParameterTable(self, PARAMETERS, lambda: True).values()
         if not self._options.file:
             raise InputError('parameter file is empty; give a video or sound: -p file:=CLIP')
+        facts = probe(self._options.file)
+        if not facts.width and not facts.sample_rate_hz:
+            raise InputError(f'{self._options.file}: no pictures and no sound in it')
+        self._has_pictures, self._has_sound = facts.width > 0, facts.sample_rate_hz > 0
         self._pictures = self.create_publisher(CompressedImage, 'image/compressed', CAMERA_QOS)
         self._sound = self.create_publisher(AudioDataStamped, 'audio', MICROPHONE_QOS)
         self._info = self.create_publisher(AudioInfo, 'audio_info', LATCHED)
@@ -100,11 +104,11 @@ class MediaPlayer(Node):
     def _read_once(self, begin_ns: int) -> int:
         """Queue the whole file from `begin_ns` on; give where it ends."""
         end_ns = begin_ns
-        for item in self._in_order(self._picture_items(begin_ns), self._sound_items(begin_ns)):
+        streams = [self._picture_items(begin_ns)] * self._has_pictures
+        streams += [self._sound_items(begin_ns)] * self._has_sound
+        for item in self._in_order(*streams):
             self._put(item)
             end_ns = max(end_ns, item.due_ns)
-        if end_ns == begin_ns:
-            raise InputError(f'{self._options.file}: no pictures and no sound in it')
         return end_ns
 
     def _in_order(self, *streams):
@@ -175,9 +179,9 @@ class MediaPlayer(Node):
         return True
 
     def _is_heard(self) -> bool:
-        """Say whether every kind of message that waits to be played has a subscriber."""
-        publishers = {item.publisher for item in list(self._queue.queue) if isinstance(item, Item)}
-        return all(p.get_subscription_count() > 0 for p in publishers - {self._info})
+        """Say whether somebody listens to each kind of message that is played."""
+        played = [self._pictures] * self._has_pictures + [self._sound] * self._has_sound
+        return all(publisher.get_subscription_count() > 0 for publisher in played)
 
     def _take(self):
         try:

@@ -1,0 +1,254 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The whole graph on one screen: play a clip, ask about it, print answers and a table.
+
+Starts the installed `live` and `media_player` just as the launch file does, in the namespace
+/demo, and talks to them by topics, the service and the action only.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import rclpy
+from ament_index_python.packages import get_package_prefix, get_package_share_directory
+from rclpy.action import ActionClient
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+
+from minicpmo_ros.action import Ask as AskAction
+from minicpmo_ros.errors import EngineError, Error
+from minicpmo_ros.models.synthetic import write_model
+from minicpmo_ros.msg import Answer, AudioEmbedding, ImageEmbedding, Status
+from minicpmo_ros.nodes.managed import LATCHED
+from minicpmo_ros.process import prepare
+from minicpmo_ros.srv import Ask
+
+NAMESPACE = '/demo'
+QUESTIONS = ('What do you see now?', 'What do you hear now?')
+UNITS_BEFORE_ASKING = 6
+MAX_TOKENS = 16
+READY_TIMEOUT_S, STREAM_TIMEOUT_S, ANSWER_TIMEOUT_S = 120.0, 60.0, 60.0
+FINISH = {Answer.STOP: 'end', Answer.LENGTH: 'length', Answer.CANCELLED: 'cancelled'}
+
+
+class Watcher(Node):
+    """Keeps what the graph publishes, and asks."""
+
+    def __init__(self):
+        super().__init__('demo', namespace=NAMESPACE)
+        self.status = None
+        self.seen, self.heard, self.prefill_ms = [], [], []
+        deep = QoSProfile(depth=10)
+        self.create_subscription(Status, 'llm/status', self._on_status, LATCHED)
+        self.create_subscription(
+            ImageEmbedding, 'vision_encoder/embedding', self.seen.append, deep
+        )
+        self.create_subscription(
+            AudioEmbedding, 'streaming_encoder/embedding', self.heard.append, deep
+        )
+        self._service = self.create_client(Ask, 'llm/ask')
+        self._action = ActionClient(self, AskAction, 'llm/ask')
+
+    def _on_status(self, message) -> None:
+        if self.status is None or message.units_read > self.status.units_read:
+            self.prefill_ms.append(message.prefill_ms)
+        self.status = message
+
+    def spin_until(self, condition, timeout_s: float, what: str) -> None:
+        """Spin until `condition()`; raise Error when it takes longer than `timeout_s`."""
+        end_s = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > end_s:
+                raise Error(f'{what} took longer than {timeout_s:.0f} s; see the log above')
+            rclpy.spin_once(self, timeout_sec=0.1)
+
+    def ask_by_service(self, question: str) -> Answer:
+        """Ask and wait for the whole answer."""
+        self.spin_until(self._service.service_is_ready, ANSWER_TIMEOUT_S, 'finding the service')
+        request = Ask.Request(question=question, max_tokens=MAX_TOKENS)
+        future = self._service.call_async(request)
+        self.spin_until(future.done, ANSWER_TIMEOUT_S, 'the answer')
+        return checked(future.result())
+
+    def ask_by_action(self, question: str, on_text) -> Answer:
+        """Ask and hand over the words as they come."""
+        self.spin_until(self._action.server_is_ready, ANSWER_TIMEOUT_S, 'finding the action')
+        goal = AskAction.Goal(question=question, max_tokens=MAX_TOKENS)
+        sent = self._action.send_goal_async(
+            goal, feedback_callback=lambda message: on_text(message.feedback.delta.text)
+        )
+        self.spin_until(sent.done, ANSWER_TIMEOUT_S, 'accepting the question')
+        result = sent.result().get_result_async()
+        self.spin_until(result.done, ANSWER_TIMEOUT_S, 'the answer')
+        return checked(result.result().result)
+
+
+def checked(reply) -> Answer:
+    """Give the answer of a reply; raise EngineError with its reason where there is none."""
+    if not reply.success:
+        raise EngineError(f'no answer: {reply.reason}')
+    return reply.answer
+
+
+@contextmanager
+def executable(name: str, *arguments: str):
+    """Run an installed executable of this package; end it by SIGINT and wait for it."""
+    path = Path(get_package_prefix('minicpmo_ros')) / 'lib' / 'minicpmo_ros' / name
+    command = [str(path), '--ros-args', '-r', f'__ns:={NAMESPACE}', *arguments]
+    # A session of its own: Ctrl-C in the terminal reaches this program, which ends the others.
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            code = process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if code:
+            print(f'{name} ended with exit code {code}', file=sys.stderr)
+
+
+def synthetic_model() -> Path:
+    """Give a directory with the small model of random weights, written on first use."""
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    directory = cache / 'minicpmo_ros' / 'models' / 'random-small-1'
+    if not (directory / 'manifest.yaml').exists():
+        print(f'writing a small model of random weights to {directory}')
+        partial = directory.with_name(f'{directory.name}.{os.getpid()}')
+        write_model(partial, 'small')
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
+    return directory
+
+
+def show(question: str, answer: Answer, text: str) -> None:
+    """Print an answer with the evidence it is based on."""
+    seconds = answer.window_end.sec - answer.window_start.sec
+    print(f'A: {text}')
+    print(
+        f'   [{FINISH.get(answer.finish, "error")}; based on {answer.units} units, '
+        f'{seconds} s until {time.strftime("%H:%M:%S", time.localtime(answer.window_end.sec))}; '
+        f'first token {answer.first_token_ms:.0f} ms]\n'
+    )
+
+
+def table(watcher: Watcher, answers: list[Answer]) -> str:
+    """Give the measured figures as a markdown table."""
+    seen = [m for m in watcher.seen if m.status == m.OK and not m.reused]
+    heard = [m for m in watcher.heard if m.status == m.OK]
+    if not seen or not heard:
+        raise Error(
+            f'{len(seen)} seconds were seen and {len(heard)} heard; the log above says why'
+        )
+    pre = median(m.preprocess_ms for m in seen) + median(m.preprocess_ms for m in heard)
+    vision, audio = median(m.encode_ms for m in seen), median(m.encode_ms for m in heard)
+    prefill = median(watcher.prefill_ms)
+    rows = (
+        ('preprocessing', f'{pre:.1f} ms'),
+        ('vision', f'{vision:.1f} ms'),
+        ('audio', f'{audio:.1f} ms'),
+        ('prefill', f'{prefill:.1f} ms'),
+        ('whole unit', f'{pre + vision + audio + prefill:.1f} ms'),
+        ('first token', f'{median(a.first_token_ms for a in answers):.1f} ms'),
+        ('generation', f'{median(a.tokens_per_second for a in answers):.1f} tokens/s'),
+        ('units in the window', f'{watcher.status.units}'),
+        ('memory of the process', f'{watcher.status.memory_mib:.0f} MiB'),
+    )
+    lines = ['| one second of picture and sound | |', '|---|---:|']
+    return '\n'.join(lines + [f'| {name} | {value} |' for name, value in rows])
+
+
+def median(values) -> float:
+    """Give the median of numbers, 0 of none."""
+    values = list(values)
+    return statistics.median(values) if values else 0.0
+
+
+def converse(watcher: Watcher) -> list[Answer]:
+    """Ask one question by the service and one by the action."""
+    print(f'Q: {QUESTIONS[0]}   (service)')
+    first = watcher.ask_by_service(QUESTIONS[0])
+    show(QUESTIONS[0], first, first.text)
+
+    print(f'Q: {QUESTIONS[1]}   (action, as the words come)')
+    pieces = []
+
+    def on_text(text: str) -> None:
+        pieces.append(text)
+        print(text, end='', flush=True)
+
+    second = watcher.ask_by_action(QUESTIONS[1], on_text)
+    print()
+    show(QUESTIONS[1], second, ''.join(pieces))
+    return [first, second]
+
+
+def demo(model_dir: Path, clip: Path) -> None:
+    """Run the graph, converse, print."""
+    config = Path(get_package_share_directory('minicpmo_ros')) / 'config' / 'nano.yaml'
+    live = ('--params-file', str(config), '-p', f'model_dir:={model_dir}')
+    player = ('-p', f'file:={clip}', '-p', 'loop:=true', '-p', 'wait_for_subscribers:=true')
+    watcher = Watcher()
+    try:
+        with executable('live', *live), executable('media_player', *player):
+
+            def is_ready() -> bool:
+                status = watcher.status
+                if status is not None and status.state == Status.FAILED:
+                    raise Error(f'{status.reason}. {status.remedy}')
+                return status is not None and status.state == Status.READY
+
+            watcher.spin_until(is_ready, READY_TIMEOUT_S, 'loading the model')
+            print(f'model {watcher.status.model} is ready; watching and listening to {clip.name}')
+            watcher.spin_until(
+                lambda: watcher.status.units >= UNITS_BEFORE_ASKING,
+                STREAM_TIMEOUT_S,
+                f'seeing and hearing {UNITS_BEFORE_ASKING} seconds',
+            )
+            answers = converse(watcher)
+            print(table(watcher, answers))
+    finally:
+        watcher.destroy_node()
+
+
+def main() -> int:
+    """Run the demo; give the exit code."""
+    parser = argparse.ArgumentParser(prog='demo', description=__doc__.splitlines()[0])
+    parser.add_argument('--model-dir', type=Path, help='default: a small model of random weights')
+    parser.add_argument('--clip', type=Path, help='video to play; default: the one that ships')
+    arguments, _ = parser.parse_known_args()
+    prepare()
+    # Of this machine alone, and of nobody else's robot, unless the user says otherwise.
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    rclpy.init()
+    try:
+        share = Path(get_package_share_directory('minicpmo_ros'))
+        clip = arguments.clip or share / 'demo' / 'scene.mp4'
+        model_dir = arguments.model_dir
+        if model_dir is None:
+            model_dir = synthetic_model()
+            print('The weights are random: the answers mean nothing, the path they took is real.')
+        demo(model_dir, clip)
+    except (KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
+        return 130
+    except Error as error:
+        print(f'demo: {error}', file=sys.stderr)
+        return 1
+    finally:
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

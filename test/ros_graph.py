@@ -1,0 +1,161 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A real ROS graph for tests: installed executables as processes, and a node that talks to them.
+
+Nothing here waits for a time to pass: `spin_until` waits for a condition, and its timeout is
+only how long a broken test takes to fail.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import rclpy
+from ament_index_python.packages import get_package_prefix
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.action import ActionClient
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+
+from minicpmo_ros.action import Ask as AskAction
+from minicpmo_ros.msg import Status
+from minicpmo_ros.nodes.managed import LATCHED
+from minicpmo_ros.srv import Ask
+
+PROFILE = Path(__file__).parent / 'fastdds_loopback.xml'
+TIMEOUT_S = 60.0
+END_TIMEOUT_S = 2.0  # what every executable promises
+
+
+def claim_domain():
+    """Give (domain id, lock file) of a ROS domain no other test run on this machine uses."""
+    for domain in range(1, 101):
+        lock = open(Path(tempfile.gettempdir()) / f'minicpmo_ros_domain_{domain}.lock', 'w')
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return domain, lock
+        except OSError:
+            lock.close()
+    raise RuntimeError('all 100 ROS domains are in use')
+
+
+class Process:
+    """An installed executable of the package, as `ros2 launch` would start it."""
+
+    def __init__(self, log_dir: Path, executable: str, *ros_arguments: str, env=None):
+        path = Path(get_package_prefix('minicpmo_ros')) / 'lib' / 'minicpmo_ros' / executable
+        self.log_path = log_dir / f'{executable}-{time.monotonic_ns()}.log'
+        self._log = open(self.log_path, 'wb')
+        arguments = ('--ros-args', *ros_arguments) if ros_arguments else ()
+        self.popen = subprocess.Popen(
+            [str(path), *arguments],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **(env or {})},
+        )
+
+    @property
+    def log(self) -> str:
+        """What it printed until now."""
+        return self.log_path.read_text(errors='replace')
+
+    @property
+    def is_running(self) -> bool:
+        return self.popen.poll() is None
+
+    def end(self, number=signal.SIGINT, timeout_s: float = END_TIMEOUT_S) -> int:
+        """End it by a signal; give its exit code; raise TimeoutExpired when it is late."""
+        if self.is_running:
+            self.popen.send_signal(number)
+        return self.popen.wait(timeout_s)
+
+    def close(self) -> None:
+        if self.is_running:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait()
+        self._log.close()
+
+
+class Graph(Node):
+    """The test's own node, with clients for the nodes under test in `namespace`."""
+
+    def __init__(self, log_dir: Path, namespace: str):
+        super().__init__('tester', namespace=namespace)
+        self.log_dir, self.namespace = log_dir, namespace
+        self.processes = []
+        self.statuses = []
+        self.own_executor = SingleThreadedExecutor()
+        self.own_executor.add_node(self)
+        self.create_subscription(Status, 'llm/status', self.statuses.append, LATCHED)
+        self.ask_client = self.create_client(Ask, 'llm/ask')
+        self.action_client = ActionClient(self, AskAction, 'llm/ask')
+
+    @property
+    def status(self):
+        """The newest Status of the llm node, or None."""
+        return self.statuses[-1] if self.statuses else None
+
+    def start(self, executable: str, *ros_arguments: str, **kwargs) -> Process:
+        """Start an executable in this graph's namespace."""
+        arguments = ('-r', f'__ns:={self.namespace}', *ros_arguments)
+        process = Process(self.log_dir, executable, *arguments, **kwargs)
+        self.processes.append(process)
+        return process
+
+    def spin_until(self, condition, what: str, timeout_s: float = TIMEOUT_S):
+        """Spin until `condition()` is true and give what it gave."""
+        end_s = time.monotonic() + timeout_s
+        while not (result := condition()):
+            if time.monotonic() > end_s:
+                logs = '\n'.join(f'--- {p.log_path.name}\n{p.log[-4000:]}' for p in self.processes)
+                raise AssertionError(f'waited {timeout_s} s for {what}\n{logs}')
+            self.own_executor.spin_once(timeout_sec=0.05)
+        return result
+
+    def result_of(self, future, what: str, timeout_s: float = TIMEOUT_S):
+        """Spin until a future is done and give its result."""
+        self.spin_until(future.done, what, timeout_s)
+        return future.result()
+
+    def wait_ready(self) -> None:
+        """Wait until the llm node answers questions."""
+        self.spin_until(
+            lambda: self.status is not None and self.status.state == Status.READY, 'a ready model'
+        )
+
+    def ask(self, question: str, timeout_s: float = TIMEOUT_S, **fields):
+        """Ask by the service and give the reply."""
+        self.spin_until(self.ask_client.service_is_ready, 'the service')
+        future = self.ask_client.call_async(Ask.Request(question=question, **fields))
+        return self.result_of(future, f'the answer to {question!r}', timeout_s)
+
+    def lifecycle_state(self, node: str, timeout_s: float = TIMEOUT_S) -> str:
+        """Give the label of a node's lifecycle state."""
+        client = self.create_client(GetState, f'{node}/get_state')
+        self.spin_until(client.service_is_ready, f'{node}/get_state')
+        reply = self.result_of(client.call_async(GetState.Request()), 'the state', timeout_s)
+        self.destroy_client(client)
+        return reply.current_state.label
+
+    def change_state(self, node: str, transition: str) -> bool:
+        """Ask a node for a lifecycle transition by label."""
+        client = self.create_client(ChangeState, f'{node}/change_state')
+        self.spin_until(client.service_is_ready, f'{node}/change_state')
+        request = ChangeState.Request()
+        request.transition.label = transition
+        reply = self.result_of(client.call_async(request), transition)
+        self.destroy_client(client)
+        return reply.success
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.close()
+        self.action_client.destroy()
+        self.own_executor.shutdown()
+        self.destroy_node()
