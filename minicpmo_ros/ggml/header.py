@@ -26,7 +26,7 @@ MAX_TENSORS = 65536
 MAX_KEY_BYTES = 65535  # the format's own limit
 MAX_NAME_BYTES = 63  # ggml's names are 64 bytes with the final zero
 MAX_ELEMENTS = 1 << 40
-MAX_ALIGNMENT = 1 << 20
+MIN_ALIGNMENT, MAX_ALIGNMENT = 8, 1 << 20
 DEFAULT_ALIGNMENT = 32
 FETCH_AGAIN = 'Fetch or convert the file again'
 
@@ -232,10 +232,10 @@ class _Reader:
 
     def alignment(self, metadata: dict) -> int:
         alignment = metadata.get('general.alignment', DEFAULT_ALIGNMENT)
-        if (type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT
+        if (type(alignment) is not int or not MIN_ALIGNMENT <= alignment <= MAX_ALIGNMENT
                 or alignment & (alignment - 1)):
-            self.refuse(f'its alignment is {alignment!r}, '
-                        f'a power of two up to {MAX_ALIGNMENT} is allowed')
+            self.refuse(f'its alignment is {alignment!r}, a power of two from {MIN_ALIGNMENT} '
+                        f'to {MAX_ALIGNMENT} is allowed')
         return alignment
 
     def tensors(self, count: int) -> dict:

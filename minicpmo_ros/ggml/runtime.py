@@ -1,0 +1,275 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A device to compute on, and tensors that live in its memory.
+
+Everything made on a Backend belongs to it: it is freed when its Python object dies, at the
+latest by Backend.close(), in reverse order of creation. Using it afterwards raises
+EngineError. Shapes are in NumPy order everywhere (ggml counts its dimensions backwards) and
+come without leading dimensions of one.
+"""
+import contextlib
+import ctypes
+import threading
+import weakref
+from collections.abc import Mapping
+
+import numpy as np
+
+from minicpmo_ros.errors import EngineError
+from minicpmo_ros.ggml.library import GgmlType, lib, row_bytes
+from minicpmo_ros.ggml.signatures import InitParams, TensorStruct
+
+_CPU, _GPU, _INTEGRATED_GPU = 0, 1, 2
+_USAGE_WEIGHTS = 1
+MAX_THREADS = 512  # of ggml
+
+_DTYPES = {GgmlType.F32: np.dtype('f4'), GgmlType.F16: np.dtype('f2'),
+           GgmlType.BF16: np.dtype('u2'), GgmlType.I32: np.dtype('i4'),
+           GgmlType.I64: np.dtype('i8')}
+
+
+def storage(shape: tuple, ggml_type: GgmlType) -> tuple:
+    """Shape and dtype of the array that holds a tensor; blocks are bytes, bf16 is uint16."""
+    if ggml_type in _DTYPES:
+        return tuple(shape), _DTYPES[ggml_type]
+    return (*shape[:-1], row_bytes(ggml_type, shape[-1])), np.dtype('u1')
+
+
+class Backend:
+    """One device with a compute stream of its own.
+
+    device 'auto' takes a GPU where llama.cpp was built for one and finds it, else the CPU.
+    Several threads may use one backend; their computations follow one another.
+    """
+
+    def __init__(self, device: str = 'auto', threads: int = 1):
+        if device not in ('auto', 'cpu', 'gpu'):
+            raise ValueError(f"device is {device!r}, 'auto', 'cpu' or 'gpu' is allowed")
+        if not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f'threads is {threads}, 1 to {MAX_THREADS} are allowed')
+        found = _find_device(device)
+        handle = lib.backend_dev_init(found, None)
+        if not handle:
+            raise EngineError(f'the device {device} cannot be started. See the log for the '
+                              'reason, or set the device to cpu')
+        self._handle, self._device = handle, found
+        self._finalizer = weakref.finalize(self, lib.backend_free, handle)
+        self._owned, self._owned_lock = [], threading.Lock()
+        self.lock = threading.Lock()  # held while the device is computing or copying
+        self.name = lib.backend_name(handle).decode()
+        self.description = lib.backend_dev_description(found).decode()
+        self.is_cpu = found == lib.backend_dev_by_type(_CPU)
+        self.threads = threads
+        self._set_threads(threads)
+        _check_arithmetic(self)
+
+    def _set_threads(self, threads: int) -> None:
+        registry = lib.backend_dev_backend_reg(self._device)
+        address = lib.backend_reg_get_proc_address(registry, b'ggml_backend_set_n_threads')
+        if address:  # a GPU has none
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(address)(self._handle, threads)
+
+    @property
+    def closed(self) -> bool:
+        """True after close()."""
+        return not self._finalizer.alive
+
+    @property
+    def buffer_type(self) -> int:
+        """Handle of the memory that every operation can use."""
+        self.require_open()
+        return lib.backend_get_default_buffer_type(self._handle)
+
+    def extra_buffer_types(self) -> list:
+        """Handles of memories with a layout of their own (CPU_REPACK on a CPU)."""
+        registry = lib.backend_dev_backend_reg(self._device)
+        address = lib.backend_reg_get_proc_address(registry, b'ggml_backend_dev_get_extra_bufts')
+        if not address:
+            return []
+        pointers = ctypes.POINTER(ctypes.c_void_p)
+        listed = ctypes.CFUNCTYPE(pointers, ctypes.c_void_p)(address)(self._device)
+        found = []
+        while listed and listed[len(found)]:
+            found.append(listed[len(found)])
+        return found
+
+    def require_open(self) -> None:
+        """EngineError after close()."""
+        if self.closed:
+            raise EngineError(f'the device {self.name} has been closed')
+
+    def supports(self, node: int) -> bool:
+        """Whether the device can compute this node of a graph."""
+        return lib.backend_dev_supports_op(self._device, node)
+
+    def compute(self, graph: int) -> None:
+        """Compute an allocated graph to its end; EngineError if the device fails."""
+        with self.lock:
+            self.require_open()
+            status = lib.backend_graph_compute(self._handle, graph)
+        if status != 0:
+            raise EngineError(f'computing on {self.name} failed with status {status}')
+
+    def own(self, owner, release, *arguments) -> weakref.finalize:
+        """Call release(*arguments) when owner dies or the backend is closed."""
+        finalizer = weakref.finalize(owner, release, *arguments)
+        with self._owned_lock:
+            self._owned = [other for other in self._owned if other.alive]
+            self._owned.append(finalizer)
+        return finalizer
+
+    def close(self) -> None:
+        """Free the device and everything made on it; a computation under way ends first."""
+        with self.lock, self._owned_lock:
+            while self._owned:
+                self._owned.pop()()
+            self._finalizer()
+
+
+def _find_device(device: str) -> int:
+    if device != 'cpu':
+        for kind in (_GPU, _INTEGRATED_GPU):
+            found = lib.backend_dev_by_type(kind)
+            if found:
+                return found
+        if device == 'gpu':
+            raise EngineError('llama.cpp finds no GPU. Install llama-cpp-python built for this '
+                              'GPU, or set the device to cpu')
+    return lib.backend_dev_by_type(_CPU)
+
+
+def _check_arithmetic(backend: Backend) -> None:
+    """Multiply two small matrices and compare: a wrong build shows here, not in answers."""
+    weights = np.arange(256, dtype=np.float32).reshape(4, 64) / 256 - 0.5  # (4, 64)
+    inputs = np.cos(np.arange(192, dtype=np.float32)).reshape(3, 64)  # (3, 64)
+    tensors = Tensors(backend, {'w': ((4, 64), GgmlType.F32), 'x': ((3, 64), GgmlType.F32)})
+    tensors['w'].write(weights)
+    tensors['x'].write(inputs)
+    context = new_context(backend, tensors, 1, lib.graph_overhead_custom(8, False))
+    product = Tensor(lib.mul_mat(context, tensors['w'].handle, tensors['x'].handle), tensors)
+    graph = lib.new_graph_custom(context, 8, False)
+    lib.build_forward_expand(graph, product.handle)
+    buffer = lib.backend_alloc_ctx_tensors_from_buft(context, backend.buffer_type)
+    if not buffer:
+        raise EngineError(f'{backend.name} has no memory left')
+    backend.own(tensors, lib.backend_buffer_free, buffer)
+    backend.compute(graph)
+    if not np.allclose(product.read(), inputs @ weights.T, atol=2e-2):
+        raise EngineError(f'{backend.name} computes wrongly. Build llama-cpp-python on this '
+                          'machine, or set the device to cpu')
+
+
+def new_context(backend: Backend, owner, n_tensors: int, extra_bytes: int = 0) -> int:
+    """A ggml context for the descriptions of n_tensors, freed with its owner."""
+    backend.require_open()
+    size = n_tensors * lib.tensor_overhead() + extra_bytes + 4096
+    context = lib.init(InitParams(size, None, True))
+    if not context:
+        raise EngineError(f'no memory for {n_tensors} tensor descriptions')
+    backend.own(owner, lib.free, context)
+    return context
+
+
+class Tensor:
+    """A typed array known to ggml: a stored one, or a node of a graph being built."""
+
+    __slots__ = ('handle', 'owner', 'shape', 'strides', 'type')
+
+    def __init__(self, handle: int, owner):
+        fields = TensorStruct.from_address(handle)
+        rank = 4
+        sides = tuple(fields.ne)
+        while rank > 1 and sides[rank - 1] == 1:
+            rank -= 1
+        self.handle, self.owner = handle, owner  # the owner keeps the handle valid
+        self.type = GgmlType(fields.type)
+        self.shape = sides[rank - 1::-1] if rank < 4 else sides[::-1]
+        self.strides = tuple(fields.nb)[::-1][4 - rank:]  # bytes
+
+    @property
+    def is_contiguous(self) -> bool:
+        """True if the rows follow one another without gaps."""
+        return lib.is_contiguous(self.handle)
+
+    def write(self, array: np.ndarray) -> None:
+        """Copy an array of just this shape and type into the tensor."""
+        shape, dtype = self._storage()
+        if trimmed(array.shape) != trimmed(shape) or array.dtype != dtype:
+            raise ValueError(f'an array {array.shape} of {array.dtype} does not fit a tensor '
+                             f'{shape} of {dtype}')
+        array = np.ascontiguousarray(array)
+        with self._open_backend():
+            lib.backend_tensor_set(self.handle, array.ctypes.data, 0, array.nbytes)
+
+    def read(self) -> np.ndarray:
+        """The tensor's content as a new array (blocks as bytes, bf16 as uint16)."""
+        if not self.owner.readable:
+            raise ValueError('this tensor is in a layout that cannot be read back')
+        array = np.empty(*self._storage())
+        with self._open_backend():
+            lib.backend_tensor_get(self.handle, array.ctypes.data, 0, array.nbytes)
+        return array
+
+    @contextlib.contextmanager
+    def _open_backend(self):
+        with self.owner.backend.lock:
+            self.owner.backend.require_open()
+            yield
+
+    def _storage(self) -> tuple:
+        self.owner.backend.require_open()
+        if not TensorStruct.from_address(self.handle).data or not self.is_contiguous:
+            raise ValueError('only contiguous tensors with memory can be read and written')
+        return storage(self.shape, self.type)
+
+
+def trimmed(shape: tuple) -> tuple:
+    """A shape without leading ones, which ggml does not know."""
+    shape = tuple(shape)
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+class Tensors:
+    """Named tensors in one buffer of a backend, zero at first.
+
+    shapes maps names to (shape, GgmlType). EngineError if the memory is not to be had.
+    """
+
+    def __init__(self, backend: Backend, shapes: Mapping, buffer_type: int | None = None):
+        self.backend = backend
+        self.readable = buffer_type is None  # ggml cannot read a repacked tensor back
+        context = new_context(backend, self, len(shapes))
+        self._handles = {name: _declare(context, name, shape, GgmlType(ggml_type))
+                         for name, (shape, ggml_type) in shapes.items()}
+        self.size_bytes = 0
+        if not shapes:
+            return
+        buffer = lib.backend_alloc_ctx_tensors_from_buft(context,
+                                                         buffer_type or backend.buffer_type)
+        if not buffer:
+            raise EngineError(f'{backend.name} has no memory left for {len(shapes)} tensors')
+        backend.own(self, lib.backend_buffer_free, buffer)
+        self.size_bytes = lib.backend_buffer_get_size(buffer)
+        lib.backend_buffer_set_usage(buffer, _USAGE_WEIGHTS)
+        lib.backend_buffer_clear(buffer, 0)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor of that name."""
+        return Tensor(self._handles[name], self)  # made anew: no cycle keeps the buffer
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+        return name in self._handles
+
+
+def _declare(context: int, name: str, shape: tuple, ggml_type: GgmlType) -> int:
+    if not 1 <= len(shape) <= 4 or min(shape) < 1:
+        raise ValueError(f'{name} cannot have the shape {shape}')
+    row_bytes(ggml_type, shape[-1])  # whole blocks, or ValueError
+    create = getattr(lib, f'new_tensor_{len(shape)}d')
+    handle = create(context, ggml_type, *map(int, reversed(shape)))
+    lib.set_name(handle, name.encode()[:63])
+    return handle
