@@ -1,0 +1,201 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""One embedding a second: the newest picture's, decoded alone, reused where nothing changed."""
+import numpy as np
+import pytest
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.live.seeing import LONGEST_EMPTY_S, NS, Seeing
+from minicpmo_ros.live.status import Status
+
+
+class FakeEncoder:
+    """Gives two rows of the mean colour for each picture."""
+
+    max_tiles, image_size, patch_size = 2, 448, 14
+    scale = 1.0
+
+    def __init__(self):
+        self.batches = []
+
+    def encode(self, tiles, between=None):
+        self.batches.append([tile.shape for tile in tiles])
+        if between:
+            between()
+        means = [tile.reshape(-1, 3).mean(0) for tile in tiles]
+        return np.repeat(np.float32(means) * np.float32(self.scale), 2, axis=0)
+
+
+class Camera:
+    """Makes pictures of one grey level and notes which were decoded."""
+
+    def __init__(self):
+        self.decoded = []
+
+    def shot(self, name, grey=100, width=640, height=480):
+        def make():
+            self.decoded.append(name)
+            return np.full((height, width, 3), grey, np.uint8)
+        return make
+
+
+@pytest.fixture
+def camera():
+    return Camera()
+
+
+@pytest.fixture
+def encoder():
+    return FakeEncoder()
+
+
+def at(second):
+    return int(second * NS)
+
+
+def test_newest_picture_of_a_second_is_used_and_no_other_decoded(encoder, camera):
+    seeing = Seeing(encoder)
+    for time_s in (7.1, 7.5, 7.9, 7.6):
+        seeing.offer(at(time_s), camera.shot(time_s))
+    assert seeing.advance(at(7.99)) == []
+    assert camera.decoded == []
+    seen, = seeing.advance(at(8.0))
+    assert camera.decoded == [7.9]
+    assert (seen.second, seen.status, seen.picture_stamp_ns) == (7, Status.OK, at(7.9))
+    assert (seen.source_width, seen.source_height) == (640, 480)
+    assert (seen.tiles_wide, seen.tiles_high) == (0, 0)
+    assert seen.rows.dtype == np.float16 and seen.rows.shape == (2, 3)
+    assert (seen.rows == 100).all()
+
+
+def test_edge_of_a_second_belongs_to_the_next(encoder, camera):
+    seeing = Seeing(encoder)
+    seeing.offer(at(3) - 1, camera.shot('before'))
+    seeing.offer(at(3), camera.shot('after'))
+    assert [seen.picture_stamp_ns for seen in seeing.close(3)] == [at(3) - 1, at(3)]
+
+
+def test_every_second_is_given_once_and_in_order(encoder, camera):
+    seeing = Seeing(encoder)
+    assert seeing.advance(at(5)) == []    # nothing is known of the stream yet
+    seeing.offer(at(5.5), camera.shot(1))
+    seeing.offer(at(8.5), camera.shot(2))
+    first = seeing.advance(at(8))
+    assert [seen.second for seen in first] == [5, 6, 7]
+    assert [seen.status for seen in first] == [Status.OK, Status.EMPTY, Status.EMPTY]
+    assert first[1].rows is None
+    assert seeing.advance(at(8.9)) == []
+    assert [seen.second for seen in seeing.close(8)] == [8]
+
+
+def test_late_picture_is_counted_and_never_given(encoder, camera):
+    seeing = Seeing(encoder)
+    seeing.offer(at(5.5), camera.shot(1))
+    seeing.close(5)
+    seeing.offer(at(5.9), camera.shot('late'))
+    assert seeing.close(6)[0].status == Status.EMPTY
+    assert seeing.late == 1
+    assert camera.decoded == [1]
+
+
+def test_jump_back_restarts_the_stream(encoder, camera):
+    seeing = Seeing(encoder)
+    seeing.offer(at(100.5), camera.shot(1))
+    seeing.close(100)
+    seeing.offer(at(20.5), camera.shot(2, grey=9))
+    seen, = seeing.close(20)
+    assert (seen.second, seen.status) == (20, Status.OK)
+
+
+def test_jump_ahead_does_not_give_the_seconds_between(encoder, camera):
+    seeing = Seeing(encoder)
+    seeing.offer(at(0.5), camera.shot(1))
+    seeing.offer(at(10 ** 9), camera.shot(2))
+    assert [seen.second for seen in seeing.close(10 ** 9 - 1)] == [0]
+    assert [seen.second for seen in seeing.close(10 ** 9)] == [10 ** 9]
+    assert [seen.second for seen in seeing.close(10 ** 9 + LONGEST_EMPTY_S)] == list(
+        range(10 ** 9 + 1, 10 ** 9 + LONGEST_EMPTY_S + 1))
+
+
+def test_unchanged_picture_reuses_the_embedding(encoder, camera):
+    seeing = Seeing(encoder, unchanged_threshold=2.0)
+    for second, grey in enumerate((100, 101, 103, 103)):
+        seeing.offer(at(second), camera.shot(second, grey))
+    seen = seeing.close(3)
+    # 103 is compared with the encoded 100, not with the 101 that was reused.
+    assert [one.reused for one in seen] == [False, True, False, True]
+    assert [one.rows[0, 0] for one in seen] == [100, 100, 103, 103]
+    assert len(encoder.batches) == 2
+    assert seen[1].encode_ms == 0 and seen[1].picture_stamp_ns == at(1)
+    assert seen[1].source_width == 640
+
+
+def test_small_change_in_one_place_is_weighed_by_the_mean(encoder):
+    seeing = Seeing(encoder, unchanged_threshold=1.0)
+    picture = np.zeros((448, 448, 3), np.uint8)
+    changed = picture.copy()
+    changed[:112, :112] = 255    # a sixteenth of the picture: 16 grey levels in the mean
+    seeing.offer(at(0), lambda: picture)
+    seeing.offer(at(1), lambda: changed)
+    assert [seen.reused for seen in seeing.close(1)] == [False, False]
+
+
+@pytest.mark.parametrize('width,threshold', [(640, 0.0), (642, 5.0)])
+def test_zero_threshold_or_another_size_is_never_reused(encoder, camera, width, threshold):
+    seeing = Seeing(encoder, unchanged_threshold=threshold)
+    seeing.offer(at(0), camera.shot(0))
+    seeing.offer(at(1), camera.shot(1, width=width))
+    assert [seen.reused for seen in seeing.close(1)] == [False, False]
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize('make', [
+    lambda: fail(InputError('cut off')), lambda: fail(OSError('cut off')),
+    lambda: fail(MemoryError()), lambda: None, lambda: np.zeros((4, 4), np.uint8),
+    lambda: np.zeros((4, 4, 3), np.float32), lambda: np.zeros((1, 20_000, 3), np.uint8)])
+def test_unusable_picture_is_lost_with_a_reason(encoder, camera, make):
+    seeing = Seeing(encoder)
+    seeing.offer(at(0), make)
+    seeing.offer(at(1), camera.shot(1))
+    lost, after = seeing.close(1)
+    assert (lost.status, lost.rows, lost.picture_stamp_ns) == (Status.LOST, None, 0)
+    assert lost.reason
+    assert after.status == Status.OK
+    assert encoder.batches == [[(392, 518, 3)]]
+
+
+@pytest.mark.parametrize('scale', [np.nan, np.inf, 1e3])
+def test_embedding_that_float16_cannot_hold_is_lost_and_not_remembered(encoder, camera, scale):
+    seeing = Seeing(encoder)
+    encoder.scale = scale
+    seeing.offer(at(0), camera.shot(0))
+    lost, = seeing.close(0)
+    assert (lost.status, lost.rows) == (Status.LOST, None)
+    assert 'not finite' in lost.reason
+    encoder.scale = 1.0
+    seeing.offer(at(1), camera.shot(1))
+    assert seeing.close(1)[0].reused is False
+
+
+def test_tiles_follow_the_overview_in_batches_the_encoder_takes(encoder, camera):
+    seeing = Seeing(encoder, max_tiles=9)
+    seeing.offer(at(0), camera.shot(0, width=1280, height=720))
+    seen, = seeing.close(0)
+    assert (seen.tiles_wide, seen.tiles_high) == (3, 2)
+    assert seen.rows.shape == ((1 + 6) * 2, 3)
+    assert encoder.batches == [[(336, 602, 3)]] + [[(406, 490, 3)] * 2] * 3
+
+
+def test_what_between_raises_goes_out_and_the_second_is_over(encoder, camera):
+    class Stopped(Exception):
+        pass
+
+    seeing = Seeing(encoder, between=lambda: fail(Stopped()))
+    seeing.offer(at(0), camera.shot(0))
+    with pytest.raises(Stopped):
+        seeing.close(0)
+    assert [seen.second for seen in seeing.close(1)] == [1]
