@@ -69,18 +69,18 @@ def test_types_are_those_llama_cpp_would_choose(tmp_path, precision):
     quantised = precision in ('q4_0', 'q4_K')
     assert llm['output.weight'].type == (GgmlType.Q6_K if quantised else wanted)
     assert llm['blk.0.attn_q.bias'].type == GgmlType.F32
-    # 288 is no multiple of 256, 1076 none of 32.
+    # 160 is no multiple of 256, 538 none of 32.
     fallback = {GgmlType.Q4_K: GgmlType.Q5_0}.get(wanted, wanted)
     assert vision['v.blk.0.attn_q.weight'].type == fallback
     second = vision['v.blk.0.ffn_up.weight']
-    assert second.shape == (288, 1076)
+    assert second.shape == (160, 538)
     assert second.type == (GgmlType.F32 if precision == 'f32' else GgmlType.F16)
 
 
 def test_padded_feed_forward_is_quantised(tmp_path):
     synthetic.write_vision(tmp_path / 'v.gguf', TINY, 1, 'q8_0', pad_ffn=True)
     second = read_header(tmp_path / 'v.gguf').tensors['v.blk.0.ffn_up.weight']
-    assert (second.shape, second.type) == ((288, 1088), GgmlType.Q8_0)
+    assert (second.shape, second.type) == ((160, 544), GgmlType.Q8_0)
 
 
 def test_both_namings_carry_the_same_weights(tmp_path):

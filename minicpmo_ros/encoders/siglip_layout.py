@@ -26,7 +26,8 @@ class VisionFacts:
     layers: int
     heads: int
     ffn_names: tuple       # first and second layer, without 'v.blk.N.'
-    ffn_width: int         # columns of the second layer; the first may have fewer rows
+    ffn_rows: int          # of the first layer
+    ffn_columns: int       # of the second layer; more than the rows: zeros are stored there
     position_grid: int     # learned positions per side
     output_width: int      # of the embeddings
     queries: int           # embeddings per picture
@@ -55,7 +56,8 @@ def read_facts(header: Header) -> VisionFacts:
     names = _ffn_names(header, width)
     facts = VisionFacts(
         width=width, layers=layers, heads=key('attention.head_count'), ffn_names=names,
-        ffn_width=_shape(header, f'v.blk.0.{names[1]}.weight', 2)[1],
+        ffn_rows=_shape(header, f'v.blk.0.{names[0]}.weight', 2)[0],
+        ffn_columns=_shape(header, f'v.blk.0.{names[1]}.weight', 2)[1],
         position_grid=round(_shape(header, 'v.position_embd.weight', 2)[0] ** 0.5),
         output_width=_shape(header, 'resampler.proj.weight', 2)[0],
         queries=header.metadata.get('clip.minicpmv_query_num') or DEFAULT_QUERIES,
@@ -63,7 +65,7 @@ def read_facts(header: Header) -> VisionFacts:
         epsilon=header.require('clip.vision.attention.layer_norm_epsilon', float),
         mean=mean, std=std, warnings=tuple(_warnings(header, layers, mean, std)))
     _check_sizes(header, facts)
-    for name, shape in _expected_shapes(facts, header).items():
+    for name, shape in expected_shapes(facts).items():
         found = _shape(header, name, len(shape))
         if found != shape:
             raise ModelFileError(header.path, f'the tensor {name} has the shape {found}, '
@@ -132,17 +134,16 @@ def _check_sizes(header: Header, facts: VisionFacts) -> None:
         wrong = f'pictures of {facts.image_size} in patches of {facts.patch_size}'
     elif not facts.epsilon > 0 or min(facts.std) <= 0:
         wrong = f'a layer norm epsilon of {facts.epsilon} or an image_std of {facts.std}'
-    elif facts.ffn_width < header.tensors[f'v.blk.0.{facts.ffn_names[0]}.weight'].shape[0]:
+    elif facts.ffn_columns < facts.ffn_rows:
         wrong = 'a second feed-forward layer that is narrower than the first'
     if wrong:
         raise ModelFileError(header.path, f'it has {wrong}', OTHER_FILE)
 
 
-def _expected_shapes(facts: VisionFacts, header: Header) -> dict:
+def expected_shapes(facts: VisionFacts) -> dict:
     """Return the shape of every tensor the encoder reads."""
     d, width = facts.width, facts.output_width
     first, second = facts.ffn_names
-    ffn = header.tensors[f'v.blk.0.{first}.weight'].shape[0]
     shapes = {'v.patch_embd.weight': (d, 3, facts.patch_size, facts.patch_size),
               'v.patch_embd.bias': (d,),
               'v.position_embd.weight': (facts.position_grid ** 2, d)}
@@ -153,7 +154,8 @@ def _expected_shapes(facts: VisionFacts, header: Header) -> dict:
         block = f'v.blk.{i}.'
         norms.update({block + 'ln1': d, block + 'ln2': d})
         linears.update({f'{block}attn_{name}': (d, d) for name in ('q', 'k', 'v', 'out')})
-        linears.update({block + first: (ffn, d), block + second: (d, facts.ffn_width)})
+        linears.update({block + first: (facts.ffn_rows, d),
+                        block + second: (d, facts.ffn_columns)})
     for name, n in norms.items():
         shapes.update({f'{name}.weight': (n,), f'{name}.bias': (n,)})
     for name, shape in linears.items():

@@ -41,9 +41,9 @@ class Shape:
         return 4 * self.audio_width
 
 
-# As published, vision has heads of 72 and a feed-forward that is no multiple of 32.
+# As published, the vision feed-forward is no multiple of 32; from small on its heads have 72.
 TINY = Shape('tiny', width=256, llm_layers=2, llm_heads=4, llm_kv_heads=2, llm_ffn=512,
-             vocabulary=640, vision_width=288, vision_layers=2, vision_heads=4, vision_ffn=1076,
+             vocabulary=640, vision_width=160, vision_layers=2, vision_heads=2, vision_ffn=538,
              audio_width=128, audio_layers=2, audio_heads=2)
 NANO = Shape('nano', width=256, llm_layers=6, llm_heads=4, llm_kv_heads=2, llm_ffn=512,
              vocabulary=640, vision_width=128, vision_layers=3, vision_heads=4, vision_ffn=512,
