@@ -1,0 +1,138 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Video and audio files through PyAV, as lazy streams of stamped frames and chunks.
+
+Stamps are nanoseconds of presentation since the start of the file, the same origin for picture
+and sound: their offset to each other is kept. Only local files are opened, never what a
+playlist inside of one points to.
+"""
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.media.geometry import check_size
+from minicpmo_ros.media.pcm import mix_to_mono, scale_to_float
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a file contains; 0 where it has no such stream or does not say."""
+
+    duration_ns: int
+    width: int  # of the stored picture, before any rotation
+    height: int
+    frame_rate_hz: float
+    sample_rate_hz: int
+    channels: int
+
+
+def probe(path) -> FileFacts:
+    """Read what a file contains. Raises InputError for what is no video or audio file."""
+    with _open(path) as container:
+        video, audio = _first(container.streams.video), _first(container.streams.audio)
+        return FileFacts(
+            duration_ns=max(0, (container.duration or 0) * 1000),
+            width=video.width if video else 0,
+            height=video.height if video else 0,
+            frame_rate_hz=float(video.average_rate or 0) if video else 0.0,
+            sample_rate_hz=audio.rate if audio else 0,
+            channels=audio.channels if audio else 0)
+
+
+def read_video(path):
+    """Give an iterator of (stamp_ns, picture (H, W, 3) uint8 RGB) in order of presentation.
+
+    Pictures are upright. Raises InputError at once for a file without pictures, and on the way
+    where the file turns out to be damaged.
+    """
+    container = _open(path)
+    stream = _require(container, 'video', path)
+    return _pictures(container, stream, path)
+
+
+def read_audio(path) -> tuple:
+    """Give (rate_hz, iterator of (stamp_ns, samples (n,) float32 mono)), chunks as stored.
+
+    Raises InputError as `read_video` does.
+    """
+    container = _open(path)
+    stream = _require(container, 'audio', path)
+    return stream.rate, _chunks(container, stream, path)
+
+
+def _pictures(container, stream, path):
+    interval_s = 1 / (stream.average_rate or Fraction(25))
+    next_s = Fraction(0)
+    for frame in _decode(container, stream, path):
+        check_size(frame.width, frame.height)
+        at_s = _time_s(container, frame, next_s)
+        next_s = at_s + interval_s
+        if at_s >= 0:  # earlier ones are only there to decode those that are shown
+            picture = frame.to_ndarray(format='rgb24')
+            upright = np.rot90(picture, round(frame.rotation / 90))
+            yield _ns(at_s), np.ascontiguousarray(upright)
+
+
+def _chunks(container, stream, path):
+    next_s = Fraction(0)
+    for frame in _decode(container, stream, path):
+        values = frame.to_ndarray()  # (channels, n), or interleaved (1, n * channels)
+        if not frame.format.is_planar:
+            values = values.reshape(-1, len(frame.layout.channels)).T
+        samples = mix_to_mono(scale_to_float(values.T))  # (n,)
+        at_s = _time_s(container, frame, next_s)
+        next_s = at_s + Fraction(len(samples), frame.sample_rate)
+        early = max(0, -int(at_s * frame.sample_rate))  # encoder delay before the start
+        if early < len(samples):
+            yield _ns(max(at_s, Fraction(0))), np.ascontiguousarray(samples[early:])
+
+
+def _open(path):
+    if not Path(path).is_file():
+        raise InputError(f'{path}: there is no such file. Give a video or audio file.')
+    try:
+        return av.open(str(Path(path).resolve()), options={'protocol_whitelist': 'file'})
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise InputError(f'{path}: not a video or audio file that can be read '
+                         f'({error}).') from error
+
+
+def _first(streams):
+    return streams[0] if streams else None
+
+
+def _require(container, kind: str, path):
+    stream = _first(getattr(container.streams, kind))
+    if stream is None or stream.codec_context is None:
+        container.close()
+        raise InputError(f'{path}: the file has no {kind} that can be decoded. Give one that '
+                         'has, or do not ask for it.')
+    return stream
+
+
+def _decode(container, stream, path):
+    """Yield decoded frames and close the container at the end, however it comes."""
+    with container:
+        try:
+            yield from container.decode(stream)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise InputError(f'{path}: the {stream.type} is damaged ({error}).') from error
+
+
+def _time_s(container, frame, otherwise_s: Fraction) -> Fraction:
+    """Give the exact time of a frame since the start of the file, seconds."""
+    if frame.pts is None:
+        return otherwise_s
+    # Files cut out of a longer recording start late; an encoder's delay makes them start early,
+    # which is not the start that is presented.
+    origin_s = Fraction(max(0, container.start_time or 0), av.time_base)
+    return frame.pts * frame.time_base - origin_s
+
+
+def _ns(seconds: Fraction) -> int:
+    return int(seconds * 10 ** 9)

@@ -1,0 +1,177 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Files are read with the stamps they were made with, and bad ones are refused in words."""
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.media.files import probe, read_audio, read_video
+
+DEMO = Path(__file__).parent.parent / 'demo' / 'scene.mp4'
+RATE = 48000
+
+
+def write(path, first_pts=0, rotation=0, codec='libx264', sound='aac', channels=2):
+    """Two seconds: frame i has the brightness 10 i + 20; a click in the sound at exactly 1 s."""
+    layout = {1: 'mono', 2: 'stereo', 6: '5.1'}[channels]
+    with av.open(str(path), 'w') as container:
+        video = codec and container.add_stream(codec, rate=10)
+        audio = sound and container.add_stream(sound, rate=RATE, layout=layout)
+        if video:
+            video.width, video.height = 64, 48
+            video.pix_fmt = 'yuvj420p' if codec == 'mjpeg' else 'yuv420p'
+            video.options = {'bf': '2', 'qp': '1'} if codec == 'libx264' else {}
+            if rotation:
+                video.set_display_rotation(rotation)
+            container.mux([p for f in frames(first_pts) for p in video.encode(f)])
+            container.mux(video.encode(None))
+        if audio:
+            kind = 's16' if sound == 'pcm_s16le' else 'fltp'
+            chunks = sound_chunks(first_pts * RATE // 10, kind, layout, channels)
+            container.mux([p for c in chunks for p in audio.encode(c)])
+            container.mux(audio.encode(None))
+    return path
+
+
+def frames(first_pts):
+    for i in range(20):
+        grey = np.full((48, 64, 3), 10 * i + 20, np.uint8)
+        grey[:24, :32] = 250  # a bright corner, top left
+        frame = av.VideoFrame.from_ndarray(grey, format='rgb24')
+        frame.pts, frame.time_base = first_pts + i, Fraction(1, 10)
+        yield frame
+
+
+def sound_chunks(first_pts, kind, layout, channels):
+    wave = np.zeros((channels, 2 * RATE), np.float32)
+    wave[:, RATE:RATE + 480] = 0.5
+    for i in range(0, 2 * RATE, 1024):
+        values = wave[:, i:i + 1024]
+        if kind == 's16':
+            values = np.round(values.T.reshape(1, -1) * 32767).astype(np.int16)
+        chunk = av.AudioFrame.from_ndarray(np.ascontiguousarray(values), kind, layout)
+        chunk.sample_rate, chunk.time_base = RATE, Fraction(1, RATE)
+        chunk.pts = first_pts + i
+        yield chunk
+
+
+def click_s(path) -> float:
+    """Give the time of the click by the stamps of the chunks."""
+    rate_hz, chunks = read_audio(path)
+    for stamp_ns, samples in chunks:
+        loud = np.flatnonzero(samples > 0.25)
+        if len(loud):
+            return stamp_ns / 1e9 + loud[0] / rate_hz
+    raise AssertionError('no click')
+
+
+@pytest.mark.parametrize('name, codec, sound', [
+    ('a.mp4', 'libx264', 'aac'), ('a.mkv', 'libx264', 'aac'), ('a.ts', 'libx264', 'aac'),
+    ('a.mkv', 'mjpeg', 'pcm_s16le'), ('a.mov', 'mpeg4', 'pcm_s16le')])
+@pytest.mark.parametrize('first_pts', [0, 70])
+def test_stamps_are_those_of_presentation(tmp_path, name, codec, sound, first_pts):
+    path = write(tmp_path / name, first_pts, codec=codec, sound=sound)
+    shown = list(read_video(path))
+    stamps_ms = [round(stamp_ns / 1e6) for stamp_ns, _ in shown]
+    # A file that starts late (a cut) starts at 0 here, sound and picture by the same amount.
+    shift_ms = stamps_ms[0]
+    assert 0 <= shift_ms < 50
+    assert stamps_ms == pytest.approx([shift_ms + 100 * i for i in range(20)], abs=1)
+    brightness = [picture[-8:, -8:].mean() for _, picture in shown]
+    assert np.abs(np.array(brightness) - 10 * np.arange(20) - 20).max() < 6  # in order
+    assert click_s(path) * 1000 - shift_ms == pytest.approx(1000, abs=3)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 6])
+@pytest.mark.parametrize('sound', ['pcm_s16le', 'aac'])
+def test_sound_is_mono_float_at_its_own_rate(tmp_path, channels, sound):
+    path = write(tmp_path / 'a.mkv', codec=None, sound=sound, channels=channels)
+    rate_hz, chunks = read_audio(path)
+    whole = np.concatenate([samples for _, samples in chunks])
+    assert rate_hz == RATE and whole.dtype == np.float32
+    assert abs(len(whole) - 2 * RATE) <= 1024
+    assert np.abs(whole[RATE + 100:RATE + 400] - 0.5).max() < (0.001 if sound[0] == 'p' else 0.3)
+    assert probe(path).channels == channels and probe(path).width == 0
+
+
+@pytest.mark.parametrize('rotation', [90, 180, -90])
+def test_pictures_are_upright(tmp_path, rotation):
+    path = write(tmp_path / 'a.mp4', rotation=rotation, sound=None)
+    _, picture = next(read_video(path))
+    bright = {90: np.s_[-20:, :12], 180: np.s_[-12:, -20:], -90: np.s_[:20, -12:]}[rotation]
+    assert picture.shape == ((64, 48, 3) if rotation != 180 else (48, 64, 3))
+    assert picture.flags['C_CONTIGUOUS']
+    assert picture[bright].mean() > 200 > 60 > np.median(picture)
+
+
+def test_reading_is_lazy(tmp_path):
+    path = write(tmp_path / 'a.mp4')
+    pictures = read_video(path)
+    next(pictures)
+    pictures.close()
+    facts = probe(path)
+    assert (facts.width, facts.height, facts.frame_rate_hz) == (64, 48, 10)
+    assert (facts.sample_rate_hz, facts.channels) == (RATE, 2)
+    assert abs(facts.duration_ns - 2e9) < 1e8
+
+
+@pytest.mark.parametrize('content', [None, b'', b'not a film', bytes(5000)])
+@pytest.mark.parametrize('read', [read_video, read_audio, probe])
+def test_bad_files_are_refused_at_once(tmp_path, content, read):
+    path = tmp_path / 'bad.mp4'
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match='bad.mp4'):
+        read(path)
+
+
+def test_directories_and_addresses_are_no_files(tmp_path):
+    for path in (tmp_path, 'http://localhost:1/a.mp4', 'concat:a.mp4'):
+        with pytest.raises(InputError, match='no such file'):
+            read_video(path)
+
+
+def test_missing_streams_are_named(tmp_path):
+    with pytest.raises(InputError, match='no audio'):
+        read_audio(write(tmp_path / 'silent.mp4', sound=None))
+    with pytest.raises(InputError, match='no video'):
+        read_video(write(tmp_path / 'blind.mp4', codec=None))
+
+
+def test_damaged_files_end_early_or_say_so(tmp_path, rng):
+    whole = write(tmp_path / 'a.mkv').read_bytes()
+    path = tmp_path / 'damaged.mkv'
+    for _ in range(20):
+        damaged = bytearray(whole[:rng.integers(len(whole) // 2, len(whole))])
+        for place in rng.integers(0, len(damaged), 20):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        for read in (read_video, lambda p: read_audio(p)[1]):
+            try:
+                assert len(list(read(path))) <= 200
+            except InputError:
+                pass
+
+
+def test_demo_clip_is_what_its_table_says():
+    facts = probe(DEMO)
+    assert (facts.width, facts.height, facts.sample_rate_hz) == (320, 240, 24000)
+    assert DEMO.stat().st_size < 400_000
+    shown = list(read_video(DEMO))
+    assert len(shown) == 180
+    assert [stamp_ns // 10 ** 9 for stamp_ns, _ in shown[::15]] == list(range(12))
+    red, blue, green = (shown[15 * second][1] for second in (0, 3, 8))
+    assert np.abs(red[120, 60] - [215, 30, 30.0]).max() < 15
+    assert np.abs(blue[120, 260] - [35, 60, 215.0]).max() < 15
+    assert np.abs(green[190, 160] - [30, 165, 45.0]).max() < 15
+    rate_hz, chunks = read_audio(DEMO)
+    sound = np.concatenate([samples for _, samples in chunks])
+    beep = sound[2 * rate_hz:3 * rate_hz]
+    assert np.argmax(np.abs(np.fft.rfft(beep))) == pytest.approx(1300, abs=5)
+    assert np.flatnonzero(np.abs(beep) > 0.1)[0] / rate_hz == pytest.approx(0.4, abs=0.01)
+    assert np.abs(sound[:rate_hz]).max() < 0.02
