@@ -1,0 +1,238 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every second of sound gives its rows, the same whatever the chunking, or says why not."""
+import math
+
+import numpy as np
+import pytest
+
+from minicpmo_ros.errors import EngineError, InputError
+from minicpmo_ros.live.hearing import HeardSecond, Hearing
+from minicpmo_ros.live.status import Status
+from minicpmo_ros.media.log_mel import clamp_and_scale, isolated_log_mel, raw_log_mel
+
+RATE = 16000
+NS = 10 ** 9
+WIDTH = 8
+
+
+class FakeEncoder:
+    """Checks what it is given as the real one does; its rows tell the mel they came from."""
+
+    max_seconds = 30
+    scale = 1.0
+
+    def __init__(self):
+        self.mels = []
+
+    def stream(self, isolated=False):
+        return FakeStream(self, isolated)
+
+
+class FakeStream:
+    def __init__(self, encoder, isolated):
+        self._encoder, self._isolated, self.seconds = encoder, isolated, 0
+        self.max_seconds = encoder.max_seconds
+
+    def restart(self):
+        self.seconds = 0
+
+    def step(self, mel, between=None):
+        assert mel.shape == ((100, 80) if self._isolated else (103, 80))
+        assert mel.dtype == np.float32 and np.abs(mel).max() < 100
+        assert self.seconds < self.max_seconds
+        if between:
+            between()
+        self.seconds += 1
+        self._encoder.mels.append(mel)
+        if self._encoder.scale is None:
+            raise EngineError('the device is gone')
+        return np.resize(mel, (25, WIDTH)).astype(np.float32) * self._encoder.scale
+
+
+@pytest.fixture
+def encoder():
+    return FakeEncoder()
+
+
+@pytest.fixture(scope='module')
+def tiny_encoder(tiny_model_dir):
+    from minicpmo_ros.encoders.whisper import AudioEncoder
+    from minicpmo_ros.ggml.runtime import Backend
+    from minicpmo_ros.models.directory import ModelDirectory
+
+    backend = Backend('cpu', threads=1)
+    return AudioEncoder.load(ModelDirectory.open(tiny_model_dir).audio_path, backend)
+
+
+def sound(seconds, rng) -> np.ndarray:
+    """Noise that grows louder and softer."""
+    t = np.arange(int(seconds * RATE)) / RATE
+    return (rng.normal(0, 0.2, t.size) * np.abs(np.sin(1.7 * t + 0.3))).astype('f4')
+
+
+def hear(hearing, samples, length=None, begin_ns=0) -> list:
+    length = length or len(samples)
+    heard = [h for i in range(0, len(samples), length)
+             for h in hearing.push(begin_ns + i * NS // RATE, samples[i:i + length])]
+    return heard + hearing.flush()
+
+
+def test_rows_do_not_depend_on_chunking(tiny_encoder, rng):
+    samples = sound(5.3, rng)
+    whole = hear(Hearing(tiny_encoder), samples)
+    assert [h.second for h in whole] == [0, 1, 2, 3, 4, 5]
+    assert {h.rows.shape for h in whole} == {(25, tiny_encoder.width)}
+    assert {h.rows.dtype for h in whole} == {np.dtype(np.float16)}
+    for length in (160, 1023, 16000, 40000):
+        for a, b in zip(hear(Hearing(tiny_encoder), samples, length), whole):
+            assert np.array_equal(a.rows, b.rows)
+            assert (a.second, a.level_dbfs, a.restarted) == (b.second, b.level_dbfs, b.restarted)
+
+
+def test_rows_depend_on_the_sound_and_on_what_was_before(tiny_encoder, rng):
+    samples = sound(3, rng)
+    rows = [h.rows for h in hear(Hearing(tiny_encoder), samples)]
+    muted = [h.rows for h in hear(Hearing(tiny_encoder), np.zeros_like(samples))]
+    later = [h.rows for h in hear(Hearing(tiny_encoder), samples[RATE:])]
+    for n in range(3):
+        assert np.abs(rows[n] - muted[n]).max() > 0.01
+    assert np.abs(rows[1] - later[0]).max() > 0.001  # the same second, without a past
+
+
+def test_encoder_reads_the_offline_spectrum(encoder, rng):
+    samples = sound(6.0, rng)
+    hear(Hearing(encoder), samples, 777)
+    # What offline sees beyond the end is the look-ahead's silence.
+    raw = raw_log_mel(np.pad(samples, (0, 400)))
+    assert len(encoder.mels) == 6
+    for n, mel in enumerate(encoder.mels):
+        seen = raw[max(0, 100 * n - 2):100 * n + 101]
+        maximum = raw[:100 * n + 101].max()
+        assert np.abs(mel[-len(seen):] - clamp_and_scale(seen, maximum)).max() < 1e-6
+
+
+def test_isolated_second_reads_its_own_spectrum_without_waiting(encoder, rng):
+    samples = sound(3.0, rng)
+    hearing = Hearing(encoder, isolated=True)
+    assert len(hearing.push(0, samples)) == 3
+    for n, mel in enumerate(encoder.mels):
+        assert np.array_equal(mel, isolated_log_mel(samples[RATE * n:RATE * (n + 1)]))
+
+
+def test_second_is_encoded_200_samples_after_its_end(encoder, rng):
+    hearing = Hearing(encoder)
+    samples = sound(1.1, rng)
+    assert hearing.push(0, samples[:RATE + 199]) == []
+    assert len(hearing.push(None, samples[RATE + 199:RATE + 200])) == 1
+
+
+def test_flush_gives_the_waiting_second_and_the_stream_goes_on_exactly(encoder, rng):
+    samples = sound(3.0, rng)
+    hearing = Hearing(encoder)
+    assert hearing.push(0, samples[:RATE]) == []
+    first, = hearing.flush(close=False)
+    rest = hear(hearing, samples[RATE:], begin_ns=NS)
+    assert [h.second for h in (first, *rest)] == [0, 1, 2]
+    raw = raw_log_mel(np.pad(samples, (0, 400)))
+    expected = clamp_and_scale(raw[98:201], raw[:201].max())
+    # The frames before second 1 are those of the sound that came, not of the silence taken for it.
+    assert np.abs(encoder.mels[1] - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize('isolated, seconds', [(False, 30), (True, 29)])
+def test_encoder_begins_anew_when_it_is_full(encoder, isolated, seconds, rng):
+    heard = hear(Hearing(encoder, isolated), sound(61, rng))
+    assert [h.second for h in heard if h.restarted] == [0, seconds, 2 * seconds]
+    assert len(heard) == 61 and {h.status for h in heard} == {Status.OK}
+
+
+def test_restarted_encoder_is_as_a_new_one(tiny_encoder, rng):
+    samples = sound(2 * tiny_encoder.facts.max_seconds + 1, rng)
+    samples[:RATE] *= 5  # loud at first: its maximum must be forgotten
+    begin = tiny_encoder.facts.max_seconds
+    late = hear(Hearing(tiny_encoder), samples)[begin:begin + 5]
+    new = hear(Hearing(tiny_encoder), samples[RATE * begin:RATE * (begin + 5) + 200])
+    for a, b in zip(late, new):
+        assert np.array_equal(a.rows, b.rows)
+
+
+def test_stream_restarts_after_a_long_gap_or_a_step_back(tiny_encoder, rng):
+    samples = sound(2.5, rng)
+    hearing = Hearing(tiny_encoder)
+    first = hearing.push(0, samples)
+    for begin_s in (10, 1):
+        again = hear(hearing, samples, begin_ns=begin_s * NS)[-3:]
+        assert [h.second - begin_s for h in again] == [0, 1, 2]
+        assert [h.restarted for h in again] == [True, False, False]
+        assert np.array_equal(again[0].rows, first[0].rows)
+        assert np.array_equal(again[1].rows, first[1].rows)
+
+
+def test_short_gap_is_silence_in_the_same_stream(encoder, rng):
+    samples = sound(3, rng)
+    hearing = Hearing(encoder)
+    heard = hearing.push(0, samples[:20000]) + hear(hearing, samples[24800:],
+                                                    begin_ns=24800 * NS // RATE)
+    filled = samples.copy()
+    filled[20000:24800] = 0
+    assert [h.gap_samples for h in heard] == [0, 4800, 0]
+    assert [h.restarted for h in heard] == [True, False, False]
+    for a, b in zip(heard, hear(Hearing(FakeEncoder()), filled)):
+        assert np.array_equal(a.rows, b.rows)
+
+
+@pytest.mark.parametrize('scale, words', [
+    (np.nan, 'intact'), (1e6, 'intact'), (-1e6, 'intact'), (None, 'device is gone')])
+def test_what_cannot_be_used_is_lost_and_the_encoder_begins_anew(encoder, scale, words, rng):
+    hearing = Hearing(encoder)
+    samples = sound(4.1, rng)
+    ok, = hearing.push(0, samples[:17000])
+    encoder.scale = scale
+    lost, = hearing.push(None, samples[17000:33000])
+    encoder.scale = 1.0
+    again, then = hearing.push(None, samples[33000:])[:2]
+    assert (lost.status, lost.rows, lost.second) == (Status.LOST, None, 1)
+    assert words in lost.reason
+    assert [h.status for h in (ok, again, then)] == [Status.OK] * 3
+    assert [h.restarted for h in (ok, lost, again, then)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize('amplitude', [0, 1e-4, 1.0, 1e30])
+def test_any_finite_sound_is_encoded(tiny_encoder, amplitude):
+    square = np.float32(amplitude) * np.sign(np.sin(np.arange(2 * RATE) / 9)).astype('f4')
+    heard = hear(Hearing(tiny_encoder), square)
+    assert [h.status for h in heard] == [Status.OK] * 2
+    level = 20 * math.log10(amplitude) if amplitude else -math.inf
+    assert heard[1].level_dbfs == pytest.approx(level, abs=0.01)
+
+
+def test_not_finite_samples_are_refused_and_change_nothing(encoder, rng):
+    samples = sound(2, rng)
+    hearing = Hearing(encoder)
+    heard = hearing.push(0, samples[:20000])
+    with pytest.raises(InputError, match='NaN'):
+        hearing.push(None, np.full(100, np.inf, np.float32))
+    heard += hearing.push(None, samples[20000:]) + hearing.flush()
+    for a, b in zip(heard, hear(Hearing(FakeEncoder()), samples)):
+        assert np.array_equal(a.rows, b.rows)
+
+
+def test_between_is_called_and_ends_the_push(encoder, rng):
+    calls = []
+    hear(Hearing(encoder, between=lambda: calls.append(1)), sound(3, rng))
+    assert len(calls) == 3
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hear(Hearing(encoder, between=stop), sound(3, rng))
+
+
+def test_timings_and_an_empty_second(encoder, rng):
+    heard, = hear(Hearing(encoder), sound(1, rng))
+    assert heard.preprocess_ms > 0 and heard.encode_ms > 0
+    empty = HeardSecond(7)
+    assert (empty.status, empty.rows, empty.level_dbfs) == (Status.EMPTY, None, -math.inf)
