@@ -47,6 +47,11 @@ def test_tokens_and_patches_of_worked_sizes(size, overview, grid, tile):
     assert plan.source_width * plan.source_height // 196 <= max_patches()
 
 
+def test_smaller_model_has_smaller_pictures():
+    assert plan_tiles(640, 480, side=112) == TilePlan(126, 98)
+    assert plan_tiles(224, 224, max_tiles=4, side=112) == TilePlan(112, 112, 2, 2, 112, 112)
+
+
 def test_halves_round_to_even():
     assert best_resize(14 * 2.5, 14 * 3.5, upscale=False) == (28, 56)
     assert best_resize(1, 3, upscale=False) == (14, 14)

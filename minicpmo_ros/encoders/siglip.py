@@ -22,7 +22,7 @@ from minicpmo_ros.ggml.header import Header, read_header
 from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.ggml.types import GgmlType
 from minicpmo_ros.ggml.weights import Want, Weights, read_floats
-from minicpmo_ros.media.geometry import MAX_ASPECT
+from minicpmo_ros.media import geometry
 
 GRIDS_KEPT = 4    # a camera gives one size of overview and one of tiles
 # What every device can look rows up in.
@@ -37,7 +37,7 @@ class VisionEncoder:
                  max_patches: int, attention: str):
         self.facts, self.max_tiles = facts, max_tiles
         # The most elongated grid of that area has the most rows and columns to place.
-        short = max(1, math.isqrt(max_patches // MAX_ASPECT))
+        short = max(1, math.isqrt(max_patches // geometry.MAX_ASPECT))
         self._largest = Grid(max_tiles, short, -(-max_patches // short))
         graph = VisionGraph(weights, facts, attention)
         self._graphs = GraphCache(backend, graph.describe, [self._largest], max_nodes(facts),
@@ -58,7 +58,7 @@ class VisionEncoder:
         weights = Weights.load(header, backend, _wanted(facts, header),
                                {'queries': _projected_queries(header, facts)}, repack=True)
         if max_patches is None:
-            max_patches = _most_patches(facts)
+            max_patches = geometry.max_patches(side=facts.image_size)
         return cls(facts, weights, backend, max_tiles, max_patches, attention)
 
     @property
@@ -117,8 +117,9 @@ class VisionEncoder:
         if (not 2 <= grid.patches <= largest.patches
                 or grid.rows + grid.columns > largest.rows + largest.columns):
             raise InputError(f'A tile of {width}x{height} has {grid.columns}x{grid.rows} patches; '
-                             f'2 to {largest.patches} with sides of at most 1:{MAX_ASPECT} are '
-                             'allowed. Resize it first.')
+                             f'2 to {largest.patches} with one side at most '
+                             f'{geometry.MAX_ASPECT} times the other are allowed. Resize it '
+                             'first.')
         return grid
 
     def _patches(self, tile: np.ndarray) -> np.ndarray:
@@ -129,11 +130,6 @@ class VisionEncoder:
         pixels = tile * (1 / (255 * std)) - mean / std    # (H, W, 3) float32
         patches = pixels.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
         return patches.reshape(rows * columns, -1)
-
-
-def _most_patches(facts: VisionFacts) -> int:
-    """Return the most patches that the resizing rule gives a tile of allowed aspect."""
-    return 1060
 
 
 def _sines(width: int, grid: Grid) -> tuple:

@@ -66,7 +66,9 @@ class VisionGraph:
         y = self._norm(g, block + 'ln1', x, self.facts.epsilon)
         q, k, v = (g.heads(self._linear(g, f'{block}attn_{name}', y), self.facts.heads,
                            grid.tiles) for name in 'qkv')    # (tiles, heads, patches, head)
-        y = self._attend(g, q, self._keys(g, k), self._keys(g, v))
+        if self.attention == 'flash':    # which is fastest with keys and values in float16
+            k, v = g.cast(k, GgmlType.F16), g.cast(v, GgmlType.F16)
+        y = g.attention(q, k, v, self.attention)
         x = g.add(x, self._linear(g, block + 'attn_out', y))
         y = self._norm(g, block + 'ln2', x, self.facts.epsilon)
         y = g.gelu_tanh(self._linear(g, block + first, y))    # (tiles * patches, ffn)
@@ -78,11 +80,13 @@ class VisionGraph:
         n_heads = width // HEAD_WIDTH
         kv = g.linear(self.weights['resampler.kv.weight'], x)    # (tiles * patches, width)
         kv = self._norm(g, 'resampler.ln_kv', kv, RESAMPLER_EPSILON)
-        k = self._keys(g, g.heads(self._placed_keys(g, kv, grid), n_heads, grid.tiles))
-        g.cut(k)    # the float32 keys are gone before the values come
-        v = self._keys(g, g.heads(self._linear(g, 'resampler.attn.v', kv), n_heads, grid.tiles))
+        k = g.heads(self._placed_keys(g, kv, grid), n_heads, grid.tiles)
+        v = g.heads(self._linear(g, 'resampler.attn.v', kv), n_heads, grid.tiles)
         q = g.repeat(self.weights['queries'], (grid.tiles * self.facts.queries, width))
-        y = self._attend(g, g.heads(q, n_heads, grid.tiles), k, v)
+        q = g.heads(q, n_heads, grid.tiles)    # (tiles, heads, queries, 128)
+        if self.attention == 'flash' and not g.backend.is_cpu:    # a CPU is exact at no cost
+            k, v = g.cast(k, GgmlType.F16), g.cast(v, GgmlType.F16)
+        y = g.attention(q, k, v, self.attention)
         y = self._linear(g, 'resampler.attn.out', y)    # (tiles * queries, width)
         y = self._norm(g, 'resampler.ln_post', y, RESAMPLER_EPSILON)
         return g.linear(self.weights['resampler.proj.weight'], y)
@@ -100,13 +104,6 @@ class VisionGraph:
         k = g.reshape(k, (grid.tiles, grid.rows, grid.columns, width))
         k = g.add(g.add(k, of_column), g.reshape(of_row, (grid.rows, 1, width)))
         return g.reshape(k, (grid.tiles * grid.patches, width))
-
-    def _attend(self, g: Builder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return g.attention(q, k, v, self.attention)
-
-    def _keys(self, g: Builder, x: Tensor) -> Tensor:
-        """Keys or values as flash attention reads them best."""
-        return g.cast(x, GgmlType.F16) if self.attention == 'flash' else x
 
     def _linear(self, g: Builder, name: str, x: Tensor) -> Tensor:
         return g.linear(self.weights[f'{name}.weight'], x, self.weights[f'{name}.bias'])

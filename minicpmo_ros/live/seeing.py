@@ -106,7 +106,8 @@ class Seeing:
         started_s = perf_counter()
         try:
             picture = _checked(make_picture())
-            plan = plan_tiles(picture.shape[1], picture.shape[0], self._max_tiles)
+            plan = plan_tiles(picture.shape[1], picture.shape[0], self._max_tiles,
+                              self._encoder.image_size)
         except Exception as error:    # whatever a decoder raises on damaged data
             reason = str(error) or type(error).__name__
             return SeenSecond(second, Status.LOST, reason, picture_stamp_ns=stamp_ns,

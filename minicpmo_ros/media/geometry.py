@@ -15,7 +15,7 @@ from PIL import Image
 
 from minicpmo_ros.errors import InputError
 
-SIDE = 448  # an overview or a tile has about this side squared, pixels
+SIDE = 448  # an overview or a tile has about this side squared, pixels (its image_size)
 PATCH = 14
 MIN_SIDE, MAX_SIDE = 2, 8192  # allowed pictures
 MAX_ASPECT = 20  # beyond this stock llama.cpp overruns a stack
@@ -48,18 +48,18 @@ def check_size(width: int, height: int) -> None:
                          f'{MAX_ASPECT} times the other. Crop it first.')
 
 
-def best_resize(width: float, height: float, upscale: bool) -> tuple:
-    """Give (width, height), multiples of 14, of about 448 x 448 pixels in the same aspect."""
-    if width * height > SIDE * SIDE or upscale:
+def best_resize(width: float, height: float, upscale: bool, side: int = SIDE) -> tuple:
+    """Give (width, height), multiples of 14, of about side x side pixels in the same aspect."""
+    if width * height > side * side or upscale:
         ratio = width / height
-        height = int(SIDE / math.sqrt(ratio))
+        height = int(side / math.sqrt(ratio))
         width = int(height * ratio)
     return _nearest_multiple(width, PATCH), _nearest_multiple(height, PATCH)
 
 
-def choose_grid(width: int, height: int, max_tiles: int):
+def choose_grid(width: int, height: int, max_tiles: int, side: int = SIDE):
     """Give (columns, rows), as many tiles as the area asks for, +-1, up to max_tiles; or None."""
-    multiple = min(math.ceil(width * height / (SIDE * SIDE)), max_tiles)
+    multiple = min(math.ceil(width * height / (side * side)), max_tiles)
     if multiple <= 1:
         return None
     grids = [(columns, count // columns)
@@ -69,19 +69,20 @@ def choose_grid(width: int, height: int, max_tiles: int):
     return min(grids, key=lambda grid: abs(aspect - math.log(grid[0] / grid[1])))
 
 
-def plan_tiles(width: int, height: int, max_tiles: int = 1) -> TilePlan:
+def plan_tiles(width: int, height: int, max_tiles: int = 1, side: int = SIDE) -> TilePlan:
     """Plan a picture of width x height pixels; max_tiles 1 (streaming) means no grid.
 
-    Raises InputError for a picture that `check_size` refuses.
+    side: image_size of the model, pixels. Raises InputError for a picture that `check_size`
+    refuses.
     """
     check_size(width, height)
-    grid = choose_grid(width, height, max_tiles)
+    grid = choose_grid(width, height, max_tiles, side)
     if grid is None:
-        return TilePlan(*best_resize(width, height, upscale=True))
+        return TilePlan(*best_resize(width, height, True, side))
     columns, rows = grid
     tile = best_resize(_nearest_multiple(width, columns) / columns,
-                       _nearest_multiple(height, rows) / rows, upscale=True)
-    return TilePlan(*best_resize(width, height, upscale=False), columns, rows, *tile)
+                       _nearest_multiple(height, rows) / rows, True, side)
+    return TilePlan(*best_resize(width, height, False, side), columns, rows, *tile)
 
 
 def slice_picture(picture: np.ndarray, plan: TilePlan) -> list:
@@ -100,13 +101,13 @@ def slice_picture(picture: np.ndarray, plan: TilePlan) -> list:
     return pictures
 
 
-def max_patches(max_aspect: float = MAX_ASPECT) -> int:
+def max_patches(max_aspect: float = MAX_ASPECT, side: int = SIDE) -> int:
     """Give the most patches that the overview or a tile of any allowed picture can have.
 
-    Of pictures h pixels high after scaling, the widest is int(448 * 448 / h) wide.
+    Of pictures h pixels high after scaling, the widest is int(side * side / h) wide.
     """
-    lowest, highest = int(SIDE / math.sqrt(max_aspect)), int(SIDE * math.sqrt(max_aspect))
-    return max(_nearest_multiple(height, PATCH) * _nearest_multiple(SIDE * SIDE // height, PATCH)
+    lowest, highest = int(side / math.sqrt(max_aspect)), int(side * math.sqrt(max_aspect))
+    return max(_nearest_multiple(height, PATCH) * _nearest_multiple(side * side // height, PATCH)
                for height in range(lowest, highest + 1)) // (PATCH * PATCH)
 
 
