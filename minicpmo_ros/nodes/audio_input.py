@@ -7,6 +7,7 @@
 publisher is there, and the type is asked of the graph. `AudioData` and `AudioDataStamped` say
 nothing of their format: it comes from `AudioInfo` on `audio_info`, or from the parameters.
 """
+
 import time
 from dataclasses import dataclass
 

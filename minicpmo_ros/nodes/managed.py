@@ -13,6 +13,7 @@ once:
     on_stop()            unsubscribe
     on_release()         stop workers, free the model
 """
+
 import threading
 import traceback
 from collections import deque
@@ -23,9 +24,7 @@ from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from minicpmo_ros.errors import Error
 from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
 
-AUTOSTART = Parameter(
-    'autostart', True, 'Configure and activate the node by itself once it spins'
-)
+AUTOSTART = Parameter('autostart', True, 'Configure and activate the node by itself once it spins')
 LATCHED = QoSProfile(
     depth=1,
     reliability=QoSReliabilityPolicy.RELIABLE,
@@ -38,8 +37,9 @@ class ManagedNode(LifecycleNode):
 
     PARAMETERS: tuple[Parameter, ...] = ()
 
-    def __init__(self, name: str):
-        super().__init__(name)
+    def __init__(self, name: str, remappings: dict | None = None):
+        remaps = [part for rule in (remappings or {}).items() for part in ('-r', ':='.join(rule))]
+        super().__init__(name, cli_args=['--ros-args', *remaps] if remaps else None)
         self._configured = False
         self.table = ParameterTable(self, (AUTOSTART, *self.PARAMETERS), lambda: self._configured)
         self._posted = deque()

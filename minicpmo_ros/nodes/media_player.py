@@ -8,6 +8,7 @@ and `audio_info` (latched), stamped in the node's time from the moment playing b
 reads ahead and encodes; a timer publishes what is due. A picture falls due at its stamp, a
 piece of sound at its end, as a microphone gives it.
 """
+
 import io
 import queue
 import threading

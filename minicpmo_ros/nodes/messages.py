@@ -6,6 +6,7 @@
 Embeddings travel as float16 little-endian bytes; a message is checked whole before its rows
 are believed.
 """
+
 import numpy as np
 from builtin_interfaces.msg import Time
 

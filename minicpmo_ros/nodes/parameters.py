@@ -8,6 +8,7 @@ gives their values as one frozen object, and refuses wrong values with a reason:
 range or not among the choices always, and any change while the node is configured unless the
 row says `live` (everything else is read when the node is configured).
 """
+
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -91,9 +92,7 @@ class ParameterTable:
     def values(self) -> SimpleNamespace:
         """Give all values; 'a.b' becomes the attribute a_b."""
         return SimpleNamespace(
-            **{
-                name.replace('.', '_'): self._node.get_parameter(name).value for name in self._rows
-            }
+            **{name.replace('.', '_'): self._node.get_parameter(name).value for name in self._rows}
         )
 
     def _declare(self, row: Parameter) -> None:

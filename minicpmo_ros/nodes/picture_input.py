@@ -6,6 +6,7 @@
 A picture is handed on undecoded, as its stamp and a callable: of each second only one picture
 is ever decoded.
 """
+
 from functools import partial
 
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy

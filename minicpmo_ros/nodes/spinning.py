@@ -6,6 +6,7 @@
 SIGINT and SIGTERM end the process within two seconds with exit code 0, whatever a worker is
 doing; a wrong parameter at start ends it with a sentence and exit code 1.
 """
+
 import os
 import signal
 import sys

@@ -1,0 +1,312 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Node `llm`: embeddings of sound and pictures in, answers out.
+
+All computation is the engine's thread's. Callbacks hand over; what the engine gives comes back
+through `post` in the order it was given.
+"""
+
+import time
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.qos import QoSProfile
+from std_srvs.srv import Trigger
+
+from minicpmo_ros.errors import EngineError, Error, InputError, ModelFileError
+from minicpmo_ros.language.context import KV_TYPES, ContextOptions
+from minicpmo_ros.language.model import ModelOptions
+from minicpmo_ros.language.prompt import LAYOUTS
+from minicpmo_ros.language.sampling import SamplingOptions
+from minicpmo_ros.live.arbiter import DeviceArbiter
+from minicpmo_ros.live.engine import Engine, EngineOptions
+from minicpmo_ros.live.engine_status import EngineStatus
+from minicpmo_ros.live.session import Session, SessionOptions
+from minicpmo_ros.msg import Answer, AnswerDelta, AudioEmbedding, ImageEmbedding, Status
+from minicpmo_ros.nodes.asking import Asker, AskingAction, AskingService
+from minicpmo_ros.nodes.loading import MODEL_PARAMETERS, model_path, open_model, thread_count
+from minicpmo_ros.nodes.managed import LATCHED, ManagedNode
+from minicpmo_ros.nodes.memory import MemoryWatch
+from minicpmo_ros.nodes.messages import NS, take_rows, to_time
+from minicpmo_ros.nodes.parameters import Parameter
+from minicpmo_ros.nodes.spinning import run
+
+EMBEDDING_QOS = QoSProfile(depth=32)
+DELTA_QOS = QoSProfile(depth=256)
+LOOK_PERIOD_S, STATUS_PERIOD_S = 0.1, 1.0
+STATES = {
+    'unloaded': Status.UNLOADED,
+    'loading': Status.LOADING,
+    'ready': Status.READY,
+    'failed': Status.FAILED,
+}
+PARAMETERS = (
+    *MODEL_PARAMETERS,
+    Parameter('prompt', 'en', 'Language of the system prompt', choices=('en', 'zh')),
+    Parameter('system_text', '', 'Instead of the system prompt of the model; empty: its own'),
+    Parameter('gpu_layers', -1, 'Layers of the language model on the GPU; -1: all, where there '
+              'is one', '', -1, 1000),
+    Parameter('use_mmap', True, 'Map the weights from the file: loads at once, and memory can be '
+              'taken back. False reads them'),
+    Parameter('repack', False, 'Reorder weights for the CPU: q4_0 reads faster, q4_K slower; '
+              'with use_mmap they are then held twice'),
+    Parameter('n_ctx', 4096, 'Context: 94 positions hold one second of picture and sound',
+              'positions', 256, 1_048_576),
+    Parameter('n_ubatch', 128, 'Positions read at once; more take more memory', 'positions',
+              16, 4096),
+    Parameter('kv_type', 'f16', 'Of keys and values; q8_0 takes half the memory',
+              choices=tuple(KV_TYPES)),
+    Parameter('unit_deadline', 2.0, 'How long the picture of a second waits for its sound, and '
+              'the other way round', 'seconds', 0.0, 60.0),
+    Parameter('max_backlog', 8, 'Seconds that may wait to be read; the oldest is dropped', '',
+              1, 1000),
+    Parameter('max_waiting', 16, 'Questions that may wait; more are refused', '', 1, 1000),
+    Parameter('max_question_tokens', 384, 'Length of a question', 'tokens', 1, 100_000),
+    Parameter('max_tokens', 256, 'Length of an answer', 'tokens', 1, 100_000),
+    Parameter('temperature', 0.0, 'Freedom of an answer; 0: greedy, always the same', '', 0.0, 10.0),
+    Parameter('top_k', 100, 'Only the likeliest tokens; 0: all', 'tokens', 0, 1_000_000),
+    Parameter('top_p', 0.8, 'Only the likeliest tokens that hold this share', '', 0.0, 1.0),
+    Parameter('repeat_penalty', 1.05, 'Against repetition; 1: none', '', 0.1, 10.0),
+    Parameter('seed', 0, 'Of the dice, where the temperature is not 0', '', 0, 2**31 - 1),
+)  # fmt: skip
+
+
+def make_loader(options, checked):
+    """Give what the engine calls in its thread to load the session."""
+
+    def load(on_progress, abort) -> Session:
+        model = checked.result()
+        layout = LAYOUTS.get(f'{model.family}/{options.prompt}')
+        if layout is None:
+            raise InputError(
+                f'there is no prompt {options.prompt!r} for {model.family}; '
+                f'known are {", ".join(LAYOUTS)}'
+            )
+        gpu_layers = 0 if options.device == 'cpu' else options.gpu_layers
+        return Session.load(
+            model.llm_path,
+            layout,
+            ModelOptions(gpu_layers, options.use_mmap, options.repack),
+            ContextOptions(
+                n_ctx=options.n_ctx,
+                n_batch=options.n_ubatch,
+                kv_type=options.kv_type,
+                threads=thread_count(options.threads),
+                offload_kv=options.device != 'cpu',
+            ),
+            session_options(options),
+            on_progress,
+            abort,
+        )
+
+    return load
+
+
+def session_options(options) -> SessionOptions:
+    """Give what the parameters say about questions and answers."""
+    sampling = SamplingOptions(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        repeat_penalty=options.repeat_penalty,
+        seed=options.seed,
+    )
+    return SessionOptions(
+        max_tokens=options.max_tokens,
+        max_question_tokens=options.max_question_tokens,
+        system_text=options.system_text or None,
+        sampling=sampling,
+    )
+
+
+class LlmNode(ManagedNode):
+    """See the module."""
+
+    PARAMETERS = PARAMETERS
+
+    def __init__(self, arbiter: DeviceArbiter | None = None, **kwargs):
+        super().__init__('llm', **kwargs)
+        self._arbiter = arbiter or DeviceArbiter()
+        self.engine = self._model = None
+        self._failure = None  # of configuring: an Error
+        self._refused, self._told_s = 0, -60.0
+        self._inputs = []
+        self._memory = MemoryWatch()
+        self.answers = self.create_publisher(Answer, '~/answer', 10)
+        self.deltas = self.create_publisher(AnswerDelta, '~/answer_delta', DELTA_QOS)
+        self._statuses = self.create_publisher(Status, '~/status', LATCHED)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._last_look, self._published_s = None, 0.0
+        asker = Asker(self)
+        AskingService(self, asker)
+        self._action = AskingAction(self, asker)
+        self.create_service(Trigger, '~/reset', self._on_reset)
+        self.create_timer(LOOK_PERIOD_S, self._look)
+
+    # The lifecycle.
+    def on_setup(self, options) -> None:
+        """Check the files, then load in the engine's thread."""
+        self._failure = self._model = None
+        checked = open_model(model_path(options.model_dir))
+        self.engine = Engine(
+            make_loader(options, checked),
+            EngineOptions(
+                unit_deadline_s=options.unit_deadline,
+                max_backlog=options.max_backlog,
+                max_waiting=options.max_waiting,
+            ),
+            self._arbiter,
+            on_state=lambda status: self.post(lambda: self._on_engine_state(status)),
+        )
+        self._checked = checked
+        self.engine.start()
+
+    def on_start(self) -> None:
+        """Take embeddings."""
+        self._inputs = [
+            self.create_subscription(
+                AudioEmbedding, 'audio_embedding', self._on_sound, EMBEDDING_QOS
+            ),
+            self.create_subscription(
+                ImageEmbedding, 'image_embedding', self._on_picture, EMBEDDING_QOS
+            ),
+        ]
+
+    def on_stop(self) -> None:
+        """Take no more embeddings."""
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        self._inputs = []
+
+    def on_release(self) -> None:
+        """End the engine: what is being answered ends as cancelled."""
+        if self.engine is not None:
+            if not self.engine.close(timeout_s=1.5):
+                self.get_logger().error('the engine did not end in time; it is left behind')
+            self.engine = None
+
+    def on_refused(self, error: Error) -> None:
+        """Keep why, for whoever asks and for ~/status."""
+        self._failure = error
+        self._look()
+
+    def destroy_node(self):
+        """End the engine and the memory watch, then destroy."""
+        self._action.destroy()
+        self._memory.close()
+        super().destroy_node()
+
+    def why_no_engine(self) -> str:
+        """Tell somebody who asks why there is nobody to answer."""
+        if self._failure is not None:
+            return f'There is no model: {self._failure}'
+        return 'No model is loaded. Configure the node first.'
+
+    def _on_engine_state(self, status: EngineStatus) -> None:
+        if status.state == 'ready':
+            self._model = self._checked.result()
+            self.get_logger().info(f'ready: {self._model.space}')
+        elif status.state == 'failed' and self.engine is not None:
+            self.fail(EngineError(f'{status.reason}. {status.remedy}'))
+        self._look()
+
+    # Input.
+    def _on_sound(self, message: AudioEmbedding) -> None:
+        rows = self._rows(message)
+        if rows is not False:
+            self.engine.put_sound(message.second, rows)
+
+    def _on_picture(self, message: ImageEmbedding) -> None:
+        rows = self._rows(message)
+        if rows is not False:
+            self.engine.put_picture(message.second, rows, (message.tiles_wide, message.tiles_high))
+
+    def _rows(self, message):
+        """Give the message's rows, None where it has none, or False where it is refused."""
+        if self.engine is None or self._model is None:
+            return False  # still loading: what is seen and heard now is past when it is ready
+        try:
+            return take_rows(message, self._model.space, self._model.width)
+        except InputError as error:
+            self._refused += 1
+            if time.monotonic() - self._told_s > 10.0:
+                self._told_s = time.monotonic()
+                self.get_logger().warning(str(error))
+            return False
+
+    def _on_reset(self, _, response):
+        response.success = self.engine is not None
+        if response.success:
+            self.engine.reset()
+        else:
+            response.message = self.why_no_engine()
+        return response
+
+    # Output about itself.
+    def _look(self) -> None:
+        """Publish the status when it has changed, and once a second."""
+        status = self.engine.status() if self.engine is not None else EngineStatus()
+        now_s = time.monotonic()
+        look = (status, self._refused, self._failure)
+        if look != self._last_look or now_s - self._published_s >= STATUS_PERIOD_S:
+            self._last_look, self._published_s = look, now_s
+            message = self._status_message(status)
+            self._statuses.publish(message)
+            self._diagnostics.publish(self._diagnostic_message(message))
+
+    def _status_message(self, status: EngineStatus) -> Status:
+        message = Status(state=STATES[status.state], progress=status.progress)
+        message.header.stamp = self.get_clock().now().to_msg()
+        message.reason, message.remedy = status.reason, status.remedy
+        if self._failure is not None:
+            message.state = Status.FAILED
+            failure = self._failure
+            if isinstance(failure, ModelFileError):
+                message.reason = f'{failure.path}: {failure.problem}'
+                message.remedy = failure.remedy
+            else:
+                message.reason = str(failure)
+        message.model = self._model.space if self._model is not None else ''
+        message.window_start = to_time(status.window_start_s * NS)
+        message.window_end = to_time(status.window_end_s * NS)
+        for name in ('units', 'positions', 'context_size', 'waiting', 'answering', 'units_read',
+                     'units_dropped', 'late', 'evicted', 'prefill_ms'):  # fmt: skip
+            setattr(message, name, getattr(status, name))
+        message.refused = self._refused + status.units_refused
+        message.memory_mib = self._memory.mib
+        return message
+
+    def _diagnostic_message(self, status: Status) -> DiagnosticArray:
+        levels = {Status.READY: DiagnosticStatus.OK, Status.FAILED: DiagnosticStatus.ERROR}
+        labels = {number: label for label, number in STATES.items()}
+        values = {
+            'model': status.model,
+            'units in the window': status.units,
+            'positions': f'{status.positions} of {status.context_size}',
+            'units read': status.units_read,
+            'units dropped': status.units_dropped,
+            'late': status.late,
+            'refused': status.refused,
+            'questions waiting': status.waiting,
+            'prefill of the newest unit [ms]': f'{status.prefill_ms:.1f}',
+            'memory [MiB]': f'{status.memory_mib:.0f}',
+        }
+        entry = DiagnosticStatus(
+            level=levels.get(status.state, DiagnosticStatus.WARN),
+            name=f'{self.get_fully_qualified_name()[1:]}: engine',
+            message=status.reason or labels[status.state],
+            hardware_id='',
+            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        )
+        array = DiagnosticArray(status=[entry])
+        array.header.stamp = status.header.stamp
+        return array
+
+
+def main(args=None) -> int:
+    """Run the node."""
+    return run(lambda: [LlmNode()], args)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,38 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What this process occupies, read beside the executor: the kernel walks all pages for it."""
+
+import threading
+
+PERIOD_S = 5.0
+
+
+def pss_mib() -> float:
+    """Give the proportional set size of this process, MiB (Linux, /proc/self/smaps_rollup)."""
+    with open('/proc/self/smaps_rollup') as file:
+        for line in file:
+            if line.startswith('Pss:'):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+class MemoryWatch:
+    """Keeps `mib` up to date in a thread of its own."""
+
+    def __init__(self):
+        self.mib = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name='memory', daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join(timeout=1.0)
+
+    def _watch(self) -> None:
+        while True:
+            self.mib = pss_mib()
+            if self._stop.wait(PERIOD_S):
+                return

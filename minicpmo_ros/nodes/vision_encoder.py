@@ -1,0 +1,110 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Node `vision_encoder`: the camera in, one ImageEmbedding a second out.
+
+Of each second the newest picture is encoded; the others are not even decoded.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from minicpmo_ros.encoders.siglip import VisionEncoder
+from minicpmo_ros.ggml.runtime import Backend
+from minicpmo_ros.live.pacing import NS, StreamClock
+from minicpmo_ros.live.seeing import Seeing
+from minicpmo_ros.msg import ImageEmbedding
+from minicpmo_ros.nodes.encoder_node import EncoderNode
+from minicpmo_ros.nodes.loading import MODEL_PARAMETERS, thread_count
+from minicpmo_ros.nodes.messages import put_rows, to_time
+from minicpmo_ros.nodes.parameters import Parameter
+from minicpmo_ros.nodes.picture_input import PARAMETERS as INPUT_PARAMETERS
+from minicpmo_ros.nodes.picture_input import PictureInput
+from minicpmo_ros.nodes.spinning import run
+
+# Seconds whose newest picture may wait while another is encoded.
+INBOX_SECONDS = 4
+
+
+@dataclass
+class Eye:
+    """What the worker works with."""
+
+    seeing: Seeing
+    space: str
+    clock: StreamClock = field(default_factory=StreamClock)
+
+
+class VisionNode(EncoderNode):
+    """See the module."""
+
+    INBOX_CAPACITY = INBOX_SECONDS
+    PARAMETERS = (
+        *MODEL_PARAMETERS,
+        *INPUT_PARAMETERS,
+        Parameter('vision.max_tiles', 1, 'Pictures a frame is cut into at most, beside the '
+                  'overview; 1: overview only. Each costs 64 positions of the context',
+                  '', 1, 9),
+        Parameter('vision.unchanged_threshold', 1.0, 'A picture whose grey thumbnail differs '
+                  'less from the last encoded one reuses its embedding; 0: never',
+                  'grey levels of 255', 0, 255),
+    )  # fmt: skip
+
+    def __init__(self, arbiter=None):
+        super().__init__('vision_encoder', ImageEmbedding, arbiter)
+
+    def load(self, options, model, between) -> Eye:
+        """Load the encoder."""
+        backend = Backend(options.device, threads=thread_count(options.threads))
+        encoder = VisionEncoder.load(
+            model.vision_path, backend, max_tiles=options.vision_max_tiles
+        )
+        seeing = Seeing(
+            encoder, options.vision_max_tiles, options.vision_unchanged_threshold, between
+        )
+        return Eye(seeing, model.space)
+
+    def open_input(self, options):
+        """Subscribe to the camera."""
+        return PictureInput(self, options, self._on_picture)
+
+    def _on_picture(self, stamp_ns: int, make_picture) -> None:
+        self.inbox.put((stamp_ns, make_picture), key=stamp_ns // NS)
+
+    # The worker.
+    def encode(self, eye: Eye, item) -> None:
+        """Take one picture; publish the seconds that are over with it."""
+        stamp_ns, make_picture = item
+        eye.clock.arrive(stamp_ns, time.monotonic())
+        self._publish_seen(eye, eye.seeing.advance(stamp_ns))
+        eye.seeing.offer(stamp_ns, make_picture)
+
+    def tick(self, eye: Eye, now_s: float) -> None:
+        """Close the seconds that are over although no later picture has come."""
+        last = eye.clock.last_over(now_s)
+        if last is not None:
+            self._publish_seen(eye, eye.seeing.close(last))
+
+    def _publish_seen(self, eye: Eye, seconds: list) -> None:
+        for seen in seconds:
+            if seen.reason:
+                self.tell('picture', seen.reason)
+            message = ImageEmbedding(model=eye.space, second=seen.second, status=int(seen.status))
+            message.header.stamp = to_time(seen.second * NS)
+            message.picture_stamp = to_time(seen.picture_stamp_ns)
+            message.reused = seen.reused
+            message.source_width, message.source_height = seen.source_width, seen.source_height
+            message.tiles_wide, message.tiles_high = seen.tiles_wide, seen.tiles_high
+            message.preprocess_ms, message.encode_ms = seen.preprocess_ms, seen.encode_ms
+            if seen.rows is not None:
+                put_rows(message, seen.rows)
+            self.publish(message)
+
+
+def main(args=None) -> int:
+    """Run the node."""
+    return run(lambda: [VisionNode()], args)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

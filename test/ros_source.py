@@ -1,0 +1,85 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A camera and a microphone for tests: seconds of a scene, published with exact stamps."""
+
+import io
+
+import numpy as np
+from audio_common_msgs.msg import AudioDataStamped, AudioInfo
+from builtin_interfaces.msg import Time
+from PIL import Image
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CompressedImage
+
+from minicpmo_ros.nodes.managed import LATCHED
+
+RATE_HZ = 16_000
+CHUNKS = 4  # pieces of sound a second
+DEEP = QoSProfile(depth=50)
+
+
+def jpeg(picture) -> bytes:
+    """Encode (H, W, 3) uint8."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, 'JPEG', quality=90)
+    return file.getvalue()
+
+
+def picture_of(second: int):
+    """Give (120, 160, 3) uint8 that differs from second to second."""
+    rng = np.random.default_rng(second)
+    picture = np.full((120, 160, 3), rng.integers(0, 255, 3), np.uint8)
+    top, left = rng.integers(0, 60), rng.integers(0, 100)
+    picture[top : top + 50, left : left + 50] = rng.integers(0, 255, 3)
+    return picture
+
+
+def sound_of(second: int):
+    """Give (16000,) float32: a tone whose pitch differs from second to second."""
+    t = np.arange(RATE_HZ) / RATE_HZ
+    return (0.3 * np.sin(2 * np.pi * (220 + 37 * (second % 20)) * t)).astype(np.float32)
+
+
+def time_of(stamp_ns: int) -> Time:
+    return Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+
+
+class Source:
+    """Publishes in the namespace of the test's graph."""
+
+    def __init__(self, graph):
+        self._graph = graph
+        self._pictures = graph.create_publisher(CompressedImage, 'image/compressed', DEEP)
+        self._sound = graph.create_publisher(AudioDataStamped, 'audio', DEEP)
+        info = graph.create_publisher(AudioInfo, 'audio_info', LATCHED)
+        info.publish(
+            AudioInfo(
+                channels=1, sample_rate=RATE_HZ, sample_format='S16LE', coding_format='wave'
+            )
+        )
+
+    def wait_heard(self) -> None:
+        """Wait until both topics are subscribed to."""
+        for publisher in (self._pictures, self._sound):
+            self._graph.spin_until(publisher.get_subscription_count, 'a subscriber')
+
+    def picture(self, stamp_ns: int, data: bytes) -> None:
+        """Publish a compressed picture."""
+        message = CompressedImage(format='jpeg')
+        message.header.stamp = time_of(stamp_ns)
+        message.data.frombytes(data)
+        self._pictures.publish(message)
+
+    def sound(self, stamp_ns: int, samples) -> None:
+        """Publish samples (n,) float32 as 16-bit PCM."""
+        message = AudioDataStamped()
+        message.header.stamp = time_of(stamp_ns)
+        message.audio.data.frombytes((samples * 32767).astype('<i2').tobytes())
+        self._sound.publish(message)
+
+    def second(self, second: int) -> None:
+        """Publish a picture in the middle of a second and the sound of all of it."""
+        self.picture(second * 10**9 + 500_000_000, jpeg(picture_of(second)))
+        for i, part in enumerate(np.split(sound_of(second), CHUNKS)):
+            self.sound(second * 10**9 + i * 10**9 // CHUNKS, part)
