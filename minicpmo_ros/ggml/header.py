@@ -223,7 +223,7 @@ class _Reader:
             for _ in range(count):
                 keep(position)
                 position += 8 + unpack(data, position)[0]
-        except (struct.error, IndexError):  # beyond the file, or beyond any file
+        except (struct.error, IndexError, OverflowError):  # beyond the file, or beyond any file
             position = self.size_bytes + 1
         self.claim(position - start, key)
         keep(position)

@@ -10,6 +10,7 @@ come without leading dimensions of one.
 """
 import contextlib
 import ctypes
+import struct
 import threading
 import weakref
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from minicpmo_ros.ggml.signatures import InitParams, TensorStruct
 _CPU, _GPU, _INTEGRATED_GPU = 0, 1, 2
 _USAGE_WEIGHTS = 1
 MAX_THREADS = 512  # of ggml
+_TENSOR_START = struct.Struct('@iP8q')  # type, buffer, sides, strides of struct ggml_tensor
+_TYPES = {int(ggml_type): ggml_type for ggml_type in GgmlType}
 
 _DTYPES = {GgmlType.F32: np.dtype('f4'), GgmlType.F16: np.dtype('f2'),
            GgmlType.BF16: np.dtype('u2'), GgmlType.I32: np.dtype('i4'),
@@ -177,15 +180,15 @@ class Tensor:
     __slots__ = ('handle', 'owner', 'shape', 'strides', 'type')
 
     def __init__(self, handle: int, owner):
-        fields = TensorStruct.from_address(handle)
+        # Graphs have a thousand nodes: this is three times as fast as the struct's fields.
+        number, _, *fields = _TENSOR_START.unpack(ctypes.string_at(handle, _TENSOR_START.size))
         rank = 4
-        sides = tuple(fields.ne)
-        while rank > 1 and sides[rank - 1] == 1:
+        while rank > 1 and fields[rank - 1] == 1:
             rank -= 1
         self.handle, self.owner = handle, owner  # the owner keeps the handle valid
-        self.type = GgmlType(fields.type)
-        self.shape = sides[rank - 1::-1] if rank < 4 else sides[::-1]
-        self.strides = tuple(fields.nb)[::-1][4 - rank:]  # bytes
+        self.type = _TYPES[number]
+        self.shape = tuple(fields[:rank][::-1])
+        self.strides = tuple(fields[4:4 + rank][::-1])  # bytes
 
     @property
     def is_contiguous(self) -> bool:
