@@ -169,6 +169,40 @@ def test_copies_and_reordered_chunks_are_left_out(length):
         assert abs(whole[-length - 1] - samples[-length - 1]) <= length
 
 
+def test_longer_copy_gives_what_is_new_in_it():
+    seconds = feed(SecondSplitter(), [(0, ramp(1)), (0, ramp(2))])
+    assert np.array_equal(np.concatenate([s.samples for s in seconds]), ramp(2))
+
+
+def test_drift_that_outlasts_a_chunk_is_corrected_once():
+    # 3000 samples too many, found 100 samples before the end of a chunk.
+    stamps = [100] + [100 + 16000 * i - 3000 for i in range(1, 6)]
+    chunks = [(-(-stamp * NS // RATE), ramp(1)) for stamp in stamps]
+    seconds = feed(SecondSplitter(), chunks)
+    assert counts(seconds, 'drift_samples') == [0, 0, -3000, 0, 0, 0]
+
+
+def test_drift_before_a_gap_ends_with_the_gap():
+    late = [0, 1000, 1000, 1000, 1000, 1000, 6000, 6000, 6000]
+    chunks = [((1600 * i + late[i]) * NS // RATE + 1, ramp(0.1)) for i in range(9)]
+    seconds = feed(SecondSplitter(), chunks)
+    assert counts(seconds, 'gap_samples') == [6000, 0]
+    assert counts(seconds, 'drift_samples') == [0, 0]
+
+
+def test_drift_ends_with_the_sound():
+    splitter = SecondSplitter()
+    feed(splitter, [(ns(0.00625), ramp(1)), (ns(0.82), ramp(1))])
+    again, = feed(splitter, [(ns(3), ramp(1))])[-1:]
+    assert np.array_equal(again.samples, ramp(1)) and again.drift_samples == 0
+
+
+def test_counts_do_not_outlive_their_stream():
+    splitter = SecondSplitter()
+    feed(splitter, [(0, ramp(1)), (0, ramp(1)), (ns(10), ramp(1))])
+    assert counts(feed(splitter, [(ns(1), ramp(1))]), 'overlap_samples') == [0]
+
+
 def test_overlapping_windows_are_cut():
     samples = ramp(6)
     windows = [(i * NS // RATE, samples[i:i + 16000]) for i in range(0, 80001, 8000)]

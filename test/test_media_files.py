@@ -32,7 +32,7 @@ def write(path, first_pts=0, rotation=0, codec='libx264', sound='aac', channels=
             container.mux(video.encode(None))
         if audio:
             kind = 's16' if sound == 'pcm_s16le' else 'fltp'
-            chunks = sound_chunks(first_pts * RATE // 10, kind, layout, channels)
+            chunks = sound_chunks(int(first_pts * RATE / 10), kind, layout, channels)
             container.mux([p for c in chunks for p in audio.encode(c)])
             container.mux(audio.encode(None))
     return path
@@ -85,6 +85,16 @@ def test_stamps_are_those_of_presentation(tmp_path, name, codec, sound, first_pt
     brightness = [picture[-8:, -8:].mean() for _, picture in shown]
     assert np.abs(np.array(brightness) - 10 * np.arange(20) - 20).max() < 6  # in order
     assert click_s(path) * 1000 - shift_ms == pytest.approx(1000, abs=3)
+
+
+def test_sound_before_the_start_is_left_out(tmp_path):
+    path = write(tmp_path / 'a.ogg', first_pts=-5.1, codec=None, sound='libopus')
+    _, chunks = read_audio(path)
+    stamps_ns, chunks = zip(*chunks)
+    assert stamps_ns[0] == 0
+    assert stamps_ns[1] == len(chunks[0]) * 10 ** 9 // RATE
+    assert sum(map(len, chunks)) == pytest.approx(1.49 * RATE, abs=1000)
+    assert click_s(path) == pytest.approx(0.49, abs=0.003)
 
 
 @pytest.mark.parametrize('channels', [1, 2, 6])

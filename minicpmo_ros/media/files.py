@@ -72,10 +72,9 @@ def _pictures(container, stream, path):
         check_size(frame.width, frame.height)
         at_s = _time_s(container, frame, next_s)
         next_s = at_s + interval_s
-        if at_s >= 0:  # earlier ones are only there to decode those that are shown
-            picture = frame.to_ndarray(format='rgb24')
-            upright = np.rot90(picture, round(frame.rotation / 90))
-            yield _ns(at_s), np.ascontiguousarray(upright)
+        picture = frame.to_ndarray(format='rgb24')
+        upright = np.rot90(picture, round(frame.rotation / 90))
+        yield _ns(at_s), np.ascontiguousarray(upright)
 
 
 def _chunks(container, stream, path):
@@ -87,7 +86,7 @@ def _chunks(container, stream, path):
         samples = mix_to_mono(scale_to_float(values.T))  # (n,)
         at_s = _time_s(container, frame, next_s)
         next_s = at_s + Fraction(len(samples), frame.sample_rate)
-        early = max(0, -int(at_s * frame.sample_rate))  # encoder delay before the start
+        early = max(0, -int(at_s * frame.sample_rate))  # before the start: not to be heard
         if early < len(samples):
             yield _ns(max(at_s, Fraction(0))), np.ascontiguousarray(samples[early:])
 
