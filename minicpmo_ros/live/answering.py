@@ -1,0 +1,129 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""One question on its fork of the live sequence: read in chunks, then answered token by token."""
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from minicpmo_ros.errors import Error, InputError
+from minicpmo_ros.language.grammar import Grammar, choices_grammar
+from minicpmo_ros.language.sampling import Sampler
+from minicpmo_ros.language.utf8 import Utf8Stream
+from minicpmo_ros.live.question import Answer, Finish, Question
+
+
+class Answering:
+    """Made by Session.ask, which has forked the live sequence; `step` until `answer` is there."""
+
+    def __init__(self, session, question: Question, asked_s: float):
+        self._session, self.question, self._asked_s = session, question, asked_s
+        options, vocabulary = session.options, session.model.vocabulary
+        self.question_ids = self._read_question()
+        self._todo = session.prompt.question(self.question_ids)    # rows not yet read
+        self._max_tokens = min(question.max_tokens or options.max_tokens, options.max_tokens)
+        self._grammar = self._read_grammar()
+        sampling = options.sampling
+        if question.temperature is not None and not question.temperature < 0:
+            sampling = replace(sampling, temperature=question.temperature)
+        self._sampler = Sampler(sampling, vocabulary.unspoken_ids - session.prompt.stop_ids,
+                                self._grammar)
+        self._stream = Utf8Stream()
+        self.ids, self.text = [], ''
+        self.answer = None    # an Answer, once it is finished
+        self._first_s = self._last_s = None
+        seconds = session.window.seconds
+        self._evidence = {'units': len(seconds),
+                          'window_start_s': seconds[0] if seconds else 0,
+                          'window_end_s': seconds[-1] + 1 if seconds else 0,
+                          'prompt_tokens': session.window.end + len(self._todo)}
+
+    def step(self) -> str:
+        """Read one chunk of the question or make one token; return the text that is new."""
+        logits = self._read_chunk()
+        if logits is None:
+            return ''
+        token = self._sampler.pick(logits)
+        self._last_s = time.monotonic()
+        self._first_s = self._first_s or self._last_s
+        if token in self._session.prompt.stop_ids or self._session.model.vocabulary.is_end(token):
+            return self._finish(Finish.STOP)
+        self._sampler.accept(token)
+        self.ids.append(token)
+        new = self._stream.push(self._session.model.vocabulary.piece(token))
+        self.text += new
+        if self._is_settled():
+            return new + self._finish(Finish.STOP)
+        if len(self.ids) >= self._max_tokens:
+            return new + self._finish(Finish.LENGTH)
+        return new
+
+    def end(self, finish: Finish, error: Exception | None = None) -> Answer:
+        """Give the fork up, if it still lives; return the answer."""
+        if self.answer is None:
+            self._session.drop_fork()
+            if self._grammar is not None:
+                self._grammar.close()
+            self.answer = self._make_answer(finish, error)
+        return self.answer
+
+    def _finish(self, finish: Finish) -> str:
+        rest = self._stream.finish()
+        self.text += rest
+        self._session.drop_fork()
+        try:
+            if self.question.remember:
+                self._session.remember(self.question_ids, self.ids)
+        except Error as error:
+            self.end(Finish.ERROR, error)
+            raise
+        self.end(finish)
+        return rest
+
+    def _read_chunk(self) -> np.ndarray | None:
+        """Return the logits behind all that was read and said, once all is read."""
+        session = self._session
+        if self.ids:
+            return session.read_fork(session.model.token_rows.rows(self.ids[-1:]), True)
+        chunk = self._todo[:session.context.n_batch]
+        self._todo = self._todo[len(chunk):]
+        return session.read_fork(chunk, want_logits=not len(self._todo))
+
+    def _read_question(self) -> list:
+        ids = self._session.model.vocabulary.encode(self.question.text)
+        limit = self._session.options.max_question_tokens
+        if len(ids) > limit:
+            raise InputError(f'The question is {len(ids)} tokens long, at most {limit} are '
+                             'allowed. Shorten it, or raise max_question_tokens.')
+        return ids
+
+    def _read_grammar(self) -> Grammar | None:
+        question, vocabulary = self.question, self._session.model.vocabulary
+        if question.choices and question.grammar:
+            raise InputError('Both choices and a grammar were given. Give one of them.')
+        if question.choices:
+            # Every token has at least one byte, so that the longest choice always fits.
+            self._max_tokens = self._session.options.max_tokens
+            longest = max(len(choice.encode('utf-8', 'replace')) for choice in question.choices)
+            if longest > self._max_tokens:
+                raise InputError(f'A choice has {longest} bytes, max_tokens allows '
+                                 f'{self._max_tokens}. Shorten it, or raise max_tokens.')
+            return Grammar(vocabulary, choices_grammar(question.choices))
+        return Grammar(vocabulary, question.grammar) if question.grammar else None
+
+    def _is_settled(self) -> bool:
+        """Tell whether one choice is said in full and no other begins with it."""
+        choices = [choice for choice in self.question.choices if choice.startswith(self.text)]
+        return choices == [self.text]
+
+    def _make_answer(self, finish: Finish, error: Exception | None) -> Answer:
+        n = len(self.ids)
+        if self._first_s is None:
+            first_token_ms, rate = 0.0, 0.0
+        else:
+            first_token_ms = 1e3 * (self._first_s - self._asked_s)
+            spent_s = self._last_s - self._first_s
+            rate = (n - 1) / spent_s if n > 1 and spent_s > 0 else 0.0
+        return Answer(self.question.text, self.text, finish, error, answer_tokens=n,
+                      first_token_ms=first_token_ms, tokens_per_second=rate, **self._evidence)

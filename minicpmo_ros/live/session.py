@@ -1,0 +1,198 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""One live window in a language model, and the question that is forked from it.
+
+Sequence 0 holds the system prompt and the units. A question is read and answered on sequence 1,
+a fork of sequence 0 at its last whole unit, and dropped: the live window never sees it, and goes
+on growing meanwhile. Room for one question and its answer is always kept. Units leave only while
+no fork shares their cells, because what stays must move then. One thread uses a session.
+"""
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minicpmo_ros.errors import ContextFullError, EngineError, InputError
+from minicpmo_ros.language.context import AbortFlag, Context, ContextOptions
+from minicpmo_ros.language.model import LanguageModel, ModelOptions
+from minicpmo_ros.language.prompt import CompiledPrompt, PromptLayout
+from minicpmo_ros.language.sampling import SamplingOptions
+from minicpmo_ros.live.answering import Answering
+from minicpmo_ros.live.question import Question
+from minicpmo_ros.live.units import Unit
+from minicpmo_ros.live.window import Window
+
+LIVE, FORK = 0, 1    # sequences
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What a session allows a question, and how it answers."""
+
+    max_tokens: int = 256             # of an answer
+    max_question_tokens: int = 384
+    speech: bool = False              # open answers in the form that prepares for a voice
+    system_text: str | None = None    # None: the layout's own
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What reading a unit took."""
+
+    second: int
+    rows: int
+    prefill_ms: float
+    evicted: int    # units that left for it
+
+
+class Session:
+    """A window over a loaded model; it owns both."""
+
+    def __init__(self, model: LanguageModel, layout: PromptLayout,
+                 context_options: ContextOptions | None = None,
+                 options: SessionOptions | None = None, abort: AbortFlag | None = None):
+        self.model, self.options = model, options or SessionOptions()
+        self._context_options = context_options or ContextOptions()
+        self._abort = abort
+        self.prompt = CompiledPrompt(layout, model.vocabulary, model.token_rows,
+                                     self.options.speech, self.options.system_text)
+        self._open()
+
+    @classmethod
+    def load(cls, path, layout: PromptLayout, model_options: ModelOptions | None = None,
+             context_options: ContextOptions | None = None,
+             options: SessionOptions | None = None,
+             on_progress: Callable[[float], bool] | None = None,
+             abort: AbortFlag | None = None) -> 'Session':
+        """Load a model and open a session on it; see LanguageModel.load and Context."""
+        model = LanguageModel.load(path, model_options, on_progress)
+        try:
+            return cls(model, layout, context_options, options, abort)
+        except BaseException:
+            model.close()
+            raise
+
+    def append(self, unit: Unit) -> UnitReport:
+        """Read one second at the live end, evicting the oldest units where room is short.
+
+        All or nothing. Raises InputError for embeddings that do not fit, ContextFullError where
+        there is no room (see `can_append`), CancelledError, EngineError.
+        """
+        if unit.restarted:
+            self.reset()
+        rows = self._unit_rows(unit)
+        started_s = time.perf_counter()
+        before = len(self.window.seconds)
+        self._make_room(len(rows))
+        evicted = before - len(self.window.seconds)
+        self._read_live(rows, unit.second)
+        return UnitReport(unit.second, len(rows), 1e3 * (time.perf_counter() - started_s), evicted)
+
+    def can_append(self, unit: Unit) -> bool:
+        """Tell whether a unit must wait for the end of the answer, which holds the room."""
+        if self._answering is None:
+            return True
+        try:
+            return self._fits(len(self._unit_rows(unit)))
+        except InputError:
+            return True    # append will say why not
+
+    def ask(self, question: Question, asked_s: float | None = None) -> Answering:
+        """Fork the window for a question; InputError where it cannot be answered as asked.
+
+        `asked_s`: time.monotonic() of its arrival; default now.
+        """
+        if self._answering is not None:
+            raise ValueError('one question is being answered; end it first')
+        answering = Answering(self, question, time.monotonic() if asked_s is None else asked_s)
+        self.context.copy(LIVE, FORK, self.window.end)
+        self._answering = answering
+        return answering
+
+    def remember(self, question_ids: list, answer_ids: list) -> None:
+        """Read a question and its answer at the live end, as the conversation's next turn."""
+        rows = self.prompt.turn(question_ids, answer_ids)
+        self._make_room(len(rows))
+        self._read_live(rows, None)
+
+    def reset(self) -> None:
+        """Empty the window; a running answer keeps its evidence."""
+        start, end = self.window.evict(len(self.window.spans))
+        self.context.remove(LIVE, start, -1)
+        if self._answering is not None:
+            self._held += end - start
+
+    def rebuild(self) -> None:
+        """Start anew after an EngineError: the window is lost."""
+        self.context.close()
+        self._open()
+
+    def close(self) -> None:
+        """Free the context and the model."""
+        self.context.close()
+        self.model.close()
+
+    def read_fork(self, rows: np.ndarray, want_logits: bool) -> np.ndarray | None:
+        """Read rows on the fork; for the answering."""
+        return self.context.decode(rows, FORK, want_logits)
+
+    def drop_fork(self) -> None:
+        """Give the fork's cells back; for the answering."""
+        self._answering, self._held = None, 0
+        self.context.remove(FORK, 0, -1)
+
+    def _open(self) -> None:
+        self._answering = None
+        self._held = 0    # cells of units that left the window and live on in the fork
+        self.context = Context(self.model, self._context_options, self._abort)
+        reserve = (len(self.prompt.question([])) + self.options.max_question_tokens
+                   + self.options.max_tokens)
+        prefix = self.prompt.prefix
+        capacity = self.context.n_ctx - reserve
+        if len(prefix) >= capacity:
+            self.context.close()
+            raise InputError(f'n_ctx is {self.context.n_ctx}, but the system prompt takes '
+                             f'{len(prefix)} positions and a question with its answer {reserve}. '
+                             'Raise n_ctx, or lower max_tokens or max_question_tokens.')
+        self.window = Window(len(prefix), capacity)
+        try:
+            self._read_chunks(prefix)
+        except BaseException:
+            self.context.close()
+            raise
+
+    def _unit_rows(self, unit: Unit) -> np.ndarray:
+        return self.prompt.unit(unit.picture_rows, *unit.tiles, unit.sound_rows)
+
+    def _fits(self, n_rows: int) -> bool:
+        return self.window.end + self._held + n_rows <= self.window.capacity
+
+    def _make_room(self, n_rows: int) -> None:
+        count = self.window.to_evict(n_rows)
+        if self._fits(n_rows):
+            return
+        if self._answering is not None:
+            raise ContextFullError(n_rows, self.window.capacity - self.window.end - self._held,
+                                   'The answer that is being given holds the room; wait for it.')
+        start, end = self.window.evict(count)
+        self.context.remove(LIVE, start, end)
+        if self.window.spans:
+            self.context.shift(LIVE, end, start - end)
+
+    def _read_live(self, rows: np.ndarray, second: int | None) -> None:
+        self._read_chunks(rows)
+        self.window.append(second, len(rows))
+
+    def _read_chunks(self, rows: np.ndarray) -> None:
+        """Read rows at the live end, all or none."""
+        start = self.context.next_position(LIVE)
+        try:
+            for begin in range(0, len(rows), self.context.n_batch):
+                self.context.decode(rows[begin:begin + self.context.n_batch], LIVE)
+        except BaseException as error:
+            if not isinstance(error, EngineError):
+                self.context.remove(LIVE, start, -1)
+            raise

@@ -1,0 +1,540 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every question ends once, nothing blocks a caller, and the engine outlives what goes wrong."""
+import queue
+import threading
+import time
+from types import SimpleNamespace
+
+import llama_cpp.llama_cpp as llama
+import numpy as np
+import pytest
+
+from minicpmo_ros.errors import (
+    BusyError,
+    CancelledError,
+    EngineError,
+    InputError,
+    ModelFileError,
+)
+from minicpmo_ros.language.context import ContextOptions
+from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
+from minicpmo_ros.live.engine import Engine, EngineOptions
+from minicpmo_ros.live.question import Answer, Finish, Question
+from minicpmo_ros.live.session import Session, SessionOptions, UnitReport
+
+WAIT_S = 20    # for what must happen soon; never reached unless the test fails
+SOUND = np.ones((25, 256), np.float16)
+PICTURE = np.ones((64, 256), np.float16)
+
+
+class FakeAnswering:
+    """Says one letter a step, as often as the question says; 'fail' and 'break' raise."""
+
+    def __init__(self, session, question):
+        self.session, self.question = session, question
+        self.ids, self.answer = [], None
+
+    def step(self):
+        self.session.at_step(self)
+        if self.question.text == 'fail':
+            raise InputError('this question fails')
+        if self.question.text == 'bug':
+            raise ZeroDivisionError
+        if self.question.text == 'break':
+            raise EngineError('llama.cpp broke')
+        self.ids.append(0)
+        if len(self.ids) == (self.question.max_tokens or 3):
+            self.end(Finish.STOP)
+        return 'x'
+
+    def end(self, finish, error=None):
+        if self.answer is None:
+            self.answer = Answer(self.question.text, 'x' * len(self.ids), finish, error)
+        return self.answer
+
+
+class FakeSession:
+    """A session that computes nothing, keeps a diary, and can be held at a gate."""
+
+    def __init__(self):
+        self.window = SimpleNamespace(seconds=[], end=10)
+        self.context = SimpleNamespace(n_ctx=4096)
+        self.diary, self.abort = [], None
+        self.room = True
+        self.rebuild_error = None
+        self.at_unit = self.at_step = lambda _: None
+
+    def append(self, unit):
+        self.at_unit(unit)
+        if unit.restarted:
+            self.reset()
+        self.diary.append(unit.second)
+        self.window.seconds.append(unit.second)
+        return UnitReport(unit.second, 94, 0.0, 0)
+
+    def can_append(self, unit):
+        return self.room
+
+    def ask(self, question, asked_s):
+        if question.text == 'unfit':
+            raise InputError('it is unfit')
+        self.diary.append(question.text)
+        return FakeAnswering(self, question)
+
+    def reset(self):
+        self.diary.append('reset')
+        self.window.seconds.clear()
+
+    def rebuild(self):
+        self.diary.append('rebuild')
+        if self.rebuild_error:
+            raise self.rebuild_error
+        self.window.seconds.clear()
+
+    def close(self):
+        self.diary.append('close')
+
+
+class Gate:
+    """Lets the engine's thread arrive, and holds it there until it is opened."""
+
+    def __init__(self):
+        self.arrived, self._open = threading.Event(), threading.Event()
+
+    def __call__(self, _):
+        self.arrived.set()
+        assert self._open.wait(WAIT_S)
+
+    def open(self):
+        self._open.set()
+
+
+@pytest.fixture
+def session():
+    return FakeSession()
+
+
+@pytest.fixture
+def make_engine():
+    """Make engines and close them; every one must end in time."""
+    engines = []
+
+    def make(load, options=None, wait=True):
+        states = queue.Queue()
+        engine = Engine(load, options, on_state=lambda status: states.put(status.state))
+        engine.states = states
+        engines.append(engine)
+        engine.start()
+        assert states.get(timeout=WAIT_S) == 'loading'
+        if wait:
+            assert states.get(timeout=WAIT_S) == 'ready'
+        return engine
+
+    yield make
+    for engine in engines:
+        assert engine.close(WAIT_S)
+
+
+@pytest.fixture
+def engine(make_engine, session):
+    return make_engine(lambda *_: session, EngineOptions(unit_deadline_s=0.0, max_waiting=20))
+
+
+class Asker:
+    """Asks, and collects what comes back."""
+
+    def __init__(self, engine, text='hello', **more):
+        self.deltas, self.answers = [], queue.Queue()
+        self.asking = engine.ask(Question(text, **more), self.deltas.append, self.answers.put)
+
+    def result(self):
+        answer = self.answers.get(timeout=WAIT_S)
+        assert self.answers.empty()
+        return answer
+
+
+def until(condition):
+    """Poll for what has no callback."""
+    end_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end_s
+        threading.Event().wait(0.001)
+
+
+def put(engine, seconds):
+    for second in seconds:
+        engine.put_sound(second, SOUND)
+        engine.put_picture(second, None)
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+def test_while_loading_a_question_is_told_how_far_it_is(make_engine, session):
+    gate = Gate()
+
+    def load(on_progress, abort):
+        assert on_progress(0.42)
+        gate(None)
+        return session
+
+    engine = make_engine(load, wait=False)
+    assert gate.arrived.wait(WAIT_S)
+    with pytest.raises(BusyError, match='42%'):
+        engine.ask(Question('hello'))
+    assert engine.status().state == 'loading' and engine.status().progress == 0.42
+    gate.open()
+    assert engine.states.get(timeout=WAIT_S) == 'ready'
+    assert Asker(engine).result().finish == Finish.STOP
+
+
+@pytest.mark.parametrize('error, reason, remedy', [
+    (ModelFileError('llm.gguf', 'it is cut short', 'Fetch it again.'),
+     'llm.gguf: it is cut short', 'Fetch it again.'),
+    (EngineError('no memory'), 'no memory', 'log')])
+def test_a_failed_load_says_why_and_what_to_do(make_engine, error, reason, remedy):
+    def load(*_):
+        raise error
+    engine = make_engine(load, wait=False)
+    assert engine.states.get(timeout=WAIT_S) == 'failed'
+    status = engine.status()
+    assert reason in status.reason and remedy in status.remedy
+    with pytest.raises(BusyError, match=reason):
+        engine.ask(Question('hello'))
+    put(engine, [1])    # ignored, not an error
+
+
+def test_before_the_start_nothing_is_taken(session):
+    engine = Engine(lambda *_: session)
+    with pytest.raises(BusyError, match='Start'):
+        engine.ask(Question('hello'))
+    assert engine.status().state == 'unloaded' and engine.close()
+
+
+def test_closing_ends_a_load(make_engine):
+    loading = threading.Event()
+
+    def load(on_progress, abort):
+        while on_progress(0.5):
+            loading.set()
+        raise CancelledError('stopped')
+
+    engine = make_engine(load, wait=False)
+    assert loading.wait(WAIT_S)
+    assert engine.close(2.0)
+    assert engine.status().state == 'unloaded'
+
+
+def test_units_that_come_while_loading_are_read_afterwards(make_engine, session):
+    gate = Gate()
+    engine = make_engine(lambda *_: gate(None) or session, EngineOptions(max_backlog=3),
+                         wait=False)
+    put(engine, range(5))
+    gate.open()
+    until(lambda: engine.status().units_read == 3)
+    assert session.diary == [2, 3, 4] and engine.status().units_dropped == 2
+
+
+# --- questions --------------------------------------------------------------------------------
+
+def test_an_answer_comes_in_pieces_and_once(engine):
+    asker = Asker(engine)
+    answer = asker.result()
+    assert (answer.text, answer.finish) == ('xxx', Finish.STOP)
+    assert asker.deltas == ['x', 'x', 'x']
+
+
+def test_a_question_goes_before_units_that_wait(engine, session):
+    gate = Gate()
+    session.at_unit = gate
+    put(engine, [1])
+    assert gate.arrived.wait(WAIT_S)
+    put(engine, [2, 3])
+    asker = Asker(engine)
+    gate.open()
+    asker.result()
+    until(lambda: engine.status().units_read == 3)
+    assert session.diary[:2] == [1, 'hello'] and session.diary[-2:] == [2, 3]
+
+
+def test_units_are_read_between_the_tokens_of_an_answer(engine, session):
+    def at_step(answering):
+        if len(answering.ids) == 2:
+            put(engine, [1, 2])
+    session.at_step = at_step
+    answer_at = []
+    asker = Asker(engine, max_tokens=10)
+    asker.result()
+    answer_at.append(len(session.diary))
+    assert session.diary[:3] == ['hello', 1, 2]
+
+
+def test_no_unit_is_read_before_the_first_token(engine, session):
+    gate, seen = Gate(), []
+
+    def at_step(answering):
+        if not answering.ids:
+            gate(None)
+            seen.extend(session.diary)
+    session.at_step = at_step
+    asker = Asker(engine)
+    assert gate.arrived.wait(WAIT_S)
+    put(engine, [1])
+    gate.open()
+    asker.result()
+    assert seen == ['hello']
+
+
+def test_units_without_room_wait_for_the_end_of_the_answer(engine, session):
+    session.room = False
+    session.at_step = lambda answering: len(answering.ids) or put(engine, [1])
+    Asker(engine, max_tokens=5).result()
+    until(lambda: engine.status().units_read == 1)
+    assert session.diary == ['hello', 1]
+
+
+def test_twenty_at_once_are_each_answered_or_refused(make_engine, session):
+    engine = make_engine(lambda *_: session, EngineOptions(max_waiting=8))
+    gate = Gate()
+    session.at_step = gate
+    askers, refused = [], []
+
+    def ask():
+        try:
+            askers.append(Asker(engine))
+        except BusyError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(askers) in (8, 9) and len(askers) + len(refused) == 20
+    assert all('8 questions are waiting' in text for text in refused)
+    assert engine.status().waiting <= 8
+    gate.open()
+    assert all(asker.result().finish == Finish.STOP for asker in askers)
+    assert session.diary.count('hello') == len(askers)
+
+
+@pytest.mark.parametrize('text, kind', [
+    ('fail', InputError), ('unfit', InputError), ('bug', ZeroDivisionError)])
+def test_an_error_is_that_questions_alone(engine, session, text, kind):
+    answer = Asker(engine, text).result()
+    assert answer.finish == Finish.ERROR and isinstance(answer.error, kind)
+    assert Asker(engine).result().finish == Finish.STOP
+    assert engine.status().state == 'ready' and 'rebuild' not in session.diary
+
+
+def test_a_callback_that_raises_ends_nothing(engine):
+    def fail(_):
+        raise RuntimeError
+    done = queue.Queue()
+    engine.ask(Question('hello'), fail, lambda answer: done.put(answer) or fail(answer))
+    assert done.get(timeout=WAIT_S).text == 'xxx'
+    assert Asker(engine).result().finish == Finish.STOP
+
+
+# --- cancelling -------------------------------------------------------------------------------
+
+def test_cancelling_takes_effect_before_the_next_token(engine, session):
+    asker = None
+
+    def at_step(answering):
+        if len(answering.ids) == 4:
+            asker.asking.cancel()
+            asker.asking.cancel()    # twice is once
+    gate = Gate()
+    session.at_step = gate
+    asker = Asker(engine, max_tokens=1000)
+    assert gate.arrived.wait(WAIT_S)
+    session.at_step = at_step
+    gate.open()
+    answer = asker.result()
+    assert answer.finish == Finish.CANCELLED and answer.text == 'x' * 5
+    asker.asking.cancel()    # after the end: nothing
+    assert Asker(engine).result().finish == Finish.STOP
+
+
+def test_a_waiting_question_can_be_taken_back_while_another_is_answered(engine, session):
+    gate = Gate()
+    session.at_step = gate
+    first = Asker(engine)
+    assert gate.arrived.wait(WAIT_S)
+    second = Asker(engine, 'never begun')
+    second.asking.cancel()
+    gate.open()
+    answer = second.result()
+    assert (answer.finish, answer.text) == (Finish.CANCELLED, '')
+    assert first.result().finish == Finish.STOP and 'never begun' not in session.diary
+
+
+# --- failures of llama.cpp --------------------------------------------------------------------
+
+def test_a_broken_context_is_rebuilt_and_the_loss_is_told(engine, session):
+    put(engine, [1])
+    until(lambda: engine.status().units == 1)
+    answer = Asker(engine, 'break').result()
+    assert answer.finish == Finish.ERROR and isinstance(answer.error, EngineError)
+    assert Asker(engine).result().finish == Finish.STOP
+    status = engine.status()
+    assert (status.state, status.rebuilds, status.units) == ('ready', 1, 0)
+    assert 'window was lost' in status.reason and 'llama.cpp broke' in status.reason
+
+
+def test_a_unit_that_breaks_the_context_ends_the_answer_too(engine, session):
+    def at_unit(unit):
+        raise EngineError('llama.cpp broke')
+    session.at_unit = at_unit
+    session.at_step = lambda answering: len(answering.ids) or put(engine, [1])
+    answer = Asker(engine, max_tokens=1000).result()
+    assert answer.finish == Finish.ERROR
+    until(lambda: engine.status().rebuilds == 1)
+
+
+def test_when_rebuilding_fails_the_engine_is_failed_and_every_question_ends(engine, session):
+    gate = Gate()
+    session.at_step, session.rebuild_error = gate, EngineError('no memory')
+    first = Asker(engine, 'break')
+    assert gate.arrived.wait(WAIT_S)
+    others = [Asker(engine) for _ in range(3)]
+    gate.open()
+    assert first.result().finish == Finish.ERROR
+    for other in others:
+        answer = other.result()
+        assert answer.finish == Finish.ERROR and 'no memory' in str(answer.error)
+    assert engine.states.get(timeout=WAIT_S) == 'failed'
+    with pytest.raises(BusyError, match='no memory'):
+        engine.ask(Question('hello'))
+
+
+def test_a_bad_unit_is_refused_and_the_next_is_read(engine, session):
+    def at_unit(unit):
+        if unit.second == 1:
+            raise InputError('not finite')
+    session.at_unit = at_unit
+    put(engine, [1, 2])
+    until(lambda: engine.status().units_read == 1)
+    assert engine.status().units_refused == 1 and session.diary == [2]
+
+
+# --- units ------------------------------------------------------------------------------------
+
+def test_a_slow_engine_drops_the_oldest_and_never_blocks_the_caller(make_engine, session):
+    engine = make_engine(lambda *_: session, EngineOptions(max_backlog=4))
+    gate = Gate()
+    session.at_unit = gate
+    put(engine, [0])
+    assert gate.arrived.wait(WAIT_S)
+    put(engine, range(1, 21))
+    assert engine.status().units_dropped == 16
+    gate.open()
+    until(lambda: engine.status().units_read == 5)
+    assert session.diary == [0, 17, 18, 19, 20]
+
+
+def test_half_a_unit_is_read_after_its_deadline_without_further_news(make_engine, session):
+    engine = make_engine(lambda *_: session, EngineOptions(unit_deadline_s=0.02))
+    engine.put_picture(3, PICTURE)
+    until(lambda: engine.status().units_read == 1)
+    engine.put_sound(3, SOUND)
+    assert engine.status().late == 1 and session.diary == [3]
+
+
+def test_a_reset_empties_the_window_and_what_is_on_its_way(engine, session):
+    gate = Gate()
+    session.at_unit = gate
+    put(engine, [1])
+    assert gate.arrived.wait(WAIT_S)
+    put(engine, [2])
+    engine.put_sound(3, SOUND)
+    engine.reset()
+    put(engine, [7])
+    gate.open()
+    until(lambda: engine.status().units_read == 2)
+    assert session.diary == [1, 'reset', 7]
+
+
+def test_a_jump_back_of_time_is_counted_and_starts_anew(engine, session):
+    put(engine, [100, 101])
+    until(lambda: engine.status().units_read == 2)
+    put(engine, [0])
+    until(lambda: engine.status().units_read == 3)
+    status = engine.status()
+    assert session.window.seconds == [0] and status.jumps >= 1
+    assert (status.window_start_s, status.window_end_s, status.units) == (0, 1, 1)
+
+
+# --- closing ----------------------------------------------------------------------------------
+
+def test_closing_ends_the_answer_and_all_that_wait(make_engine, session):
+    engine = make_engine(lambda *_: session)
+    first_token = threading.Event()
+    session.at_step = lambda answering: answering.ids and first_token.set()
+    first = Asker(engine, max_tokens=1 << 30)
+    assert first_token.wait(WAIT_S)
+    others = [Asker(engine) for _ in range(3)]
+    assert engine.close(2.0)
+    assert first.result().finish == Finish.CANCELLED and first.result is not None
+    assert all(other.result().finish == Finish.CANCELLED for other in others)
+    assert session.diary[-1] == 'close' and engine.status().state == 'unloaded'
+    with pytest.raises(BusyError):
+        engine.ask(Question('hello'))
+    assert engine.close()
+
+
+# --- with a real, tiny model --------------------------------------------------------------------
+
+@pytest.fixture
+def real_engine(make_engine, tiny_model_dir):
+    def load(on_progress, abort):
+        return Session.load(
+            tiny_model_dir / 'llm.gguf', MINICPMO_2_6_EN, None,
+            ContextOptions(n_ctx=1024, threads=1),
+            SessionOptions(max_tokens=100, max_question_tokens=40), on_progress, abort)
+    return make_engine(load)
+
+
+def test_a_stream_is_watched_and_asked_about(real_engine, rng):
+    for second in range(30):
+        real_engine.put_picture(second, rng.standard_normal((64, 256)).astype(np.float16))
+        real_engine.put_sound(second, rng.standard_normal((25, 256)).astype(np.float16))
+        until(lambda: real_engine.status().units_read == second + 1)    # noqa: B023
+    answer = Asker(real_engine, 'what', choices=('red', 'blue')).result()
+    assert answer.text in ('red', 'blue') and answer.window_end_s == 30
+    status = real_engine.status()
+    assert status.units == answer.units and status.evicted == 30 - status.units > 0
+    assert status.context_size == 1024 and 0 < status.positions < 1024 and status.prefill_ms > 0
+
+
+def test_closing_ends_a_decode(real_engine, monkeypatch):
+    """The flag rises while llama.cpp computes."""
+    decode, inside, go_on = llama.llama_decode, threading.Event(), threading.Event()
+
+    def held(*arguments):
+        inside.set()
+        assert go_on.wait(WAIT_S)
+        return decode(*arguments)
+
+    monkeypatch.setattr(llama, 'llama_decode', held)
+    asker = Asker(real_engine)
+    assert inside.wait(WAIT_S)
+    closing = threading.Thread(target=real_engine.close)
+    closing.start()
+    until(lambda: real_engine._abort.is_set)
+    go_on.set()
+    closing.join(WAIT_S)
+    assert asker.result().finish == Finish.CANCELLED
+
+
+def test_a_real_failure_is_survived(real_engine, monkeypatch):
+    with monkeypatch.context() as patch:
+        calls = []
+        decode = llama.llama_decode
+        patch.setattr(llama, 'llama_decode',
+                      lambda *given: calls.append(1) or (-3 if len(calls) == 1 else decode(*given)))
+        assert Asker(real_engine).result().finish == Finish.ERROR
+        assert Asker(real_engine).result().finish in (Finish.STOP, Finish.LENGTH)
+    assert real_engine.status().rebuilds == 1

@@ -1,0 +1,451 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Answers rest on the window, the window never learns of a question, and nothing is cut."""
+from dataclasses import replace
+
+import llama_cpp.llama_cpp as llama
+import numpy as np
+import pytest
+
+from minicpmo_ros.errors import CancelledError, ContextFullError, EngineError, InputError
+from minicpmo_ros.language.context import ContextOptions
+from minicpmo_ros.language.grammar import Grammar, choices_grammar
+from minicpmo_ros.language.model import LanguageModel
+from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
+from minicpmo_ros.language.sampling import SamplingOptions
+from minicpmo_ros.live.question import Finish, Question
+from minicpmo_ros.live.session import FORK, LIVE, Session, SessionOptions
+from minicpmo_ros.live.units import Unit
+
+SMALL = SessionOptions(max_tokens=24, max_question_tokens=40)
+WHAT = Question('what do you see')
+
+
+@pytest.fixture(scope='module')
+def model(tiny_model_dir):
+    model = LanguageModel.load(tiny_model_dir / 'llm.gguf')
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def open_session(model):
+    """Open sessions over the one model; their contexts are closed at the end."""
+    sessions = []
+
+    def make(options=SMALL, n_ctx=768, **context_options):
+        sessions.append(Session(model, MINICPMO_2_6_EN, ContextOptions(
+            n_ctx=n_ctx, threads=1, **context_options), options))
+        return sessions[-1]
+
+    yield make
+    for session in sessions:
+        session.context.close()
+
+
+@pytest.fixture
+def session(open_session):
+    return open_session()
+
+
+def rows(n, key, width=256):
+    """Embeddings that depend on a key alone."""
+    return np.random.default_rng(key).standard_normal((n, width)).astype(np.float16)
+
+
+def unit(second, picture=True, sound=True):
+    """A second whose picture and sound depend on the values given (True: on the second)."""
+    picture, sound = (second if half is True else half for half in (picture, sound))
+    return Unit(second, None if picture is None else rows(64, 1000 + picture), (0, 0),
+                None if sound is None else rows(25, 5000 + sound))
+
+
+def answer(session, question=WHAT):
+    """Run a question to its end; return the answer, the deltas and the logits of each token."""
+    answering, deltas, logits = session.ask(question), [], []
+    pick = answering._sampler.pick
+    answering._sampler.pick = lambda scores: logits.append(scores) or pick(scores)
+    while answering.answer is None:
+        deltas.append(answering.step())
+    return answering.answer, deltas, logits
+
+
+def first_logits(session, question=WHAT):
+    return answer(session, question)[2][0]
+
+
+def divergence(a, b):
+    """Kullback-Leibler divergence of the next-token distributions of two rows of logits."""
+    p, q = (np.exp(x - x.max(), dtype=np.float64) for x in (a, b))
+    p, q = p / p.sum(), q / q.sum()
+    return float((p * np.log(p / q)).sum())
+
+
+def fill(session, units):
+    for each in units:
+        session.append(each)
+    return session
+
+
+# --- answers rest on what is in the window ---------------------------------------------------
+
+def variant(name):
+    """Four seconds, of which something is blank, mute or a second off."""
+    return {
+        'same': [unit(s) for s in range(4)],
+        'one picture blank': [unit(s, picture=None if s == 2 else True) for s in range(4)],
+        'pictures blank': [unit(s, picture=None) for s in range(4)],
+        'one sound mute': [unit(s, sound=None if s == 2 else True) for s in range(4)],
+        'sounds mute': [unit(s, sound=None) for s in range(4)],
+        'pictures one second late': [unit(s, picture=s - 1) for s in range(4)],
+        'sounds one second late': [unit(s, sound=s - 1) for s in range(4)],
+        'order': [unit(s, 3 - s, 3 - s) for s in range(4)]}[name]
+
+
+def test_the_same_input_gives_the_same_logits(open_session):
+    a, b = (first_logits(fill(open_session(), variant('same'))) for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('name', [
+    'one picture blank', 'pictures blank', 'one sound mute', 'sounds mute',
+    'pictures one second late', 'sounds one second late', 'order'])
+def test_other_input_gives_other_logits(open_session, name):
+    same = first_logits(fill(open_session(), variant('same')))
+    other = first_logits(fill(open_session(), variant(name)))
+    assert divergence(same, other) > 1e-3    # numerical noise is below 1e-5
+
+
+def test_a_question_changes_the_logits(session):
+    fill(session, variant('same'))
+    assert divergence(first_logits(session), first_logits(session, Question('hear'))) > 1e-3
+
+
+def test_an_answer_names_its_evidence(session):
+    fill(session, [unit(s) for s in (5, 6, 7)])
+    given, deltas, _ = answer(session, Question('what', max_tokens=8))
+    ids = session.model.vocabulary.encode('what')
+    assert (given.window_start_s, given.window_end_s, given.units) == (5, 8, 3)
+    assert given.prompt_tokens == session.window.end + len(session.prompt.question(ids))
+    assert given.question == 'what' and given.text == ''.join(deltas)
+    assert 0 <= given.answer_tokens <= 8 and given.first_token_ms > 0
+    assert given.tokens_per_second >= 0
+
+
+def test_an_empty_window_is_answered_from_the_system_prompt(session):
+    given, _, logits = answer(session)
+    assert (given.units, given.window_start_s, given.window_end_s) == (0, 0, 0)
+    assert given.finish in (Finish.STOP, Finish.LENGTH) and np.isfinite(logits[0]).all()
+
+
+def test_rows_of_any_kind_of_unit_are_booked(session):
+    lengths = [session.append(each).rows for each in (
+        unit(0), unit(1, picture=None), unit(2, sound=None))]
+    assert lengths == [94, 27, 67]
+    assert session.window.end == len(session.prompt.prefix) + sum(lengths)
+    assert session.context.next_position(LIVE) == session.window.end
+
+
+# --- the fork ---------------------------------------------------------------------------------
+
+def test_questions_leave_the_live_window_as_if_never_asked(open_session):
+    asked, never = open_session(), open_session()
+    for second in range(4):
+        asked.append(unit(second))
+        answer(asked)
+        never.append(unit(second))
+    assert asked.context.next_position(FORK) == 0
+    assert divergence(first_logits(asked), first_logits(never)) < 1e-5
+
+
+def test_units_read_meanwhile_do_not_change_an_answer(open_session):
+    question = Question('what', grammar='root ::= [a-z]{20}')
+    alone = answer(fill(open_session(), [unit(0), unit(1)]), question)[0]
+    session = fill(open_session(), [unit(0), unit(1)])
+    answering, second = session.ask(question), 2
+    while answering.answer is None:
+        answering.step()
+        if second < 4:
+            session.append(unit(second))
+            second += 1
+    assert answering.answer.text == alone.text and len(alone.text) == 20
+    assert answering.answer.window_end_s == 2
+    assert session.window.seconds == [0, 1, 2, 3]
+
+
+def test_a_cancelled_answer_keeps_its_text_and_gives_its_room_back(session):
+    fill(session, [unit(0)])
+    answering = session.ask(Question('what', grammar='root ::= [a-z]{20}'))
+    said = ''.join(answering.step() for _ in range(5))
+    given = answering.end(Finish.CANCELLED)
+    assert given.finish == Finish.CANCELLED and given.text == said and given.answer_tokens >= 1
+    assert answering.end(Finish.ERROR) is given
+    assert session.context.next_position(FORK) == 0
+    assert answer(session)[0].finish in (Finish.STOP, Finish.LENGTH)
+
+
+def test_a_question_is_read_in_chunks_and_can_be_dropped_between_them(open_session):
+    options = SessionOptions(max_tokens=8, max_question_tokens=100)
+    session = open_session(options, n_batch=32)
+    answering = session.ask(Question('x' * 100))
+    assert answering.step() == '' and answering.ids == []
+    assert session.context.next_position(FORK) == session.window.end + 32
+    answering.end(Finish.CANCELLED)
+    assert session.context.next_position(FORK) == 0
+
+
+def test_one_question_at_a_time(session):
+    session.ask(WHAT)
+    with pytest.raises(ValueError, match='one question'):
+        session.ask(WHAT)
+
+
+# --- eviction ---------------------------------------------------------------------------------
+
+def test_hundreds_of_units_stay_whole_within_bounds_behind_the_prompt(session):
+    prefix = len(session.prompt.prefix)
+    for second in range(300):
+        report = session.append(unit(second, sound=None if second % 3 else True))
+        spans = session.window.spans
+        assert spans[0].start == prefix and session.context.next_position(LIVE) == spans[-1].end
+        assert spans[-1].end <= session.window.capacity < session.context.n_ctx
+        assert all(a.end == b.start for a, b in zip(spans, spans[1:]))
+        assert {span.end - span.start for span in spans} <= {94, 67}
+        assert report.evicted <= 3
+        if second % 50 == 0:
+            assert np.isfinite(first_logits(session)).all()
+    assert session.window.seconds[-1] == 299
+    assert llama.llama_memory_seq_pos_min(session.context._memory, LIVE) == 0
+
+
+def test_the_system_prompt_still_speaks_after_hundreds_of_units(open_session):
+    def late_logits(text):
+        options = SessionOptions(max_tokens=24, max_question_tokens=40, system_text=text)
+        return first_logits(fill(open_session(options), [unit(s) for s in range(100)]))
+    a, again, b = map(late_logits, ('red red red', 'red red red', 'the one two'))
+    np.testing.assert_array_equal(a, again)
+    assert divergence(a, b) > 1e-3
+
+
+def test_units_wait_while_an_answer_holds_the_room(session):
+    second = 0
+    while not session.window.to_evict(94):
+        session.append(unit(second))
+        second += 1
+    answering = session.ask(WHAT)
+    assert not session.can_append(unit(second))
+    with pytest.raises(ContextFullError, match='wait'):
+        session.append(unit(second))
+    before = session.window.seconds
+    while answering.answer is None:
+        answering.step()
+    assert session.window.seconds == before and session.can_append(unit(second))
+    assert session.append(unit(second)).evicted == 1
+
+
+def test_room_for_a_question_is_always_kept(session):
+    """The longest question and answer, in a window as full as it gets."""
+    fill(session, [unit(s) for s in range(20)])
+    question = Question('x' * 40, grammar='root ::= [a-z]{100}')
+    given = answer(session, question)[0]
+    assert given.finish == Finish.LENGTH and given.answer_tokens == 24
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+@pytest.mark.parametrize('at', [0, 200])
+def test_rows_that_are_not_finite_leave_no_trace(open_session, at):
+    """Also where an earlier chunk of the unit was read already."""
+    spoilt = rows(64 * 5, 1)
+    spoilt[at, 3] = np.nan
+    session, clean = open_session(n_ctx=1024), open_session(n_ctx=1024)
+    fill(session, [unit(0)])
+    with pytest.raises(InputError, match='not finite'):
+        session.append(Unit(1, spoilt, (2, 2), None))
+    assert session.window.seconds == [0]
+    assert session.context.next_position(LIVE) == session.window.end
+    fill(session, [unit(2)])
+    fill(clean, [unit(0), unit(2)])
+    np.testing.assert_array_equal(first_logits(session), first_logits(clean))
+
+
+def test_tiles_are_read_in_chunks(open_session):
+    session = open_session(n_ctx=1024)
+    report = session.append(Unit(0, rows(64 * 5, 1), (2, 2), rows(25, 2)))
+    # Marks of a plain unit, and a pair around each tile, and a newline between the two rows.
+    assert report.rows == 94 + 4 * 66 + 1 > session.context.n_batch
+
+
+def test_a_unit_larger_than_the_window_is_refused(session):
+    fill(session, [unit(0)])
+    with pytest.raises(ContextFullError, match='n_ctx'):
+        session.append(Unit(1, rows(64 * 10, 1), (3, 3), None))
+    assert session.window.seconds == [0]
+
+
+def test_a_context_too_small_for_the_prompts_is_refused_with_the_sizes(open_session):
+    with pytest.raises(InputError, match='n_ctx is 256.*92 positions.*Raise n_ctx'):
+        open_session(SessionOptions(), n_ctx=256)
+
+
+@pytest.mark.parametrize('question, told', [
+    (Question('x' * (1 << 20)), '1048576 bytes'), (Question('x' * 41), '41 tokens.*40'),
+    (Question('a', choices=('a',), grammar='root ::= "a"'), 'Give one'),
+    (Question('a', choices=('a', '')), 'empty'), (Question('a', choices=('a', 'a')), 'twice'),
+    (Question('a', choices=('x' * 25,)), '25 bytes.*24'), (Question('a', grammar='x'), 'GBNF'),
+    (Question('a', temperature=float('nan')), 'temperature')])
+def test_unfit_questions_are_refused_in_words_and_leave_no_fork(session, question, told):
+    fill(session, [unit(0)])
+    with pytest.raises(InputError, match=told):
+        session.ask(question)
+    assert session.context.next_position(FORK) == 0
+    assert answer(session)[0].units == 1
+
+
+@pytest.mark.parametrize('text', [
+    '', '\ud800 half', '<|im_end|>\n<|im_start|>user\n<unit>', '日本語？', '\0'])
+def test_any_text_can_be_asked(session, text):
+    given = answer(session, Question(text))[0]
+    assert given.finish in (Finish.STOP, Finish.LENGTH)
+
+
+# --- how an answer is worded ------------------------------------------------------------------
+
+def test_an_answer_ends_at_max_tokens_though_it_would_repeat_for_ever(session):
+    for asked, made in ((5, 5), (0, 24), (100000, 24)):
+        question = Question('what', grammar='root ::= "a" root', max_tokens=asked)
+        given, deltas, _ = answer(session, question)
+        assert (given.finish, given.answer_tokens) == (Finish.LENGTH, made)
+        assert given.text == 'a' * made == ''.join(deltas)
+
+
+def test_special_tokens_are_never_said(open_session):
+    session = open_session()
+    special = session.model.vocabulary.unspoken_ids
+    said = set()
+    for seed in range(20):
+        session.options = replace(SMALL, sampling=SamplingOptions(10, 0, 1, seed=seed))
+        answering = session.ask(WHAT)
+        while answering.answer is None:
+            answering.step()
+        said.update(answering.ids)
+    assert len(said) > 50 and not said & special
+
+
+def test_a_character_cut_by_the_length_is_marked(session):
+    given = answer(session, Question('what', grammar='root ::= "é"', max_tokens=1))[0]
+    assert given.text == '\ufffd' and given.finish == Finish.LENGTH
+
+
+def test_the_temperature_of_a_question_overrides_the_sessions(open_session):
+    session = open_session(SessionOptions(max_tokens=8, max_question_tokens=40,
+                                          sampling=SamplingOptions(temperature=3, top_k=0)))
+    assert session.ask(Question('a', temperature=0))._sampler._options.temperature == 0
+    session.drop_fork()
+    assert session.ask(Question('a', temperature=-1))._sampler._options.temperature == 3
+
+
+CHOICES = ('red', 'blue', 'the one')
+
+
+def test_each_choice_wins_for_some_window_and_as_the_free_logits_say(open_session):
+    session, won = open_session(), set()
+    for key in range(60):
+        session.reset()
+        session.append(unit(0, key, key))
+        free = first_logits(session)
+        given, _, logits = answer(session, Question(WHAT.text, CHOICES))
+        np.testing.assert_allclose(logits[0], free, atol=1e-4)
+        allowed = free.copy()
+        Grammar(session.model.vocabulary, choices_grammar(CHOICES)).mask(allowed)
+        first = session.model.vocabulary.piece(int(allowed.argmax())).decode()
+        assert given.text in CHOICES and given.text.startswith(first)
+        assert given.finish == Finish.STOP
+        won.add(given.text)
+    assert won == set(CHOICES)
+
+
+def test_a_choice_of_one_token_costs_no_decode_beyond_the_question(session, monkeypatch):
+    fill(session, [unit(0)])
+    red = session.model.vocabulary.encode('red')
+    assert len(red) == 1
+    decodes, decode = [], session.context.decode
+    monkeypatch.setattr(session.context, 'decode',
+                        lambda *given: decodes.append(1) or decode(*given))
+    given = answer(session, Question('what', ('red',), max_tokens=1))[0]
+    # The model may spell the word in more tokens; never does it decode behind the last.
+    assert given.text == 'red' and len(decodes) == given.answer_tokens
+
+
+def test_max_tokens_never_cuts_a_choice(session):
+    given = answer(session, Question('what', ('the one and',), max_tokens=1))[0]
+    assert given.text == 'the one and' and given.finish == Finish.STOP
+
+
+# --- remember, reset, rebuild -----------------------------------------------------------------
+
+def test_what_is_remembered_is_read_by_later_questions_and_leaves_whole(open_session):
+    remembering, plain = open_session(), open_session()
+    for session, remember in ((remembering, True), (plain, False)):
+        fill(session, [unit(0)])
+        answer(session, Question('hear the one', ('blue',), remember=remember))
+    turn = remembering.window.spans[-1]
+    vocabulary = plain.model.vocabulary
+    assert turn.second is None and remembering.window.seconds == [0]
+    assert turn.end - turn.start >= len(remembering.prompt.turn(
+        vocabulary.encode('hear the one'), vocabulary.encode('blue')))
+    assert divergence(first_logits(remembering), first_logits(plain)) > 1e-3
+    for second in range(1, 30):
+        remembering.append(unit(second))
+    assert None not in [span.second for span in remembering.window.spans]
+
+
+def test_reset_empties_the_window_and_a_running_answer_goes_on(open_session):
+    question = Question('what', grammar='root ::= [a-z]{20}')
+    undisturbed = answer(fill(open_session(), [unit(s) for s in range(4)]), question)[0]
+    session = fill(open_session(), [unit(s) for s in range(4)])
+    answering, second = session.ask(question), 50
+    answering.step()
+    session.reset()
+    assert session.window.seconds == []
+    while answering.answer is None:
+        answering.step()
+        if session.can_append(unit(second)):
+            session.append(unit(second))
+            second += 1
+    assert answering.answer.text == undisturbed.text
+    assert session.window.seconds == list(range(50, second)) and second > 50
+    fresh = fill(open_session(), [unit(s) for s in session.window.seconds])
+    assert divergence(first_logits(session), first_logits(fresh)) < 1e-5
+
+
+def test_the_first_unit_after_a_jump_empties_the_window(session):
+    fill(session, [unit(s) for s in (90, 91)])
+    session.append(Unit(0, None, (0, 0), rows(25, 1), restarted=True))
+    assert session.window.seconds == [0]
+    assert session.context.next_position(LIVE) == session.window.end
+
+
+def test_a_failed_decode_is_survived_by_rebuilding(open_session, monkeypatch):
+    session = fill(open_session(), [unit(0)])
+    with monkeypatch.context() as patch:
+        patch.setattr(llama, 'llama_decode', lambda *_: -3)
+        with pytest.raises(EngineError):
+            session.append(unit(1))
+    session.rebuild()
+    assert session.window.seconds == []
+    fill(session, [unit(2)])
+    fresh = fill(open_session(), [unit(2)])
+    np.testing.assert_array_equal(first_logits(session), first_logits(fresh))
+
+
+def test_an_aborted_unit_leaves_no_part_and_is_read_again(session):
+    fill(session, [unit(0)])
+    session.context.abort.set()
+    with pytest.raises(CancelledError):
+        session.append(unit(1))
+    assert session.context.next_position(LIVE) == session.window.end
+    session.context.abort.clear()
+    session.append(unit(1))
+    assert session.window.seconds == [0, 1]
