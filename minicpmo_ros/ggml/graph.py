@@ -125,7 +125,7 @@ class CompiledGraph:
         tensor, below = self._inputs[name]
         if name not in inputs:
             raise ValueError(f'the input {name} is missing')
-        array = inputs[name]
+        array = np.asarray(inputs[name])
         shape, dtype = storage(tensor.shape, tensor.type)
         if trimmed(array.shape) != trimmed(shape) or array.dtype != dtype:
             raise ValueError(f'the input {name} is {array.shape} of {array.dtype}, '
