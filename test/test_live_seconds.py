@@ -197,10 +197,11 @@ def test_drift_ends_with_the_sound():
     assert np.array_equal(again.samples, ramp(1)) and again.drift_samples == 0
 
 
-def test_counts_do_not_outlive_their_stream():
+def test_what_is_left_out_before_a_restart_is_told_once():
     splitter = SecondSplitter()
-    feed(splitter, [(0, ramp(1)), (0, ramp(1)), (ns(10), ramp(1))])
-    assert counts(feed(splitter, [(ns(1), ramp(1))]), 'overlap_samples') == [0]
+    seconds = feed(splitter, [(0, ramp(1)), (0, ramp(1)), (ns(10), ramp(1)), (ns(1), ramp(1))])
+    assert counts(seconds, 'second') == [0, 10, 1]
+    assert counts(seconds, 'overlap_samples') == [0, 16000, 0]
 
 
 def test_overlapping_windows_are_cut():
@@ -248,6 +249,28 @@ def test_an_hour_with_a_gap_in_every_second_keeps_nothing(rng):
         assert len(given) == (second > 0)
     assert splitter._held_samples < 2 * RATE
     assert len(splitter._counts) < 3
+
+
+def test_any_stamps_give_whole_seconds_in_order_and_every_sample_is_accounted_for(rng):
+    for _ in range(50):
+        splitter, seconds, pushed, stamp_ns = SecondSplitter(), [], 0, ns(rng.uniform(0, 9))
+        for _ in range(60):
+            chunk = ramp(rng.choice([0.01, 0.1, 0.5, 1.3]))
+            kind = rng.random()
+            stamp_ns += ns(len(chunk) / RATE + (
+                0 if kind < 0.7 else rng.normal(0, 0.1) if kind < 0.85 else rng.normal(0, 1.5)))
+            seconds += splitter.push(None if kind > 0.97 else stamp_ns, chunk)
+            pushed += len(chunk)
+            assert splitter._held_samples < 16200
+        seconds += splitter.flush() + splitter.push(ns(10 ** 6), ramp(1)) + splitter.flush()
+        pushed += 16000
+        assert {s.samples.shape for s in seconds} == {(16000,)}
+        for before, after in zip(seconds, seconds[1:]):
+            assert after.restarted or after.second == before.second + 1
+        put_in = sum(sum(counts(seconds, what)) for what in (
+            'padded_samples', 'gap_samples', 'drift_samples'))
+        left_out = sum(counts(seconds, 'overlap_samples'))
+        assert 16000 * len(seconds) == pushed + put_in - left_out
 
 
 def test_caller_may_reuse_his_buffer():

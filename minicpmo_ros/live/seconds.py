@@ -124,8 +124,13 @@ class SecondSplitter:
 
     def _begin(self, stamp: int) -> None:
         self._stamps = _Stamps(stamp)
-        self._counts.clear()
         self._first_second = stamp // SAMPLE_RATE_HZ
+        # What was left out after the last whole second is told with the first of this stream.
+        untold = Counter()
+        for counts in self._counts.values():
+            untold.update(counts)
+        self._counts.clear()
+        self._counts[self._first_second] = untold
         self._end = self._first_second * SAMPLE_RATE_HZ
         self._append_zeros(stamp - self._end, 'padded_samples')
 
