@@ -8,6 +8,7 @@ from dataclasses import replace
 import gguf
 import numpy as np
 import pytest
+import siglip_reference
 from mtmd_oracle import encode_overview, loaded_mtmd
 
 from minicpmo_ros.encoders import siglip
@@ -110,6 +111,14 @@ def test_small_pictures_and_few_queries_equal_libmtmd(files, backend, tmp_path):
     assert error(rows, expected) < TOLERANCE
 
 
+@pytest.mark.parametrize('height,width', [(112, 112), (70, 182), (182, 70)])
+def test_equals_the_formulas(files, backend, height, width):
+    # The CPU's GELU comes from a table of float16: that is 2.5e-4 here.
+    path, image = files(SMALL, 'f32'), picture(height, width)
+    encoder = VisionEncoder.load(path, backend, attention='mul_mat')
+    assert error(encoder.encode([image]), siglip_reference.encode(path, image)) < 5e-4
+
+
 def test_tiles_in_one_graph_equal_single_runs(files, backend):
     encoder = VisionEncoder.load(files(), backend, max_tiles=3)
     tiles = [picture(420, 476, seed) for seed in range(3)]
@@ -127,8 +136,8 @@ def test_attention_kinds_agree(files, backend):
     assert error(flash.encode([image]), plain.encode([image])) < TOLERANCE
 
 
-@pytest.mark.parametrize('precision,limit', [('f16', 1e-3), ('q8_0', 0.05), ('q4_0', 0.6),
-                                             ('q4_K', 0.6)])
+@pytest.mark.parametrize('precision,limit', [('f16', 2e-3), ('q8_0', 0.04), ('q4_0', 0.4),
+                                             ('q4_K', 0.3)])
 @pytest.mark.parametrize('pad_ffn', [False, True])
 def test_quantised_files_are_read_as_stored(files, backend, precision, limit, pad_ffn):
     shape, image = replace(TINY, name='one-layer', vision_layers=1), picture(336, 602)
