@@ -81,7 +81,12 @@ class Weights:
             weights[name].write(array)
         data = _map(header)
         for name, want in wanted.items():  # one by one: only one transformed copy at a time
-            weights[name].write(_prepare(data, header.tensors[name], want))
+            array = _prepare(data, header.tensors[name], want)
+            # Matrices would take a second to look through; what they spoil shows in results.
+            if want.as_float and not np.isfinite(array).all():
+                raise ModelFileError(header.path, f'its tensor {name} holds NaN or infinite '
+                                     'numbers', FETCH_AGAIN)
+            weights[name].write(array)
         return weights
 
 
