@@ -13,6 +13,7 @@ from minicpmo_ros.models import synthetic
 from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.models.manifest import read_manifest
 from minicpmo_ros.models.shapes import TINY
+from minicpmo_ros.models.tokens import NORMAL
 
 FILES = ('llm.gguf', 'vision.gguf', 'audio.gguf', 'manifest.yaml')
 
@@ -121,7 +122,7 @@ def test_plain_qwen_lacks_the_special_tokens(directory):
 def test_special_tokens_stored_as_text_are_refused(directory, monkeypatch):
     def tokens(count):
         table = make_tokens(count)
-        table.types[table.id_of('<image>')] = gguf.TokenType.NORMAL
+        table.types[table.id_of('<image>')] = NORMAL
         return table
 
     make_tokens = synthetic.make_tokens
@@ -170,6 +171,8 @@ def test_wrong_image_mean_is_a_warning(directory, monkeypatch):
 @pytest.mark.parametrize('content,problem', [
     (b'family: [', 'cannot be read'),
     (b'\xff\xfe', 'cannot be read'),
+    (b'notes: 2026-13-45', 'cannot be read'),
+    (b'[' * 5000, 'cannot be read'),
     (b'just text', 'must be a mapping'),
     (b'', 'must be a mapping')])
 def test_malformed_manifest_is_refused(directory, content, problem):

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicpmo_ros.encoders.siglip_positions import sine_grid
+from minicpmo_ros.ggml.types import GgmlType as Type
 from minicpmo_ros.models.shapes import Shape
 
+PRECISIONS = {'f32': Type.F32, 'f16': Type.F16, 'q8_0': Type.Q8_0, 'q4_0': Type.Q4_0,
+              'q4_K': Type.Q4_K}    # of matrices
 MATRIX, HALF, SINGLE = 'matrix', 'half', 'single'
 FFN_NAMES = {'swapped': ('ffn_down', 'ffn_up'),    # first and second layer; as published
              'plain': ('ffn_up', 'ffn_down')}

@@ -17,7 +17,7 @@ HASH_CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One GGUF file: its name in the directory, and what is said about it."""
+    """One GGUF file: its path from the directory, and what is said about it."""
 
     path: str
     precision: str = ''
@@ -65,7 +65,7 @@ def read_manifest(directory) -> Manifest:
     except FileNotFoundError:
         raise ModelFileError(path, 'it is missing', 'Give a directory that holds llm.gguf, '
                              'vision.gguf, audio.gguf and manifest.yaml') from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ModelFileError(path, f'it cannot be read ({_one_line(error)})',
                              'Repair it or write it anew') from None
     entries = _checked(path, record, Manifest, 'the manifest', {'files'}).pop('files')

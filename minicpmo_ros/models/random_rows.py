@@ -15,8 +15,6 @@ from minicpmo_ros.ggml.library import quantize
 from minicpmo_ros.ggml.types import GgmlType as Type
 from minicpmo_ros.ggml.types import block_size, row_bytes
 
-PRECISIONS = {'f32': Type.F32, 'f16': Type.F16, 'q8_0': Type.Q8_0, 'q4_0': Type.Q4_0,
-              'q4_K': Type.Q4_K}
 FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0}    # for rows that are no multiple of 256
 POOL_VALUES = 1_000_000    # matrices up to this size are drawn number by number
 

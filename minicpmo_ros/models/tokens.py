@@ -8,7 +8,7 @@ the special tokens in the published order, so that a vocabulary of 151700 has th
 """
 from dataclasses import dataclass
 
-import gguf
+NORMAL, CONTROL = 1, 3    # llama.cpp's token types
 
 # Ids 151643..151699 of MiniCPM-o 2.6.
 SPECIAL_2_6 = (
@@ -68,10 +68,10 @@ def make_tokens(count: int) -> TokenTable:
         raise ValueError(f'a vocabulary of {count} is too small, at least {count - n_filling} '
                          'are needed')
     texts += [f'Ġw{i}' for i in range(n_filling)]
-    types = [gguf.TokenType.NORMAL] * len(texts)
+    types = [NORMAL] * len(texts)
     unknown = min(UNKNOWN_ID, len(texts))
     texts.insert(unknown, '<unk>')
-    types.insert(unknown, gguf.TokenType.CONTROL)
+    types.insert(unknown, CONTROL)
     texts += SPECIAL_2_6
-    types += [gguf.TokenType.CONTROL] * len(SPECIAL_2_6)
+    types += [CONTROL] * len(SPECIAL_2_6)
     return TokenTable(texts, types, merges)

@@ -1,0 +1,93 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command line: verbs, readable help, errors in one line and status 2."""
+import subprocess
+import sys
+
+import pytest
+
+from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.tools import cli
+
+
+def run(capsys, *arguments):
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_synthetic_writes_what_it_is_told(tmp_path, capsys):
+    status, out, _ = run(capsys, 'synthetic', tmp_path / 'm', '--shape', 'nano', '--seed', 5,
+                         '--llm', 'q4_0', '--vision', 'q8_0', '--audio', 'f32', '--pad-ffn',
+                         '--ffn-naming', 'plain')
+    assert status == 0
+    assert out.count(' MiB\n') == 3
+    model = ModelDirectory.open(tmp_path / 'm')
+    assert model.model_id == 'random-nano-5'
+    assert model.precision == {'llm': 'q4_0', 'vision': 'q8_0', 'audio': 'f32'}
+    assert model.headers['vision'].tensors['v.blk.0.ffn_up.weight'].shape == (512, 128)
+    assert model.verify_hashes() == []
+
+
+def test_synthetic_does_not_overwrite_unless_forced(tmp_path, capsys):
+    (tmp_path / 'llm.gguf').write_text('precious')
+    status, _, err = run(capsys, 'synthetic', tmp_path)
+    assert status == 2
+    assert err.startswith('minicpmo synthetic: ') and 'llm.gguf' in err and err.count('\n') == 1
+    assert (tmp_path / 'llm.gguf').read_text() == 'precious'
+    assert run(capsys, 'synthetic', tmp_path, '--force', '--no-hashes')[0] == 0
+    assert len(ModelDirectory.open(tmp_path).verify_hashes()) == 3
+
+
+def test_check_names_the_model_and_compares_hashes(tiny_model_dir, capsys):
+    status, out, _ = run(capsys, 'check', tiny_model_dir, '--hashes')
+    assert status == 0
+    assert out.startswith('random-tiny-1 (minicpm-o-2.6, width 256)\n')
+    assert out.endswith('hashes: as recorded\n')
+
+
+def test_check_tells_of_hashes_that_are_not_recorded(tmp_path, capsys):
+    run(capsys, 'synthetic', tmp_path, '--no-hashes')
+    assert 'none recorded for llm, vision, audio' in run(capsys, 'check', tmp_path, '--hashes')[1]
+
+
+def test_error_is_one_line_and_status_2(tmp_path, capsys):
+    status, out, err = run(capsys, 'check', tmp_path / 'nothing')
+    assert (status, out) == (2, '')
+    assert err.startswith('minicpmo check: ') and err.count('\n') == 1
+
+
+def test_system_error_is_one_line_and_status_2(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    status, _, err = run(capsys, 'synthetic', tmp_path / 'file' / 'below')
+    assert status == 2
+    assert err.count('\n') == 1
+
+
+@pytest.mark.parametrize('arguments', [[], ['nonsense'], ['synthetic', 'x', '--shape', 'huge'],
+                                       ['synthetic', 'x', '--seed', '-1']])
+def test_wrong_usage_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize('verb', cli.VERBS)
+def test_help_of_every_verb_explains_every_option(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([verb, '--help'])
+    assert caught.value.code == 0
+    assert 'DIR' in capsys.readouterr().out
+    (verbs,) = cli.make_parser()._subparsers._group_actions
+    assert all(action.help for action in verbs.choices[verb]._actions)
+
+
+def test_module_runs_and_help_needs_no_llama_cpp():
+    code = ('import sys; from minicpmo_ros.tools import cli; cli.make_parser(); '
+            'sys.exit("llama_cpp" in sys.modules)')
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+    done = subprocess.run([sys.executable, '-m', 'minicpmo_ros.tools.cli', '--help'],
+                          capture_output=True, text=True)
+    assert done.returncode == 0
+    assert 'write a model of random weights' in done.stdout
