@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.language import grammar as grammar_module
 from minicpmo_ros.language.grammar import Grammar, choices_grammar
 from minicpmo_ros.language.model import LanguageModel
 from minicpmo_ros.language.sampling import Sampler, SamplingOptions
@@ -63,7 +64,7 @@ def test_each_choice_wins_for_some_logits(vocabulary):
 
 
 def test_first_tokens_have_the_free_probabilities_renormalised(vocabulary, rng):
-    """The lazy check must not change the distribution: 6000 draws against the exact shares."""
+    """The lazy check must not change the distribution: 3000 draws against the exact shares."""
     gbnf = choices_grammar(['red', 'blue', 'x'])
     logits = rng.standard_normal(vocabulary.size).astype(np.float32)
     for token, value in zip(('r', 're', 'red', 'b', 'blue', 'x'), (5, 4, 6, 5.5, 4.5, 5)):
@@ -77,7 +78,7 @@ def test_first_tokens_have_the_free_probabilities_renormalised(vocabulary, rng):
     assert 0.2 < np.exp(logits[np.isfinite(allowed)]).sum() / np.exp(logits).sum() < 0.8
     options = SamplingOptions(temperature=1, top_k=0, top_p=1, repeat_penalty=1, seed=3)
     sampler = Sampler(options, (), Grammar(vocabulary, gbnf))
-    n = 6000
+    n = 3000
     counts = np.bincount([sampler.pick(logits) for _ in range(n)], minlength=vocabulary.size)
     assert np.abs(counts / n - shares).max() < 4 * 0.5 / n ** 0.5
 
@@ -113,6 +114,49 @@ def test_a_grammar_that_cannot_be_used_is_an_input_error(vocabulary, gbnf):
 
 def test_brackets_and_marks_inside_texts_are_texts(vocabulary):
     Grammar(vocabulary, 'root ::= "<b>!((((" [<!(] # <comment> ((\n')
+
+
+JSON = r"""root ::= object
+value ::= object | array | string | number | ("true" | "false" | "null") ws
+object ::= "{" ws ( string ":" ws value ("," ws string ":" ws value)* )? "}" ws
+array ::= "[" ws ( value ("," ws value)* )? "]" ws  # a comment with "quotes ( and brackets [
+string ::= "\"" ( [^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4}) )* "\"" ws
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9]{1,15})? ws
+ws ::= | " " | "\n" [ \t]{0,20}
+"""
+
+
+def test_the_usual_grammar_of_json_is_taken(vocabulary, rng):
+    text = write(vocabulary, JSON.replace('root ::= object', 'root ::= "[" number "]"'),
+                 rng.standard_normal(vocabulary.size).astype(np.float32),
+                 SamplingOptions(temperature=1, top_k=0, top_p=1, seed=7))
+    assert text[0] == '[' and text[-1] == ']'
+    Grammar(vocabulary, JSON)
+
+
+def doubling(n, tails):
+    """Write rules of which each begins in twice as many ways as the next."""
+    first, second = tails
+    return 'root ::= a0\n' + ''.join(
+        f'a{i} ::= a{i + 1} {first} | a{i + 1} {second}\n' for i in range(n)) + f'a{n} ::= "x"\n'
+
+
+@pytest.mark.parametrize('gbnf, told', [
+    (doubling(30, ('', '')), 'ways'), (doubling(30, ('"x"', '"y"')), 'ways'),
+    ('root ::= (("a"{0,40}){0,40}){0,40}', 'ways'), ('root ::= ' + '"a"? ' * 1000, 'ways'),
+    ('root ::= a0\n' + ''.join(f'a{i} ::= a{i + 1}\n' for i in range(900)), 'too deeply'),
+    ('root ::= root "a" | "b"', 'begins with itself')])
+def test_a_grammar_that_would_take_for_ever_is_refused(vocabulary, gbnf, told):
+    """llama.cpp's parser would take minutes or all memory over most of these."""
+    with pytest.raises(InputError, match=told):
+        Grammar(vocabulary, gbnf)
+
+
+def test_a_grammar_that_becomes_slow_is_given_up(vocabulary, monkeypatch):
+    monkeypatch.setattr(grammar_module, 'MAX_STEP_S', 0.02)
+    with pytest.raises(InputError, match='ambiguous'):
+        Grammar(vocabulary, 'root ::= ' + '"a"? ' * 150).mask(
+            np.zeros(vocabulary.size, np.float32))
 
 
 def test_a_token_that_does_not_fit_is_never_accepted(vocabulary):

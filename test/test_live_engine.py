@@ -534,7 +534,8 @@ def test_a_real_failure_is_survived(real_engine, monkeypatch):
         calls = []
         decode = llama.llama_decode
         patch.setattr(llama, 'llama_decode',
-                      lambda *given: calls.append(1) or (-3 if len(calls) == 1 else decode(*given)))
+                      lambda *given: calls.append(1) or (
+                          -3 if len(calls) == 1 else decode(*given)))
         assert Asker(real_engine).result().finish == Finish.ERROR
         assert Asker(real_engine).result().finish in (Finish.STOP, Finish.LENGTH)
     assert real_engine.status().rebuilds == 1

@@ -8,18 +8,19 @@ token that does not fit; so every token is asked about before it is accepted.
 """
 import ctypes
 import re
+import time
 import weakref
 
 import llama_cpp.llama_cpp as llama
 import numpy as np
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.language.gbnf import check_gbnf
 from minicpmo_ros.language.vocabulary import Vocabulary, well_formed
 
 MAX_CHOICES = 256
 MAX_CHOICE_BYTES = 1024
-MAX_GRAMMAR_BYTES = 16384
-MAX_NESTING = 32         # of parentheses; the parser recurses
+MAX_STEP_S = 1.0    # of the processor for one step; an ambiguous grammar grows without bound
 TOKEN_DATA = np.dtype([('id', '<i4'), ('logit', '<f4'), ('p', '<f4')])    # llama_token_data
 
 
@@ -57,7 +58,7 @@ class Grammar:
     """The state of one answer within a GBNF grammar; its start is the rule `root`."""
 
     def __init__(self, vocabulary: Vocabulary, gbnf: str):
-        _check_gbnf(gbnf)
+        check_gbnf(gbnf)
         self._vocabulary = vocabulary    # keeps the vocabulary that llama.cpp points to
         pointer = llama.llama_sampler_init_grammar(vocabulary.pointer, gbnf.encode(), b'root')
         if not pointer:
@@ -91,22 +92,9 @@ class Grammar:
         data['id'], data['logit'] = tokens, scores
         array = llama.llama_token_data_array(
             data.ctypes.data_as(llama.llama_token_data_p), len(tokens), -1, False)
+        started_s = time.thread_time()
         llama.llama_sampler_apply(self._pointer, ctypes.byref(array))
+        if time.thread_time() - started_s > MAX_STEP_S:
+            raise InputError('The grammar is too ambiguous to be followed. Let each text be '
+                             'reached in one way.')
         scores[:] = data['logit']
-
-
-def _check_gbnf(gbnf: str) -> None:
-    """Refuse what llama.cpp's parser would not survive or would read as special tokens."""
-    n_bytes = len(gbnf.encode('utf-8', 'replace'))
-    if not gbnf.strip() or n_bytes > MAX_GRAMMAR_BYTES:
-        raise InputError(f'The grammar has {n_bytes} bytes, 1 to {MAX_GRAMMAR_BYTES} are allowed.')
-    if '\0' in gbnf or gbnf != well_formed(gbnf):
-        raise InputError('The grammar holds a zero character or half of a surrogate pair.')
-    skeleton = re.sub(r'"(\\.|[^"\\])*"|\[(\\.|[^\]\\])*\]|#[^\n]*', '', gbnf, flags=re.S)
-    if re.search('[<!]', skeleton):
-        raise InputError('The grammar names tokens (<...>). Write texts and characters only.')
-    depth = 0
-    for bracket in re.findall('[()]', skeleton):
-        depth += 1 if bracket == '(' else -1
-        if depth > MAX_NESTING:
-            raise InputError(f'The grammar nests more than {MAX_NESTING} parentheses.')
