@@ -179,7 +179,7 @@ def test_embeddings_depend_on_the_picture_and_the_place(files, backend):
     assert np.array_equal(encoder.encode([image]), rows)
 
 
-def test_between_is_called_after_each_layer_and_may_raise(files, backend):
+def test_between_is_called_within_each_layer_and_may_raise(files, backend):
     class Stopped(Exception):
         pass
 
@@ -189,7 +189,7 @@ def test_between_is_called_after_each_layer_and_may_raise(files, backend):
     encoder, image, calls = VisionEncoder.load(files(SMALL), backend), picture(112, 112), []
     expected = encoder.encode([image])
     assert np.array_equal(encoder.encode([image], lambda: calls.append(1)), expected)
-    assert len(calls) == SMALL.vision_layers
+    assert len(calls) == 3 * (SMALL.vision_layers + 1)    # attention, two products; resampler
     with pytest.raises(Stopped):
         encoder.encode([image], stop)
     assert np.array_equal(encoder.encode([image]), expected)

@@ -4,7 +4,7 @@
 """SigLIP and MiniCPM's resampler as a compute graph, tiles of one size side by side.
 
 Arrays of a picture are (tiles * patches, ...), patches row by row. The graph is cut after every
-layer, so that others may use the device between them.
+layer, on a CPU after every costly product, so that others may use the device in between.
 """
 from dataclasses import dataclass
 
@@ -70,8 +70,10 @@ class VisionGraph:
             k, v = g.cast(k, GgmlType.F16), g.cast(v, GgmlType.F16)
         y = g.attention(q, k, v, self.attention)
         x = g.add(x, self._linear(g, block + 'attn_out', y))
+        self._cut_on_cpu(g, x)
         y = self._norm(g, block + 'ln2', x, self.facts.epsilon)
         y = g.gelu_tanh(self._linear(g, block + first, y))    # (tiles * patches, ffn)
+        self._cut_on_cpu(g, y)
         return g.add(x, self._linear(g, block + second, y))
 
     def _resample(self, g: Builder, x: Tensor, grid: Grid) -> Tensor:
@@ -80,8 +82,12 @@ class VisionGraph:
         n_heads = width // HEAD_WIDTH
         kv = g.linear(self.weights['resampler.kv.weight'], x)    # (tiles * patches, width)
         kv = self._norm(g, 'resampler.ln_kv', kv, RESAMPLER_EPSILON)
-        k = g.heads(self._placed_keys(g, kv, grid), n_heads, grid.tiles)
-        v = g.heads(self._linear(g, 'resampler.attn.v', kv), n_heads, grid.tiles)
+        self._cut_on_cpu(g, kv)
+        k = self._placed_keys(g, kv, grid)
+        self._cut_on_cpu(g, k)
+        v = self._linear(g, 'resampler.attn.v', kv)
+        self._cut_on_cpu(g, v)
+        k, v = g.heads(k, n_heads, grid.tiles), g.heads(v, n_heads, grid.tiles)
         q = g.repeat(self.weights['queries'], (grid.tiles * self.facts.queries, width))
         q = g.heads(q, n_heads, grid.tiles)    # (tiles, heads, queries, 128)
         if self.attention == 'flash' and not g.backend.is_cpu:    # a CPU is exact at no cost
@@ -104,6 +110,11 @@ class VisionGraph:
         k = g.reshape(k, (grid.tiles, grid.rows, grid.columns, width))
         k = g.add(g.add(k, of_column), g.reshape(of_row, (grid.rows, 1, width)))
         return g.reshape(k, (grid.tiles * grid.patches, width))
+
+    def _cut_on_cpu(self, g: Builder, x: Tensor) -> None:
+        """Cut where a CPU has worked for a while; a GPU is better left alone."""
+        if g.backend.is_cpu:
+            g.cut(x)
 
     def _linear(self, g: Builder, name: str, x: Tensor) -> Tensor:
         return g.linear(self.weights[f'{name}.weight'], x, self.weights[f'{name}.bias'])
