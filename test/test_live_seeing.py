@@ -181,6 +181,18 @@ def test_embedding_that_float16_cannot_hold_is_lost_and_not_remembered(encoder, 
     assert seeing.close(1)[0].reused is False
 
 
+def test_slow_encoder_skips_to_the_newest_pictures(encoder, camera):
+    seeing = Seeing(encoder, max_behind=2)
+    for second in (0, 1, 2, 4):
+        seeing.offer(at(second), camera.shot(second, grey=10 * second))
+    seen = seeing.close(5)
+    assert [one.status for one in seen] == [
+        Status.OVERLOADED, Status.OVERLOADED, Status.OK, Status.EMPTY, Status.OK, Status.EMPTY]
+    assert camera.decoded == [2, 4]
+    seeing.offer(at(6), camera.shot(6))
+    assert seeing.close(6)[0].status == Status.OK
+
+
 def test_tiles_follow_the_overview_in_batches_the_encoder_takes(encoder, camera):
     seeing = Seeing(encoder, max_tiles=9)
     seeing.offer(at(0), camera.shot(0, width=1280, height=720))

@@ -56,10 +56,13 @@ class Seeing:
     `max_tiles`: of the grid beside the overview; 1: overview only. `unchanged_threshold`: a
     picture reuses the last encoding when the grey levels (0..255) of their 32 x 32 thumbnails
     differ by less in the mean; 0: never. `between` is called between slices of the encoder's work.
+    `max_behind`: of the pictures of seconds closed together only so many, the newest, are encoded
+    (the others are OVERLOADED), so that a slow encoder does not fall behind for good; None: all.
     """
 
     def __init__(self, vision_encoder, max_tiles: int = 1, unchanged_threshold: float = 1.0,
-                 between: Callable[[], None] | None = None):
+                 between: Callable[[], None] | None = None, max_behind: int | None = None):
+        self._max_behind = max_behind
         self._encoder, self._max_tiles = vision_encoder, max_tiles
         self._threshold, self._between = unchanged_threshold, between
         self._offered: dict = {}            # second: (stamp_ns, make_picture), the newest of each
@@ -92,17 +95,22 @@ class Seeing:
         due = range(self._next, second + 1)
         if len(due) > LONGEST_EMPTY_S:
             due = sorted(number for number in self._offered if number <= second)
+        waiting = [number for number in due if number in self._offered]
+        too_many = len(waiting) - (self._max_behind or len(waiting))
+        for number in waiting[:max(0, too_many)]:
+            self._offered[number] = None
         seen = []
         for number in due:
             # Noted before the work: a picture that raises is not tried again.
             self._next = number + 1
-            seen.append(self._see(number, *self._offered.pop(number, ())))
+            seen.append(self._see(number, self._offered.pop(number, ())))
         self._next = max(self._next, second + 1)
         return seen
 
-    def _see(self, second: int, stamp_ns: int = 0, make_picture: Callable | None = None):
-        if make_picture is None:
-            return SeenSecond(second)
+    def _see(self, second: int, offered: tuple | None) -> SeenSecond:
+        if not offered:
+            return SeenSecond(second, Status.OVERLOADED if offered is None else Status.EMPTY)
+        stamp_ns, make_picture = offered
         started_s = perf_counter()
         try:
             picture = _checked(make_picture())
