@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Files are read with the stamps they were made with, and bad ones are refused in words."""
+import socket
 from fractions import Fraction
 from pathlib import Path
 
@@ -144,6 +145,26 @@ def test_directories_and_addresses_are_no_files(tmp_path):
     for path in (tmp_path, 'http://localhost:1/a.mp4', 'concat:a.mp4'):
         with pytest.raises(InputError, match='no such file'):
             read_video(path)
+
+
+def test_playlists_are_refused_and_open_no_address(tmp_path):
+    path = tmp_path / 'list.m3u8'
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        server.setblocking(False)
+        address = f'http://127.0.0.1:{server.getsockname()[1]}/a.ts'
+        path.write_text(f'#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{address}\n')
+        with pytest.raises(InputError, match='whitelist|Invalid'):
+            read_video(path)
+        with pytest.raises(BlockingIOError):  # nobody came
+            server.accept()
+
+
+@pytest.mark.parametrize('name, sound', [
+    ('a.wav', 'pcm_s16le'), ('a.flac', 'flac'), ('a.mp3', 'libmp3lame'), ('a.aac', 'aac'),
+    ('a.avi', 'pcm_s16le'), ('a.webm', 'libopus'), ('a.m4a', 'aac'), ('a.ogg', 'libopus')])
+def test_common_containers_are_read(tmp_path, name, sound):
+    path = write(tmp_path / name, codec='mpeg4' if name == 'a.avi' else None, sound=sound)
+    assert click_s(path) == pytest.approx(1, abs=0.03)  # an MP3 does not tell its delay
 
 
 def test_missing_streams_are_named(tmp_path):

@@ -52,7 +52,7 @@ class SampledSecond:
 class _Stamps:
     """How a stream's stamps lie to its count of samples, since the last edge; in samples."""
 
-    last: int = None  # stamp of the last chunk that was used
+    last: int  # stamp of the last chunk that was used
     copies: int = 0  # chunks since that had the same stamp
     offsets: list = field(default_factory=list)  # of each chunk's stamp, minus the count
     to_skip: int = 0  # samples still to be left out because of a drift
@@ -76,14 +76,14 @@ class SecondSplitter:
         self._held_samples = 0
         self._end = None  # where the next sample goes, in samples since stamp 0
         self._first_second = None  # of the stream
-        self._stamps = _Stamps()
+        self._stamps = None
         self._counts = defaultdict(Counter)  # by second: the ..._samples of SampledSecond
 
-    def push(self, stamp_ns, samples: np.ndarray) -> list:
+    def push(self, stamp_ns: int | None, samples: np.ndarray) -> list[SampledSecond]:
         """Take samples (n,) float32, the first of them recorded at stamp_ns.
 
         stamp_ns None: they follow on the last ones (begin at 0 if there are none); after a
-        pause give a stamp again, or it is not known. Returns a list of SampledSecond.
+        pause give a stamp again, or it is not known.
         Raises InputError, and changes nothing, for samples that are not finite.
         """
         samples = _checked(samples)
@@ -102,7 +102,7 @@ class SecondSplitter:
         self._append_over_edges(samples)
         return ended + self._take_whole(self._look_ahead_samples)
 
-    def flush(self, close: bool = True) -> list:
+    def flush(self, close: bool = True) -> list[SampledSecond]:
         """Give the seconds that wait for what follows, as if silence did.
 
         close: the open second too, filled up with zeros; sound that comes for it later is left
@@ -118,8 +118,7 @@ class SecondSplitter:
         return stamp - (self._end - self._stamps.to_skip)
 
     def _is_elsewhere(self, stamp: int) -> bool:
-        last = self._stamps.last
-        steps_back = last is not None and stamp < last - LONGEST_STEP_BACK
+        steps_back = stamp < self._stamps.last - LONGEST_STEP_BACK
         return steps_back or self._offset(stamp) > LONGEST_GAP
 
     def _begin(self, stamp: int) -> None:
@@ -137,7 +136,7 @@ class SecondSplitter:
     def _align(self, stamp: int, samples: np.ndarray) -> np.ndarray:
         """Fill a gap before a chunk; give the part of the chunk that is new."""
         stamps, offset = self._stamps, self._offset(stamp)
-        if stamps.last is not None and stamp <= stamps.last:
+        if stamp <= stamps.last:
             stamps.copies += stamp == stamps.last
             if stamps.copies > COPIES:
                 return samples

@@ -4,8 +4,8 @@
 """Video and audio files through PyAV, as lazy streams of stamped frames and chunks.
 
 Stamps are nanoseconds of presentation since the start of the file, the same origin for picture
-and sound: their offset to each other is kept. Only local files are opened, never what a
-playlist inside of one points to.
+and sound: their offset to each other is kept. Files are opened and nothing else: no address on
+a network and no playlist.
 """
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +17,10 @@ import numpy as np
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.geometry import check_size
 from minicpmo_ros.media.pcm import mix_to_mono, scale_to_float
+
+# Containers that hold their streams themselves; playlists and scripts point elsewhere.
+FORMATS = ('mov', 'mp4', 'matroska', 'webm', 'avi', 'mpegts', 'mpeg', 'flv', 'asf', 'ogg', 'mjpeg',
+           'h264', 'hevc', 'm4v', 'wav', 'w64', 'flac', 'mp3', 'aac', 'aiff', 'au', 'amr', 'caf')
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,11 @@ def _open(path):
     if not Path(path).is_file():
         raise InputError(f'{path}: there is no such file. Give a video or audio file.')
     try:
-        return av.open(str(Path(path).resolve()), options={'protocol_whitelist': 'file'})
+        return av.open(str(Path(path).resolve()), options={
+            'protocol_whitelist': 'file', 'format_whitelist': ','.join(FORMATS)})
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise InputError(f'{path}: not a video or audio file that can be read '
-                         f'({error}).') from error
+                         f'({error}). Convert it to MP4, Matroska or WAV.') from error
 
 
 def _first(streams):
