@@ -166,7 +166,8 @@ def encode(path, frames, sound: np.ndarray) -> None:
         for frame in frames:
             container.mux(pictures.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
         container.mux(pictures.encode(None))
-        samples = sound.astype(np.float32)[None]  # (1, n)
+        # AAC fills its last frame of 1024 samples up, which would begin a thirteenth second.
+        samples = sound[:len(sound) // 1024 * 1024].astype(np.float32)[None]  # (1, n)
         for begin in range(0, samples.shape[1], 1024):
             piece = np.ascontiguousarray(samples[:, begin:begin + 1024])
             chunk = av.AudioFrame.from_ndarray(piece, format='fltp', layout='mono')

@@ -202,6 +202,7 @@ def test_demo_clip_is_what_its_table_says():
     assert np.abs(green[190, 160] - [30, 165, 45.0]).max() < 15
     rate_hz, chunks = read_audio(DEMO)
     sound = np.concatenate([samples for _, samples in chunks])
+    assert 11.9 * rate_hz < len(sound) <= 12 * rate_hz
     beep = sound[2 * rate_hz:3 * rate_hz]
     assert np.argmax(np.abs(np.fft.rfft(beep))) == pytest.approx(1300, abs=5)
     assert np.flatnonzero(np.abs(beep) > 0.1)[0] / rate_hz == pytest.approx(0.4, abs=0.01)
