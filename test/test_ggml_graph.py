@@ -11,7 +11,7 @@ import pytest
 
 from minicpmo_ros.errors import EngineError
 from minicpmo_ros.ggml.graph import GraphCache
-from minicpmo_ros.ggml.library import GgmlType
+from minicpmo_ros.ggml.library import GgmlType, lib
 from minicpmo_ros.ggml.runtime import Backend, Tensors
 
 F32, F16, I32 = GgmlType.F32, GgmlType.F16, GgmlType.I32
@@ -357,11 +357,36 @@ def test_memory_goes_with_its_last_user(backend, stored, rng):
         graphs = GraphCache(backend, deep(stored), [N], max_nodes=64)
         graphs.run(N, {'x': rows(rng)}, lambda: None)
         more = Tensors(backend, {'a': ((4, 4), F32)})
-        assert alive() > before
+        assert more['a'].read().size == 16 and alive() > before
         del graphs, more
         assert alive() == before
     finally:
         gc.enable()
+
+
+def test_closing_frees_what_is_still_in_use(backend, stored):
+    graphs = GraphCache(backend, deep(stored), [N], max_nodes=64)
+    graphs.get(N)
+    owned = list(backend._owned)
+    backend.close()
+    assert owned and not any(finalizer.alive for finalizer in owned)
+
+
+def test_new_tensors_are_zero(backend):
+    for _ in range(3):  # memory is used again
+        tensors = Tensors(backend, {'a': ((4, 100), F32)})
+        assert not tensors['a'].read().any()
+        tensors['a'].write(np.ones((4, 100), np.float32))
+        del tensors
+
+
+def test_want_of_memory_is_said(backend, stored, monkeypatch):
+    for function in ('backend_alloc_ctx_tensors_from_buft', 'gallocr_reserve'):
+        with monkeypatch.context() as patch:
+            patch.setattr(lib, function, lambda *_: None)
+            with pytest.raises(EngineError, match='no memory left'):
+                Tensors(backend, {'a': ((4,), F32)})
+                GraphCache(backend, deep(stored), [N], max_nodes=64)
 
 
 def test_bad_devices_are_refused():

@@ -75,9 +75,10 @@ def heard():
 
 
 def test_log_lines_arrive_whole_with_their_level(heard):
-    for level, piece in ((2, b'first\nsec'), (5, b'ond'), (5, b'\n'), (4, b'\xff third\n\n')):
+    for level, piece in ((2, b'first\n'), (3, b'sec'), (5, b'ond'), (5, b'\n'),
+                         (4, b'\xff third\n\n')):
         library._log.callback(level, piece, None)
-    assert heard == [('info', 'first'), ('info', 'second'), ('error', '\ufffd third')]
+    assert heard == [('info', 'first'), ('warning', 'second'), ('error', '\ufffd third')]
 
 
 def test_what_ggml_says_reaches_the_sink(heard):
