@@ -30,14 +30,22 @@ PICTURE = np.ones((64, 256), np.float16)
 
 
 class FakeAnswering:
-    """Says one letter a step, as often as the question says; 'fail' and 'break' raise."""
+    """Says one letter a step, as often as the question says; 'fail' and 'break' raise.
+
+    A 'long' question takes a step to be read before its first letter.
+    """
 
     def __init__(self, session, question):
         self.session, self.question = session, question
         self.ids, self.answer = [], None
+        self.read = question.text != 'long'
 
     def step(self):
         self.session.at_step(self)
+        self.session.diary.append('step')
+        if not self.read:
+            self.read = True
+            return ''
         if self.question.text == 'fail':
             raise InputError('this question fails')
         if self.question.text == 'bug':
@@ -62,7 +70,7 @@ class FakeSession:
         self.window = SimpleNamespace(seconds=[], end=10)
         self.context = SimpleNamespace(n_ctx=4096)
         self.diary, self.abort = [], None
-        self.room = True
+        self.room, self.prefill_ms = True, 0.0
         self.rebuild_error = None
         self.at_unit = self.at_step = lambda _: None
 
@@ -72,7 +80,7 @@ class FakeSession:
             self.reset()
         self.diary.append(unit.second)
         self.window.seconds.append(unit.second)
-        return UnitReport(unit.second, 94, 0.0, 0)
+        return UnitReport(unit.second, 94, self.prefill_ms, 0)
 
     def can_append(self, unit):
         return self.room
@@ -192,7 +200,9 @@ def test_while_loading_a_question_is_told_how_far_it_is(make_engine, session):
 @pytest.mark.parametrize('error, reason, remedy', [
     (ModelFileError('llm.gguf', 'it is cut short', 'Fetch it again.'),
      'llm.gguf: it is cut short', 'Fetch it again.'),
-    (EngineError('no memory'), 'no memory', 'log')])
+    (InputError('n_ctx is 1'), 'n_ctx is 1', 'parameters'),
+    (EngineError('no memory'), 'no memory', 'log'),
+    (ZeroDivisionError(), 'ZeroDivisionError', 'log')])
 def test_a_failed_load_says_why_and_what_to_do(make_engine, error, reason, remedy):
     def load(*_):
         raise error
@@ -255,43 +265,30 @@ def test_a_question_goes_before_units_that_wait(engine, session):
     gate.open()
     asker.result()
     until(lambda: engine.status().units_read == 3)
-    assert session.diary[:2] == [1, 'hello'] and session.diary[-2:] == [2, 3]
-
-
-def test_units_are_read_between_the_tokens_of_an_answer(engine, session):
-    def at_step(answering):
-        if len(answering.ids) == 2:
-            put(engine, [1, 2])
-    session.at_step = at_step
-    answer_at = []
-    asker = Asker(engine, max_tokens=10)
-    asker.result()
-    answer_at.append(len(session.diary))
-    assert session.diary[:3] == ['hello', 1, 2]
+    assert session.diary == [1, 'hello', 'step', 2, 'step', 3, 'step']
 
 
 def test_no_unit_is_read_before_the_first_token(engine, session):
-    gate, seen = Gate(), []
+    session.at_step = lambda answering: answering.ids or put(engine, [1])
+    Asker(engine, 'long').result()
+    assert session.diary == ['long', 'step', 'step', 1, 'step', 'step']
 
-    def at_step(answering):
-        if not answering.ids:
-            gate(None)
-            seen.extend(session.diary)
-    session.at_step = at_step
-    asker = Asker(engine)
-    assert gate.arrived.wait(WAIT_S)
-    put(engine, [1])
-    gate.open()
-    asker.result()
-    assert seen == ['hello']
+
+def test_units_take_at_most_half_of_an_answers_time(engine, session):
+    """After a unit that took for ever, the answer has its time first."""
+    session.prefill_ms = 1e9
+    session.at_step = lambda answering: answering.ids or put(engine, [1, 2])
+    Asker(engine).result()
+    until(lambda: engine.status().units_read == 2)
+    assert session.diary == ['hello', 'step', 1, 'step', 'step', 2]
 
 
 def test_units_without_room_wait_for_the_end_of_the_answer(engine, session):
     session.room = False
-    session.at_step = lambda answering: len(answering.ids) or put(engine, [1])
-    Asker(engine, max_tokens=5).result()
+    session.at_step = lambda answering: answering.ids or put(engine, [1])
+    Asker(engine).result()
     until(lambda: engine.status().units_read == 1)
-    assert session.diary == ['hello', 1]
+    assert session.diary == ['hello', 'step', 'step', 'step', 1]
 
 
 def test_twenty_at_once_are_each_answered_or_refused(make_engine, session):

@@ -25,6 +25,7 @@ from minicpmo_ros.language.model import LanguageModel
 # Keys that live through shifts must survive rotation: in 4 bits they do not.
 KV_TYPES = {'f32': GgmlType.F32, 'f16': GgmlType.F16, 'q8_0': GgmlType.Q8_0}
 FLASH_ATTENTION = 1
+MAX_THREADS = 512    # ggml.h: GGML_MAX_N_THREADS
 NO_SLOT, ABORTED = 1, 2    # return codes of llama_decode
 _libc = ctypes.CDLL(None)
 
@@ -254,5 +255,5 @@ def _check_options(model: LanguageModel, options: ContextOptions) -> None:
     if options.kv_type == 'q8_0' and model.head_width % 32:
         raise InputError(f'kv_type q8_0 needs heads of a multiple of 32, this model has '
                          f'{model.head_width}. Use f16.')
-    if options.threads < 1:
-        raise InputError(f'threads is {options.threads}, at least 1 is needed.')
+    if not 1 <= options.threads <= MAX_THREADS:
+        raise InputError(f'threads is {options.threads}, 1 to {MAX_THREADS} is allowed.')

@@ -23,7 +23,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from minicpmo_ros.errors import BusyError, CancelledError, EngineError, ModelFileError
+from minicpmo_ros.errors import (
+    BusyError,
+    CancelledError,
+    EngineError,
+    Error,
+    InputError,
+    ModelFileError,
+)
 from minicpmo_ros.language.context import AbortFlag
 from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
 from minicpmo_ros.live.engine_status import EngineStatus
@@ -38,7 +45,7 @@ log = logging.getLogger(__name__)
 class EngineOptions:
     """Bounds of the queues."""
 
-    unit_deadline_s: float = 0.5    # wait for the other half of a second
+    unit_deadline_s: float = 2.0    # wait for the other half of a second: an encoder may take 1 s
     max_pending: int = 8            # seconds open at a time
     max_backlog: int = 8            # units waiting to be read
     max_waiting: int = 8            # questions waiting, beside the one being answered
@@ -170,7 +177,7 @@ class Engine:
         except CancelledError:
             pass
         except Exception as error:
-            if not isinstance(error, ModelFileError):
+            if not isinstance(error, Error):
                 log.exception('the engine failed')
             self._fail(error)
         self._end_all()
@@ -307,9 +314,11 @@ class Engine:
         self._publish(rebuilds=1)
 
     def _fail(self, error: Exception) -> None:
-        reason, remedy = str(error), 'See the log; restart the node.'
+        reason, remedy = str(error) or repr(error), 'See the log; restart the node.'
         if isinstance(error, ModelFileError):
             reason, remedy = f'{error.path}: {error.problem}', error.remedy
+        elif isinstance(error, InputError):
+            remedy = 'Correct the parameters and configure again.'
         self._set_state('failed', reason=reason, remedy=remedy)
 
     def _end_all(self) -> None:

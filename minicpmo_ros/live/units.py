@@ -36,7 +36,7 @@ class _Halves:
 class UnitAssembler:
     """Open seconds, in memory until they close."""
 
-    def __init__(self, unit_deadline_s: float = 0.5, max_pending: int = 8):
+    def __init__(self, unit_deadline_s: float = 2.0, max_pending: int = 8):
         self.unit_deadline_s, self.max_pending = unit_deadline_s, max_pending
         self.late = 0     # halves that came after their unit was closed, or twice
         self.jumps = 0    # times a stream went back
