@@ -140,7 +140,7 @@ def test_more_layers_than_tensors_are_refused(directory, name, key):
     edit_bytes(directory, name, two, three)
     error = refusal(directory)
     assert error.path.endswith(name)
-    assert 'missing' in error.problem
+    assert 'missing' in error.problem or 'it has no tensor' in error.problem
 
 
 def test_vision_file_of_another_model_is_refused(directory):
@@ -153,6 +153,30 @@ def test_vision_tensor_of_the_wrong_shape_is_refused(directory):
     edit_bytes(directory, 'vision.gguf', b'clip.vision.patch_size\x04\0\0\0\x0e',
                b'clip.vision.patch_size\x04\0\0\0\x10')
     assert 'v.patch_embd.weight' in refusal(directory).problem
+
+
+@pytest.mark.parametrize('name,tensor', [
+    ('llm.gguf', 'blk.1.attn_q.weight'), ('vision.gguf', 'resampler.attn.q.bias'),
+    ('vision.gguf', 'v.blk.1.attn_q.bias'), ('audio.gguf', 'encoder.conv1.bias')])
+def test_types_that_would_end_the_process_are_refused(directory, name, tensor):
+    content = (directory / name).read_bytes()
+    at = content.index(b'%s' % tensor.encode()) + len(tensor)
+    at += 4 + 8 * content[at]    # the type follows the number of dimensions and the sides
+    assert content[at] in (0, 1)
+    integers = bytes([26 if content[at] == 0 else 25])    # of the same size
+    replace_file(directory, name, content[:at] + integers + content[at + 1:])
+    error = refusal(directory)
+    assert tensor in error.problem and 'type I' in error.problem
+
+
+@pytest.mark.parametrize('key', [b'block_count', b'image_size', b'attention.head_count'])
+@pytest.mark.parametrize('value', [b'\0\0\0\0', b'\xff\xff\xff\x7f'])
+def test_hostile_sizes_end_in_an_error_at_once(directory, key, value):
+    key = b'clip.vision.' + key + b'\x04\0\0\0'
+    content = (directory / 'vision.gguf').read_bytes()
+    at = content.index(key) + len(key)
+    replace_file(directory, 'vision.gguf', content[:at] + value + content[at + 4:])
+    assert refusal(directory).path.endswith('vision.gguf')
 
 
 def test_wrong_image_mean_is_a_warning(directory, monkeypatch):

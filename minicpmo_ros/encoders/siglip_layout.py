@@ -12,9 +12,11 @@ import numpy as np
 
 from minicpmo_ros.errors import ModelFileError
 from minicpmo_ros.ggml.header import Header
+from minicpmo_ros.ggml.weights import Want, check
 
 HEAD_WIDTH = 128           # of the resampler
 DEFAULT_QUERIES = 64       # of files that are older than the key
+MAX_LAYERS = 256
 OTHER_FILE = 'Use a vision file of MiniCPM-o, or convert it again'
 
 
@@ -65,11 +67,7 @@ def read_facts(header: Header) -> VisionFacts:
         epsilon=header.require('clip.vision.attention.layer_norm_epsilon', float),
         mean=mean, std=std, warnings=tuple(_warnings(header, layers, mean, std)))
     _check_sizes(header, facts)
-    for name, shape in expected_shapes(facts).items():
-        found = _shape(header, name, len(shape))
-        if found != shape:
-            raise ModelFileError(header.path, f'the tensor {name} has the shape {found}, '
-                                 f'{shape} is expected', OTHER_FILE)
+    check(header, {name: Want(shape) for name, shape in expected_shapes(facts).items()})
     return facts
 
 
@@ -126,12 +124,13 @@ def _warnings(header: Header, layers: int, mean: tuple, std: tuple):
 
 def _check_sizes(header: Header, facts: VisionFacts) -> None:
     wrong = None
-    if not facts.layers > 0 < facts.heads or facts.width % facts.heads:
+    if not 0 < facts.layers <= MAX_LAYERS or facts.heads <= 0 or facts.width % facts.heads:
         wrong = f'{facts.layers} layers of {facts.heads} heads in a width of {facts.width}'
     elif facts.output_width % HEAD_WIDTH:
         wrong = f'an embedding width of {facts.output_width}, no multiple of {HEAD_WIDTH}'
-    elif not facts.patch_size > 0 < facts.image_size:
-        wrong = f'pictures of {facts.image_size} in patches of {facts.patch_size}'
+    elif not 0 < facts.patch_size <= facts.image_size <= facts.patch_size * facts.position_grid:
+        wrong = (f'pictures of {facts.image_size} in patches of {facts.patch_size}, for '
+                 f'{facts.position_grid} positions a side')
     elif not facts.epsilon > 0 or min(facts.std) <= 0:
         wrong = f'a layer norm epsilon of {facts.epsilon} or an image_std of {facts.std}'
     elif facts.ffn_columns < facts.ffn_rows:

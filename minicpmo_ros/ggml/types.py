@@ -64,6 +64,11 @@ _BLOCKS = {
 }
 
 
+# ggml stores these types and ends the process when it is to multiply with them.
+NO_WEIGHTS = frozenset({GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64, GgmlType.F64,
+                        GgmlType.Q8_1, GgmlType.Q8_K})
+
+
 def block_size(ggml_type: int) -> int:
     """Numbers in one block; rows are whole blocks."""
     return _BLOCKS[ggml_type][0]

@@ -17,6 +17,7 @@ from minicpmo_ros.errors import ModelFileError
 from minicpmo_ros.ggml.header import FETCH_AGAIN, Header, TensorInfo, read_header
 from minicpmo_ros.ggml.library import GgmlType, dequantize, lib
 from minicpmo_ros.ggml.runtime import Backend, Tensor, Tensors, new_context, storage, trimmed
+from minicpmo_ros.ggml.types import NO_WEIGHTS
 
 # Types whose interleaved kernels pay on a CPU: q4_0 became 1.4 times as fast on x86, q4_K slower.
 REPACKED = frozenset({GgmlType.Q4_0})
@@ -91,7 +92,7 @@ class Weights:
 
 
 def check(header: Header, wanted: Mapping) -> None:
-    """ModelFileError for the first wanted tensor that is missing or has another shape."""
+    """ModelFileError for the first wanted tensor that is missing or of no use here."""
     for name, want in wanted.items():
         info = header.tensors.get(name)
         if info is None:
@@ -100,6 +101,9 @@ def check(header: Header, wanted: Mapping) -> None:
         if trimmed(info.shape) != trimmed(want.shape):
             raise ModelFileError(header.path, f'its tensor {name} has the shape {info.shape}, '
                                  f'{tuple(want.shape)} is expected', FETCH_AGAIN)
+        if info.type in NO_WEIGHTS:
+            raise ModelFileError(header.path, f'its tensor {name} has the type {info.type.name}, '
+                                 'which is not one of weights', FETCH_AGAIN)
 
 
 def read_floats(header: Header, name: str) -> np.ndarray:

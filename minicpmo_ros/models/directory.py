@@ -9,9 +9,10 @@ files of different models together. Every failure names the file and what to do.
 from dataclasses import dataclass
 from pathlib import Path
 
-from minicpmo_ros.encoders import siglip_layout
+from minicpmo_ros.encoders import siglip_layout, whisper_layout
 from minicpmo_ros.errors import ModelFileError
 from minicpmo_ros.ggml.header import Header, StringArray, read_header
+from minicpmo_ros.ggml.types import NO_WEIGHTS
 from minicpmo_ros.models.manifest import (
     FILE_NAME,
     ROLES,
@@ -51,7 +52,8 @@ class ModelDirectory:
         width, llm_warnings = _check_llm(headers['llm'], manifest.family)
         vision = siglip_layout.read_facts(headers['vision'])
         _check_width(headers['vision'], vision.output_width, width)
-        _check_width(headers['audio'], _check_audio(headers['audio']), width)
+        audio = whisper_layout.read_facts(headers['audio'])
+        _check_width(headers['audio'], audio.width, width)
         return cls(path, manifest, headers, width, (*llm_warnings, *vision.warnings))
 
     @property
@@ -142,6 +144,10 @@ def _check_llm(header: Header, family: str) -> tuple:
     if f'blk.{layers}.attn_norm.weight' in header.tensors:
         raise ModelFileError(header.path, f'it has more layers than its block_count of {layers}',
                              FETCH_AGAIN)
+    for name, info in header.tensors.items():
+        if info.type in NO_WEIGHTS:
+            raise ModelFileError(header.path, f'the tensor {name} has the type {info.type.name}, '
+                                 'which is not one of weights', FETCH_AGAIN)
     _check_special_tokens(header, tokens, REQUIRED.get(family, REQUIRED['minicpm-o-2.6']))
     warnings = []
     if f'{architecture}.rope.freq_base' not in header.metadata:
@@ -175,17 +181,3 @@ def _check_special_tokens(header: Header, tokens: StringArray, required: tuple) 
     if ordinary:
         raise ModelFileError(header.path, 'it has as ordinary text what must be special: '
                              + ' '.join(sorted(ordinary)), FETCH_AGAIN)
-
-
-def _check_audio(header: Header) -> int:
-    """Return the width of the projector's embeddings."""
-    layers, width = header.require('encoder_layers', int), header.require('d_model', int)
-    _check_tensor(header, 'encoder.ln_post.weight', (width,))
-    _check_tensor(header, f'encoder.blocks.{layers - 1}.attn_ln.weight', (width,))
-    if f'encoder.blocks.{layers}.attn_ln.weight' in header.tensors:
-        raise ModelFileError(header.path, f'it has more layers than its encoder_layers of '
-                             f'{layers}', FETCH_AGAIN)
-    if 'audio_projector.linear2.weight' not in header.tensors:
-        raise ModelFileError(header.path, 'it has no audio_projector: it is a Whisper of another '
-                             'model', GET_THE_SET)
-    return header.tensors['audio_projector.linear2.weight'].shape[0]
