@@ -88,6 +88,16 @@ def test_pool_step_5_gives_10_tokens(tmp_path, backend, tensors, mel, golden):
     assert distance(encode(encoder.stream(), mel), golden['tokens_pool_5']) < 1e-5
 
 
+@pytest.mark.parametrize('pool_step, tokens', [(1, 50), (3, 16), (50, 1)])
+def test_every_pool_step_gives_means_of_the_same(tmp_path, backend, tensors, mel, pool_step,
+                                                 tokens):
+    one, pooled = (AudioEncoder.load(write_audio(tmp_path / f'{step}.gguf', tensors,
+                                                 pool_step=step), backend).stream()
+                   .step(step_mel(mel, 0)) for step in (1, pool_step))
+    wanted = one[:tokens * pool_step].reshape(tokens, pool_step, WIDTH).mean(1)
+    assert distance(pooled, wanted) < 1e-5
+
+
 def test_isolated_seconds_are_padded_with_zeros(files, backend, mel, golden):
     stream = AudioEncoder.load(files['f32'], backend, kv_type='f32').stream(isolated=True)
     tokens = np.concatenate([stream.step(mel[100 * i:100 * i + 100]) for i in range(SECONDS)])

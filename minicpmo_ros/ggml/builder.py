@@ -1,7 +1,7 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Typed building blocks of a compute graph, in NumPy's shapes.
+"""Typed building blocks of a compute graph, in NumPy's shapes without leading ones.
 
 Every operation checks its operands first and raises ValueError: ggml would end the process
 instead. Nodes are float32 where nothing else is said. Graphs are built, allocated and run
@@ -168,6 +168,7 @@ class Builder:
         With the kernel reordered to (out, kernel * c), linear() of this is the convolution,
         exact in float32, where ggml's own goes through float16.
         """
+        _require(len(x.shape) == 2, 'taps', x)
         windows = self.slice(x, 0, 0, count, stride)
         for offset in range(1, kernel):
             windows = self.concatenate(windows, self.slice(x, 0, offset, count, stride), -1)
@@ -175,6 +176,7 @@ class Builder:
 
     def mean_pool(self, x: Tensor, size: int) -> Tensor:
         """Means of size consecutive rows of x (t, d), what is left over dropped."""
+        _require(len(x.shape) == 2, 'mean_pool', x)
         if size == 1:
             return x
         count = x.shape[0] // size
@@ -185,7 +187,8 @@ class Builder:
 
     def heads(self, x: Tensor, n_heads: int, batch: int = 1) -> Tensor:
         """x (batch * t, n_heads * d) seen as (batch, n_heads, t, d)."""
-        t, d = x.shape[0] // batch, x.shape[1] // n_heads
+        rows, width = _sides(x)[2:]
+        t, d = rows // batch, width // n_heads
         return self.transpose(self.reshape(x, (batch, t, n_heads, d)), (0, 2, 1, 3))
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, kind: str = 'flash',
