@@ -15,7 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import rclpy
 from ament_index_python.packages import get_package_prefix
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.action import ActionClient
@@ -114,7 +113,9 @@ class Graph(Node):
         while not (result := condition()):
             if time.monotonic() > end_s:
                 logs = '\n'.join(f'--- {p.log_path.name}\n{p.log[-4000:]}' for p in self.processes)
-                raise AssertionError(f'waited {timeout_s} s for {what}\n{logs}')
+                raise AssertionError(
+                    f'waited {timeout_s} s for {what}; the newest is {self.status}\n{logs}'
+                )
             self.own_executor.spin_once(timeout_sec=0.05)
         return result
 

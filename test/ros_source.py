@@ -14,6 +14,7 @@ from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.nodes.managed import LATCHED
 
+FIRST = 1_000_000  # of the seconds published; any
 RATE_HZ = 16_000
 CHUNKS = 4  # pieces of sound a second
 DEEP = QoSProfile(depth=50)
@@ -54,9 +55,7 @@ class Source:
         self._sound = graph.create_publisher(AudioDataStamped, 'audio', DEEP)
         info = graph.create_publisher(AudioInfo, 'audio_info', LATCHED)
         info.publish(
-            AudioInfo(
-                channels=1, sample_rate=RATE_HZ, sample_format='S16LE', coding_format='wave'
-            )
+            AudioInfo(channels=1, sample_rate=RATE_HZ, sample_format='S16LE', coding_format='wave')
         )
 
     def wait_heard(self) -> None:
@@ -73,9 +72,13 @@ class Source:
 
     def sound(self, stamp_ns: int, samples) -> None:
         """Publish samples (n,) float32 as 16-bit PCM."""
+        self.raw_sound(stamp_ns, (samples * 32767).astype('<i2').tobytes())
+
+    def raw_sound(self, stamp_ns: int, data: bytes) -> None:
+        """Publish any bytes as sound."""
         message = AudioDataStamped()
         message.header.stamp = time_of(stamp_ns)
-        message.audio.data.frombytes((samples * 32767).astype('<i2').tobytes())
+        message.audio.data.frombytes(data)
         self._sound.publish(message)
 
     def second(self, second: int) -> None:

@@ -8,6 +8,7 @@ taken is answered at once with `success` false and the reason.
 """
 
 import itertools
+import time
 
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -53,19 +54,16 @@ class Asker:
             request.remember,
         )
         name = f'{node.get_name()}-{next(self._count)}'
-        future, index = Future(executor=node.executor), itertools.count()
-
-        def tell(text: str, last: bool = False) -> None:
-            delta = AnswerDelta(id=name, index=next(index), text=text, last=last)
-            node.post(lambda: (node.deltas.publish(delta), on_delta and on_delta(delta)))
+        future = Future(executor=node.executor)
+        teller = _Teller(node, name, on_delta)
 
         def done(answer) -> None:
-            tell('', last=True)
+            teller.tell('', last=True)
             message = self._message(name, answer)
             node.post(lambda: node.answers.publish(message))
             node.finish(future, (message, str(answer.error or '')))
 
-        return node.engine.ask(question, tell, done), future
+        return node.engine.ask(question, teller.tell, done), future
 
     def _message(self, name: str, answer) -> Answer:
         message = Answer(id=name, question=answer.question, text=answer.text)
@@ -78,6 +76,33 @@ class Asker:
         message.first_token_ms = answer.first_token_ms
         message.tokens_per_second = answer.tokens_per_second
         return message
+
+
+class _Teller:
+    """Publishes the pieces of one answer; called in the engine's thread.
+
+    A small model makes hundreds of tokens a second, and a reader's queue holds ten messages by
+    default: pieces that follow within the interval go together.
+    """
+
+    INTERVAL_S = 0.02
+
+    def __init__(self, node, name: str, on_delta):
+        self._node, self._name, self._on_delta = node, name, on_delta
+        self._held, self._count, self._told_s = '', 0, 0.0
+
+    def tell(self, text: str, last: bool = False) -> None:
+        self._held += text
+        now_s = time.monotonic()
+        if last or now_s - self._told_s >= self.INTERVAL_S:
+            delta = AnswerDelta(id=self._name, index=self._count, text=self._held, last=last)
+            self._held, self._count, self._told_s = '', self._count + 1, now_s
+            self._node.post(lambda: self._publish(delta))
+
+    def _publish(self, delta: AnswerDelta) -> None:
+        self._node.deltas.publish(delta)
+        if self._on_delta is not None:
+            self._on_delta(delta)
 
 
 class AskingService:
@@ -122,6 +147,7 @@ class AskingAction:
             goal_service_qos_profile=SERVICE_QOS,
             result_service_qos_profile=SERVICE_QOS,
             cancel_service_qos_profile=SERVICE_QOS,
+            feedback_pub_qos_profile=SERVICE_QOS,
         )
 
     def destroy(self) -> None:

@@ -9,6 +9,7 @@ nothing of their format: it comes from `AudioInfo` on `audio_info`, or from the 
 """
 
 import time
+from collections import deque
 from dataclasses import dataclass
 
 from rclpy.qos import (
@@ -21,6 +22,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from minicpmo_ros.nodes.parameters import Parameter
 
 LOOK_PERIOD_S = 0.2
+# Sound and its format come on two topics, in no certain order.
+EARLY_CHUNKS = 200
 # Chunks that may wait in the middleware: two seconds at 10 ms each.
 AUDIO_QOS = QoSProfile(depth=200, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 PARAMETERS = (
@@ -54,6 +57,7 @@ class AudioInput:
                 options.audio_sample_rate, options.audio_channels, options.audio_sample_format
             )
         self._sound = self._info = None
+        self._early = deque(maxlen=EARLY_CHUNKS)  # (stamp_ns, data) that came before their format
         self._told_s = -60.0
         self._looking = node.create_timer(LOOK_PERIOD_S, self._look)
         self._look()
@@ -129,6 +133,8 @@ class AudioInput:
         self._format = AudioFormat(
             message.sample_rate, message.channels, message.sample_format, message.coding_format
         )
+        while self._early:
+            self._on_chunk(*self._early.popleft(), self._format)
 
     def _on_stamped(self, message) -> None:
         stamp = message.header.stamp
@@ -141,8 +147,9 @@ class AudioInput:
 
     def _take(self, stamp_ns, data) -> None:
         if self._format is None:
+            self._early.append((stamp_ns, data))
             self._tell(
-                'sound comes in, but not its format: publish AudioInfo on '
+                'sound comes in, and waits for its format: publish AudioInfo on '
                 f'{self._node.resolve_topic_name("audio_info")} or set audio.sample_rate'
             )
             return

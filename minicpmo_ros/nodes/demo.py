@@ -46,6 +46,7 @@ class Watcher(Node):
     def __init__(self):
         super().__init__('demo', namespace=NAMESPACE)
         self.status = None
+        self.processes = []  # that must stay alive meanwhile
         self.seen, self.heard, self.prefill_ms = [], [], []
         deep = QoSProfile(depth=10)
         self.create_subscription(Status, 'llm/status', self._on_status, LATCHED)
@@ -69,6 +70,8 @@ class Watcher(Node):
         while not condition():
             if time.monotonic() > end_s:
                 raise Error(f'{what} took longer than {timeout_s:.0f} s; see the log above')
+            if any(process.poll() is not None for process in self.processes):
+                raise Error(f'{what} was not done: a process ended; see the log above')
             rclpy.spin_once(self, timeout_sec=0.1)
 
     def ask_by_service(self, question: str) -> Answer:
@@ -120,22 +123,21 @@ def executable(name: str, *arguments: str):
 
 
 def synthetic_model() -> Path:
-    """Give a directory with the small model of random weights, written on first use."""
+    """Give a directory with the tiny model of random weights, written on first use."""
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    directory = cache / 'minicpmo_ros' / 'models' / 'random-small-1'
+    directory = cache / 'minicpmo_ros' / 'models' / 'random-tiny-1'
     if not (directory / 'manifest.yaml').exists():
-        print(f'writing a small model of random weights to {directory}')
+        print(f'writing a tiny model of random weights to {directory}')
         partial = directory.with_name(f'{directory.name}.{os.getpid()}')
-        write_model(partial, 'small')
+        write_model(partial, 'tiny')
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
     return directory
 
 
-def show(question: str, answer: Answer, text: str) -> None:
-    """Print an answer with the evidence it is based on."""
+def show_evidence(answer: Answer) -> None:
+    """Print what an answer is based on."""
     seconds = answer.window_end.sec - answer.window_start.sec
-    print(f'A: {text}')
     print(
         f'   [{FINISH.get(answer.finish, "error")}; based on {answer.units} units, '
         f'{seconds} s until {time.strftime("%H:%M:%S", time.localtime(answer.window_end.sec))}; '
@@ -179,7 +181,8 @@ def converse(watcher: Watcher) -> list[Answer]:
     """Ask one question by the service and one by the action."""
     print(f'Q: {QUESTIONS[0]}   (service)')
     first = watcher.ask_by_service(QUESTIONS[0])
-    show(QUESTIONS[0], first, first.text)
+    print(f'A: {first.text}')
+    show_evidence(first)
 
     print(f'Q: {QUESTIONS[1]}   (action, as the words come)')
     pieces = []
@@ -188,9 +191,11 @@ def converse(watcher: Watcher) -> list[Answer]:
         pieces.append(text)
         print(text, end='', flush=True)
 
+    print('A: ', end='', flush=True)
     second = watcher.ask_by_action(QUESTIONS[1], on_text)
-    print()
-    show(QUESTIONS[1], second, ''.join(pieces))
+    # The result may overtake the last words on their way.
+    print(second.text[len(''.join(pieces)) :])
+    show_evidence(second)
     return [first, second]
 
 
@@ -201,7 +206,8 @@ def demo(model_dir: Path, clip: Path) -> None:
     player = ('-p', f'file:={clip}', '-p', 'loop:=true', '-p', 'wait_for_subscribers:=true')
     watcher = Watcher()
     try:
-        with executable('live', *live), executable('media_player', *player):
+        with executable('live', *live) as eyes, executable('media_player', *player) as camera:
+            watcher.processes = [eyes, camera]
 
             def is_ready() -> bool:
                 status = watcher.status
@@ -225,7 +231,7 @@ def demo(model_dir: Path, clip: Path) -> None:
 def main() -> int:
     """Run the demo; give the exit code."""
     parser = argparse.ArgumentParser(prog='demo', description=__doc__.splitlines()[0])
-    parser.add_argument('--model-dir', type=Path, help='default: a small model of random weights')
+    parser.add_argument('--model-dir', type=Path, help='default: a tiny model of random weights')
     parser.add_argument('--clip', type=Path, help='video to play; default: the one that ships')
     arguments, _ = parser.parse_known_args()
     prepare()

@@ -20,7 +20,8 @@ CHECK_TIMEOUT_S = 0.04
 
 MODEL_PARAMETERS = (
     Parameter('model_dir', 'nano', 'Model directory, or the name of an embedded model'),
-    Parameter('device', 'auto', 'Where this part of the model runs', choices=('auto', 'cpu', 'gpu')),
+    Parameter('device', 'auto', 'Where this part of the model runs; auto: GPU where there is one',
+              choices=('auto', 'cpu', 'gpu')),
     Parameter('threads', 0, 'Of computation on the CPU; 0: one core less than there are', '',
               0, 256),
 )  # fmt: skip

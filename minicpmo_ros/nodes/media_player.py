@@ -74,9 +74,9 @@ class MediaPlayer(Node):
         self._pictures = self.create_publisher(CompressedImage, 'image/compressed', CAMERA_QOS)
         self._sound = self.create_publisher(AudioDataStamped, 'audio', MICROPHONE_QOS)
         self._info = self.create_publisher(AudioInfo, 'audio_info', LATCHED)
-        self._clock = None
+        self._clock_publisher = None
         if self._options.publish_clock:
-            self._clock = self.create_publisher(Clock, '/clock', 10)
+            self._clock_publisher = self.create_publisher(Clock, '/clock', 10)
         self._queue = queue.Queue(QUEUE_ITEMS)  # of Item; then None or the Error that ended it
         self._next = None
         self._begun_s = self._begun_ns = None  # monotonic, and in the node's time
@@ -162,8 +162,8 @@ class MediaPlayer(Node):
         if self._begun_s is None and not self._begin():
             return
         now_ns = int((time.monotonic() - self._begun_s) * self._options.rate * 1e9)
-        if self._clock is not None:
-            self._clock.publish(Clock(clock=to_time(self._begun_ns + now_ns)))
+        if self._clock_publisher is not None:
+            self._clock_publisher.publish(Clock(clock=to_time(self._begun_ns + now_ns)))
         while self._next is not None and self._next.due_ns <= now_ns:
             self._publish(self._next)
             self._next = self._take()

@@ -1,0 +1,64 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every executable ends on SIGINT and SIGTERM within two seconds, with exit code 0."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from ros_source import Source
+
+from minicpmo_ros.action import Ask as AskAction
+
+CLIP = Path(__file__).parents[1] / 'demo' / 'scene.mp4'
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NODES = {
+    'streaming_encoder': 'streaming_encoder/embedding',
+    'vision_encoder': 'vision_encoder/embedding',
+    'llm': 'llm/status',
+    'live': 'llm/status',
+    'media_player': 'audio_info',
+}
+
+
+@pytest.mark.parametrize('number', SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize('executable', NODES)
+def test_a_signal_ends_it(graph, tiny_model_dir, executable, number):
+    parameter = f'file:={CLIP}' if executable == 'media_player' else f'model_dir:={tiny_model_dir}'
+    process = graph.start(executable, '-p', parameter)
+    topic = graph.resolve_topic_name(NODES[executable])
+    graph.spin_until(lambda: graph.count_publishers(topic), 'the node')
+    assert process.end(number) == 0, process.log
+    assert 'Traceback' not in process.log
+
+
+@pytest.mark.parametrize('number', SIGNALS, ids=lambda number: number.name)
+def test_a_signal_ends_live_in_the_middle_of_an_answer(graph, tiny_model_dir, number):
+    process = graph.start('live', '-p', f'model_dir:={tiny_model_dir}', '-p', 'max_tokens:=3000')
+    graph.wait_ready()
+    source = Source(graph)
+    source.wait_heard()
+    pieces = []
+    graph.spin_until(graph.action_client.server_is_ready, 'the action')
+    graph.action_client.send_goal_async(AskAction.Goal(question='?'), pieces.append)
+    graph.spin_until(lambda: pieces, 'the first word')
+    for second in range(5):
+        source.second(second)
+    assert process.end(number) == 0, process.log
+    assert 'Traceback' not in process.log
+
+
+def test_lifecycle_goes_round_and_back(graph, tiny_model_dir):
+    process = graph.start('llm', '-p', f'model_dir:={tiny_model_dir}')
+    graph.wait_ready()
+    for _ in range(3):
+        assert graph.change_state('llm', 'deactivate')
+        assert graph.ask('?', max_tokens=1).success  # what it has seen can still be asked about
+        assert graph.change_state('llm', 'cleanup')
+        assert not graph.ask('?', max_tokens=1).success
+        assert graph.change_state('llm', 'configure')
+        assert graph.change_state('llm', 'activate')
+        graph.spin_until(lambda: graph.ask('?', max_tokens=1).success, 'an answer')
+    assert graph.change_state('llm', 'shutdown')
+    assert process.end() == 0

@@ -1,0 +1,221 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Topics in, answers out: the installed executables as processes over DDS."""
+
+import pytest
+from action_msgs.msg import GoalStatus
+from ros_source import FIRST, Source, jpeg, picture_of, sound_of
+
+from minicpmo_ros.action import Ask as AskAction
+from minicpmo_ros.msg import Answer, AnswerDelta, AudioEmbedding, ImageEmbedding
+from minicpmo_ros.srv import Ask
+
+UNIT = 94  # positions of a second of picture and sound in 2.6
+IN_FLIGHT = 3  # seconds published ahead of what the llm has read
+
+
+def deep_pictures(graph):
+    """Let no picture push another out: a test publishes seconds faster than a camera."""
+    topic = f'{graph.namespace}/image/compressed'
+    return ('-p', f'qos_overrides.{topic}.subscription.depth:=20')
+
+
+def start_live(graph, model_dir, *arguments):
+    process = graph.start(
+        'live', '-p', f'model_dir:={model_dir}', *deep_pictures(graph), *arguments
+    )
+    graph.wait_ready()
+    return process
+
+
+def start_apart(graph, model_dir, *arguments):
+    """Start the three nodes as three processes, remapped as the launch file does."""
+    common = ('-p', f'model_dir:={model_dir}', *deep_pictures(graph), *arguments)
+    graph.start('streaming_encoder', *common)
+    graph.start('vision_encoder', *common)
+    graph.start(
+        'llm', '-r', 'audio_embedding:=streaming_encoder/embedding',
+        '-r', 'image_embedding:=vision_encoder/embedding', *common,
+    )  # fmt: skip
+    graph.wait_ready()
+
+
+def play(graph, source, count, first=FIRST):
+    """Publish seconds as fast as they are read, and wait until the last one is."""
+    read_before = graph.status.units_read
+    for i in range(count + 1):  # one more: it tells that the last one is over
+        source.second(first + i)
+        graph.spin_until(
+            lambda i=i: graph.status.units_read - read_before >= min(count, i - IN_FLIGHT),
+            f'second {i} to be read',
+        )
+    graph.spin_until(
+        lambda: graph.status.units_read - read_before >= count, f'{count} seconds to be read'
+    )
+
+
+def ask_by_action(graph, on_feedback=None, **fields):
+    """Ask by the action; give (goal handle, result future)."""
+    graph.spin_until(graph.action_client.server_is_ready, 'the action')
+    sent = graph.action_client.send_goal_async(
+        AskAction.Goal(**fields), feedback_callback=on_feedback
+    )
+    goal = graph.result_of(sent, 'the goal to be taken')
+    assert goal.accepted
+    return goal, goal.get_result_async()
+
+
+def test_two_minutes_through_three_processes(graph, tiny_model_dir):
+    start_apart(graph, tiny_model_dir, '-p', 'n_ctx:=2048')
+    system_prompt = graph.status.positions
+    assert system_prompt > 0
+    source = Source(graph)
+    source.wait_heard()
+    play(graph, source, 120)
+
+    for status in [status for status in graph.statuses if status.state == status.READY]:
+        # Nothing is cut: what is not the system prompt is whole units.
+        assert status.positions == system_prompt + UNIT * status.units
+        assert status.positions <= status.context_size
+    assert graph.status.units_dropped == graph.status.late == graph.status.refused == 0
+    assert graph.status.evicted > 0
+    # Nothing grows once the window is full.
+    half_way = next(status for status in graph.statuses if status.units_read >= 60)
+    assert half_way.evicted > 0
+    assert graph.status.memory_mib <= half_way.memory_mib + 16
+
+    reply = graph.ask('What do you see?', max_tokens=8)
+    assert reply.success, reply.reason
+    answer = reply.answer
+    assert answer.text and answer.units == graph.status.units
+    assert answer.window_end.sec - answer.window_start.sec == answer.units
+    assert answer.window_end.sec in (FIRST + 120, FIRST + 121)
+    assert answer.prompt_tokens > system_prompt + UNIT * answer.units
+
+
+def test_service_and_action_agree(graph, tiny_model_dir):
+    start_live(graph, tiny_model_dir)
+    source = Source(graph)
+    source.wait_heard()
+    answers, deltas = [], []
+    graph.create_subscription(Answer, 'llm/answer', answers.append, 10)
+    graph.create_subscription(AnswerDelta, 'llm/answer_delta', deltas.append, 100)
+    play(graph, source, 3)
+    # The source has published one second more: it is read too once its picture is overdue.
+    graph.spin_until(lambda: graph.status.units == 4, 'the last second')
+
+    by_service = graph.ask('What do you hear?', max_tokens=12)
+    pieces = []
+    _, result = ask_by_action(
+        graph, lambda message: pieces.append(message.feedback.delta), question='What do you hear?',
+        max_tokens=12,
+    )  # fmt: skip
+    wrapped = graph.result_of(result, 'the result')
+    assert wrapped.status == GoalStatus.STATUS_SUCCEEDED
+    by_action = wrapped.result
+    assert by_service.success and by_action.success
+    assert by_service.answer.text == by_action.answer.text != ''
+    assert by_service.answer.window_end == by_action.answer.window_end
+
+    graph.spin_until(lambda: len(answers) == 2 and deltas and deltas[-1].last, 'the topics')
+    # The result may overtake the last feedback; what came is the beginning, without a hole.
+    assert pieces and [piece.index for piece in pieces] == list(range(len(pieces)))
+    assert by_action.answer.text.startswith(''.join(piece.text for piece in pieces))
+    told = {delta.id: '' for delta in deltas}
+    for delta in deltas:
+        told[delta.id] += delta.text
+    assert told == {answer.id: answer.text for answer in answers}
+
+
+def test_the_answer_is_one_of_the_choices(graph, tiny_model_dir):
+    start_live(graph, tiny_model_dir)
+    choices = ['yes, "it" is', 'no\nnever', 'vielleicht schön']
+    reply = graph.ask('Is it?', choices=choices)
+    assert reply.success and reply.answer.text in choices
+    refused = graph.ask('Is it?', choices=['a', ''])
+    assert not refused.success and refused.reason and not refused.answer.text
+
+
+def test_a_question_in_a_silent_graph_is_answered(graph, tiny_model_dir):
+    start_live(graph, tiny_model_dir)
+    for _ in range(5):
+        reply = graph.ask('Is anybody there?', max_tokens=4)
+        assert reply.success, reply.reason
+        assert reply.answer.units == 0 and reply.answer.window_end.sec == 0
+
+
+def test_sixteen_questions_at_once_are_answered_or_refused(graph, tiny_model_dir):
+    start_live(graph, tiny_model_dir, '-p', 'max_waiting:=6')
+    graph.spin_until(graph.ask_client.service_is_ready, 'the service')
+    futures = [
+        graph.ask_client.call_async(Ask.Request(question=f'Question {i}?', max_tokens=20))
+        for i in range(16)
+    ]
+    graph.spin_until(lambda: all(future.done() for future in futures), 'sixteen replies')
+    replies = [future.result() for future in futures]
+    answered = [reply for reply in replies if reply.success]
+    refused = [reply for reply in replies if not reply.success]
+    assert len(answered) >= 6
+    assert all('waiting' in reply.reason for reply in refused)
+    assert len({reply.answer.id for reply in answered}) == len(answered)
+
+
+def test_a_cancelled_question_ends_at_once_and_once(graph, tiny_model_dir):
+    start_live(graph, tiny_model_dir, '-p', 'max_tokens:=3000')
+    pieces = []
+    goal, result = ask_by_action(graph, pieces.append, question='Tell me everything.')
+    graph.spin_until(lambda: pieces, 'the first word')
+    cancelled = graph.result_of(goal.cancel_goal_async(), 'the cancellation')
+    assert len(cancelled.goals_canceling) == 1
+    wrapped = graph.result_of(result, 'the end')
+    assert wrapped.status == GoalStatus.STATUS_CANCELED
+    assert not wrapped.result.success
+    assert wrapped.result.answer.finish == Answer.CANCELLED
+    assert wrapped.result.answer.answer_tokens < 3000
+    # The next question finds the engine free.
+    assert graph.ask('And now?', max_tokens=3).success
+
+
+def test_reset_empties_the_window(graph, tiny_model_dir):
+    from std_srvs.srv import Trigger
+
+    start_live(graph, tiny_model_dir)
+    source = Source(graph)
+    source.wait_heard()
+    play(graph, source, 2)
+    graph.spin_until(lambda: graph.status.units == 3, 'the last second')
+    client = graph.create_client(Trigger, 'llm/reset')
+    graph.spin_until(client.service_is_ready, 'the service')
+    assert graph.result_of(client.call_async(Trigger.Request()), 'the reset').success
+    graph.spin_until(lambda: graph.status.units == 0, 'an empty window')
+
+
+@pytest.mark.parametrize('stream', ['sound', 'picture'])
+def test_one_sense_alone_makes_units(graph, tiny_model_dir, stream):
+    start_live(graph, tiny_model_dir, '-p', 'unit_deadline:=0.05')
+    source = Source(graph)
+    source.wait_heard()
+    for second in range(FIRST, FIRST + 4):
+        if stream == 'sound':
+            source.sound(second * 10**9, sound_of(second))
+        else:
+            source.picture(second * 10**9, jpeg(picture_of(second)))
+    graph.spin_until(lambda: graph.status.units_read >= 3, 'units of one sense')
+    assert graph.ask('What is it?', max_tokens=2).answer.units >= 3
+
+
+def test_every_second_is_published_once_also_when_there_is_nothing(graph, tiny_model_dir):
+    start_live(graph, tiny_model_dir)
+    seen, heard = [], []
+    graph.create_subscription(ImageEmbedding, 'vision_encoder/embedding', seen.append, 50)
+    graph.create_subscription(AudioEmbedding, 'streaming_encoder/embedding', heard.append, 50)
+    source = Source(graph)
+    source.wait_heard()
+    source.second(FIRST)
+    for messages, type_ in ((seen, ImageEmbedding), (heard, AudioEmbedding)):
+        graph.spin_until(lambda m=messages: len(m) >= 3, 'seconds without input')
+        assert [m.second for m in messages[:3]] == [FIRST, FIRST + 1, FIRST + 2]
+        assert [m.status for m in messages[:3]] == [type_.OK, type_.EMPTY, type_.EMPTY]
+        assert messages[0].tokens > 0 and messages[1].tokens == 0
+        assert messages[0].header.stamp.sec == FIRST
