@@ -198,6 +198,23 @@ def test_the_buffer_never_moves_and_larger_graphs_are_refused(backend, stored, r
         np.testing.assert_array_equal(graphs.run(n, {'x': x[:n]})['y'], y)
 
 
+def test_a_result_that_is_used_further_stays(backend, stored, rng):
+    """Though a view that has been read for the last time, its memory is not given away."""
+    x = rows(rng)
+
+    def describe(g):
+        y = g.scale(g.input('x', (N, D)), 2.0)
+        view = g.reshape(y, (2 * N, D // 2))
+        g.output('view', view)
+        y = g.reshape(g.scale(view, 0.5), (N, D))
+        for _ in range(4):
+            y = g.linear(stored['w'], y)
+        g.output('y', y)
+
+    got = compute(backend, describe, x=x)
+    np.testing.assert_array_equal(got['view'], 2 * x.reshape(2 * N, D // 2))
+
+
 def test_only_some_graphs_are_kept(backend, stored, rng):
     built = []
 
