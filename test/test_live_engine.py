@@ -30,7 +30,7 @@ PICTURE = np.ones((64, 256), np.float16)
 
 
 class FakeAnswering:
-    """Says one letter a step, as often as the question says; 'fail' and 'break' raise.
+    """Says one letter a step, as often as the question says; some questions raise.
 
     A 'long' question takes a step to be read before its first letter.
     """
@@ -53,6 +53,8 @@ class FakeAnswering:
         if self.question.text == 'break':
             raise EngineError('llama.cpp broke')
         self.ids.append(0)
+        if self.question.text == 'fail late' and len(self.ids) == 2:
+            raise InputError('this question fails late')
         if len(self.ids) == (self.question.max_tokens or 3):
             self.end(Finish.STOP)
         return 'x'
@@ -69,7 +71,7 @@ class FakeSession:
     def __init__(self):
         self.window = SimpleNamespace(seconds=[], end=10)
         self.context = SimpleNamespace(n_ctx=4096)
-        self.diary, self.abort = [], None
+        self.diary, self.evicted = [], 0
         self.room, self.prefill_ms = True, 0.0
         self.rebuild_error = None
         self.at_unit = self.at_step = lambda _: None
@@ -80,7 +82,7 @@ class FakeSession:
             self.reset()
         self.diary.append(unit.second)
         self.window.seconds.append(unit.second)
-        return UnitReport(unit.second, 94, self.prefill_ms, 0)
+        return UnitReport(unit.second, 94, self.prefill_ms)
 
     def can_append(self, unit):
         return self.room
@@ -323,6 +325,12 @@ def test_an_error_is_that_questions_alone(engine, session, text, kind):
     assert answer.finish == Finish.ERROR and isinstance(answer.error, kind)
     assert Asker(engine).result().finish == Finish.STOP
     assert engine.status().state == 'ready' and 'rebuild' not in session.diary
+
+
+def test_the_pieces_are_the_text_however_it_ends(engine):
+    asker = Asker(engine, 'fail late')
+    answer = asker.result()
+    assert answer.finish == Finish.ERROR and answer.text == 'xx' == ''.join(asker.deltas)
 
 
 def test_a_callback_that_raises_ends_nothing(engine):

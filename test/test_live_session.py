@@ -206,13 +206,15 @@ def test_one_question_at_a_time(session):
 def test_hundreds_of_units_stay_whole_within_bounds_behind_the_prompt(session):
     prefix = len(session.prompt.prefix)
     for second in range(300):
-        report = session.append(unit(second, sound=None if second % 3 else True))
+        before = session.evicted
+        session.append(unit(second, sound=None if second % 3 else True))
         spans = session.window.spans
         assert spans[0].start == prefix and session.context.next_position(LIVE) == spans[-1].end
         assert spans[-1].end <= session.window.capacity < session.context.n_ctx
         assert all(a.end == b.start for a, b in zip(spans, spans[1:]))
         assert {span.end - span.start for span in spans} <= {94, 67}
-        assert report.evicted <= 3
+        assert session.evicted - before <= 3
+        assert session.evicted == second + 1 - len(spans)
         if second % 50 == 0:
             assert np.isfinite(first_logits(session)).all()
     assert session.window.seconds[-1] == 299
@@ -241,7 +243,8 @@ def test_units_wait_while_an_answer_holds_the_room(session):
     while answering.answer is None:
         answering.step()
     assert session.window.seconds == before and session.can_append(unit(second))
-    assert session.append(unit(second)).evicted == 1
+    session.append(unit(second))
+    assert session.evicted == 1
 
 
 def test_room_for_a_question_is_always_kept(session):
@@ -293,7 +296,7 @@ def test_a_context_too_small_for_the_prompts_is_refused_with_the_sizes(open_sess
     (Question('x' * (1 << 20)), '1048576 bytes'), (Question('x' * 41), '41 tokens.*40'),
     (Question('a', choices=('a',), grammar='root ::= "a"'), 'Give one'),
     (Question('a', choices=('a', '')), 'empty'), (Question('a', choices=('a', 'a')), 'twice'),
-    (Question('a', choices=('x' * 25,)), '25 bytes.*24'), (Question('a', grammar='x'), 'GBNF'),
+    (Question('a', choices=('x' * 25,)), '25 bytes.*24'), (Question('a', grammar='x'), 'begin with a rule'),
     (Question('a', temperature=float('nan')), 'temperature')])
 def test_unfit_questions_are_refused_in_words_and_leave_no_fork(session, question, told):
     fill(session, [unit(0)])
@@ -399,6 +402,7 @@ def test_what_is_remembered_is_read_by_later_questions_and_leaves_whole(open_ses
     for second in range(1, 30):
         remembering.append(unit(second))
     assert None not in [span.second for span in remembering.window.spans]
+    assert remembering.evicted == 30 - len(remembering.window.spans)
 
 
 def test_reset_empties_the_window_and_a_running_answer_goes_on(open_session):

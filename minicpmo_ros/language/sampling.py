@@ -25,7 +25,7 @@ class SamplingOptions:
     top_p: float = 0.8             # only the likeliest tokens that hold this share together
     repeat_penalty: float = 1.05   # 1: none
     penalty_window: int = 64       # newest tokens of the answer that count as repeated
-    seed: int = 0
+    seed: int = 0                  # of every answer: the same window and question, the same words
 
     def __post_init__(self):  # noqa: D105
         limits = {'temperature': (0.0, 10.0), 'top_k': (0, 1 << 20), 'top_p': (0.0, 1.0),

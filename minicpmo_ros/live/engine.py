@@ -33,6 +33,7 @@ from minicpmo_ros.errors import (
 )
 from minicpmo_ros.language.context import AbortFlag
 from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
+from minicpmo_ros.live.asking import Asking, call_safely
 from minicpmo_ros.live.engine_status import EngineStatus
 from minicpmo_ros.live.question import Answer, Finish, Question
 from minicpmo_ros.live.session import Session
@@ -49,28 +50,6 @@ class EngineOptions:
     max_pending: int = 8            # seconds open at a time
     max_backlog: int = 8            # units waiting to be read
     max_waiting: int = 8            # questions waiting, beside the one being answered
-
-
-class Asking:
-    """A question on its way; `on_done` is called exactly once, with an Answer."""
-
-    def __init__(self, question: Question, on_delta, on_done, wake):
-        self.question, self.asked_s = question, time.monotonic()
-        self.cancelled = False
-        self._on_delta, self._on_done, self._wake = on_delta, on_done, wake
-
-    def cancel(self) -> None:
-        """Take the question back; a second time, or after the answer, it does nothing."""
-        self.cancelled = True
-        self._wake()
-
-    def _tell(self, text: str) -> None:
-        if text and self._on_delta is not None:
-            _call(self._on_delta, text)
-
-    def _finish(self, answer: Answer) -> None:
-        if self._on_done is not None:
-            _call(self._on_done, answer)
 
 
 class Engine:
@@ -211,7 +190,7 @@ class Engine:
             self._session.reset()
             self._publish()
         for back in taken_back:
-            back._finish(Answer(back.question.text, '', Finish.CANCELLED))
+            back.finish(Answer(back.question.text, '', Finish.CANCELLED))
         if asking is not None:
             self._begin(asking)
         if unit is not None:
@@ -247,7 +226,7 @@ class Engine:
             answering = self._session.ask(asking.question, asking.asked_s)
         except Exception as error:
             turn.release()
-            asking._finish(Answer(asking.question.text, '', Finish.ERROR, error))
+            asking.finish(Answer(asking.question.text, '', Finish.ERROR, error))
             return
         self._current = asking, answering, turn
         self._answer_s = 0.0
@@ -260,7 +239,7 @@ class Engine:
             return
         started_s = time.perf_counter()
         try:
-            asking._tell(answering.step())
+            asking.tell(answering.step())
         except CancelledError:    # only closing aborts a decode
             self._finish_current(Finish.CANCELLED)
             return
@@ -281,7 +260,7 @@ class Engine:
         turn.release()
         answer = answering.end(finish, error)
         self._publish()
-        asking._finish(answer)
+        asking.finish(answer)
 
     def _read(self, unit: Unit) -> None:
         try:
@@ -302,13 +281,14 @@ class Engine:
             self._publish(units_refused=1)
             return
         self._last_unit_s, self._answer_s = 1e-3 * report.prefill_ms, 0.0
-        self._publish(units_read=1, evicted=report.evicted)
+        self._publish(units_read=1)
         with self._wake:
             self._status = replace(self._status, prefill_ms=report.prefill_ms)
 
     def _rebuild(self, error: EngineError) -> None:
         log.error('the window is lost and the context is rebuilt: %s', error)
-        self._session.rebuild()    # an error here is the engine's end
+        with self._arbiter.hold(Priority.UNIT):
+            self._session.rebuild()    # an error here is the engine's end
         with self._wake:
             self._status = replace(self._status, reason=f'The window was lost: {error}')
         self._publish(rebuilds=1)
@@ -333,34 +313,22 @@ class Engine:
         if self._current is not None:
             self._finish_current(finish, error)
         for asking in waiting:
-            asking._finish(Answer(asking.question.text, '', finish, error))
+            asking.finish(Answer(asking.question.text, '', finish, error))
 
     def _set_state(self, state: str, **more) -> None:
         with self._wake:
             self._status = replace(self._status, state=state, **more)
         if self._on_state is not None:
-            _call(self._on_state, self.status())
+            call_safely(self._on_state, self.status())
 
     def _publish(self, **counts) -> None:
         """Bring the snapshot up to date with the session, and count."""
-        window = self._session.window
-        seconds = window.seconds
+        session, seconds = self._session, self._session.window.seconds
         with self._wake:
-            self._count(**counts)
+            counted = {name: getattr(self._status, name) + n for name, n in counts.items()}
             self._status = replace(
-                self._status, units=len(seconds), positions=window.end,
+                self._status, units=len(seconds), positions=session.window.end,
+                evicted=session.evicted, context_size=session.context.n_ctx,
                 window_start_s=seconds[0] if seconds else 0,
                 window_end_s=seconds[-1] + 1 if seconds else 0,
-                context_size=self._session.context.n_ctx, answering=self._current is not None)
-
-    def _count(self, **counts) -> None:
-        """Add to counts of the status; the lock is held."""
-        self._status = replace(self._status, **{
-            name: getattr(self._status, name) + n for name, n in counts.items()})
-
-
-def _call(callback, argument) -> None:
-    try:
-        callback(argument)
-    except Exception:
-        log.exception('a callback of the engine failed')
+                answering=self._current is not None, **counted)

@@ -45,7 +45,6 @@ class UnitReport:
     second: int
     rows: int
     prefill_ms: float
-    evicted: int    # units that left for it
 
 
 class Session:
@@ -57,6 +56,7 @@ class Session:
         self.model, self.options = model, options or SessionOptions()
         self._context_options = context_options or ContextOptions()
         self._abort = abort
+        self.evicted = 0    # units that left for newer ones or for a remembered turn
         self.prompt = CompiledPrompt(layout, model.vocabulary, model.token_rows,
                                      self.options.speech, self.options.system_text)
         self._open()
@@ -85,11 +85,9 @@ class Session:
             self.reset()
         rows = self._unit_rows(unit)
         started_s = time.perf_counter()
-        before = len(self.window.seconds)
         self._make_room(len(rows))
-        evicted = before - len(self.window.seconds)
         self._read_live(rows, unit.second)
-        return UnitReport(unit.second, len(rows), 1e3 * (time.perf_counter() - started_s), evicted)
+        return UnitReport(unit.second, len(rows), 1e3 * (time.perf_counter() - started_s))
 
     def can_append(self, unit: Unit) -> bool:
         """Tell whether a unit must wait for the end of the answer, which holds the room."""
@@ -177,7 +175,9 @@ class Session:
         if self._answering is not None:
             raise ContextFullError(n_rows, self.window.capacity - self.window.end - self._held,
                                    'The answer that is being given holds the room; wait for it.')
+        before = len(self.window.seconds)
         start, end = self.window.evict(count)
+        self.evicted += before - len(self.window.seconds)
         self.context.remove(LIVE, start, end)
         if self.window.spans:
             self.context.shift(LIVE, end, start - end)
