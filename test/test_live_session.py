@@ -296,7 +296,9 @@ def test_a_context_too_small_for_the_prompts_is_refused_with_the_sizes(open_sess
     (Question('x' * (1 << 20)), '1048576 bytes'), (Question('x' * 41), '41 tokens.*40'),
     (Question('a', choices=('a',), grammar='root ::= "a"'), 'Give one'),
     (Question('a', choices=('a', '')), 'empty'), (Question('a', choices=('a', 'a')), 'twice'),
-    (Question('a', choices=('x' * 25,)), '25 bytes.*24'), (Question('a', grammar='x'), 'begin with a rule'),
+    (Question('a', choices=('x' * 25,)), '25 bytes.*24'),
+    (Question('a', grammar='x'), 'begin with a rule'),
+    (Question('a', grammar='x ::= "a"'), 'GBNF'),
     (Question('a', temperature=float('nan')), 'temperature')])
 def test_unfit_questions_are_refused_in_words_and_leave_no_fork(session, question, told):
     fill(session, [unit(0)])
@@ -403,6 +405,18 @@ def test_what_is_remembered_is_read_by_later_questions_and_leaves_whole(open_ses
         remembering.append(unit(second))
     assert None not in [span.second for span in remembering.window.spans]
     assert remembering.evicted == 30 - len(remembering.window.spans)
+
+
+def test_a_turn_too_long_to_remember_is_an_error_that_keeps_the_text(open_session):
+    options = SessionOptions(max_tokens=250, max_question_tokens=250)
+    session = open_session(options, n_ctx=768)
+    answering = session.ask(Question('x' * 250, grammar='root ::= "a" root', remember=True))
+    with pytest.raises(ContextFullError):
+        while answering.answer is None:
+            answering.step()
+    given = answering.end(Finish.ERROR)
+    assert given.text == 'a' * 250 and session.window.spans == []
+    assert session.context.next_position(FORK) == 0
 
 
 def test_reset_empties_the_window_and_a_running_answer_goes_on(open_session):

@@ -65,7 +65,7 @@ class ContextOptions:
     n_sequences: int = 2
     kv_type: str = 'f16'     # of keys and values: f32, f16, q8_0
     threads: int = 2
-    offload_kv: bool = True  # keep keys and values on the accelerator where there is one
+    offload_kv: bool = True  # use the accelerator where there is one, also for keys and values
 
 
 class Context:
@@ -84,7 +84,7 @@ class Context:
         parameters.kv_unified = True
         parameters.flash_attn_type = FLASH_ATTENTION
         parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
-        parameters.offload_kqv = options.offload_kv
+        parameters.offload_kqv = parameters.op_offload = options.offload_kv
         parameters.no_perf = True
         parameters.abort_callback = self.abort.callback
         parameters.abort_callback_data = self.abort.data

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minicpmo_ros.errors import Error, InputError
+from minicpmo_ros.errors import InputError
 from minicpmo_ros.language.grammar import Grammar, choices_grammar
 from minicpmo_ros.language.sampling import Sampler
 from minicpmo_ros.language.utf8 import Utf8Stream
@@ -40,7 +40,10 @@ class Answering:
                           'prompt_tokens': session.window.end + len(self._todo)}
 
     def step(self) -> str:
-        """Read one chunk of the question or make one token; return the text that is new."""
+        """Read one chunk of the question or make one token; return the text that is new.
+
+        After an error the caller ends the answer.
+        """
         logits = self._read_chunk()
         if logits is None:
             return ''
@@ -71,13 +74,9 @@ class Answering:
     def _finish(self, finish: Finish) -> str:
         rest = self._stream.finish()
         self.text += rest
-        self._session.drop_fork()
-        try:
-            if self.question.remember:
-                self._session.remember(self.question_ids, self.ids)
-        except Error as error:
-            self.end(Finish.ERROR, error)
-            raise
+        if self.question.remember:
+            self._session.drop_fork()    # eviction needs the window alone
+            self._session.remember(self.question_ids, self.ids)
         self.end(finish)
         return rest
 
