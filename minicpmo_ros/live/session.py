@@ -10,7 +10,7 @@ no fork shares their cells, because what stays must move then. One thread uses a
 """
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class Session:
                  context_options: ContextOptions | None = None,
                  options: SessionOptions | None = None, abort: AbortFlag | None = None):
         self.model, self.options = model, options or SessionOptions()
-        self._context_options = context_options or ContextOptions()
+        self._context_options = replace(context_options or ContextOptions(), n_sequences=2)
         self._abort = abort
         self.evicted = 0    # units that left for newer ones or for a remembered turn
         self.prompt = CompiledPrompt(layout, model.vocabulary, model.token_rows,
@@ -78,7 +78,7 @@ class Session:
     def append(self, unit: Unit) -> UnitReport:
         """Read one second at the live end, evicting the oldest units where room is short.
 
-        All or nothing. Raises InputError for embeddings that do not fit, ContextFullError where
+        It is read whole or not at all. Raises InputError for embeddings that do not fit, ContextFullError where
         there is no room (see `can_append`), CancelledError, EngineError.
         """
         if unit.restarted:
