@@ -78,8 +78,8 @@ class Session:
     def append(self, unit: Unit) -> UnitReport:
         """Read one second at the live end, evicting the oldest units where room is short.
 
-        It is read whole or not at all. Raises InputError for embeddings that do not fit, ContextFullError where
-        there is no room (see `can_append`), CancelledError, EngineError.
+        It is read whole or not at all. Raises InputError for embeddings that do not fit,
+        ContextFullError where there is no room (see `can_append`), CancelledError, EngineError.
         """
         if unit.restarted:
             self.reset()
