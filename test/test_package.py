@@ -1,0 +1,118 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The package as a whole: floors, versions, licences, build."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / 'minicpmo_ros').rglob('*.py'))
+# From the ground up; nothing imports upward. Files beside the rooms are below all.
+FLOORS = {'ggml': 0, 'media': 1, 'encoders': 2, 'language': 2, 'models': 3, 'live': 4,
+          'evaluation': 5, 'nodes': 6, 'tools': 7}  # fmt: skip
+GENERATED = {'msg', 'srv', 'action'}
+
+
+def imports_of(path):
+    """Give the dotted names a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def room_of(path):
+    parts = path.relative_to(ROOT / 'minicpmo_ros').parts
+    return parts[0] if len(parts) > 1 else None
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_imports_upward_and_only_nodes_know_ros(path):
+    room = room_of(path)
+    for name in imports_of(path):
+        top, _, rest = name.partition('.')
+        if top == 'rclpy' or top.endswith(('_msgs', '_interfaces', '_srvs')):
+            assert room == 'nodes', f'{name} is imported outside nodes/'
+        if top == 'minicpmo_ros':
+            target = rest.partition('.')[0]
+            if target in GENERATED:
+                assert room == 'nodes', f'{name} is imported outside nodes/'
+            elif target in FLOORS and room is not None:
+                assert target == room or FLOORS[target] < FLOORS[room], name
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_clock_on_the_wall_and_no_environment_below_nodes(path):
+    if room_of(path) in (None, 'nodes', 'tools'):
+        return
+    source = path.read_text()
+    assert not re.search(r'time\.time\b|datetime\.now|os\.environ|os\.getenv', source)
+
+
+def test_every_python_file_says_its_licence():
+    files = subprocess.run(
+        ['git', 'ls-files', '*.py'], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert files
+    for name in files:
+        assert 'SPDX-License-Identifier: Apache-2.0' in (ROOT / name).read_text()[:200], name
+
+
+def test_every_interface_field_has_a_comment():
+    for path in [*ROOT.glob('msg/*'), *ROOT.glob('srv/*'), *ROOT.glob('action/*')]:
+        for line in path.read_text().splitlines():
+            bare = line.strip()
+            if bare and bare != '---' and not bare.startswith('#') and '=' not in bare:
+                told = '#' in line or bare in ('Answer answer', 'AnswerDelta delta')
+                assert told or bare.startswith('uint8 '), f'{path.name}: {line}'
+
+
+def test_every_import_is_declared():
+    package = ElementTree.parse(ROOT / 'package.xml').getroot()
+    declared = {tag.text for tag in package if tag.tag.endswith('depend')}
+    pinned = (ROOT / 'environment' / 'requirements.txt').read_text()
+    named = {'numpy': 'python3-numpy', 'PIL': 'python3-pil', 'yaml': 'python3-yaml'}
+    distributions = {'llama_cpp': 'llama-cpp-python', 'gguf': 'gguf', 'soxr': 'soxr', 'av': 'av',
+                     'rosbags': 'rosbags'}  # fmt: skip
+    for path in SOURCES:
+        for name in imports_of(path):
+            top = name.partition('.')[0]
+            if top in sys.stdlib_module_names or top == 'minicpmo_ros':
+                continue
+            if top in distributions:
+                assert f'{distributions[top]}==' in pinned, top
+            else:
+                assert named.get(top, top) in declared, f'{top} of {path} is not in package.xml'
+
+
+def test_colcon_builds_the_package(tmp_path):
+    """Without any target of the Makefile, from the tracked files alone."""
+    listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
+    source = tmp_path / 'src' / 'minicpmo_ros'
+    for name in listed.stdout.split('\n'):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    done = subprocess.run(
+        [sys.executable, '-m', 'colcon', 'build', '--packages-select', 'minicpmo_ros'],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
+        env={**os.environ, 'PYTHONWARNINGS': 'ignore'},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    prefix = tmp_path / 'install' / 'minicpmo_ros'
+    for executable in ('streaming_encoder', 'vision_encoder', 'llm', 'live', 'media_player'):
+        assert os.access(prefix / 'lib' / 'minicpmo_ros' / executable, os.X_OK)
+    share = prefix / 'share' / 'minicpmo_ros'
+    assert (share / 'launch' / 'live.launch.py').exists()
+    assert (share / 'config' / 'nano.yaml').exists() and (share / 'demo' / 'scene.mp4').exists()
+    assert list(prefix.glob('lib/python3*/site-packages/minicpmo_ros/msg/_answer.py'))
