@@ -147,10 +147,11 @@ def test_no_picture_and_no_sound_ends_the_node(graph, tiny_model_dir):
     source.wait_heard()
     good = jpeg(picture_of(1))
     for i, data in enumerate((b'', b'text', good[: len(good) // 2], b'\x89PNG\r\n\x1a\n' * 9)):
-        source.picture((FIRST + i) * 10**9, data)
-        source.picture((FIRST + i + 1) * 10**9, good)  # closes the second before
-        graph.spin_until(lambda i=i: len(seen) > i, 'the embedding of a damaged picture')
-        assert seen[i].status == ImageEmbedding.LOST and not seen[i].tokens
+        source.picture((FIRST + 2 * i) * 10**9, data)
+        source.picture((FIRST + 2 * i + 1) * 10**9, good)  # closes the second before
+        graph.spin_until(lambda i=i: len(seen) > 2 * i, 'the embedding of a damaged picture')
+        assert seen[2 * i].second == FIRST + 2 * i
+        assert seen[2 * i].status == ImageEmbedding.LOST and not seen[2 * i].tokens
     assert process.log.count('[WARN]') < 4  # throttled
     source.raw_sound(FIRST * 10**9, b'odd')
     for i in range(3):

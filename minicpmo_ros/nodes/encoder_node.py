@@ -62,13 +62,13 @@ class EncoderNode(ManagedNode):
     """
 
     INBOX_CAPACITY: int
+    _worker = _input = None
 
     def __init__(self, name: str, message_type, arbiter: DeviceArbiter | None = None):
         super().__init__(name)
         self._arbiter = arbiter or DeviceArbiter()
         self._publisher = self.create_publisher(message_type, '~/embedding', EMBEDDING_QOS)
         self._stop = threading.Event()
-        self._worker = self._input = None
         self._told = {}
         self.inbox = Inbox(self.INBOX_CAPACITY)
 
@@ -133,11 +133,15 @@ class EncoderNode(ManagedNode):
         items = self.inbox.take(TICK_S)
         with self._arbiter.hold(Priority.ENCODER) as self._let_others:
             for item in items:
-                try:
-                    self.encode(state, item)
-                except Error as error:
-                    self.tell('input', str(error))
-            self.tick(state, time.monotonic())
+                self._attempt(self.encode, state, item)
+            self._attempt(self.tick, state, time.monotonic())
+
+    def _attempt(self, work, *arguments) -> None:
+        """Do a piece of work; what is wrong with its input ends this piece alone."""
+        try:
+            work(*arguments)
+        except Error as error:
+            self.tell('input', str(error))
 
     def _between(self) -> None:
         """Let a question go first, between two slices of an encoder's work."""

@@ -124,14 +124,16 @@ class LlmNode(ManagedNode):
     """See the module."""
 
     PARAMETERS = PARAMETERS
+    engine = None
+    _inputs = ()
+    _action = None
 
     def __init__(self, arbiter: DeviceArbiter | None = None, **kwargs):
         super().__init__('llm', **kwargs)
         self._arbiter = arbiter or DeviceArbiter()
-        self.engine = self._model = None
+        self._model = None  # the ModelDirectory, once the engine is ready
         self._failure = None  # of configuring: an Error
         self._refused, self._told_s = 0, -60.0
-        self._inputs = []
         self._memory = MemoryWatch()
         self.answers = self.create_publisher(Answer, '~/answer', 10)
         self.deltas = self.create_publisher(AnswerDelta, '~/answer_delta', DELTA_QOS)
@@ -193,8 +195,9 @@ class LlmNode(ManagedNode):
 
     def destroy_node(self):
         """End the engine and the memory watch, then destroy."""
-        self._action.destroy()
-        self._memory.close()
+        if self._action is not None:
+            self._action.destroy()
+            self._memory.close()
         super().destroy_node()
 
     def why_no_engine(self) -> str:

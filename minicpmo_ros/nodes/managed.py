@@ -36,6 +36,7 @@ class ManagedNode(LifecycleNode):
     """Lifecycle node with a parameter table, autostart and posting from workers."""
 
     PARAMETERS: tuple[Parameter, ...] = ()
+    _ended = None  # an Event, once the node is made
 
     def __init__(self, name: str, remappings: dict | None = None):
         remaps = [part for rule in (remappings or {}).items() for part in ('-r', ':='.join(rule))]
@@ -154,7 +155,8 @@ class ManagedNode(LifecycleNode):
         self.on_release()
 
     def destroy_node(self):
-        """Stop workers, then destroy."""
-        self._ended.set()
-        self._stop_and_release()
+        """Stop workers, then destroy; also called for a node that was not made to the end."""
+        if self._ended is not None:
+            self._ended.set()
+            self._stop_and_release()
         super().destroy_node()

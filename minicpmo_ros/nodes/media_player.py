@@ -62,6 +62,8 @@ class Item:
 class MediaPlayer(Node):
     """Plays one file; see the module for the topics."""
 
+    _worker = None
+
     def __init__(self):
         super().__init__('media_player')
         self._options = ParameterTable(self, PARAMETERS, lambda: True).values()
@@ -86,9 +88,10 @@ class MediaPlayer(Node):
         self.create_timer(PUBLISH_PERIOD_S, self._publish_due)
 
     def destroy_node(self):
-        """Stop reading, then destroy."""
-        self._stop.set()
-        self._worker.join(timeout=1.0)
+        """Stop reading, then destroy; also called for a node that was not made to the end."""
+        if self._worker is not None:
+            self._stop.set()
+            self._worker.join(timeout=1.0)
         super().destroy_node()
 
     # The worker: reads, encodes, queues in the order of falling due.

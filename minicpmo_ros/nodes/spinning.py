@@ -38,6 +38,10 @@ def run(make_nodes, args=None) -> int:
     except Error as error:
         print(f'{error}', file=sys.stderr)
         return 1
+    except Exception:
+        # A signal in the middle of making a node takes the context from under it.
+        if rclpy.ok():
+            raise
     finally:
         _end(nodes, executor)
     return 0

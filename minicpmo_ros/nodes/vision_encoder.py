@@ -24,6 +24,8 @@ from minicpmo_ros.nodes.spinning import run
 
 # Seconds whose newest picture may wait while another is encoded.
 INBOX_SECONDS = 4
+# An encoder slower than the seconds come drops older ones than this, or it would stay late.
+MAX_BEHIND_S = 1
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Eye:
     seeing: Seeing
     space: str
     clock: StreamClock = field(default_factory=StreamClock)
+    newest_ns: int | None = None  # stamp of the newest picture
 
 
 class VisionNode(EncoderNode):
@@ -60,7 +63,11 @@ class VisionNode(EncoderNode):
             model.vision_path, backend, max_tiles=options.vision_max_tiles
         )
         seeing = Seeing(
-            encoder, options.vision_max_tiles, options.vision_unchanged_threshold, between
+            encoder,
+            options.vision_max_tiles,
+            options.vision_unchanged_threshold,
+            between,
+            max_behind=MAX_BEHIND_S,
         )
         return Eye(seeing, model.space)
 
@@ -73,17 +80,17 @@ class VisionNode(EncoderNode):
 
     # The worker.
     def encode(self, eye: Eye, item) -> None:
-        """Take one picture; publish the seconds that are over with it."""
+        """Take one picture."""
         stamp_ns, make_picture = item
         eye.clock.arrive(stamp_ns, time.monotonic())
-        self._publish_seen(eye, eye.seeing.advance(stamp_ns))
         eye.seeing.offer(stamp_ns, make_picture)
+        eye.newest_ns = stamp_ns
 
     def tick(self, eye: Eye, now_s: float) -> None:
-        """Close the seconds that are over although no later picture has come."""
-        last = eye.clock.last_over(now_s)
-        if last is not None:
-            self._publish_seen(eye, eye.seeing.close(last))
+        """Encode and publish the seconds that are over, also when no later picture has come."""
+        if eye.newest_ns is not None:
+            self._publish_seen(eye, eye.seeing.advance(eye.newest_ns))
+            self._publish_seen(eye, eye.seeing.close(eye.clock.last_over(now_s)))
 
     def _publish_seen(self, eye: Eye, seconds: list) -> None:
         for seen in seconds:
