@@ -96,6 +96,20 @@ class Graph(Node):
         self.action_client = ActionClient(self, AskAction, 'llm/ask')
 
     @property
+    def lossless(self) -> tuple:
+        """Arguments that let a node lose no input, although a test publishes in bursts."""
+        rules = {
+            f'{self.namespace}/image/compressed': ('depth:=20', 'reliability:=reliable'),
+            f'{self.namespace}/audio': ('reliability:=reliable',),
+        }
+        return tuple(
+            part
+            for topic, policies in rules.items()
+            for policy in policies
+            for part in ('-p', f'qos_overrides.{topic}.subscription.{policy}')
+        )
+
+    @property
     def status(self):
         """The newest Status of the llm node, or None."""
         return self.statuses[-1] if self.statuses else None

@@ -138,7 +138,7 @@ def test_an_unknown_parameter_is_told(graph, tiny_model_dir):
 
 
 def test_no_picture_and_no_sound_ends_the_node(graph, tiny_model_dir):
-    process = graph.start('live', '-p', f'model_dir:={tiny_model_dir}')
+    process = graph.start('live', '-p', f'model_dir:={tiny_model_dir}', *graph.lossless)
     graph.wait_ready()
     seen, heard = [], []
     graph.create_subscription(ImageEmbedding, 'vision_encoder/embedding', seen.append, 50)

@@ -15,23 +15,15 @@ UNIT = 94  # positions of a second of picture and sound in 2.6
 IN_FLIGHT = 1  # seconds published ahead of what the llm has read
 
 
-def deep_pictures(graph):
-    """Let no picture push another out: a test publishes seconds faster than a camera."""
-    topic = f'{graph.namespace}/image/compressed'
-    return ('-p', f'qos_overrides.{topic}.subscription.depth:=20')
-
-
 def start_live(graph, model_dir, *arguments):
-    process = graph.start(
-        'live', '-p', f'model_dir:={model_dir}', *deep_pictures(graph), *arguments
-    )
+    process = graph.start('live', '-p', f'model_dir:={model_dir}', *graph.lossless, *arguments)
     graph.wait_ready()
     return process
 
 
 def start_apart(graph, model_dir, *arguments):
     """Start the three nodes as three processes, remapped as the launch file does."""
-    common = ('-p', f'model_dir:={model_dir}', *deep_pictures(graph), *arguments)
+    common = ('-p', f'model_dir:={model_dir}', *graph.lossless, *arguments)
     graph.start('streaming_encoder', *common)
     graph.start('vision_encoder', *common)
     graph.start(
