@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """The package's executables and metadata, for CMakeLists.txt; the version lives in package.xml."""
+
 import pathlib
 import xml.etree.ElementTree as ElementTree
 

@@ -11,6 +11,7 @@ neighbours in picture and in sound, so that an answer tells which second it is b
 H.264 and AAC, 320x240 at 15 frames a second, mono at 24 kHz. The random numbers are seeded: the
 script gives the same clip again, as far as espeak-ng and the codecs are of the same version.
 """
+
 import io
 import subprocess
 import wave
@@ -27,9 +28,15 @@ SOUND_RATE_HZ = 24000
 RADIUS = 42  # of a shape, pixels
 
 COLOURS = {
-    'red': (215, 30, 30), 'green': (30, 165, 45), 'blue': (35, 60, 215),
-    'yellow': (235, 220, 40), 'white': (245, 245, 245), 'purple': (135, 35, 165),
-    'orange': (245, 135, 20), 'black': (15, 15, 15)}
+    'red': (215, 30, 30),
+    'green': (30, 165, 45),
+    'blue': (35, 60, 215),
+    'yellow': (235, 220, 40),
+    'white': (245, 245, 245),
+    'purple': (135, 35, 165),
+    'orange': (245, 135, 20),
+    'black': (15, 15, 15),
+}
 BACKGROUND = (122, 126, 124)
 LEFT, CENTRE, RIGHT = (60, 120), (160, 120), (260, 120)
 TOP, BOTTOM = (160, 55), (160, 185)
@@ -61,8 +68,14 @@ SCENE = [
     ([still('yellow', 'star', CENTRE)], ('say', 'star', 'en-us+f2')),  # 6
     ([Shape('green', 'triangle', TOP, BOTTOM)], 'siren'),  # 7
     ([still('green', 'triangle', BOTTOM)], 'knock'),  # 8
-    ([still('white', 'ring', LEFT), still('purple', 'cross', CENTRE),
-      still('orange', 'circle', RIGHT)], ('say', 'three', 'en-gb+m1')),  # 9
+    (
+        [
+            still('white', 'ring', LEFT),
+            still('purple', 'cross', CENTRE),
+            still('orange', 'circle', RIGHT),
+        ],
+        ('say', 'three', 'en-gb+m1'),
+    ),  # 9
     ([still('purple', 'cross', TOP)], 'noise'),  # 10
     ([Shape('black', 'square', RIGHT, LEFT)], ('say', 'stop', 'en-us+f4')),  # 11
 ]
@@ -133,25 +146,29 @@ def say(text: str, voice: str) -> np.ndarray:
         rate_hz = file.getframerate()
         samples = np.frombuffer(file.readframes(file.getnframes()), np.int16) / 32768
     loud = np.flatnonzero(np.abs(samples) > 0.01)
-    word = soxr.resample(samples[loud[0]:loud[-1]], rate_hz, SOUND_RATE_HZ)
+    word = soxr.resample(samples[loud[0] : loud[-1]], rate_hz, SOUND_RATE_HZ)
     return word / np.abs(word).max()
 
 
 def sound_of(event, rng) -> np.ndarray:
     """Give one second (24000,) of sound with the event in its middle, over a faint hiss."""
     t = np.arange(int(0.9 * SOUND_RATE_HZ)) / SOUND_RATE_HZ
-    made = say(*event[1:]) if event[0] == 'say' else {
-        'silence': lambda: np.zeros(0),
-        'high beep': lambda: fade(tone(1300, 0.2)),
-        'low tone': lambda: fade(tone(240, 0.85)),
-        'bell': bell,
-        'siren': lambda: fade(tone(850 + 320 * np.sin(2 * np.pi * 2.5 * t), 0.9)),
-        'knock': lambda: knock(rng),
-        'noise': lambda: fade(rng.normal(0, 0.4, int(0.8 * SOUND_RATE_HZ))),
-    }[event]()
+    made = (
+        say(*event[1:])
+        if event[0] == 'say'
+        else {
+            'silence': lambda: np.zeros(0),
+            'high beep': lambda: fade(tone(1300, 0.2)),
+            'low tone': lambda: fade(tone(240, 0.85)),
+            'bell': bell,
+            'siren': lambda: fade(tone(850 + 320 * np.sin(2 * np.pi * 2.5 * t), 0.9)),
+            'knock': lambda: knock(rng),
+            'noise': lambda: fade(rng.normal(0, 0.4, int(0.8 * SOUND_RATE_HZ))),
+        }[event]()
+    )
     second = rng.normal(0, 0.001, SOUND_RATE_HZ)
     begin = (SOUND_RATE_HZ - len(made)) // 2
-    second[begin:begin + len(made)] += 0.5 * made[:SOUND_RATE_HZ]
+    second[begin : begin + len(made)] += 0.5 * made[:SOUND_RATE_HZ]
     return second
 
 
@@ -167,9 +184,9 @@ def encode(path, frames, sound: np.ndarray) -> None:
             container.mux(pictures.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
         container.mux(pictures.encode(None))
         # AAC fills its last frame of 1024 samples up, which would begin a thirteenth second.
-        samples = sound[:len(sound) // 1024 * 1024].astype(np.float32)[None]  # (1, n)
+        samples = sound[: len(sound) // 1024 * 1024].astype(np.float32)[None]  # (1, n)
         for begin in range(0, samples.shape[1], 1024):
-            piece = np.ascontiguousarray(samples[:, begin:begin + 1024])
+            piece = np.ascontiguousarray(samples[:, begin : begin + 1024])
             chunk = av.AudioFrame.from_ndarray(piece, format='fltp', layout='mono')
             chunk.sample_rate, chunk.pts = SOUND_RATE_HZ, begin
             chunk.time_base = Fraction(1, SOUND_RATE_HZ)
@@ -180,8 +197,9 @@ def encode(path, frames, sound: np.ndarray) -> None:
 def main():
     """Render the table and write scene.mp4 beside this script."""
     rng = np.random.default_rng(12)
-    frames = [draw(shapes, i / FRAME_RATE_HZ, rng)
-              for shapes, _ in SCENE for i in range(FRAME_RATE_HZ)]
+    frames = [
+        draw(shapes, i / FRAME_RATE_HZ, rng) for shapes, _ in SCENE for i in range(FRAME_RATE_HZ)
+    ]
     sound = np.concatenate([sound_of(event, rng) for _, event in SCENE])
     encode(Path(__file__).with_name('scene.mp4'), frames, sound)
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Live eyes and ears: the three nodes in one process, or with composed:=false in three."""
+
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.conditions import IfCondition, UnlessCondition

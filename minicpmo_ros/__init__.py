@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Live eyes and ears with a language model behind them, for ROS 2 robots."""
+
 from pkgutil import extend_path
 
 # A checkout on sys.path shadows the installed package: this lets its sources and the

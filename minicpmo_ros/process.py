@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """What a process must settle before llama.cpp is loaded; every entry point calls it first."""
+
 import os
 
 DEFAULTS = {

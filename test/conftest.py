@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Fixtures shared by all tests."""
+
 from minicpmo_ros.process import prepare
 
 prepare()

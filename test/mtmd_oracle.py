@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """llama.cpp's own picture encoder (libmtmd), as a reference for ours."""
+
 import contextlib
 import ctypes
 
@@ -13,7 +14,7 @@ IMAGE_CHUNK = 1
 
 @llama_cpp.llama_log_callback
 def _silent(level, text, _):
-    pass    # it would list every tensor
+    pass  # it would list every tensor
 
 
 @contextlib.contextmanager
@@ -40,14 +41,18 @@ def encode_overview(context, picture: np.ndarray, width: int) -> np.ndarray:
     bitmap = mtmd_cpp.mtmd_bitmap_init(picture_width, height, pixels)
     chunks = mtmd_cpp.mtmd_input_chunks_init()
     marker = mtmd_cpp.mtmd_get_marker(context)
-    text = mtmd_cpp.mtmd_input_text(text=marker, text_len=len(marker), add_special=False,
-                                    parse_special=True)
+    text = mtmd_cpp.mtmd_input_text(
+        text=marker, text_len=len(marker), add_special=False, parse_special=True
+    )
     bitmaps = (mtmd_cpp.mtmd_bitmap_p_ctypes * 1)(bitmap)
     assert mtmd_cpp.mtmd_tokenize(context, chunks, ctypes.byref(text), bitmaps, 1) == 0
-    all_chunks = [mtmd_cpp.mtmd_input_chunks_get(chunks, i)
-                  for i in range(mtmd_cpp.mtmd_input_chunks_size(chunks))]
-    overview = next(chunk for chunk in all_chunks
-                    if mtmd_cpp.mtmd_input_chunk_get_type(chunk) == IMAGE_CHUNK)
+    all_chunks = [
+        mtmd_cpp.mtmd_input_chunks_get(chunks, i)
+        for i in range(mtmd_cpp.mtmd_input_chunks_size(chunks))
+    ]
+    overview = next(
+        chunk for chunk in all_chunks if mtmd_cpp.mtmd_input_chunk_get_type(chunk) == IMAGE_CHUNK
+    )
     assert mtmd_cpp.mtmd_encode_chunk(context, overview) == 0
     shape = (mtmd_cpp.mtmd_input_chunk_get_n_tokens(overview), width)
     rows = np.ctypeslib.as_array(mtmd_cpp.mtmd_get_output_embd(context), shape).copy()

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """SigLIP and MiniCPM's resampler as their papers and code have them, in float64 and slowly."""
+
 import math
 
 import numpy as np
@@ -27,12 +28,17 @@ def encode(path, picture: np.ndarray, first='ffn_down', second='ffn_up') -> np.n
     rows, columns = picture.shape[0] // 14, picture.shape[1] // 14
     heads = header.metadata['clip.vision.attention.head_count']
     places = [(y, x) for y in range(rows) for x in range(columns)]
-    patches = [picture[14 * y:14 * y + 14, 14 * x:14 * x + 14].transpose(2, 0, 1).reshape(-1)
-               for y, x in places]
+    patches = [
+        picture[14 * y : 14 * y + 14, 14 * x : 14 * x + 14].transpose(2, 0, 1).reshape(-1)
+        for y, x in places
+    ]
     kernel = w('v.patch_embd.weight')
     x = (np.array(patches) / 127.5 - 1) @ kernel.reshape(len(kernel), -1).T
-    x = x + w('v.patch_embd.bias') + w('v.position_embd.weight')[
-        [70 * y // rows * 70 + 70 * x // columns for y, x in places]]
+    x = (
+        x
+        + w('v.patch_embd.bias')
+        + w('v.position_embd.weight')[[70 * y // rows * 70 + 70 * x // columns for y, x in places]]
+    )
     for i in range(header.metadata['clip.vision.block_count']):
         block = f'v.blk.{i}.'
         y = norm(x, block + 'ln1')
@@ -42,22 +48,30 @@ def encode(path, picture: np.ndarray, first='ffn_down', second='ffn_up') -> np.n
         x = x + linear(y, block + second)
     v = norm(norm(x, 'v.post_ln') @ w('resampler.kv.weight').T, 'resampler.ln_kv')
     omega = 10000.0 ** (-np.arange(v.shape[1] // 4) / (v.shape[1] // 4))
-    k = v + [np.concatenate([np.sin(x * omega), np.cos(x * omega), np.sin(y * omega),
-                             np.cos(y * omega)]) for y, x in places]
+    k = v + [
+        np.concatenate(
+            [np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)]
+        )
+        for y, x in places
+    ]
     q = norm(w('resampler.query'), 'resampler.ln_q')
-    y = attend(linear(q, 'resampler.attn.q'), linear(k, 'resampler.attn.k'),
-               linear(v, 'resampler.attn.v'), v.shape[1] // 128)
+    y = attend(
+        linear(q, 'resampler.attn.q'),
+        linear(k, 'resampler.attn.k'),
+        linear(v, 'resampler.attn.v'),
+        v.shape[1] // 128,
+    )
     y = norm(linear(y, 'resampler.attn.out'), 'resampler.ln_post')
     return y @ w('resampler.proj.weight').T
 
 
 def gelu_tanh(x):
-    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
+    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def attend(q, k, v, heads):
     q, k, v = (a.reshape(len(a), heads, -1).transpose(1, 0, 2) for a in (q, k, v))
-    scores = q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[2])    # (heads, queries, keys)
+    scores = q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[2])  # (heads, queries, keys)
     weights = np.exp(scores - scores.max(2, keepdims=True))
     y = weights / weights.sum(2, keepdims=True) @ v
     return y.transpose(1, 0, 2).reshape(y.shape[1], -1)

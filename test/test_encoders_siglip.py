@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """The vision encoder computes what llama.cpp's own does, in tiles, slices and all file types."""
+
 import math
 from dataclasses import replace
 
@@ -21,17 +22,20 @@ from minicpmo_ros.models.synthetic import write_llm, write_vision
 
 TOLERANCE = 1e-3
 # Heads of 72 and a feed-forward that is no multiple of 32, as published.
-SHAPE = replace(TINY, name='heads-of-72', vision_width=144, vision_heads=2, vision_ffn=538,
-                llm_layers=1)
-SMALL = replace(NANO, name='smaller', vision_layers=2, vision_width=64, vision_heads=2,
-                vision_ffn=72)
+SHAPE = replace(
+    TINY, name='heads-of-72', vision_width=144, vision_heads=2, vision_ffn=538, llm_layers=1
+)
+SMALL = replace(
+    NANO, name='smaller', vision_layers=2, vision_width=64, vision_heads=2, vision_ffn=72
+)
 
 
 def picture(height, width, seed=0):
     """Make a picture in which every place and colour looks different."""
     y, x = np.mgrid[:height, :width]
-    colours = np.stack([255 * y / height, 255 * x / width,
-                        127 + 127 * np.sin(x / 30) * np.cos(y / 50)], axis=-1)
+    colours = np.stack(
+        [255 * y / height, 255 * x / width, 127 + 127 * np.sin(x / 30) * np.cos(y / 50)], axis=-1
+    )
     noise = np.random.default_rng(seed).normal(0, 20, colours.shape)
     return (colours + noise).clip(0, 255).astype(np.uint8)
 
@@ -68,8 +72,10 @@ def against_mtmd(request, files, backend, tmp_path_factory):
     write_llm(llm, SHAPE)
     path = files(naming=request.param)
     with loaded_mtmd(llm, path) as context:
-        yield (VisionEncoder.load(path, backend),
-               lambda image: encode_overview(context, image, SHAPE.width))
+        yield (
+            VisionEncoder.load(path, backend),
+            lambda image: encode_overview(context, image, SHAPE.width),
+        )
 
 
 @pytest.mark.parametrize('height,width', [(448, 448), (336, 602), (602, 336)])
@@ -123,7 +129,7 @@ def test_tiles_in_one_graph_equal_single_runs(files, backend):
     encoder = VisionEncoder.load(files(), backend, max_tiles=3)
     tiles = [picture(420, 476, seed) for seed in range(3)]
     tiles[1][:] = 255 - tiles[1]
-    together = encoder.encode(tiles)    # (3 * 64, width)
+    together = encoder.encode(tiles)  # (3 * 64, width)
     alone = np.concatenate([encoder.encode([tile]) for tile in tiles])
     assert error(alone[:64], alone[64:128]) > 0.1
     assert error(together, alone) < 1e-6
@@ -131,13 +137,16 @@ def test_tiles_in_one_graph_equal_single_runs(files, backend):
 
 def test_attention_kinds_agree(files, backend):
     image = picture(336, 602)
-    flash, plain = (VisionEncoder.load(files(precision='f32'), backend, attention=kind)
-                    for kind in ('flash', 'mul_mat'))
+    flash, plain = (
+        VisionEncoder.load(files(precision='f32'), backend, attention=kind)
+        for kind in ('flash', 'mul_mat')
+    )
     assert error(flash.encode([image]), plain.encode([image])) < TOLERANCE
 
 
-@pytest.mark.parametrize('precision,limit', [('f16', 2e-3), ('q8_0', 0.04), ('q4_0', 0.4),
-                                             ('q4_K', 0.3)])
+@pytest.mark.parametrize(
+    'precision,limit', [('f16', 2e-3), ('q8_0', 0.04), ('q4_0', 0.4), ('q4_K', 0.3)]
+)
 @pytest.mark.parametrize('pad_ffn', [False, True])
 def test_quantised_files_are_read_as_stored(files, backend, precision, limit, pad_ffn):
     shape, image = replace(TINY, name='one-layer', vision_layers=1), picture(336, 602)
@@ -163,7 +172,7 @@ def test_mean_of_the_file_is_used(files, backend, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf.GGUFWriter, 'add_array', other_mean)
     write_vision(tmp_path / 'v.gguf', SMALL)
     image = picture(112, 112).clip(60, 190)
-    shifted = (image + np.array([51, 0, -51])).astype(np.uint8)    # 0.2 of 255
+    shifted = (image + np.array([51, 0, -51])).astype(np.uint8)  # 0.2 of 255
     expected = VisionEncoder.load(files(SMALL), backend).encode([shifted])
     encoder = VisionEncoder.load(tmp_path / 'v.gguf', backend)
     assert error(encoder.encode([image]), expected) < 1e-4
@@ -189,7 +198,7 @@ def test_between_is_called_within_each_layer_and_may_raise(files, backend):
     encoder, image, calls = VisionEncoder.load(files(SMALL), backend), picture(112, 112), []
     expected = encoder.encode([image])
     assert np.array_equal(encoder.encode([image], lambda: calls.append(1)), expected)
-    assert len(calls) == 3 * (SMALL.vision_layers + 1)    # attention, two products; resampler
+    assert len(calls) == 3 * (SMALL.vision_layers + 1)  # attention, two products; resampler
     with pytest.raises(Stopped):
         encoder.encode([image], stop)
     assert np.array_equal(encoder.encode([image]), expected)
@@ -197,8 +206,10 @@ def test_between_is_called_within_each_layer_and_may_raise(files, backend):
 
 def test_every_size_of_allowed_aspect_fits_what_was_reserved(files, backend):
     encoder = VisionEncoder.load(files(SMALL), backend, max_tiles=2)
-    sizes = {best_resize(1000 * math.sqrt(aspect), 1000 / math.sqrt(aspect), True, 112)
-             for aspect in np.exp(np.linspace(-math.log(20), math.log(20), 300))}
+    sizes = {
+        best_resize(1000 * math.sqrt(aspect), 1000 / math.sqrt(aspect), True, 112)
+        for aspect in np.exp(np.linspace(-math.log(20), math.log(20), 300))
+    }
     assert len(sizes) > 50
     for width, height in sizes:
         rows = encoder.encode([picture(height, width)] * 2)
@@ -212,13 +223,24 @@ def test_worst_case_of_the_published_size_is_known(files, backend):
         assert encoder.encode([picture(height, width)]).shape == (64, 256)
 
 
-@pytest.mark.parametrize('tiles', [
-    [], [np.zeros((112, 112, 3), np.uint8)] * 3, [np.zeros((112, 100, 3), np.uint8)],
-    [np.zeros((0, 112, 3), np.uint8)], [np.zeros((112, 112, 4), np.uint8)],
-    [np.zeros((112, 112), np.uint8)], [np.zeros((112, 112, 3), np.float32)], [None], ['tile'],
-    [np.zeros((112, 112, 3), np.uint8), np.zeros((112, 126, 3), np.uint8)],
-    [np.zeros((448, 448, 3), np.uint8)], [np.zeros((14, 14, 3), np.uint8)],
-    [np.zeros((14, 14 * 80, 3), np.uint8)]])
+@pytest.mark.parametrize(
+    'tiles',
+    [
+        [],
+        [np.zeros((112, 112, 3), np.uint8)] * 3,
+        [np.zeros((112, 100, 3), np.uint8)],
+        [np.zeros((0, 112, 3), np.uint8)],
+        [np.zeros((112, 112, 4), np.uint8)],
+        [np.zeros((112, 112), np.uint8)],
+        [np.zeros((112, 112, 3), np.float32)],
+        [None],
+        ['tile'],
+        [np.zeros((112, 112, 3), np.uint8), np.zeros((112, 126, 3), np.uint8)],
+        [np.zeros((448, 448, 3), np.uint8)],
+        [np.zeros((14, 14, 3), np.uint8)],
+        [np.zeros((14, 14 * 80, 3), np.uint8)],
+    ],
+)
 def test_misuse_is_refused_in_words(files, backend, tiles):
     encoder = VisionEncoder.load(files(SMALL), backend, max_tiles=2)
     with pytest.raises(InputError, match='allowed|one size'):
@@ -227,8 +249,9 @@ def test_misuse_is_refused_in_words(files, backend, tiles):
 
 def test_strided_tile_is_read_rightly(files, backend):
     encoder, image = VisionEncoder.load(files(SMALL), backend), picture(112, 112)
-    assert np.array_equal(encoder.encode([image[:, ::-1]]),
-                          encoder.encode([image[:, ::-1].copy()]))
+    assert np.array_equal(
+        encoder.encode([image[:, ::-1]]), encoder.encode([image[:, ::-1].copy()])
+    )
 
 
 def test_file_of_another_kind_is_refused(tiny_model_dir, backend):

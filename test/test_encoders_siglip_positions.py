@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Positions of patches, by their definitions."""
+
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ def test_sines_have_the_column_first():
     table = sine_grid(16, 3, 5).reshape(3, 5, 16)
     omega = 10000.0 ** (-np.arange(4) / 4)
     for y, x in ((0, 0), (2, 4), (1, 3)):
-        expected = np.concatenate([np.sin(x * omega), np.cos(x * omega), np.sin(y * omega),
-                                   np.cos(y * omega)])
+        expected = np.concatenate(
+            [np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)]
+        )
         assert np.allclose(table[y, x], expected, atol=1e-6)

@@ -5,6 +5,7 @@
 
 Golden arrays: test/golden/make_whisper.py, by transformers' WhisperEncoder in float32.
 """
+
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from minicpmo_ros.ggml.runtime import Backend
 
 SECONDS, LAYERS, WIDTH = 4, 2, 96
 FORMS = {
-    'mul_mat': {'attention': 'mul_mat'}, 'flash': {'attention': 'flash'},
-    'fixed': {'attention': 'flash', 'fixed_graph': True}}
+    'mul_mat': {'attention': 'mul_mat'},
+    'flash': {'attention': 'flash'},
+    'fixed': {'attention': 'flash', 'fixed_graph': True},
+}
 
 
 @pytest.fixture(scope='module')
@@ -48,8 +51,10 @@ def backend():
 @pytest.fixture(scope='module')
 def files(tmp_path_factory, tensors):
     directory = tmp_path_factory.mktemp('audio')
-    return {kind: write_audio(directory / f'{kind}.gguf', tensors, kind)
-            for kind in ('f32', 'f16', 'q8_0', 'q4_0')}
+    return {
+        kind: write_audio(directory / f'{kind}.gguf', tensors, kind)
+        for kind in ('f32', 'f16', 'q8_0', 'q4_0')
+    }
 
 
 @pytest.fixture
@@ -72,9 +77,16 @@ def test_the_golden_arrays_belong_to_these_weights(golden, tensors, mel):
 
 
 @pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('weights, kv_type, limit', [
-    ('f32', 'f32', 1e-5), ('f32', 'f16', 3e-3), ('f16', 'f16', 3e-3), ('q8_0', 'f16', 4e-2),
-    ('q4_0', 'f16', 0.4)])
+@pytest.mark.parametrize(
+    'weights, kv_type, limit',
+    [
+        ('f32', 'f32', 1e-5),
+        ('f32', 'f16', 3e-3),
+        ('f16', 'f16', 3e-3),
+        ('q8_0', 'f16', 4e-2),
+        ('q4_0', 'f16', 0.4),
+    ],
+)
 def test_streaming_equals_offline(files, backend, mel, golden, form, weights, kv_type, limit):
     """Gaussian weights are the worst case for block formats."""
     encoder = AudioEncoder.load(files[weights], backend, kv_type=kv_type, **FORMS[form])
@@ -89,18 +101,22 @@ def test_pool_step_5_gives_10_tokens(tmp_path, backend, tensors, mel, golden):
 
 
 @pytest.mark.parametrize('pool_step, tokens', [(1, 50), (3, 16), (50, 1)])
-def test_every_pool_step_gives_means_of_the_same(tmp_path, backend, tensors, mel, pool_step,
-                                                 tokens):
-    one, pooled = (AudioEncoder.load(write_audio(tmp_path / f'{step}.gguf', tensors,
-                                                 pool_step=step), backend).stream()
-                   .step(step_mel(mel, 0)) for step in (1, pool_step))
-    wanted = one[:tokens * pool_step].reshape(tokens, pool_step, WIDTH).mean(1)
+def test_every_pool_step_gives_means_of_the_same(
+    tmp_path, backend, tensors, mel, pool_step, tokens
+):
+    one, pooled = (
+        AudioEncoder.load(write_audio(tmp_path / f'{step}.gguf', tensors, pool_step=step), backend)
+        .stream()
+        .step(step_mel(mel, 0))
+        for step in (1, pool_step)
+    )
+    wanted = one[: tokens * pool_step].reshape(tokens, pool_step, WIDTH).mean(1)
     assert distance(pooled, wanted) < 1e-5
 
 
 def test_isolated_seconds_are_padded_with_zeros(files, backend, mel, golden):
     stream = AudioEncoder.load(files['f32'], backend, kv_type='f32').stream(isolated=True)
-    tokens = np.concatenate([stream.step(mel[100 * i:100 * i + 100]) for i in range(SECONDS)])
+    tokens = np.concatenate([stream.step(mel[100 * i : 100 * i + 100]) for i in range(SECONDS)])
     assert distance(tokens, golden['tokens_isolated']) < 1e-5
     assert distance(tokens, golden['tokens']) > 1e-2, 'the edges matter'
 
@@ -131,15 +147,19 @@ def test_facts_are_those_of_the_file(encoder):
 
 
 BAD_MEL = {
-    'no array': [[0.0] * 80] * 103, 'a vector': np.zeros(80, np.float32),
+    'no array': [[0.0] * 80] * 103,
+    'a vector': np.zeros(80, np.float32),
     'own frames only': np.zeros((100, 80), np.float32),
     'a frame too many': np.zeros((104, 80), np.float32),
-    'turned': np.zeros((80, 103), np.float32), 'a batch': np.zeros((1, 103, 80), np.float32),
-    'other bins': np.zeros((103, 128), np.float32), 'doubles': np.zeros((103, 80)),
+    'turned': np.zeros((80, 103), np.float32),
+    'a batch': np.zeros((1, 103, 80), np.float32),
+    'other bins': np.zeros((103, 128), np.float32),
+    'doubles': np.zeros((103, 80)),
     'NaN': np.full((103, 80), np.nan, np.float32),
     'one NaN': np.where(np.arange(8240).reshape(103, 80) == 99, np.nan, 0).astype(np.float32),
     'infinite': np.full((103, 80), -np.inf, np.float32),
-    'unscaled': np.full((103, 80), 1e4, np.float32)}
+    'unscaled': np.full((103, 80), 1e4, np.float32),
+}
 
 
 @pytest.mark.parametrize('name', BAD_MEL)
@@ -181,8 +201,10 @@ def test_streams_do_not_disturb_each_other(encoder, mel):
     other = np.ascontiguousarray(mel[::-1])
     wanted = [encode(encoder.stream(), sound) for sound in (mel, other)]
     streams = [encoder.stream(), encoder.stream()]
-    parts = [[streams[i].step(step_mel(sound, second)) for i, sound in enumerate((mel, other))]
-             for second in range(SECONDS)]
+    parts = [
+        [streams[i].step(step_mel(sound, second)) for i, sound in enumerate((mel, other))]
+        for second in range(SECONDS)
+    ]
     for i in range(2):
         np.testing.assert_array_equal(np.concatenate([part[i] for part in parts]), wanted[i])
 
@@ -238,14 +260,18 @@ def test_a_second_given_up_can_be_given_again(files, backend, mel, form):
 
 
 def test_repacked_q4_0_is_near_the_plain(files, backend, mel):
-    plain, repacked = (encode(AudioEncoder.load(files['q4_0'], backend, repack=repack).stream(),
-                              mel) for repack in (False, True))
+    plain, repacked = (
+        encode(AudioEncoder.load(files['q4_0'], backend, repack=repack).stream(), mel)
+        for repack in (False, True)
+    )
     assert distance(repacked, plain) < 1e-2
 
 
 def test_poisoned_weights_are_noticed(tmp_path, backend, tensors, mel):
-    poisoned = {**tensors, 'audio_projector.linear2.weight':
-                np.full((WIDTH, WIDTH), np.nan, np.float32)}
+    poisoned = {
+        **tensors,
+        'audio_projector.linear2.weight': np.full((WIDTH, WIDTH), np.nan, np.float32),
+    }
     stream = AudioEncoder.load(write_audio(tmp_path / 'a.gguf', poisoned), backend).stream()
     with pytest.raises(EngineError, match='NaN'):
         stream.step(step_mel(mel, 0))
@@ -260,21 +286,26 @@ def with_shape(name, shape, value=0.0):
     return lambda tensors: {**tensors, name: np.full(shape, value, np.float32)}
 
 
-@pytest.mark.parametrize('change, metadata, reason', [
-    (without('encoder.blocks.1.attn.key.weight'), {}, 'no tensor encoder.blocks.1.attn.key'),
-    (without('audio_projector.linear2.weight'), {}, 'no table audio_projector.linear2'),
-    (without('encoder.positional_embedding'), {}, 'no table encoder.positional'),
-    (with_shape('encoder.conv1.weight', (64, 80, 5)), {}, 'conv1.weight has the shape'),
-    (with_shape('encoder.blocks.0.mlp.0.bias', (64,)), {}, 'mlp.0.bias has the shape'),
-    (with_shape('encoder.ln_post.bias', (64,), np.nan), {}, 'ln_post.bias holds NaN'),
-    (with_shape('encoder.positional_embedding', (20, 64)), {}, 'positions cannot be 20'),
-    (dict, {'encoder_layers': 3}, 'no tensor encoder.blocks.2'),
-    (dict, {'encoder_layers': 1}, 'more layers than the 1'),
-    (dict, {'encoder_layers': 1 << 31}, 'encoder_layers cannot be'),
-    (dict, {'encoder_attention_heads': 5}, 'heads cannot be 5'),
-    (dict, {'encoder_attention_heads': 0}, 'heads cannot be 0'),
-    (dict, {'audio_pool_step': 0}, 'audio_pool_step cannot be 0'),
-    (dict, {'d_model': 128}, 'has the shape'), (dict, {'n_mel': 128}, 'has the shape')])
+@pytest.mark.parametrize(
+    'change, metadata, reason',
+    [
+        (without('encoder.blocks.1.attn.key.weight'), {}, 'no tensor encoder.blocks.1.attn.key'),
+        (without('audio_projector.linear2.weight'), {}, 'no table audio_projector.linear2'),
+        (without('encoder.positional_embedding'), {}, 'no table encoder.positional'),
+        (with_shape('encoder.conv1.weight', (64, 80, 5)), {}, 'conv1.weight has the shape'),
+        (with_shape('encoder.blocks.0.mlp.0.bias', (64,)), {}, 'mlp.0.bias has the shape'),
+        (with_shape('encoder.ln_post.bias', (64,), np.nan), {}, 'ln_post.bias holds NaN'),
+        (with_shape('encoder.positional_embedding', (20, 64)), {}, 'positions cannot be 20'),
+        (dict, {'encoder_layers': 3}, 'no tensor encoder.blocks.2'),
+        (dict, {'encoder_layers': 1}, 'more layers than the 1'),
+        (dict, {'encoder_layers': 1 << 31}, 'encoder_layers cannot be'),
+        (dict, {'encoder_attention_heads': 5}, 'heads cannot be 5'),
+        (dict, {'encoder_attention_heads': 0}, 'heads cannot be 0'),
+        (dict, {'audio_pool_step': 0}, 'audio_pool_step cannot be 0'),
+        (dict, {'d_model': 128}, 'has the shape'),
+        (dict, {'n_mel': 128}, 'has the shape'),
+    ],
+)
 def test_a_file_that_does_not_fit_is_refused(tmp_path, backend, tensors, change, metadata, reason):
     path = write_audio(tmp_path / 'a.gguf', change(tensors), **metadata)
     with pytest.raises(ModelFileError, match=reason):
@@ -282,15 +313,21 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, backend, tensors, change,
 
 
 def test_flat_convolution_biases_are_taken_too(tmp_path, backend, tensors, mel, encoder):
-    flat = {name: array.reshape(-1) if 'conv' in name and name.endswith('bias') else array
-            for name, array in tensors.items()}
-    tokens = encode(AudioEncoder.load(write_audio(tmp_path / 'a.gguf', flat), backend).stream(),
-                    mel)
+    flat = {
+        name: array.reshape(-1) if 'conv' in name and name.endswith('bias') else array
+        for name, array in tensors.items()
+    }
+    tokens = encode(
+        AudioEncoder.load(write_audio(tmp_path / 'a.gguf', flat), backend).stream(), mel
+    )
     np.testing.assert_array_equal(tokens, encode(encoder.stream(), mel))
 
 
 def test_unknown_options_are_refused(files, backend):
-    for options in ({'attention': 'fast'}, {'kv_type': 'q8_0'},
-                    {'attention': 'mul_mat', 'fixed_graph': True}):
+    for options in (
+        {'attention': 'fast'},
+        {'kv_type': 'q8_0'},
+        {'attention': 'mul_mat', 'fixed_graph': True},
+    ):
         with pytest.raises(ValueError):
             AudioEncoder.load(files['f32'], backend, **options)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Graphs compute what NumPy does, in slices too; misuse is an exception, never an abort."""
+
 import gc
 import math
 import threading
@@ -29,10 +30,17 @@ def backend():
 def stored(backend, rng):
     """A few weights and a cache; arrays by name in `stored.arrays`."""
     shapes = {'w': (D, D), 'gain': (D,), 'shift': (D,), 'table': (20, D)}
-    tensors = Tensors(backend, {**{name: (shape, F32) for name, shape in shapes.items()},
-                                'cache': ((20, D), F16), 'turned': ((HEADS, 4, 20), F32)})
-    tensors.arrays = {name: rng.standard_normal(shape).astype(np.float32)
-                      for name, shape in shapes.items()}
+    tensors = Tensors(
+        backend,
+        {
+            **{name: (shape, F32) for name, shape in shapes.items()},
+            'cache': ((20, D), F16),
+            'turned': ((HEADS, 4, 20), F32),
+        },
+    )
+    tensors.arrays = {
+        name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+    }
     for name, array in tensors.arrays.items():
         tensors[name].write(array)
     return tensors
@@ -74,8 +82,13 @@ def test_a_layer_is_what_numpy_says(backend, stored, rng):
     y = x @ p['w'].T + p['shift']
     norm = (y - y.mean(1, keepdims=True)) / np.sqrt(y.var(1, keepdims=True) + 1e-5)
     gelu = y * 0.5 * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
-    for name, wanted in {'linear': y, 'norm': norm * p['gain'] + p['shift'], 'gelu': gelu,
-                         'relu': np.maximum(y, 0), 'half': y / 2}.items():
+    for name, wanted in {
+        'linear': y,
+        'norm': norm * p['gain'] + p['shift'],
+        'gelu': gelu,
+        'relu': np.maximum(y, 0),
+        'half': y / 2,
+    }.items():
         np.testing.assert_allclose(got[name], wanted, atol=5e-6, err_msg=name)
     assert 1e-5 < np.abs(got['tanh'] - gelu).max() < 5e-3
 
@@ -85,8 +98,9 @@ def test_attention_is_what_numpy_says(backend, rng, kind):
     q, k, v = rows(rng), rows(rng, 10), rows(rng, 10)
 
     def describe(g):
-        q, k, v = (g.heads(g.input(name, (n, D)), HEADS)
-                   for name, n in (('q', N), ('k', 10), ('v', 10)))
+        q, k, v = (
+            g.heads(g.input(name, (n, D)), HEADS) for name, n in (('q', N), ('k', 10), ('v', 10))
+        )
         g.output('y', g.attention(q, k, v, kind))
         g.output('masked', g.attention(q, k, v, kind, g.input('mask', (N, 10), F16)))
 
@@ -95,8 +109,9 @@ def test_attention_is_what_numpy_says(backend, rng, kind):
     got = compute(backend, describe, q=q, k=k, v=v, mask=mask)
     q, k, v = map(heads, (q, k, v))
     np.testing.assert_allclose(got['y'], reference_attention(q, k, v), atol=1e-5)
-    np.testing.assert_allclose(got['masked'], reference_attention(q, k[:, :7], v[:, :7]),
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        got['masked'], reference_attention(q, k[:, :7], v[:, :7]), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize('kind', ['flash', 'mul_mat'])
@@ -107,12 +122,13 @@ def test_a_batch_is_bitwise_its_members(backend, rng, kind):
         def build(g):
             q = g.heads(g.input('x', (batch * N, D)), HEADS, batch)
             g.output('y', g.attention(q, q, q, kind))
+
         return build
 
     both = compute(backend, describe(2), x=x)['y']
     for i in range(2):
-        one = compute(backend, describe(1), x=x[i * N:(i + 1) * N])['y']
-        np.testing.assert_array_equal(both[i * N:(i + 1) * N], one)
+        one = compute(backend, describe(1), x=x[i * N : (i + 1) * N])['y']
+        np.testing.assert_array_equal(both[i * N : (i + 1) * N], one)
 
 
 def test_windows_and_means_are_what_numpy_says(backend, rng):
@@ -126,8 +142,9 @@ def test_windows_and_means_are_what_numpy_says(backend, rng):
         g.output('steps', g.slice(x, 0, 1, 3, 3))
 
     got = compute(backend, describe, x=x)
-    np.testing.assert_array_equal(got['taps'], np.stack([x[2 * i:2 * i + 3].ravel()
-                                                         for i in range(4)]))
+    np.testing.assert_array_equal(
+        got['taps'], np.stack([x[2 * i : 2 * i + 3].ravel() for i in range(4)])
+    )
     np.testing.assert_allclose(got['mean'], x[:8].reshape(2, 4, D).mean(1), atol=1e-6)
     np.testing.assert_array_equal(got['columns'], x[:, 2:5])
     np.testing.assert_array_equal(got['steps'], x[1::3])
@@ -158,6 +175,7 @@ def deep(stored, layers=5):
             x = g.layer_norm(x, stored['gain'], stored['shift'], 1e-5)
             g.cut(x)
         g.output('y', g.linear(stored['w'], x))
+
     return describe
 
 
@@ -244,14 +262,18 @@ MISUSE = {
     'concatenation of types': lambda g, t: g.concatenate(t['table'], t['cache'], 1),
     'rows by numbers': lambda g, t: g.rows(t['table'], g.input('x', (N,))),
     'store of another shape': lambda g, t: g.store(t['cache'], g.input('x', (N, D))),
-    'store_rows without ids': lambda g, t: g.store_rows(t['cache'], g.input('x', (N, D)),
-                                                        g.input('y', (N,))),
+    'store_rows without ids': lambda g, t: g.store_rows(
+        t['cache'], g.input('x', (N, D)), g.input('y', (N,))
+    ),
     'attention of other heads': lambda g, t: g.attention(
-        g.heads(g.input('x', (N, D)), 2), *[g.heads(t['table'], 4)] * 2),
+        g.heads(g.input('x', (N, D)), 2), *[g.heads(t['table'], 4)] * 2
+    ),
     'mask of another shape': lambda g, t: g.attention(
-        *[g.heads(g.input('x', (N, D)), 2)] * 3, mask=g.input('m', (N, 3), F16)),
+        *[g.heads(g.input('x', (N, D)), 2)] * 3, mask=g.input('m', (N, 3), F16)
+    ),
     'mask of floats': lambda g, t: g.attention(
-        *[g.heads(g.input('x', (N, D)), 2)] * 3, mask=g.input('m', (N, N))),
+        *[g.heads(g.input('x', (N, D)), 2)] * 3, mask=g.input('m', (N, N))
+    ),
     'repeat to no multiple': lambda g, t: g.repeat(t['w'], (12, D)),
     'ids without a bound': lambda g, t: g.input('x', (N,), I32),
     'input twice': lambda g, t: [g.input('x', (N,)) for _ in range(2)],
@@ -286,14 +308,20 @@ def test_a_tensor_of_another_device_or_graph_is_refused(backend, stored):
 GOOD_X, GOOD_IDS = np.ones((N, D), np.float32), np.zeros(N, np.int32)
 
 
-@pytest.mark.parametrize('change, reason', [
-    ({'x': None}, 'missing'), ({'x': np.ones((N, D))}, 'float64'),
-    ({'x': np.ones((N, D - 1), np.float32)}, 'expected'),
-    ({'x': [1, 2, 3]}, 'expected'),
-    ({'x': np.full((N, D), np.nan, np.float32)}, 'NaN'),
-    ({'x': np.full((N, D), np.inf, np.float32)}, 'NaN or infinite'),
-    ({'ids': np.full(N, 20, np.int32)}, r'lie in \[0, 20\)'),
-    ({'ids': np.full(N, -1, np.int32)}, 'lie in'), ({'z': GOOD_X}, 'unknown')])
+@pytest.mark.parametrize(
+    'change, reason',
+    [
+        ({'x': None}, 'missing'),
+        ({'x': np.ones((N, D))}, 'float64'),
+        ({'x': np.ones((N, D - 1), np.float32)}, 'expected'),
+        ({'x': [1, 2, 3]}, 'expected'),
+        ({'x': np.full((N, D), np.nan, np.float32)}, 'NaN'),
+        ({'x': np.full((N, D), np.inf, np.float32)}, 'NaN or infinite'),
+        ({'ids': np.full(N, 20, np.int32)}, r'lie in \[0, 20\)'),
+        ({'ids': np.full(N, -1, np.int32)}, 'lie in'),
+        ({'z': GOOD_X}, 'unknown'),
+    ],
+)
 def test_inputs_that_do_not_fit_are_refused(backend, stored, change, reason):
     def describe(g):
         ids = g.input('ids', (N,), I32, below=20)
@@ -348,10 +376,15 @@ def test_a_closed_device_is_refused_everywhere(stored, backend, rng):
     compiled = graphs.get(N)
     backend.close()
     backend.close()
-    for use in (lambda: compiled.run({'x': x}), lambda: graphs.run(5, {'x': x}),
-                lambda: stored['w'].read(), lambda: stored['w'].write(np.zeros((D, D), 'f')),
-                lambda: Tensors(backend, {'a': ((4,), F32)}), lambda: graphs.size_bytes,
-                lambda: GraphCache(backend, deep(stored), [N], max_nodes=64)):
+    for use in (
+        lambda: compiled.run({'x': x}),
+        lambda: graphs.run(5, {'x': x}),
+        lambda: stored['w'].read(),
+        lambda: stored['w'].write(np.zeros((D, D), 'f')),
+        lambda: Tensors(backend, {'a': ((4,), F32)}),
+        lambda: graphs.size_bytes,
+        lambda: GraphCache(backend, deep(stored), [N], max_nodes=64),
+    ):
         with pytest.raises(EngineError, match='closed'):
             use()
 
@@ -367,6 +400,7 @@ def test_memory_goes_with_its_last_user(backend, stored, rng):
     gc.collect()
     gc.disable()
     try:
+
         def alive():
             return sum(finalizer.alive for finalizer in backend._owned)
 

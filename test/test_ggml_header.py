@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """GGUF headers are read as written, and every damaged one is refused in words."""
+
 import os
 import random
 import struct
@@ -37,14 +38,21 @@ def array(element, count, payload=b''):
 
 
 def tensor(name='t', sides=(4,), kind=0, offset=0, n_dims=None):
-    return (text(name) + struct.pack('<I', len(sides) if n_dims is None else n_dims)
-            + struct.pack(f'<{len(sides)}Q', *sides) + struct.pack('<IQ', kind, offset))
+    return (
+        text(name)
+        + struct.pack('<I', len(sides) if n_dims is None else n_dims)
+        + struct.pack(f'<{len(sides)}Q', *sides)
+        + struct.pack('<IQ', kind, offset)
+    )
 
 
 def file_of(entries=(), tensors=(), version=3, n_tensors=None, n_entries=None, data=64):
-    head = b'GGUF' + struct.pack('<IQQ', version,
-                                 len(tensors) if n_tensors is None else n_tensors,
-                                 len(entries) if n_entries is None else n_entries)
+    head = b'GGUF' + struct.pack(
+        '<IQQ',
+        version,
+        len(tensors) if n_tensors is None else n_tensors,
+        len(entries) if n_entries is None else n_entries,
+    )
     body = head + b''.join(entries) + b''.join(tensors)
     return body + b'\0' * (-len(body) % 32 + data)
 
@@ -75,27 +83,43 @@ BAD = {
     'array of unknowns': (file_of([entry('a', ARRAY, array(99, 1))]), 'only numbers and texts'),
     'many texts': (file_of([entry('a', ARRAY, array(STRING, HUGE))]), 'middle of a'),
     'endless text in an array': (
-        file_of([entry('a', ARRAY, array(STRING, 2, text('x', HUGE)))]), 'middle of a'),
+        file_of([entry('a', ARRAY, array(STRING, 2, text('x', HUGE)))]),
+        'middle of a',
+    ),
     'last text in an array too long': (
-        file_of([entry('a', ARRAY, array(STRING, 1, text('x', 1 << 40)))]), 'middle of a'),
-    'alignment 48': (file_of([entry('general.alignment', U32, struct.pack('<I', 48))]),
-                     'power of two'),
-    'alignment 0': (file_of([entry('general.alignment', U32, struct.pack('<I', 0))]),
-                    'power of two'),
-    'alignment of 2 MiB': (file_of([entry('general.alignment', U32, struct.pack('<I', 1 << 21))]),
-                           'power of two'),
-    'alignment in words': (file_of([entry('general.alignment', STRING, text('32'))]),
-                           'power of two'),
+        file_of([entry('a', ARRAY, array(STRING, 1, text('x', 1 << 40)))]),
+        'middle of a',
+    ),
+    'alignment 48': (
+        file_of([entry('general.alignment', U32, struct.pack('<I', 48))]),
+        'power of two',
+    ),
+    'alignment 0': (
+        file_of([entry('general.alignment', U32, struct.pack('<I', 0))]),
+        'power of two',
+    ),
+    'alignment of 2 MiB': (
+        file_of([entry('general.alignment', U32, struct.pack('<I', 1 << 21))]),
+        'power of two',
+    ),
+    'alignment in words': (
+        file_of([entry('general.alignment', STRING, text('32'))]),
+        'power of two',
+    ),
     'tensor twice': (file_of(tensors=[tensor('t'), tensor('t', offset=32)]), 'occurs twice'),
     'tensor name too long': (file_of(tensors=[tensor('t' * 64)]), 'at most 63'),
     'no dimensions': (file_of(tensors=[tensor(sides=())]), '0 dimensions'),
     'five dimensions': (file_of(tensors=[tensor(sides=(1,) * 5)]), '5 dimensions'),
     'many dimensions': (file_of(tensors=[tensor(n_dims=1 << 31)]), 'dimensions'),
     'a side of zero': (file_of(tensors=[tensor(sides=(4, 0))]), 'claims the shape'),
-    'sides that overflow': (file_of(tensors=[tensor(sides=(1 << 33, 1 << 33))]),
-                            'claims the shape'),
-    'sides that wrap to four': (file_of(tensors=[tensor(sides=(1 << 62, 4, 4, 1))]),
-                                'claims the shape'),
+    'sides that overflow': (
+        file_of(tensors=[tensor(sides=(1 << 33, 1 << 33))]),
+        'claims the shape',
+    ),
+    'sides that wrap to four': (
+        file_of(tensors=[tensor(sides=(1 << 62, 4, 4, 1))]),
+        'claims the shape',
+    ),
     'unknown tensor type': (file_of(tensors=[tensor(kind=4)]), 'unknown type 4'),
     'row of half a block': (file_of(tensors=[tensor(sides=(48,), kind=8)]), 'multiple of 32'),
     'crooked offset': (file_of(tensors=[tensor(offset=16)]), 'not a multiple of 32'),
@@ -138,7 +162,7 @@ def test_what_was_written_is_read(tmp_path):
     assert (x.shape, x.type, x.n_bytes) == ((2, 3), GgmlType.F32, 24)
     assert (y.shape, y.type, y.n_bytes) == ((4,), GgmlType.F16, 8)
     raw = path.read_bytes()
-    assert raw[y.offset:y.offset + 8] == np.arange(4, dtype=np.float16).tobytes()
+    assert raw[y.offset : y.offset + 8] == np.arange(4, dtype=np.float16).tobytes()
 
 
 @pytest.mark.parametrize('name', BAD)
@@ -171,8 +195,9 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
 
 def test_a_header_of_empty_texts_ends_soon(tmp_path):
     """A sparse file of 4 GiB may claim 2^29 texts of no length."""
-    path = write(tmp_path / 'sparse.gguf',
-                 file_of([entry('a', ARRAY, array(STRING, 1 << 29))], data=0))
+    path = write(
+        tmp_path / 'sparse.gguf', file_of([entry('a', ARRAY, array(STRING, 1 << 29))], data=0)
+    )
     os.truncate(path, 4 << 30)
     started = time.process_time()
     with pytest.raises(ModelFileError, match='longer than 64 MiB'):
@@ -191,8 +216,10 @@ def test_a_missing_or_mistyped_key_is_named(tmp_path):
 
 def test_a_vocabulary_of_the_published_size_is_walked_quickly(tmp_path):
     words = [f'token{i}' for i in range(151700)]
-    entries = [entry('tokens', ARRAY, array(STRING, len(words), b''.join(map(text, words)))),
-               entry('merges', ARRAY, array(STRING, len(words), b''.join(map(text, words))))]
+    entries = [
+        entry('tokens', ARRAY, array(STRING, len(words), b''.join(map(text, words)))),
+        entry('merges', ARRAY, array(STRING, len(words), b''.join(map(text, words)))),
+    ]
     path = write(tmp_path / 'words.gguf', file_of(entries))
     times = []
     for _ in range(3):
@@ -226,12 +253,16 @@ def test_a_mutated_file_is_loaded_or_refused(tmp_path, backend, seed, audio_file
         if action == 0:
             content[place] ^= 1 << chance.randrange(8)
         elif action == 1:
-            content[place:place + 8] = struct.pack('<Q', chance.choice(
-                (0, 1, HUGE, 1 << 31, 1 << 63, chance.getrandbits(64), chance.getrandbits(16))))
+            content[place : place + 8] = struct.pack(
+                '<Q',
+                chance.choice(
+                    (0, 1, HUGE, 1 << 31, 1 << 63, chance.getrandbits(64), chance.getrandbits(16))
+                ),
+            )
         elif action == 2:
-            del content[place:place + chance.randrange(1, 40)]
+            del content[place : place + chance.randrange(1, 40)]
         else:
-            del content[chance.randrange(len(content)):]
+            del content[chance.randrange(len(content)) :]
             break
     try:
         AudioEncoder.load(write(tmp_path / 'mutated.gguf', content), backend)
@@ -246,5 +277,5 @@ def audio_file(tmp_path_factory):
     content = write_audio(path, tensors).read_bytes()
     # The filter bank fills most of the header: without it the fields are hit more often.
     count_at = content.index(b'filters') + len('filters') + 8  # after the two types
-    count, = struct.unpack_from('<Q', content, count_at)
-    return content[:count_at] + bytes(8) + content[count_at + 8 + 4 * count:]
+    (count,) = struct.unpack_from('<Q', content, count_at)
+    return content[:count_at] + bytes(8) + content[count_at + 8 + 4 * count :]

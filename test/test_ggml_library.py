@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """The library is the one we were made for, is there once, and speaks through our log."""
+
 import ctypes
 import subprocess
 import sys
@@ -20,13 +21,19 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_type_sizes_are_those_of_the_library():
     for kind in GgmlType:
         traits = signatures.TypeTraits.from_address(lib.get_type_traits(kind))
-        assert (traits.block_size, traits.type_size) == (types.block_size(kind),
-                                                         types.type_size(kind)), kind
+        assert (traits.block_size, traits.type_size) == (
+            types.block_size(kind),
+            types.type_size(kind),
+        ), kind
 
 
 def test_the_pinned_version_is_the_one_the_environment_installs():
-    pins = [line for path in (ROOT / 'environment').glob('*.txt')
-            for line in path.read_text().splitlines() if line.startswith('llama-cpp-python')]
+    pins = [
+        line
+        for path in (ROOT / 'environment').glob('*.txt')
+        for line in path.read_text().splitlines()
+        if line.startswith('llama-cpp-python')
+    ]
     assert pins and set(pins) == {library.PINNED}
     assert library.PINNED.endswith('==' + library.llama_cpp_version)
 
@@ -44,9 +51,18 @@ def test_only_one_copy_of_ggml_is_mapped():
     assert len(inodes) == 1
 
 
-@pytest.mark.parametrize('kind, error', [
-    (GgmlType.F32, 0), (GgmlType.F16, 3e-4), (GgmlType.BF16, 3e-3), (GgmlType.Q8_0, 7e-3),
-    (GgmlType.Q6_K, 3e-2), (GgmlType.Q4_K, 0.1), (GgmlType.Q4_0, 0.12)])
+@pytest.mark.parametrize(
+    'kind, error',
+    [
+        (GgmlType.F32, 0),
+        (GgmlType.F16, 3e-4),
+        (GgmlType.BF16, 3e-3),
+        (GgmlType.Q8_0, 7e-3),
+        (GgmlType.Q6_K, 3e-2),
+        (GgmlType.Q4_K, 0.1),
+        (GgmlType.Q4_0, 0.12),
+    ],
+)
 def test_quantised_rows_come_back_nearly(rng, kind, error):
     rows = rng.standard_normal((3, 512)).astype(np.float32)
     encoded = quantize(rows, kind)
@@ -55,12 +71,16 @@ def test_quantised_rows_come_back_nearly(rng, kind, error):
     assert np.linalg.norm(back - rows) <= error * np.linalg.norm(rows)
 
 
-@pytest.mark.parametrize('rows, kind', [
-    (np.ones((2, 48)), GgmlType.Q8_0),  # no whole blocks
-    (np.ones(64), GgmlType.Q8_0),
-    (np.full((1, 32), np.nan), GgmlType.Q8_0),
-    (np.ones((1, 256)), GgmlType.IQ2_XXS),  # needs importance weights: ggml would abort
-    (np.ones((1, 32)), GgmlType.Q8_1)])
+@pytest.mark.parametrize(
+    'rows, kind',
+    [
+        (np.ones((2, 48)), GgmlType.Q8_0),  # no whole blocks
+        (np.ones(64), GgmlType.Q8_0),
+        (np.full((1, 32), np.nan), GgmlType.Q8_0),
+        (np.ones((1, 256)), GgmlType.IQ2_XXS),  # needs importance weights: ggml would abort
+        (np.ones((1, 32)), GgmlType.Q8_1),
+    ],
+)
 def test_rows_that_ggml_cannot_take_are_refused(rows, kind):
     with pytest.raises(ValueError):
         quantize(rows, kind)
@@ -75,8 +95,13 @@ def heard():
 
 
 def test_log_lines_arrive_whole_with_their_level(heard):
-    for level, piece in ((2, b'first\n'), (3, b'sec'), (5, b'ond'), (5, b'\n'),
-                         (4, b'\xff third\n\n')):
+    for level, piece in (
+        (2, b'first\n'),
+        (3, b'sec'),
+        (5, b'ond'),
+        (5, b'\n'),
+        (4, b'\xff third\n\n'),
+    ):
         library._log.callback(level, piece, None)
     assert heard == [('info', 'first'), ('warning', 'second'), ('error', '\ufffd third')]
 
@@ -93,10 +118,13 @@ def test_what_ggml_says_reaches_the_sink(heard):
 
 
 def test_an_abort_says_why():
-    code = ('from minicpmo_ros.process import prepare\nprepare()\n'
-            'from minicpmo_ros.ggml.library import lib\n'
-            'lib.quantize_chunk(16, 0, 0, 0, 1, 256, None)\n')  # a type that needs weights
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
-                          timeout=60)
+    code = (
+        'from minicpmo_ros.process import prepare\nprepare()\n'
+        'from minicpmo_ros.ggml.library import lib\n'
+        'lib.quantize_chunk(16, 0, 0, 0, 1, 256, None)\n'
+    )  # a type that needs weights
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == -6
     assert 'ggml ends this process: ' in done.stderr and 'GGML_ASSERT' in done.stderr

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Weights arrive as they are stored; what does not fit is refused before anything is loaded."""
+
 import gguf
 import numpy as np
 import pytest
@@ -56,19 +57,28 @@ def test_tensors_are_stored_as_they_are(path, backend, matrix, name):
 
 
 def test_tensors_are_turned_to_floats_where_wanted(path, backend, matrix):
-    weights = Weights.load(path, backend, {
-        'bias': Want((ROWS, 1), as_float=True, transform=lambda name, info, x: x.reshape(-1),
-                     stored=(ROWS,)),
-        'q8_0': Want((ROWS, COLUMNS), as_float=True)})
+    weights = Weights.load(
+        path,
+        backend,
+        {
+            'bias': Want(
+                (ROWS, 1),
+                as_float=True,
+                transform=lambda name, info, x: x.reshape(-1),
+                stored=(ROWS,),
+            ),
+            'q8_0': Want((ROWS, COLUMNS), as_float=True),
+        },
+    )
     np.testing.assert_array_equal(weights['bias'].read(), matrix[:, 0].astype(np.float16))
     q8 = quantize(matrix, GgmlType.Q8_0)
     np.testing.assert_array_equal(weights['q8_0'].read(), dequantize(q8, GgmlType.Q8_0))
-    np.testing.assert_array_equal(read_floats(read_header(path), 'f16'),
-                                  matrix.astype(np.float16))
+    np.testing.assert_array_equal(read_floats(read_header(path), 'f16'), matrix.astype(np.float16))
 
 
 def test_transforms_see_the_data_as_stored(path, backend, matrix):
     """Kernels are reordered; rows of zero blocks pad a quantised matrix exactly."""
+
     def taps_first(name, info, kernel):
         assert (name, info.shape, kernel.dtype) == ('kernel', (ROWS, 32, 3), np.float32)
         return kernel.transpose(0, 2, 1).reshape(ROWS, -1)
@@ -77,9 +87,14 @@ def test_transforms_see_the_data_as_stored(path, backend, matrix):
         assert blocks.dtype == np.uint8
         return np.pad(blocks, ((0, 8), (0, 0)))
 
-    weights = Weights.load(path, backend, {
-        'kernel': Want((ROWS, 32, 3), transform=taps_first, stored=(ROWS, 96)),
-        'q8_0': Want((ROWS, COLUMNS), transform=padded, stored=(ROWS + 8, COLUMNS))})
+    weights = Weights.load(
+        path,
+        backend,
+        {
+            'kernel': Want((ROWS, 32, 3), transform=taps_first, stored=(ROWS, 96)),
+            'q8_0': Want((ROWS, COLUMNS), transform=padded, stored=(ROWS + 8, COLUMNS)),
+        },
+    )
     kernel = matrix.reshape(ROWS, 32, 3).transpose(0, 2, 1).reshape(ROWS, 96)
     np.testing.assert_array_equal(weights['kernel'].read(), kernel)
     decoded = dequantize(weights['q8_0'].read(), GgmlType.Q8_0)
@@ -95,8 +110,9 @@ def test_repacked_weights_multiply_as_the_plain_ones_do(path, backend, rng, matr
     x = rng.standard_normal((5, COLUMNS)).astype(np.float32)
     results = []
     for repack in (False, True):
-        weights = Weights.load(path, backend, {'q4_0': Want((ROWS, COLUMNS), matmul=True)},
-                               repack=repack)
+        weights = Weights.load(
+            path, backend, {'q4_0': Want((ROWS, COLUMNS), matmul=True)}, repack=repack
+        )
 
         def build(g, _, w=weights):
             g.output('y', g.linear(w['q4_0'], g.input('x', (5, COLUMNS))))
@@ -108,9 +124,13 @@ def test_repacked_weights_multiply_as_the_plain_ones_do(path, backend, rng, matr
             weights['q4_0'].read()
 
 
-@pytest.mark.parametrize('wanted, reason', [
-    ({'nobody': Want((3,))}, 'no tensor nobody'),
-    ({'f32': Want((COLUMNS, ROWS))}, r'f32 has the shape \(64, 96\), \(96, 64\) is expected')])
+@pytest.mark.parametrize(
+    'wanted, reason',
+    [
+        ({'nobody': Want((3,))}, 'no tensor nobody'),
+        ({'f32': Want((COLUMNS, ROWS))}, r'f32 has the shape \(64, 96\), \(96, 64\) is expected'),
+    ],
+)
 def test_what_is_missing_or_different_is_named(path, backend, wanted, reason):
     with pytest.raises(ModelFileError, match=reason):
         Weights.load(path, backend, {'f16': Want((ROWS, COLUMNS)), **wanted})

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Every misuse that would end the process raises, and a decode is all or nothing."""
+
 import threading
 
 import llama_cpp.llama_cpp as llama
@@ -42,11 +43,21 @@ def divergence(a, b):
 
 # --- guards ---------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('change, named', [
-    ({'n_ctx': 0}, 'n_ctx'), ({'n_ctx': 1 << 20}, 'n_ctx'), ({'n_batch': 0}, 'n_batch'),
-    ({'n_batch': 4097}, 'n_batch'), ({'n_sequences': 0}, 'n_sequences'),
-    ({'n_sequences': 100000}, 'n_sequences'), ({'kv_type': 'q4_0'}, 'kv_type'),
-    ({'threads': 0}, 'threads'), ({'threads': 513}, 'threads')])
+
+@pytest.mark.parametrize(
+    'change, named',
+    [
+        ({'n_ctx': 0}, 'n_ctx'),
+        ({'n_ctx': 1 << 20}, 'n_ctx'),
+        ({'n_batch': 0}, 'n_batch'),
+        ({'n_batch': 4097}, 'n_batch'),
+        ({'n_sequences': 0}, 'n_sequences'),
+        ({'n_sequences': 100000}, 'n_sequences'),
+        ({'kv_type': 'q4_0'}, 'kv_type'),
+        ({'threads': 0}, 'threads'),
+        ({'threads': 513}, 'threads'),
+    ],
+)
 def test_sizes_out_of_range_are_refused_by_name(model, change, named):
     with pytest.raises(InputError, match=named):
         Context(model, ContextOptions(**change))
@@ -62,8 +73,9 @@ def test_rows_that_do_not_fit_a_batch_are_refused(context, rows, n):
         context.decode(rows(n), 0)
 
 
-@pytest.mark.parametrize('make', [
-    lambda rows: rows[:, :-1], lambda rows: rows[0], lambda rows: rows.astype(np.float16)])
+@pytest.mark.parametrize(
+    'make', [lambda rows: rows[:, :-1], lambda rows: rows[0], lambda rows: rows.astype(np.float16)]
+)
 def test_rows_of_another_shape_or_type_are_refused(context, rows, make):
     with pytest.raises(ValueError, match='float32'):
         context.decode(make(rows(4)), 0)
@@ -71,9 +83,14 @@ def test_rows_of_another_shape_or_type_are_refused(context, rows, make):
 
 @pytest.mark.parametrize('sequence', [-1, 2])
 def test_sequences_out_of_range_are_refused(context, rows, sequence):
-    for use in (lambda: context.decode(rows(1), sequence), lambda: context.remove(sequence, 0, 1),
-                lambda: context.copy(sequence, 1, 1), lambda: context.copy(0, sequence, 1),
-                lambda: context.next_position(sequence), lambda: context.shift(sequence, 2, -1)):
+    for use in (
+        lambda: context.decode(rows(1), sequence),
+        lambda: context.remove(sequence, 0, 1),
+        lambda: context.copy(sequence, 1, 1),
+        lambda: context.copy(0, sequence, 1),
+        lambda: context.next_position(sequence),
+        lambda: context.shift(sequence, 2, -1),
+    ):
         with pytest.raises(ValueError, match='sequence'):
             use()
 
@@ -133,15 +150,19 @@ def test_no_position_beyond_what_the_model_knows(tmp_path, rng):
     rows = rng.standard_normal((128, model.width)).astype(np.float32)
     context.decode(rows, 0)
     context.decode(rows, 0)
-    context.remove(0, 0, 100)    # cells are free, positions are not
+    context.remove(0, 0, 100)  # cells are free, positions are not
     with pytest.raises(ContextFullError, match='1 positions are needed, 0 are free'):
         context.decode(rows[:1], 0)
 
 
 def test_a_closed_context_is_not_touched(context, rows):
     context.close()
-    for use in (lambda: context.decode(rows(1), 0), context.clear, context.close,
-                lambda: context.remove(0, 0, -1)):
+    for use in (
+        lambda: context.decode(rows(1), 0),
+        context.clear,
+        context.close,
+        lambda: context.remove(0, 0, -1),
+    ):
         if use == context.close:
             use()
             continue
@@ -151,6 +172,7 @@ def test_a_closed_context_is_not_touched(context, rows):
 
 # --- what decode returns and leaves behind --------------------------------------------------
 
+
 def test_a_full_context_refuses_and_stays_as_it_was(context, rows):
     for _ in range(7):
         context.decode(rows(64), 0)
@@ -159,14 +181,14 @@ def test_a_full_context_refuses_and_stays_as_it_was(context, rows):
         context.decode(rows(5), 0)
     assert (caught.value.needed, caught.value.available) == (5, 4)
     assert context.next_position(0) == 508
-    context.remove(0, 100, 200)    # after an eviction the same rows go in
+    context.remove(0, 100, 200)  # after an eviction the same rows go in
     assert context.decode(rows(5), 0, want_logits=True) is not None
 
 
 @pytest.mark.parametrize('code', [-1, -2, -3])
 def test_a_failed_decode_is_an_engine_error(context, rows, monkeypatch, code):
     context.decode(rows(4), 0)
-    decode = llama.llama_decode    # rows of the failed batch may stay behind
+    decode = llama.llama_decode  # rows of the failed batch may stay behind
     monkeypatch.setattr(llama, 'llama_decode', lambda *given: decode(*given) or code)
     with pytest.raises(EngineError, match=str(code)):
         context.decode(rows(4), 0)
@@ -218,7 +240,7 @@ def test_smaller_keys_and_values_say_nearly_the_same(model, rows, kv_type, bound
     history, logits = rows(60), {}
     for kind in ('f32', kv_type):
         context = Context(model, ContextOptions(n_ctx=256, kv_type=kind))
-        for _ in range(3):    # through shifts as well
+        for _ in range(3):  # through shifts as well
             context.decode(history, 0)
             context.remove(0, 20, 40)
             context.shift(0, 40, -20)
@@ -228,6 +250,7 @@ def test_smaller_keys_and_values_say_nearly_the_same(model, rows, kv_type, bound
 
 
 # --- abort ------------------------------------------------------------------------------------
+
 
 def test_an_aborted_decode_leaves_its_sequence_and_resumes_identically(model, rng):
     context = Context(model, ContextOptions(n_ctx=512, threads=1))

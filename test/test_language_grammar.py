@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """An answer held to a grammar is one of its sentences, whatever the grammar's text holds."""
+
 import numpy as np
 import pytest
 
@@ -36,8 +37,21 @@ def write(vocabulary, gbnf, logits, options=GREEDY):
     raise AssertionError(f'no end after {data}')
 
 
-AWKWARD = ['say "yes"', 'back\\slash', 'two\nlines', 'tab\t.', '日本語 🤖', 'é', 'e\u0301',
-           "[a-z]* | ( ) { } # ::= '", ' space before', 'root', '<|im_end|>', '<unit>', '%s {}']
+AWKWARD = [
+    'say "yes"',
+    'back\\slash',
+    'two\nlines',
+    'tab\t.',
+    '日本語 🤖',
+    'é',
+    'e\u0301',
+    "[a-z]* | ( ) { } # ::= '",
+    ' space before',
+    'root',
+    '<|im_end|>',
+    '<unit>',
+    '%s {}',
+]
 
 
 @pytest.mark.parametrize('choice', AWKWARD)
@@ -80,13 +94,20 @@ def test_first_tokens_have_the_free_probabilities_renormalised(vocabulary, rng):
     sampler = Sampler(options, (), Grammar(vocabulary, gbnf))
     n = 3000
     counts = np.bincount([sampler.pick(logits) for _ in range(n)], minlength=vocabulary.size)
-    assert np.abs(counts / n - shares).max() < 4 * 0.5 / n ** 0.5
+    assert np.abs(counts / n - shares).max() < 4 * 0.5 / n**0.5
 
 
-@pytest.mark.parametrize('choices, told', [
-    (['a', ''], 'empty'), (['a', 'b', 'a'], "'a' is given twice"), (['a\0b'], 'zero'),
-    (['a\ud800'], 'surrogate'), ([str(i) for i in range(257)], '257 choices'),
-    (['x' * 1025], '1025 bytes')])
+@pytest.mark.parametrize(
+    'choices, told',
+    [
+        (['a', ''], 'empty'),
+        (['a', 'b', 'a'], "'a' is given twice"),
+        (['a\0b'], 'zero'),
+        (['a\ud800'], 'surrogate'),
+        ([str(i) for i in range(257)], '257 choices'),
+        (['x' * 1025], '1025 bytes'),
+    ],
+)
 def test_unfit_choices_are_refused_in_words(choices, told):
     with pytest.raises(InputError, match=told):
         choices_grammar(choices)
@@ -95,18 +116,37 @@ def test_unfit_choices_are_refused_in_words(choices, told):
 def test_a_grammar_is_followed_to_its_end(vocabulary, rng):
     gbnf = 'root ::= "{" [a-z]{3} ":" num "}"\nnum ::= [0-9] | "-" num'
     logits = rng.standard_normal(vocabulary.size).astype(np.float32)
-    logits[vocabulary.special_id('<|im_end|>')] = 9    # wants to end at once, may not
-    text = write(vocabulary, gbnf, logits,
-                 SamplingOptions(temperature=1, top_k=0, top_p=1, seed=5))
+    logits[vocabulary.special_id('<|im_end|>')] = 9  # wants to end at once, may not
+    text = write(
+        vocabulary, gbnf, logits, SamplingOptions(temperature=1, top_k=0, top_p=1, seed=5)
+    )
     assert text[0] == '{' and text[4] == ':' and text[-1] == '}' and text[1:4].isalpha()
 
 
-@pytest.mark.parametrize('gbnf', [
-    '', '   ', 'other ::= "a"', 'root ::= "a', 'root ::= missing', 'root ::= root "a"',
-    'root ::= ("a"', 'root ::= "a"{2', 'root ::= "a"{5000}', 'root ::= [a', 'nonsense',
-    'root ::= "\\q"', 'root ::= "a"\0', 'root ::= "a\ud800"', 'root ::= "a" # ' + 'x' * 20000,
-    'root ::= ' + '(' * 5000 + '"a"' + ')' * 5000, 'root ::= <[5]>', 'root ::= <unit>',
-    'root ::= !<|im_end|>'])
+@pytest.mark.parametrize(
+    'gbnf',
+    [
+        '',
+        '   ',
+        'other ::= "a"',
+        'root ::= "a',
+        'root ::= missing',
+        'root ::= root "a"',
+        'root ::= ("a"',
+        'root ::= "a"{2',
+        'root ::= "a"{5000}',
+        'root ::= [a',
+        'nonsense',
+        'root ::= "\\q"',
+        'root ::= "a"\0',
+        'root ::= "a\ud800"',
+        'root ::= "a" # ' + 'x' * 20000,
+        'root ::= ' + '(' * 5000 + '"a"' + ')' * 5000,
+        'root ::= <[5]>',
+        'root ::= <unit>',
+        'root ::= !<|im_end|>',
+    ],
+)
 def test_a_grammar_that_cannot_be_used_is_an_input_error(vocabulary, gbnf):
     with pytest.raises(InputError):
         Grammar(vocabulary, gbnf)
@@ -127,9 +167,12 @@ ws ::= | " " | "\n" [ \t]{0,20}
 
 
 def test_the_usual_grammar_of_json_is_taken(vocabulary, rng):
-    text = write(vocabulary, JSON.replace('root ::= object', 'root ::= "[" number "]"'),
-                 rng.standard_normal(vocabulary.size).astype(np.float32),
-                 SamplingOptions(temperature=1, top_k=0, top_p=1, seed=7))
+    text = write(
+        vocabulary,
+        JSON.replace('root ::= object', 'root ::= "[" number "]"'),
+        rng.standard_normal(vocabulary.size).astype(np.float32),
+        SamplingOptions(temperature=1, top_k=0, top_p=1, seed=7),
+    )
     assert text[0] == '[' and text[-1] == ']'
     Grammar(vocabulary, JSON)
 
@@ -137,15 +180,24 @@ def test_the_usual_grammar_of_json_is_taken(vocabulary, rng):
 def doubling(n, tails):
     """Write rules of which each begins in twice as many ways as the next."""
     first, second = tails
-    return 'root ::= a0\n' + ''.join(
-        f'a{i} ::= a{i + 1} {first} | a{i + 1} {second}\n' for i in range(n)) + f'a{n} ::= "x"\n'
+    return (
+        'root ::= a0\n'
+        + ''.join(f'a{i} ::= a{i + 1} {first} | a{i + 1} {second}\n' for i in range(n))
+        + f'a{n} ::= "x"\n'
+    )
 
 
-@pytest.mark.parametrize('gbnf, told', [
-    (doubling(30, ('', '')), 'ways'), (doubling(30, ('"x"', '"y"')), 'ways'),
-    ('root ::= (("a"{0,40}){0,40}){0,40}', 'ways'), ('root ::= ' + '"a"? ' * 1000, 'ways'),
-    ('root ::= a0\n' + ''.join(f'a{i} ::= a{i + 1}\n' for i in range(900)), 'too deeply'),
-    ('root ::= root "a" | "b"', 'begins with itself')])
+@pytest.mark.parametrize(
+    'gbnf, told',
+    [
+        (doubling(30, ('', '')), 'ways'),
+        (doubling(30, ('"x"', '"y"')), 'ways'),
+        ('root ::= (("a"{0,40}){0,40}){0,40}', 'ways'),
+        ('root ::= ' + '"a"? ' * 1000, 'ways'),
+        ('root ::= a0\n' + ''.join(f'a{i} ::= a{i + 1}\n' for i in range(900)), 'too deeply'),
+        ('root ::= root "a" | "b"', 'begins with itself'),
+    ],
+)
 def test_a_grammar_that_would_take_for_ever_is_refused(vocabulary, gbnf, told):
     """llama.cpp's parser would take minutes or all memory over most of these."""
     with pytest.raises(InputError, match=told):
@@ -156,7 +208,8 @@ def test_a_grammar_that_becomes_slow_is_given_up(vocabulary, monkeypatch):
     monkeypatch.setattr(grammar_module, 'MAX_STEP_S', 0.02)
     with pytest.raises(InputError, match='ambiguous'):
         Grammar(vocabulary, 'root ::= ' + '"a"? ' * 150).mask(
-            np.zeros(vocabulary.size, np.float32))
+            np.zeros(vocabulary.size, np.float32)
+        )
 
 
 def test_a_token_that_does_not_fit_is_never_accepted(vocabulary):
@@ -171,7 +224,8 @@ def test_a_token_that_does_not_fit_is_never_accepted(vocabulary):
 
 
 def test_a_grammar_no_token_can_follow_ends_in_words(vocabulary):
-    sampler = Sampler(SamplingOptions(), vocabulary.encode('x'),
-                      Grammar(vocabulary, 'root ::= "x"'))
+    sampler = Sampler(
+        SamplingOptions(), vocabulary.encode('x'), Grammar(vocabulary, 'root ::= "x"')
+    )
     with pytest.raises(InputError, match='allows no token'):
         sampler.pick(np.zeros(vocabulary.size, np.float32))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Loading can be watched and stopped, and refuses what llama.cpp would compute wrongly."""
+
 import gguf
 import pytest
 
@@ -22,16 +23,18 @@ def test_every_way_of_holding_weights_loads(tiny_model_dir, use_mmap, repack):
 
 def test_progress_rises_to_one(tiny_model_dir):
     seen = []
-    LanguageModel.load(tiny_model_dir / 'llm.gguf',
-                       on_progress=lambda fraction: seen.append(fraction) or True).close()
+    LanguageModel.load(
+        tiny_model_dir / 'llm.gguf', on_progress=lambda fraction: seen.append(fraction) or True
+    ).close()
     assert seen == sorted(seen) and 0 <= seen[0] and seen[-1] == 1
 
 
 def test_loading_stops_when_told(tiny_model_dir):
     seen = []
     with pytest.raises(CancelledError):
-        LanguageModel.load(tiny_model_dir / 'llm.gguf',
-                           on_progress=lambda fraction: seen.append(fraction))    # returns None
+        LanguageModel.load(
+            tiny_model_dir / 'llm.gguf', on_progress=lambda fraction: seen.append(fraction)
+        )  # returns None
     assert len(seen) == 1
 
 
@@ -40,8 +43,10 @@ def test_an_encoder_is_no_language_model(tiny_model_dir):
         LanguageModel.load(tiny_model_dir / 'audio.gguf')
 
 
-@pytest.mark.parametrize('method, problem', [
-    ('add_rope_freq_base', 'rope.freq_base'), ('add_tokenizer_pre', 'tokenizer.ggml.pre')])
+@pytest.mark.parametrize(
+    'method, problem',
+    [('add_rope_freq_base', 'rope.freq_base'), ('add_tokenizer_pre', 'tokenizer.ggml.pre')],
+)
 def test_what_llama_cpp_would_guess_must_be_there(tmp_path, monkeypatch, method, problem):
     monkeypatch.setattr(gguf.GGUFWriter, method, lambda *_: None)
     synthetic.write_llm(tmp_path / 'llm.gguf', synthetic.SHAPES['tiny'])
@@ -51,8 +56,11 @@ def test_what_llama_cpp_would_guess_must_be_there(tmp_path, monkeypatch, method,
 
 def test_attention_without_biases_is_refused(tmp_path, monkeypatch):
     tensors = synthetic.layouts.llm_tensors
-    monkeypatch.setattr(synthetic.layouts, 'llm_tensors', lambda shape: [
-        plan for plan in tensors(shape) if not plan.name.endswith('.bias')])
+    monkeypatch.setattr(
+        synthetic.layouts,
+        'llm_tensors',
+        lambda shape: [plan for plan in tensors(shape) if not plan.name.endswith('.bias')],
+    )
     synthetic.write_llm(tmp_path / 'llm.gguf', synthetic.SHAPES['tiny'])
     with pytest.raises(ModelFileError, match='biases'):
         LanguageModel.load(tmp_path / 'llm.gguf')

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """The rows of turns and units are exactly the official layout, text by text."""
+
 import numpy as np
 import pytest
 
@@ -32,74 +33,108 @@ def rows(model, rng):
 
 def expected(model, *parts):
     """Concatenate texts (as templates) and embeddings."""
-    return np.concatenate([
-        model.token_rows.rows(model.vocabulary.encode_template(part))
-        if isinstance(part, str) else part.astype(np.float32) for part in parts])
+    return np.concatenate(
+        [
+            model.token_rows.rows(model.vocabulary.encode_template(part))
+            if isinstance(part, str)
+            else part.astype(np.float32)
+            for part in parts
+        ]
+    )
 
 
 @pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
 def test_the_prefix_is_a_users_system_turn_and_an_open_turn(model, layout):
     prompt = CompiledPrompt(layout, model.vocabulary, model.token_rows)
-    np.testing.assert_array_equal(prompt.prefix, expected(
-        model, f'<|im_start|>user\n{layout.system_text}<|im_end|>\n<|im_start|>user\n'))
+    np.testing.assert_array_equal(
+        prompt.prefix,
+        expected(model, f'<|im_start|>user\n{layout.system_text}<|im_end|>\n<|im_start|>user\n'),
+    )
 
 
 def test_a_unit_is_picture_then_sound_with_nothing_between(model, prompt, rows):
     picture, sound = rows(QUERIES), rows(TOKENS)
     unit = prompt.unit(picture, 0, 0, sound)
     assert len(unit) == 94
-    np.testing.assert_array_equal(unit, expected(
-        model, '<unit><image>', picture, '</image><|audio_start|>', sound, '<|audio_end|>'))
+    np.testing.assert_array_equal(
+        unit,
+        expected(
+            model, '<unit><image>', picture, '</image><|audio_start|>', sound, '<|audio_end|>'
+        ),
+    )
 
 
 def test_sound_alone_has_no_unit_mark(model, prompt, rows):
     sound = rows(TOKENS)
-    np.testing.assert_array_equal(prompt.unit(None, 0, 0, sound), expected(
-        model, '<|audio_start|>', sound, '<|audio_end|>'))
+    np.testing.assert_array_equal(
+        prompt.unit(None, 0, 0, sound), expected(model, '<|audio_start|>', sound, '<|audio_end|>')
+    )
 
 
 def test_a_picture_alone(model, prompt, rows):
     picture = rows(QUERIES)
-    np.testing.assert_array_equal(prompt.unit(picture, 0, 0, None), expected(
-        model, '<unit><image>', picture, '</image>'))
+    np.testing.assert_array_equal(
+        prompt.unit(picture, 0, 0, None), expected(model, '<unit><image>', picture, '</image>')
+    )
 
 
 def test_tiles_follow_row_by_row_with_newlines_between_rows(model, prompt, rows):
     overview, a, b, c, d = parts = [rows(QUERIES) for _ in range(5)]
-    np.testing.assert_array_equal(prompt.unit(np.concatenate(parts), 2, 2, None), expected(
-        model, '<unit><image>', overview, '</image><slice>', a, '</slice><slice>', b,
-        '</slice>\n<slice>', c, '</slice><slice>', d, '</slice>'))
+    np.testing.assert_array_equal(
+        prompt.unit(np.concatenate(parts), 2, 2, None),
+        expected(
+            model,
+            '<unit><image>',
+            overview,
+            '</image><slice>',
+            a,
+            '</slice><slice>',
+            b,
+            '</slice>\n<slice>',
+            c,
+            '</slice><slice>',
+            d,
+            '</slice>',
+        ),
+    )
 
 
 def test_a_question_ends_the_users_turn(model, prompt):
     ids = model.vocabulary.encode('what is it')
-    np.testing.assert_array_equal(prompt.question(ids), expected(
-        model, 'what is it<|im_end|>\n<|im_start|>assistant\n'))
+    np.testing.assert_array_equal(
+        prompt.question(ids), expected(model, 'what is it<|im_end|>\n<|im_start|>assistant\n')
+    )
 
 
 def test_the_speech_form_prepares_for_a_voice_and_closes_it(model):
     prompt = CompiledPrompt(MINICPMO_2_6_EN, model.vocabulary, model.token_rows, speech=True)
     ids, answer = model.vocabulary.encode('what'), model.vocabulary.encode('a cup')
-    opening = ('what<|im_end|>\n<|im_start|>assistant\n'
-               '<|spk_bos|><|spk|><|spk_eos|><|tts_bos|>')
+    opening = 'what<|im_end|>\n<|im_start|>assistant\n<|spk_bos|><|spk|><|spk_eos|><|tts_bos|>'
     np.testing.assert_array_equal(prompt.question(ids), expected(model, opening))
-    np.testing.assert_array_equal(prompt.turn(ids, answer), expected(
-        model, opening + 'a cup<|tts_eos|><|im_end|>\n<|im_start|>user\n'))
+    np.testing.assert_array_equal(
+        prompt.turn(ids, answer),
+        expected(model, opening + 'a cup<|tts_eos|><|im_end|>\n<|im_start|>user\n'),
+    )
 
 
 def test_turns_join_as_a_whole_conversation_reads(model, prompt):
     ids, answer = model.vocabulary.encode('what'), model.vocabulary.encode('a cup')
-    np.testing.assert_array_equal(prompt.turn(ids, answer), expected(
-        model, 'what<|im_end|>\n<|im_start|>assistant\na cup<|im_end|>\n<|im_start|>user\n'))
+    np.testing.assert_array_equal(
+        prompt.turn(ids, answer),
+        expected(
+            model, 'what<|im_end|>\n<|im_start|>assistant\na cup<|im_end|>\n<|im_start|>user\n'
+        ),
+    )
 
 
 def test_special_tokens_in_a_system_text_stay_text(model):
     text = 'You are<|im_end|>'
-    prompt = CompiledPrompt(MINICPMO_2_6_EN, model.vocabulary, model.token_rows,
-                            system_text=text)
+    prompt = CompiledPrompt(MINICPMO_2_6_EN, model.vocabulary, model.token_rows, system_text=text)
     plain = model.token_rows.rows(model.vocabulary.encode(text))
-    np.testing.assert_array_equal(prompt.prefix, expected(
-        model, '<|im_start|>user\n', plain, '<|im_end|>\n<|im_start|>user\n'))
+    np.testing.assert_array_equal(
+        prompt.prefix,
+        expected(model, '<|im_start|>user\n', plain, '<|im_end|>\n<|im_start|>user\n'),
+    )
 
 
 def test_stops_are_the_ends_of_turn_and_of_speech(model, prompt):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Each sampling step does what its name says, on logits small enough to count by hand."""
+
 import numpy as np
 import pytest
 
@@ -35,8 +36,9 @@ def test_top_k_keeps_k():
 
 
 def test_top_p_keeps_the_fewest_that_reach_the_share():
-    np.testing.assert_allclose(shares(temperature=1, top_p=0.6), [4 / 7, 3 / 7, 0, 0, 0],
-                               atol=0.03)
+    np.testing.assert_allclose(
+        shares(temperature=1, top_p=0.6), [4 / 7, 3 / 7, 0, 0, 0], atol=0.03
+    )
     assert shares(100, temperature=1, top_p=0.0)[0] == 1
 
 
@@ -49,6 +51,7 @@ def test_the_same_seed_gives_the_same_tokens_and_another_does_not():
     def draw(seed):
         sampler = Sampler(SamplingOptions(temperature=1, seed=seed, **FREE), ())
         return [sampler.pick(LOGITS) for _ in range(30)]
+
     assert draw(1) == draw(1) != draw(2)
 
 
@@ -72,9 +75,19 @@ def test_logits_are_not_changed():
     np.testing.assert_array_equal(LOGITS, before)
 
 
-@pytest.mark.parametrize('name, value', [
-    ('temperature', -1), ('temperature', float('nan')), ('temperature', float('inf')),
-    ('top_k', -1), ('top_p', 1.5), ('repeat_penalty', 0), ('penalty_window', -1), ('seed', -1)])
+@pytest.mark.parametrize(
+    'name, value',
+    [
+        ('temperature', -1),
+        ('temperature', float('nan')),
+        ('temperature', float('inf')),
+        ('top_k', -1),
+        ('top_p', 1.5),
+        ('repeat_penalty', 0),
+        ('penalty_window', -1),
+        ('seed', -1),
+    ],
+)
 def test_options_out_of_range_are_refused_by_name(name, value):
     with pytest.raises(InputError, match=f'{name} is'):
         SamplingOptions(**{name: value})

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Token rows fed as embeddings are what llama.cpp reads from token ids."""
+
 import llama_cpp.llama_cpp as llama
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_rows_give_the_logits_of_ids(tmp_path, rng, precision):
 
 def test_rows_have_the_order_asked_for(tiny_model_dir):
     model = LanguageModel.load(tiny_model_dir / 'llm.gguf')
-    rows = model.token_rows.rows([5, 3, 5])    # (3, width)
+    rows = model.token_rows.rows([5, 3, 5])  # (3, width)
     assert rows.shape == (3, model.width) and rows.dtype == np.float32
     np.testing.assert_array_equal(rows[0], rows[2])
     assert not np.array_equal(rows[0], rows[1])
@@ -57,6 +58,7 @@ def test_ids_outside_the_table_are_refused(tiny_model_dir, bad):
 
 def test_a_file_without_the_table_is_refused(tiny_model_dir):
     from minicpmo_ros.ggml.header import read_header
+
     path = tiny_model_dir / 'audio.gguf'
     with pytest.raises(ModelFileError, match='token_embd'):
         TokenRows(path, read_header(path))

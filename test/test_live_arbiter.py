@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """One at a time, the more urgent first, and nobody waits for ever."""
+
 import threading
 
 import pytest
 
 from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
 
-WAIT_S = 10    # for what must happen at once; never reached unless the test fails
+WAIT_S = 10  # for what must happen at once; never reached unless the test fails
 
 
 class Clock:
@@ -155,8 +156,10 @@ def test_never_two_at_once():
                     inside.pop()
                     between()
 
-    workers = [threading.Thread(target=work, args=(priority,), daemon=True)
-               for priority in [*Priority] * 2]
+    workers = [
+        threading.Thread(target=work, args=(priority,), daemon=True)
+        for priority in [*Priority] * 2
+    ]
     for worker in workers:
         worker.start()
     run_all(workers)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Every question ends once, nothing blocks a caller, and the engine outlives what goes wrong."""
+
 import queue
 import threading
 import time
@@ -24,7 +25,7 @@ from minicpmo_ros.live.engine import Engine, EngineOptions
 from minicpmo_ros.live.question import Answer, Finish, Question
 from minicpmo_ros.live.session import Session, SessionOptions, UnitReport
 
-WAIT_S = 20    # for what must happen soon; never reached unless the test fails
+WAIT_S = 20  # for what must happen soon; never reached unless the test fails
 SOUND = np.ones((25, 256), np.float16)
 PICTURE = np.ones((64, 256), np.float16)
 
@@ -181,6 +182,7 @@ def put(engine, seconds):
 
 # --- loading ----------------------------------------------------------------------------------
 
+
 def test_while_loading_a_question_is_told_how_far_it_is(make_engine, session):
     gate = Gate()
 
@@ -199,22 +201,30 @@ def test_while_loading_a_question_is_told_how_far_it_is(make_engine, session):
     assert Asker(engine).result().finish == Finish.STOP
 
 
-@pytest.mark.parametrize('error, reason, remedy', [
-    (ModelFileError('llm.gguf', 'it is cut short', 'Fetch it again.'),
-     'llm.gguf: it is cut short', 'Fetch it again.'),
-    (InputError('n_ctx is 1'), 'n_ctx is 1', 'parameters'),
-    (EngineError('no memory'), 'no memory', 'log'),
-    (ZeroDivisionError(), 'ZeroDivisionError', 'log')])
+@pytest.mark.parametrize(
+    'error, reason, remedy',
+    [
+        (
+            ModelFileError('llm.gguf', 'it is cut short', 'Fetch it again.'),
+            'llm.gguf: it is cut short',
+            'Fetch it again.',
+        ),
+        (InputError('n_ctx is 1'), 'n_ctx is 1', 'parameters'),
+        (EngineError('no memory'), 'no memory', 'log'),
+        (ZeroDivisionError(), 'ZeroDivisionError', 'log'),
+    ],
+)
 def test_a_failed_load_says_why_and_what_to_do(make_engine, error, reason, remedy):
     def load(*_):
         raise error
+
     engine = make_engine(load, wait=False)
     assert engine.states.get(timeout=WAIT_S) == 'failed'
     status = engine.status()
     assert reason in status.reason and remedy in status.remedy
     with pytest.raises(BusyError, match=reason):
         engine.ask(Question('hello'))
-    put(engine, [1])    # ignored, not an error
+    put(engine, [1])  # ignored, not an error
 
 
 def test_before_the_start_nothing_is_taken(session):
@@ -240,8 +250,9 @@ def test_closing_ends_a_load(make_engine):
 
 def test_units_that_come_while_loading_are_read_afterwards(make_engine, session):
     gate = Gate()
-    engine = make_engine(lambda *_: gate(None) or session, EngineOptions(max_backlog=3),
-                         wait=False)
+    engine = make_engine(
+        lambda *_: gate(None) or session, EngineOptions(max_backlog=3), wait=False
+    )
     put(engine, range(5))
     gate.open()
     until(lambda: engine.status().units_read == 3)
@@ -249,6 +260,7 @@ def test_units_that_come_while_loading_are_read_afterwards(make_engine, session)
 
 
 # --- questions --------------------------------------------------------------------------------
+
 
 def test_an_answer_comes_in_pieces_and_once(engine):
     asker = Asker(engine)
@@ -318,8 +330,9 @@ def test_twenty_at_once_are_each_answered_or_refused(make_engine, session):
     assert session.diary.count('hello') == len(askers)
 
 
-@pytest.mark.parametrize('text, kind', [
-    ('fail', InputError), ('unfit', InputError), ('bug', ZeroDivisionError)])
+@pytest.mark.parametrize(
+    'text, kind', [('fail', InputError), ('unfit', InputError), ('bug', ZeroDivisionError)]
+)
 def test_an_error_is_that_questions_alone(engine, session, text, kind):
     answer = Asker(engine, text).result()
     assert answer.finish == Finish.ERROR and isinstance(answer.error, kind)
@@ -336,6 +349,7 @@ def test_the_pieces_are_the_text_however_it_ends(engine):
 def test_a_callback_that_raises_ends_nothing(engine):
     def fail(_):
         raise RuntimeError
+
     done = queue.Queue()
     engine.ask(Question('hello'), fail, lambda answer: done.put(answer) or fail(answer))
     assert done.get(timeout=WAIT_S).text == 'xxx'
@@ -344,13 +358,15 @@ def test_a_callback_that_raises_ends_nothing(engine):
 
 # --- cancelling -------------------------------------------------------------------------------
 
+
 def test_cancelling_takes_effect_before_the_next_token(engine, session):
     asker = None
 
     def at_step(answering):
         if len(answering.ids) == 4:
             asker.asking.cancel()
-            asker.asking.cancel()    # twice is once
+            asker.asking.cancel()  # twice is once
+
     gate = Gate()
     session.at_step = gate
     asker = Asker(engine, max_tokens=1000)
@@ -359,7 +375,7 @@ def test_cancelling_takes_effect_before_the_next_token(engine, session):
     gate.open()
     answer = asker.result()
     assert answer.finish == Finish.CANCELLED and answer.text == 'x' * 5
-    asker.asking.cancel()    # after the end: nothing
+    asker.asking.cancel()  # after the end: nothing
     assert Asker(engine).result().finish == Finish.STOP
 
 
@@ -378,6 +394,7 @@ def test_a_waiting_question_can_be_taken_back_while_another_is_answered(engine, 
 
 # --- failures of llama.cpp --------------------------------------------------------------------
 
+
 def test_a_broken_context_is_rebuilt_and_the_loss_is_told(engine, session):
     put(engine, [1])
     until(lambda: engine.status().units == 1)
@@ -392,6 +409,7 @@ def test_a_broken_context_is_rebuilt_and_the_loss_is_told(engine, session):
 def test_a_unit_that_breaks_the_context_ends_the_answer_too(engine, session):
     def at_unit(unit):
         raise EngineError('llama.cpp broke')
+
     session.at_unit = at_unit
     session.at_step = lambda answering: len(answering.ids) or put(engine, [1])
     answer = Asker(engine, max_tokens=1000).result()
@@ -419,6 +437,7 @@ def test_a_bad_unit_is_refused_and_the_next_is_read(engine, session):
     def at_unit(unit):
         if unit.second == 1:
             raise InputError('not finite')
+
     session.at_unit = at_unit
     put(engine, [1, 2])
     until(lambda: engine.status().units_read == 1)
@@ -426,6 +445,7 @@ def test_a_bad_unit_is_refused_and_the_next_is_read(engine, session):
 
 
 # --- units ------------------------------------------------------------------------------------
+
 
 def test_a_slow_engine_drops_the_oldest_and_never_blocks_the_caller(make_engine, session):
     engine = make_engine(lambda *_: session, EngineOptions(max_backlog=4))
@@ -474,6 +494,7 @@ def test_a_jump_back_of_time_is_counted_and_starts_anew(engine, session):
 
 # --- closing ----------------------------------------------------------------------------------
 
+
 def test_closing_ends_the_answer_and_all_that_wait(make_engine, session):
     engine = make_engine(lambda *_: session)
     first_token = threading.Event()
@@ -492,13 +513,20 @@ def test_closing_ends_the_answer_and_all_that_wait(make_engine, session):
 
 # --- with a real, tiny model --------------------------------------------------------------------
 
+
 @pytest.fixture
 def real_engine(make_engine, tiny_model_dir):
     def load(on_progress, abort):
         return Session.load(
-            tiny_model_dir / 'llm.gguf', MINICPMO_2_6_EN, None,
+            tiny_model_dir / 'llm.gguf',
+            MINICPMO_2_6_EN,
+            None,
             ContextOptions(n_ctx=1024, threads=1),
-            SessionOptions(max_tokens=100, max_question_tokens=40), on_progress, abort)
+            SessionOptions(max_tokens=100, max_question_tokens=40),
+            on_progress,
+            abort,
+        )
+
     return make_engine(load)
 
 
@@ -506,7 +534,7 @@ def test_a_stream_is_watched_and_asked_about(real_engine, rng):
     for second in range(30):
         real_engine.put_picture(second, rng.standard_normal((64, 256)).astype(np.float16))
         real_engine.put_sound(second, rng.standard_normal((25, 256)).astype(np.float16))
-        until(lambda: real_engine.status().units_read == second + 1)    # noqa: B023
+        until(lambda: real_engine.status().units_read == second + 1)  # noqa: B023
     answer = Asker(real_engine, 'what', choices=('red', 'blue')).result()
     assert answer.text in ('red', 'blue') and answer.window_end_s == 30
     status = real_engine.status()
@@ -538,9 +566,11 @@ def test_a_real_failure_is_survived(real_engine, monkeypatch):
     with monkeypatch.context() as patch:
         calls = []
         decode = llama.llama_decode
-        patch.setattr(llama, 'llama_decode',
-                      lambda *given: calls.append(1) or (
-                          -3 if len(calls) == 1 else decode(*given)))
+        patch.setattr(
+            llama,
+            'llama_decode',
+            lambda *given: calls.append(1) or (-3 if len(calls) == 1 else decode(*given)),
+        )
         assert Asker(real_engine).result().finish == Finish.ERROR
         assert Asker(real_engine).result().finish in (Finish.STOP, Finish.LENGTH)
     assert real_engine.status().rebuilds == 1

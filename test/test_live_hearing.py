@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Every second of sound gives its rows, the same whatever the chunking, or says why not."""
+
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from minicpmo_ros.live.status import Status
 from minicpmo_ros.media.log_mel import clamp_and_scale, isolated_log_mel, raw_log_mel
 
 RATE = 16000
-NS = 10 ** 9
+NS = 10**9
 WIDTH = 8
 
 
@@ -74,8 +75,11 @@ def sound(seconds, rng) -> np.ndarray:
 
 def hear(hearing, samples, length=None, begin_ns=0) -> list:
     length = length or len(samples)
-    heard = [h for i in range(0, len(samples), length)
-             for h in hearing.push(begin_ns + i * NS // RATE, samples[i:i + length])]
+    heard = [
+        h
+        for i in range(0, len(samples), length)
+        for h in hearing.push(begin_ns + i * NS // RATE, samples[i : i + length])
+    ]
     return heard + hearing.flush()
 
 
@@ -109,9 +113,9 @@ def test_encoder_reads_the_offline_spectrum(encoder, rng):
     raw = raw_log_mel(np.pad(samples, (0, 400)))
     assert len(encoder.mels) == 6
     for n, mel in enumerate(encoder.mels):
-        seen = raw[max(0, 100 * n - 2):100 * n + 101]
-        maximum = raw[:100 * n + 101].max()
-        assert np.abs(mel[-len(seen):] - clamp_and_scale(seen, maximum)).max() < 1e-6
+        seen = raw[max(0, 100 * n - 2) : 100 * n + 101]
+        maximum = raw[: 100 * n + 101].max()
+        assert np.abs(mel[-len(seen) :] - clamp_and_scale(seen, maximum)).max() < 1e-6
 
 
 def test_isolated_second_reads_its_own_spectrum_without_waiting(encoder, rng):
@@ -119,21 +123,21 @@ def test_isolated_second_reads_its_own_spectrum_without_waiting(encoder, rng):
     hearing = Hearing(encoder, isolated=True)
     assert len(hearing.push(0, samples)) == 3
     for n, mel in enumerate(encoder.mels):
-        assert np.array_equal(mel, isolated_log_mel(samples[RATE * n:RATE * (n + 1)]))
+        assert np.array_equal(mel, isolated_log_mel(samples[RATE * n : RATE * (n + 1)]))
 
 
 def test_second_is_encoded_200_samples_after_its_end(encoder, rng):
     hearing = Hearing(encoder)
     samples = sound(1.1, rng)
-    assert hearing.push(0, samples[:RATE + 199]) == []
-    assert len(hearing.push(None, samples[RATE + 199:RATE + 200])) == 1
+    assert hearing.push(0, samples[: RATE + 199]) == []
+    assert len(hearing.push(None, samples[RATE + 199 : RATE + 200])) == 1
 
 
 def test_flush_gives_the_waiting_second_and_the_stream_goes_on_exactly(encoder, rng):
     samples = sound(3.0, rng)
     hearing = Hearing(encoder)
     assert hearing.push(0, samples[:RATE]) == []
-    first, = hearing.flush(close=False)
+    (first,) = hearing.flush(close=False)
     rest = hear(hearing, samples[RATE:], begin_ns=NS)
     assert [h.second for h in (first, *rest)] == [0, 1, 2]
     raw = raw_log_mel(np.pad(samples, (0, 400)))
@@ -153,8 +157,8 @@ def test_restarted_encoder_is_as_a_new_one(tiny_encoder, rng):
     samples = sound(2 * tiny_encoder.facts.max_seconds + 1, rng)
     samples[:RATE] *= 5  # loud at first: its maximum must be forgotten
     begin = tiny_encoder.facts.max_seconds
-    late = hear(Hearing(tiny_encoder), samples)[begin:begin + 5]
-    new = hear(Hearing(tiny_encoder), samples[RATE * begin:RATE * (begin + 5) + 200])
+    late = hear(Hearing(tiny_encoder), samples)[begin : begin + 5]
+    new = hear(Hearing(tiny_encoder), samples[RATE * begin : RATE * (begin + 5) + 200])
     for a, b in zip(late, new):
         assert np.array_equal(a.rows, b.rows)
 
@@ -174,8 +178,9 @@ def test_stream_restarts_after_a_long_gap_or_a_step_back(tiny_encoder, rng):
 def test_short_gap_is_silence_in_the_same_stream(encoder, rng):
     samples = sound(3, rng)
     hearing = Hearing(encoder)
-    heard = hearing.push(0, samples[:20000]) + hear(hearing, samples[24800:],
-                                                    begin_ns=24800 * NS // RATE)
+    heard = hearing.push(0, samples[:20000]) + hear(
+        hearing, samples[24800:], begin_ns=24800 * NS // RATE
+    )
     filled = samples.copy()
     filled[20000:24800] = 0
     assert [h.gap_samples for h in heard] == [0, 4800, 0]
@@ -184,14 +189,16 @@ def test_short_gap_is_silence_in_the_same_stream(encoder, rng):
         assert np.array_equal(a.rows, b.rows)
 
 
-@pytest.mark.parametrize('scale, words', [
-    (np.nan, 'intact'), (1e6, 'intact'), (-1e6, 'intact'), (None, 'device is gone')])
+@pytest.mark.parametrize(
+    'scale, words',
+    [(np.nan, 'intact'), (1e6, 'intact'), (-1e6, 'intact'), (None, 'device is gone')],
+)
 def test_what_cannot_be_used_is_lost_and_the_encoder_begins_anew(encoder, scale, words, rng):
     hearing = Hearing(encoder)
     samples = sound(4.1, rng)
-    ok, = hearing.push(0, samples[:17000])
+    (ok,) = hearing.push(0, samples[:17000])
     encoder.scale = scale
-    lost, = hearing.push(None, samples[17000:33000])
+    (lost,) = hearing.push(None, samples[17000:33000])
     encoder.scale = 1.0
     again, then = hearing.push(None, samples[33000:])[:2]
     assert (lost.status, lost.rows, lost.second) == (Status.LOST, None, 1)
@@ -233,7 +240,7 @@ def test_between_is_called_and_ends_the_push(encoder, rng):
 
 
 def test_timings_and_an_empty_second(encoder, rng):
-    heard, = hear(Hearing(encoder), sound(1, rng))
+    (heard,) = hear(Hearing(encoder), sound(1, rng))
     assert heard.preprocess_ms > 0 and heard.encode_ms > 0
     empty = HeardSecond(7)
     assert (empty.status, empty.rows, empty.level_dbfs) == (Status.EMPTY, None, -math.inf)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Seconds are what the stamps say, whatever the chunking, and nothing is lost uncounted."""
+
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.live.seconds import SecondSplitter
 
 RATE = 16000
-NS = 10 ** 9
+NS = 10**9
 
 
 def ns(seconds: float) -> int:
@@ -28,8 +29,10 @@ def feed(splitter, stamps_and_chunks, close=True) -> list:
 
 def chunked(samples, length, begin_ns=0):
     """Cut samples into chunks of `length` samples, stamped where they lie."""
-    return [(begin_ns + i * NS // RATE, samples[i:i + length])
-            for i in range(0, len(samples), length)]
+    return [
+        (begin_ns + i * NS // RATE, samples[i : i + length])
+        for i in range(0, len(samples), length)
+    ]
 
 
 def counts(seconds, what) -> list:
@@ -45,7 +48,10 @@ def test_seconds_do_not_depend_on_chunking(length, rng):
     assert len(one) == len(many)
     for a, b in zip(one, many):
         assert (a.second, a.restarted, a.padded_samples) == (
-            b.second, b.restarted, b.padded_samples)
+            b.second,
+            b.restarted,
+            b.padded_samples,
+        )
         assert np.array_equal(a.samples, b.samples)
         assert np.array_equal(a.look_ahead, b.look_ahead)
         assert b.gap_samples == b.drift_samples == b.overlap_samples == 0
@@ -70,7 +76,7 @@ def test_second_comes_with_its_look_ahead_and_no_later():
     splitter = SecondSplitter()
     samples = ramp(1.1)
     assert splitter.push(0, samples[:16199]) == []
-    second, = splitter.push(None, samples[16199:16200])
+    (second,) = splitter.push(None, samples[16199:16200])
     assert np.array_equal(second.samples, samples[:16000])
     assert np.array_equal(second.look_ahead, samples[16000:16200])
 
@@ -79,7 +85,7 @@ def test_flush_without_close_gives_only_the_look_ahead_zeros():
     splitter = SecondSplitter()
     samples = ramp(3)
     assert splitter.push(0, samples[:16100]) == []
-    second, = splitter.flush(close=False)
+    (second,) = splitter.flush(close=False)
     assert np.array_equal(second.look_ahead, np.pad(samples[16000:16100], (0, 100)))
     assert splitter.flush(close=False) == []
     rest = feed(splitter, [(None, samples[16100:])])
@@ -99,8 +105,10 @@ def test_without_stamps_time_is_the_count_of_samples():
 def test_drift_is_corrected_at_edges_and_counted(speed, length):
     # A sound card that gives `speed` x 16000 samples a second of the stamps.
     samples = ramp(60)
-    chunks = [(int(i * NS / (RATE * speed)), samples[i:i + length])
-              for i in range(0, len(samples), length)]
+    chunks = [
+        (int(i * NS / (RATE * speed)), samples[i : i + length])
+        for i in range(0, len(samples), length)
+    ]
     seconds = feed(SecondSplitter(), chunks)
     drift = counts(seconds, 'drift_samples')
     assert abs(sum(drift) - 60 * RATE * (1 / speed - 1)) < RATE * 0.05
@@ -110,7 +118,7 @@ def test_drift_is_corrected_at_edges_and_counted(speed, length):
     for s in seconds[:-1]:  # each within a chunk and two seconds' drift of where it belongs
         middle = s.samples[8000] / (RATE * speed)
         assert abs(middle - (s.second + 0.5)) < 0.02 + 2 * 0.017 + length / RATE
-        inside = s.samples[max(0, s.drift_samples):]
+        inside = s.samples[max(0, s.drift_samples) :]
         assert (np.diff(inside[inside > 0]) == 1).all()  # never cut but at an edge
 
 
@@ -119,8 +127,10 @@ def test_jitter_of_stamps_changes_nothing(rng):
     samples = ramp(20)
     jitter = rng.uniform(-15e6, 15e6, 200).astype(int) + 60_000_000 * (np.arange(200) % 5 == 3)
     jitter[0] = 0
-    chunks = [(stamp + int(late), chunk)
-              for late, (stamp, chunk) in zip(jitter, chunked(samples, 1600, ns(5)))]
+    chunks = [
+        (stamp + int(late), chunk)
+        for late, (stamp, chunk) in zip(jitter, chunked(samples, 1600, ns(5)))
+    ]
     seconds = feed(SecondSplitter(), chunks)
     assert np.array_equal(np.concatenate([s.samples for s in seconds]), samples)
 
@@ -128,7 +138,7 @@ def test_jitter_of_stamps_changes_nothing(rng):
 def test_gap_is_filled_with_silence_and_counted():
     samples = ramp(3)
     lost = slice(int(0.9 * RATE), int(1.2 * RATE))
-    chunks = [(0, samples[:lost.start]), (ns(1.2), samples[lost.stop:])]
+    chunks = [(0, samples[: lost.start]), (ns(1.2), samples[lost.stop :])]
     seconds = feed(SecondSplitter(), chunks)
     assert counts(seconds, 'gap_samples') == [1600, 3200, 0]
     expected = samples.copy()
@@ -160,7 +170,8 @@ def test_copies_and_reordered_chunks_are_left_out(length):
     seconds = feed(SecondSplitter(), twice)
     assert np.array_equal(np.concatenate([s.samples for s in seconds]), samples)
     assert sum(counts(seconds, 'overlap_samples')) + length * (len(samples) % length == 0) >= (
-        len(samples) - length)
+        len(samples) - length
+    )
     if length < 8000:
         swapped = chunks[:3] + [chunks[4], chunks[3]] + chunks[5:]
         seconds = feed(SecondSplitter(), swapped)
@@ -193,7 +204,7 @@ def test_drift_before_a_gap_ends_with_the_gap():
 def test_drift_ends_with_the_sound():
     splitter = SecondSplitter()
     feed(splitter, [(ns(0.00625), ramp(1)), (ns(0.82), ramp(1))])
-    again, = feed(splitter, [(ns(3), ramp(1))])[-1:]
+    (again,) = feed(splitter, [(ns(3), ramp(1))])[-1:]
     assert np.array_equal(again.samples, ramp(1)) and again.drift_samples == 0
 
 
@@ -206,7 +217,7 @@ def test_what_is_left_out_before_a_restart_is_told_once():
 
 def test_overlapping_windows_are_cut():
     samples = ramp(6)
-    windows = [(i * NS // RATE, samples[i:i + 16000]) for i in range(0, 80001, 8000)]
+    windows = [(i * NS // RATE, samples[i : i + 16000]) for i in range(0, 80001, 8000)]
     seconds = feed(SecondSplitter(), windows)
     assert np.array_equal(np.concatenate([s.samples for s in seconds]), samples)
     assert sum(counts(seconds, 'overlap_samples')) == 10 * 8000
@@ -221,7 +232,7 @@ def test_stamps_that_stand_still_do_not_make_deaf():
 
 def test_sound_for_a_closed_second_is_left_out():
     splitter = SecondSplitter()
-    first, = feed(splitter, [(0, ramp(0.3))])
+    (first,) = feed(splitter, [(0, ramp(0.3))])
     assert first.padded_samples == 0.7 * RATE
     seconds = feed(splitter, [(ns(0.4), ramp(2))])
     assert counts(seconds, 'second') == [1, 2]
@@ -257,18 +268,22 @@ def test_any_stamps_give_whole_seconds_in_order_and_every_sample_is_accounted_fo
         for _ in range(60):
             chunk = ramp(rng.choice([0.01, 0.1, 0.5, 1.3]))
             kind = rng.random()
-            stamp_ns += ns(len(chunk) / RATE + (
-                0 if kind < 0.7 else rng.normal(0, 0.1) if kind < 0.85 else rng.normal(0, 1.5)))
+            stamp_ns += ns(
+                len(chunk) / RATE
+                + (0 if kind < 0.7 else rng.normal(0, 0.1) if kind < 0.85 else rng.normal(0, 1.5))
+            )
             seconds += splitter.push(None if kind > 0.97 else stamp_ns, chunk)
             pushed += len(chunk)
             assert splitter._held_samples < 16200
-        seconds += splitter.flush() + splitter.push(ns(10 ** 6), ramp(1)) + splitter.flush()
+        seconds += splitter.flush() + splitter.push(ns(10**6), ramp(1)) + splitter.flush()
         pushed += 16000
         assert {s.samples.shape for s in seconds} == {(16000,)}
         for before, after in zip(seconds, seconds[1:]):
             assert after.restarted or after.second == before.second + 1
-        put_in = sum(sum(counts(seconds, what)) for what in (
-            'padded_samples', 'gap_samples', 'drift_samples'))
+        put_in = sum(
+            sum(counts(seconds, what))
+            for what in ('padded_samples', 'gap_samples', 'drift_samples')
+        )
         left_out = sum(counts(seconds, 'overlap_samples'))
         assert 16000 * len(seconds) == pushed + put_in - left_out
 
@@ -277,5 +292,5 @@ def test_caller_may_reuse_his_buffer():
     splitter, buffer = SecondSplitter(), ramp(0.5)
     splitter.push(0, buffer)
     buffer[:] = 0
-    second, = splitter.push(ns(0.5), ramp(0.6))
+    (second,) = splitter.push(ns(0.5), ramp(0.6))
     assert np.array_equal(second.samples[:8000], ramp(0.5))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """One embedding a second: the newest picture's, decoded alone, reused where nothing changed."""
+
 import numpy as np
 import pytest
 
@@ -37,6 +38,7 @@ class Camera:
         def make():
             self.decoded.append(name)
             return np.full((height, width, 3), grey, np.uint8)
+
         return make
 
 
@@ -60,7 +62,7 @@ def test_newest_picture_of_a_second_is_used_and_no_other_decoded(encoder, camera
         seeing.offer(at(time_s), camera.shot(time_s))
     assert seeing.advance(at(7.99)) == []
     assert camera.decoded == []
-    seen, = seeing.advance(at(8.0))
+    (seen,) = seeing.advance(at(8.0))
     assert camera.decoded == [7.9]
     assert (seen.second, seen.status, seen.picture_stamp_ns) == (7, Status.OK, at(7.9))
     assert (seen.source_width, seen.source_height) == (640, 480)
@@ -78,7 +80,7 @@ def test_edge_of_a_second_belongs_to_the_next(encoder, camera):
 
 def test_every_second_is_given_once_and_in_order(encoder, camera):
     seeing = Seeing(encoder)
-    assert seeing.advance(at(5)) == []    # nothing is known of the stream yet
+    assert seeing.advance(at(5)) == []  # nothing is known of the stream yet
     seeing.offer(at(5.5), camera.shot(1))
     seeing.offer(at(8.5), camera.shot(2))
     first = seeing.advance(at(8))
@@ -104,18 +106,19 @@ def test_jump_back_restarts_the_stream(encoder, camera):
     seeing.offer(at(100.5), camera.shot(1))
     seeing.close(100)
     seeing.offer(at(20.5), camera.shot(2, grey=9))
-    seen, = seeing.close(20)
+    (seen,) = seeing.close(20)
     assert (seen.second, seen.status) == (20, Status.OK)
 
 
 def test_jump_ahead_does_not_give_the_seconds_between(encoder, camera):
     seeing = Seeing(encoder)
     seeing.offer(at(0.5), camera.shot(1))
-    seeing.offer(at(10 ** 9), camera.shot(2))
-    assert [seen.second for seen in seeing.close(10 ** 9 - 1)] == [0]
-    assert [seen.second for seen in seeing.close(10 ** 9)] == [10 ** 9]
-    assert [seen.second for seen in seeing.close(10 ** 9 + LONGEST_EMPTY_S)] == list(
-        range(10 ** 9 + 1, 10 ** 9 + LONGEST_EMPTY_S + 1))
+    seeing.offer(at(10**9), camera.shot(2))
+    assert [seen.second for seen in seeing.close(10**9 - 1)] == [0]
+    assert [seen.second for seen in seeing.close(10**9)] == [10**9]
+    assert [seen.second for seen in seeing.close(10**9 + LONGEST_EMPTY_S)] == list(
+        range(10**9 + 1, 10**9 + LONGEST_EMPTY_S + 1)
+    )
 
 
 def test_unchanged_picture_reuses_the_embedding(encoder, camera):
@@ -135,7 +138,7 @@ def test_small_change_in_one_place_is_weighed_by_the_mean(encoder):
     seeing = Seeing(encoder, unchanged_threshold=1.0)
     picture = np.zeros((448, 448, 3), np.uint8)
     changed = picture.copy()
-    changed[:112, :112] = 255    # a sixteenth of the picture: 16 grey levels in the mean
+    changed[:112, :112] = 255  # a sixteenth of the picture: 16 grey levels in the mean
     seeing.offer(at(0), lambda: picture)
     seeing.offer(at(1), lambda: changed)
     assert [seen.reused for seen in seeing.close(1)] == [False, False]
@@ -153,10 +156,18 @@ def fail(error):
     raise error
 
 
-@pytest.mark.parametrize('make', [
-    lambda: fail(InputError('cut off')), lambda: fail(OSError('cut off')),
-    lambda: fail(MemoryError()), lambda: None, lambda: np.zeros((4, 4), np.uint8),
-    lambda: np.zeros((4, 4, 3), np.float32), lambda: np.zeros((1, 20_000, 3), np.uint8)])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: fail(InputError('cut off')),
+        lambda: fail(OSError('cut off')),
+        lambda: fail(MemoryError()),
+        lambda: None,
+        lambda: np.zeros((4, 4), np.uint8),
+        lambda: np.zeros((4, 4, 3), np.float32),
+        lambda: np.zeros((1, 20_000, 3), np.uint8),
+    ],
+)
 def test_unusable_picture_is_lost_with_a_reason(encoder, camera, make):
     seeing = Seeing(encoder)
     seeing.offer(at(0), make)
@@ -173,7 +184,7 @@ def test_embedding_that_float16_cannot_hold_is_lost_and_not_remembered(encoder, 
     seeing = Seeing(encoder)
     encoder.scale = scale
     seeing.offer(at(0), camera.shot(0))
-    lost, = seeing.close(0)
+    (lost,) = seeing.close(0)
     assert (lost.status, lost.rows) == (Status.LOST, None)
     assert 'not finite' in lost.reason
     encoder.scale = 1.0
@@ -187,7 +198,13 @@ def test_slow_encoder_skips_to_the_newest_pictures(encoder, camera):
         seeing.offer(at(second), camera.shot(second, grey=10 * second))
     seen = seeing.close(5)
     assert [one.status for one in seen] == [
-        Status.OVERLOADED, Status.OVERLOADED, Status.OK, Status.EMPTY, Status.OK, Status.EMPTY]
+        Status.OVERLOADED,
+        Status.OVERLOADED,
+        Status.OK,
+        Status.EMPTY,
+        Status.OK,
+        Status.EMPTY,
+    ]
     assert camera.decoded == [2, 4]
     seeing.offer(at(6), camera.shot(6))
     assert seeing.close(6)[0].status == Status.OK
@@ -196,7 +213,7 @@ def test_slow_encoder_skips_to_the_newest_pictures(encoder, camera):
 def test_tiles_follow_the_overview_in_batches_the_encoder_takes(encoder, camera):
     seeing = Seeing(encoder, max_tiles=9)
     seeing.offer(at(0), camera.shot(0, width=1280, height=720))
-    seen, = seeing.close(0)
+    (seen,) = seeing.close(0)
     assert (seen.tiles_wide, seen.tiles_high) == (3, 2)
     assert seen.rows.shape == ((1 + 6) * 2, 3)
     assert encoder.batches == [[(336, 602, 3)]] + [[(406, 490, 3)] * 2] * 3

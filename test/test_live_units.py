@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Units come out once, in order, whole when both halves came in time."""
+
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ def test_a_unit_closes_when_both_halves_are_there(assembler):
     assembler.add_picture(7, PICTURE, (2, 1), 0.0)
     assert assembler.due(0.4) == []
     assembler.add_sound(7, SOUND, 0.4)
-    unit, = assembler.due(0.4)
+    (unit,) = assembler.due(0.4)
     assert unit.second == 7 and unit.tiles == (2, 1) and not unit.restarted
     assert unit.picture_rows is PICTURE and unit.sound_rows is SOUND
     assert assembler.due(9) == []
@@ -38,7 +39,7 @@ def test_one_half_alone_closes_at_the_deadline(assembler, half):
         assembler.add_sound(7, SOUND, 1.0)
     assert assembler.next_deadline_s() == 1.5
     assert assembler.due(1.49) == []
-    unit, = assembler.due(1.5)
+    (unit,) = assembler.due(1.5)
     assert (unit.picture_rows is None) == (half == 'sound')
     assert (unit.sound_rows is None) == (half == 'picture')
     assert assembler.next_deadline_s() is None
@@ -47,7 +48,7 @@ def test_one_half_alone_closes_at_the_deadline(assembler, half):
 def test_an_empty_half_is_not_waited_for(assembler):
     assembler.add_picture(7, None, NO_TILES, 0.0)
     assembler.add_sound(7, SOUND, 0.1)
-    unit, = assembler.due(0.1)
+    (unit,) = assembler.due(0.1)
     assert unit.picture_rows is None and unit.sound_rows is SOUND
 
 
@@ -107,7 +108,7 @@ def test_a_stream_that_goes_back_starts_anew(assembler):
 
 def test_a_loop_heals_though_old_halves_are_on_their_way(assembler):
     assembler.add_sound(100, SOUND, 0.0)
-    assembler.add_picture(0, PICTURE, NO_TILES, 0.0)    # a recording of 101 s, then its loop
+    assembler.add_picture(0, PICTURE, NO_TILES, 0.0)  # a recording of 101 s, then its loop
     assembler.add_sound(101, SOUND, 0.0)
     seen = []
     for second in range(8):
@@ -129,7 +130,7 @@ def test_clear_forgets_everything(assembler):
     assembler.due(9)
     assembler.clear()
     assembler.add_sound(3, SOUND, 10.0)
-    unit, = assembler.due(11.0)
+    (unit,) = assembler.due(11.0)
     assert unit.second == 3 and not unit.restarted and assembler.late == assembler.jumps == 0
 
 

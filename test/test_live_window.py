@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """The window's bookkeeping: whole spans, no gaps, the prefix stays, positions are bounded."""
+
 import pytest
 
 from minicpmo_ros.errors import ContextFullError

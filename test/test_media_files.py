@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Files are read with the stamps they were made with, and bad ones are refused in words."""
+
 import socket
 from fractions import Fraction
 from pathlib import Path
@@ -50,9 +51,9 @@ def frames(first_pts):
 
 def sound_chunks(first_pts, kind, layout, channels):
     wave = np.zeros((channels, 2 * RATE), np.float32)
-    wave[:, RATE:RATE + 480] = 0.5
+    wave[:, RATE : RATE + 480] = 0.5
     for i in range(0, 2 * RATE, 1024):
-        values = wave[:, i:i + 1024]
+        values = wave[:, i : i + 1024]
         if kind == 's16':
             values = np.round(values.T.reshape(1, -1) * 32767).astype(np.int16)
         chunk = av.AudioFrame.from_ndarray(np.ascontiguousarray(values), kind, layout)
@@ -71,9 +72,16 @@ def click_s(path) -> float:
     raise AssertionError('no click')
 
 
-@pytest.mark.parametrize('name, codec, sound', [
-    ('a.mp4', 'libx264', 'aac'), ('a.mkv', 'libx264', 'aac'), ('a.ts', 'libx264', 'aac'),
-    ('a.mkv', 'mjpeg', 'pcm_s16le'), ('a.mov', 'mpeg4', 'pcm_s16le')])
+@pytest.mark.parametrize(
+    'name, codec, sound',
+    [
+        ('a.mp4', 'libx264', 'aac'),
+        ('a.mkv', 'libx264', 'aac'),
+        ('a.ts', 'libx264', 'aac'),
+        ('a.mkv', 'mjpeg', 'pcm_s16le'),
+        ('a.mov', 'mpeg4', 'pcm_s16le'),
+    ],
+)
 @pytest.mark.parametrize('first_pts', [0, 70])
 def test_stamps_are_those_of_presentation(tmp_path, name, codec, sound, first_pts):
     path = write(tmp_path / name, first_pts, codec=codec, sound=sound)
@@ -93,7 +101,7 @@ def test_sound_before_the_start_is_left_out(tmp_path):
     _, chunks = read_audio(path)
     stamps_ns, chunks = zip(*chunks)
     assert stamps_ns[0] == 0
-    assert stamps_ns[1] == len(chunks[0]) * 10 ** 9 // RATE
+    assert stamps_ns[1] == len(chunks[0]) * 10**9 // RATE
     assert sum(map(len, chunks)) == pytest.approx(1.49 * RATE, abs=1000)
     assert click_s(path) == pytest.approx(0.49, abs=0.003)
 
@@ -106,7 +114,7 @@ def test_sound_is_mono_float_at_its_own_rate(tmp_path, channels, sound):
     whole = np.concatenate([samples for _, samples in chunks])
     assert rate_hz == RATE and whole.dtype == np.float32
     assert abs(len(whole) - 2 * RATE) <= 1024
-    assert np.abs(whole[RATE + 100:RATE + 400] - 0.5).max() < (0.001 if sound[0] == 'p' else 0.3)
+    assert np.abs(whole[RATE + 100 : RATE + 400] - 0.5).max() < (0.001 if sound[0] == 'p' else 0.3)
     assert probe(path).channels == channels and probe(path).width == 0
 
 
@@ -159,9 +167,19 @@ def test_playlists_are_refused_and_open_no_address(tmp_path):
             server.accept()
 
 
-@pytest.mark.parametrize('name, sound', [
-    ('a.wav', 'pcm_s16le'), ('a.flac', 'flac'), ('a.mp3', 'libmp3lame'), ('a.aac', 'aac'),
-    ('a.avi', 'pcm_s16le'), ('a.webm', 'libopus'), ('a.m4a', 'aac'), ('a.ogg', 'libopus')])
+@pytest.mark.parametrize(
+    'name, sound',
+    [
+        ('a.wav', 'pcm_s16le'),
+        ('a.flac', 'flac'),
+        ('a.mp3', 'libmp3lame'),
+        ('a.aac', 'aac'),
+        ('a.avi', 'pcm_s16le'),
+        ('a.webm', 'libopus'),
+        ('a.m4a', 'aac'),
+        ('a.ogg', 'libopus'),
+    ],
+)
 def test_common_containers_are_read(tmp_path, name, sound):
     path = write(tmp_path / name, codec='mpeg4' if name == 'a.avi' else None, sound=sound)
     assert click_s(path) == pytest.approx(1, abs=0.03)  # an MP3 does not tell its delay
@@ -178,7 +196,7 @@ def test_damaged_files_end_early_or_say_so(tmp_path, rng):
     whole = write(tmp_path / 'a.mkv').read_bytes()
     path = tmp_path / 'damaged.mkv'
     for _ in range(20):
-        damaged = bytearray(whole[:rng.integers(len(whole) // 2, len(whole))])
+        damaged = bytearray(whole[: rng.integers(len(whole) // 2, len(whole))])
         for place in rng.integers(0, len(damaged), 20):
             damaged[place] = rng.integers(256)
         path.write_bytes(damaged)
@@ -195,7 +213,7 @@ def test_demo_clip_is_what_its_table_says():
     assert DEMO.stat().st_size < 400_000
     shown = list(read_video(DEMO))
     assert len(shown) == 180
-    assert [stamp_ns // 10 ** 9 for stamp_ns, _ in shown[::15]] == list(range(12))
+    assert [stamp_ns // 10**9 for stamp_ns, _ in shown[::15]] == list(range(12))
     red, blue, green = (shown[15 * second][1] for second in (0, 3, 8))
     assert np.abs(red[120, 60] - [215, 30, 30.0]).max() < 15
     assert np.abs(blue[120, 260] - [35, 60, 215.0]).max() < 15
@@ -203,7 +221,7 @@ def test_demo_clip_is_what_its_table_says():
     rate_hz, chunks = read_audio(DEMO)
     sound = np.concatenate([samples for _, samples in chunks])
     assert 11.9 * rate_hz < len(sound) <= 12 * rate_hz
-    beep = sound[2 * rate_hz:3 * rate_hz]
+    beep = sound[2 * rate_hz : 3 * rate_hz]
     assert np.argmax(np.abs(np.fft.rfft(beep))) == pytest.approx(1300, abs=5)
     assert np.flatnonzero(np.abs(beep) > 0.1)[0] / rate_hz == pytest.approx(0.4, abs=0.01)
     assert np.abs(sound[:rate_hz]).max() < 0.02

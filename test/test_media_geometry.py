@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Pictures are sized and sliced as the official image processor does it."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -42,8 +43,7 @@ def test_worked_sizes(size, overview, grid, tile):
 @pytest.mark.parametrize('size, overview, grid, tile', WORKED)
 def test_tokens_and_patches_of_worked_sizes(size, overview, grid, tile):
     plan = plan_tiles(*size, max_tiles=9)
-    assert plan.pictures * 64 == {(2, 1): 192, (3, 2): 448, (4, 2): 576, (2, 2): 320}.get(
-        grid, 64)
+    assert plan.pictures * 64 == {(2, 1): 192, (3, 2): 448, (4, 2): 576, (2, 2): 320}.get(grid, 64)
     assert plan.source_width * plan.source_height // 196 <= max_patches()
 
 
@@ -60,9 +60,11 @@ def test_halves_round_to_even():
 def test_no_allowed_picture_has_more_patches_than_reserved(rng):
     most = 0
     for short, aspect, turned, max_tiles in zip(
-            np.exp(rng.uniform(np.log(2), np.log(8192), 20000)).astype(int),
-            np.exp(rng.uniform(0, np.log(20), 20000)),
-            rng.random(20000) < 0.5, rng.integers(1, 10, 20000)):
+        np.exp(rng.uniform(np.log(2), np.log(8192), 20000)).astype(int),
+        np.exp(rng.uniform(0, np.log(20), 20000)),
+        rng.random(20000) < 0.5,
+        rng.integers(1, 10, 20000),
+    ):
         size = (int(short), int(max(short, min(8192, int(short * aspect)))))
         plan = plan_tiles(*(size[::-1] if turned else size), int(max_tiles))
         sides = (plan.source_width, plan.source_height, plan.tile_width, plan.tile_height)
@@ -71,9 +73,21 @@ def test_no_allowed_picture_has_more_patches_than_reserved(rng):
     assert 1070 < most <= max_patches() < 1100
 
 
-@pytest.mark.parametrize('width, height', [
-    (0, 0), (1, 1), (1, 20), (20000, 1), (1, 20000), (8193, 8000), (2100, 100), (100, 2100),
-    (16384, 16384), (-640, 480)])
+@pytest.mark.parametrize(
+    'width, height',
+    [
+        (0, 0),
+        (1, 1),
+        (1, 20),
+        (20000, 1),
+        (1, 20000),
+        (8193, 8000),
+        (2100, 100),
+        (100, 2100),
+        (16384, 16384),
+        (-640, 480),
+    ],
+)
 def test_other_pictures_are_refused_in_words(width, height):
     with pytest.raises(InputError, match=f'{width}x{height}.*(sides of 2 to 8192|20 times)'):
         plan_tiles(width, height)
@@ -99,5 +113,5 @@ def test_tiles_are_the_stretched_picture_row_by_row(rng):
 
 
 def test_without_a_grid_there_is_only_the_overview():
-    only, = slice_picture(np.zeros((240, 320, 3), np.uint8), plan_tiles(320, 240, 9))
+    (only,) = slice_picture(np.zeros((240, 320, 3), np.uint8), plan_tiles(320, 240, 9))
     assert only.shape == (392, 518, 3)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """The log-mel spectrum equals the official one, offline and as a stream."""
+
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ SAMPLES = GOLDEN['pcm'].astype(np.float32) / 32768  # 2.35 s, with digital silen
 
 def stream_in_chunks(samples, length) -> np.ndarray:
     stream = log_mel.LogMelStream()
-    parts = [stream.push(samples[i:i + length]) for i in range(0, len(samples), length)]
+    parts = [stream.push(samples[i : i + length]) for i in range(0, len(samples), length)]
     frames = np.concatenate([*parts, stream.flush()])
     assert not len(frames) or stream.maximum == frames.max()
     return frames
@@ -49,17 +50,17 @@ def test_clips_of_any_length_have_a_frame_per_160_samples(count):
     if count > 200:
         padded = np.pad(SAMPLES[:count], 200, mode='reflect')
         starts = range(0, count // 160 * 160, 160)
-        expected = np.concatenate([log_mel._raw_frames(padded[i:i + 400]) for i in starts])
+        expected = np.concatenate([log_mel._raw_frames(padded[i : i + 400]) for i in starts])
         assert np.abs(raw - expected).max() < 1e-6
 
 
 def test_frame_comes_with_the_200th_sample_after_its_centre():
     stream = log_mel.LogMelStream()
     for given in range(1000, len(SAMPLES), 1000):
-        stream.push(SAMPLES[given - 1000:given])
+        stream.push(SAMPLES[given - 1000 : given])
         frames = (given - 200) // 160 + 1
         missing = 160 * frames + 200 - given
-        following = SAMPLES[given:given + missing]
+        following = SAMPLES[given : given + missing]
         assert stream.peek(following[:-1]).shape == (0, 80)
         assert stream.peek(following).shape == (1, 80)
 
@@ -69,7 +70,7 @@ def test_peek_changes_nothing(rng):
     loud = rng.normal(0, 0.5, 400).astype('f4')
     for i in range(0, 3000, 500):
         stream.peek(loud)
-        assert np.array_equal(stream.push(SAMPLES[i:i + 500]), other.push(SAMPLES[i:i + 500]))
+        assert np.array_equal(stream.push(SAMPLES[i : i + 500]), other.push(SAMPLES[i : i + 500]))
         assert stream.maximum == other.maximum
 
 

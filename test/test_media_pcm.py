@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Every sample format gives the same sound, and what cannot be sound is refused in words."""
+
 import array
 
 import numpy as np
@@ -20,13 +21,22 @@ def encode(values, name) -> bytes:
     if name[0] == 'f':
         return np.asarray(values).astype('<' + {'f32': 'f4', 'f64': 'f8'}[name]).tobytes()
     size = int(name[1:]) // 8
-    return b''.join(int(v * 2 ** (8 * size - 1)).to_bytes(size, 'little', signed=True)
-                    for v in values)
+    return b''.join(
+        int(v * 2 ** (8 * size - 1)).to_bytes(size, 'little', signed=True) for v in values
+    )
 
 
-@pytest.mark.parametrize('name, error', [
-    ('u8', 1 / 256), ('s16', 1 / 32768), ('s24', 2e-7), ('s32', 1e-7), ('f32', 1e-7),
-    ('f64', 1e-7)])
+@pytest.mark.parametrize(
+    'name, error',
+    [
+        ('u8', 1 / 256),
+        ('s16', 1 / 32768),
+        ('s24', 2e-7),
+        ('s32', 1e-7),
+        ('f32', 1e-7),
+        ('f64', 1e-7),
+    ],
+)
 def test_every_format_gives_the_same_samples(name, error):
     for written in (name, name.upper() + 'LE'):
         samples = to_float_mono(encode(WAVE, name), written, 1)
@@ -36,7 +46,7 @@ def test_every_format_gives_the_same_samples(name, error):
 
 @pytest.mark.parametrize('name', ['u8', 's16', 's24', 's32', 'f32', 'f64'])
 def test_extremes_stay_in_range_and_silence_is_zero(name):
-    samples = to_float_mono(encode([-1, 0, 1 - 2 ** -7], name), name, 1)
+    samples = to_float_mono(encode([-1, 0, 1 - 2**-7], name), name, 1)
     assert samples[0] == -1 and samples[1] == 0 and 0.99 < samples[2] <= 1
 
 
@@ -50,8 +60,13 @@ def test_channels_are_averaged(channels):
 
 def test_any_buffer_is_taken():
     data = encode(WAVE, 's16')
-    for same in (bytearray(data), memoryview(data), array.array('B', data),
-                 np.frombuffer(data, np.int16), list_as_array(data)):
+    for same in (
+        bytearray(data),
+        memoryview(data),
+        array.array('B', data),
+        np.frombuffer(data, np.int16),
+        list_as_array(data),
+    ):
         assert np.array_equal(to_float_mono(same, 's16', 1), to_float_mono(data, 's16', 1))
     assert to_float_mono(b'', 's16', 2).shape == (0,)
 
@@ -60,13 +75,21 @@ def list_as_array(data) -> array.array:
     return array.array('h', np.frombuffer(data, np.int16).tolist())
 
 
-@pytest.mark.parametrize('data, name, channels, words', [
-    (b'abc', 's16', 1, '3 bytes'), (bytes(10), 's16', 2, '4 bytes each'),
-    (bytes(4), 's16', 0, '0 channels'), (bytes(4), 's16', -1, '-1 channels'),
-    (bytes(4), 's16', 1000, '1000 channels'), (bytes(4), 's12', 1, 's16'),
-    (bytes(4), '', 1, 's16'), (bytes(4), 'S16BE', 1, 'S16BE'),
-    (np.float32([0, np.nan]).tobytes(), 'f32', 1, 'NaN'),
-    (np.float64([0, -np.inf]).tobytes(), 'f64', 1, 'NaN')])
+@pytest.mark.parametrize(
+    'data, name, channels, words',
+    [
+        (b'abc', 's16', 1, '3 bytes'),
+        (bytes(10), 's16', 2, '4 bytes each'),
+        (bytes(4), 's16', 0, '0 channels'),
+        (bytes(4), 's16', -1, '-1 channels'),
+        (bytes(4), 's16', 1000, '1000 channels'),
+        (bytes(4), 's12', 1, 's16'),
+        (bytes(4), '', 1, 's16'),
+        (bytes(4), 'S16BE', 1, 'S16BE'),
+        (np.float32([0, np.nan]).tobytes(), 'f32', 1, 'NaN'),
+        (np.float64([0, -np.inf]).tobytes(), 'f64', 1, 'NaN'),
+    ],
+)
 def test_what_does_not_fit_is_refused_in_words(data, name, channels, words):
     with pytest.raises(InputError, match=words):
         to_float_mono(data, name, channels)

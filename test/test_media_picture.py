@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Pictures of messages become RGB, and no picture whatever gets past its limits."""
+
 import array
 import io
 import struct
@@ -29,13 +30,17 @@ def compressed(picture, kind='PNG', **options) -> bytes:
 
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG whose header claims a size its data do not have."""
+
     def chunk(kind, data):
-        return (struct.pack('>I', len(data)) + kind + data
-                + struct.pack('>I', zlib.crc32(kind + data)))
+        return (
+            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        )
+
     header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(bytes(1000))
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', data)
-            + chunk(b'IEND', b''))
+    return (
+        b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
+    )
 
 
 def test_png_is_exact_and_contiguous(picture):
@@ -58,9 +63,17 @@ def test_every_8_bit_mode_becomes_rgb(mode, picture):
     assert decoded.shape == picture.shape and decoded.dtype == np.uint8
 
 
-@pytest.mark.parametrize('orientation, turned', [
-    (1, lambda a: a), (2, np.fliplr), (3, lambda a: np.rot90(a, 2)), (4, np.flipud),
-    (6, lambda a: np.rot90(a, -1)), (8, np.rot90)])
+@pytest.mark.parametrize(
+    'orientation, turned',
+    [
+        (1, lambda a: a),
+        (2, np.fliplr),
+        (3, lambda a: np.rot90(a, 2)),
+        (4, np.flipud),
+        (6, lambda a: np.rot90(a, -1)),
+        (8, np.rot90),
+    ],
+)
 def test_exif_orientation_is_followed(orientation, turned):
     stored = np.zeros((32, 64, 3), np.uint8)
     stored[:16, :32] = 250  # one bright quarter tells the orientations apart
@@ -71,10 +84,18 @@ def test_exif_orientation_is_followed(orientation, turned):
     assert np.abs(decoded.astype(int) - turned(stored)).mean() < 5
 
 
-@pytest.mark.parametrize('data', [
-    b'', b'a stop sign', bytes(100), b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n',
-    compressed(np.zeros((8, 8, 3), np.uint8), 'BMP'),
-    compressed(np.zeros((8, 8, 3), np.uint8), 'GIF')])
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'',
+        b'a stop sign',
+        bytes(100),
+        b'\xff\xd8\xff',
+        b'\x89PNG\r\n\x1a\n',
+        compressed(np.zeros((8, 8, 3), np.uint8), 'BMP'),
+        compressed(np.zeros((8, 8, 3), np.uint8), 'GIF'),
+    ],
+)
 def test_what_is_no_jpeg_or_png_is_refused(data):
     with pytest.raises(InputError):
         decode_compressed(data, 'jpeg')
@@ -95,8 +116,9 @@ def test_truncated_and_damaged_pictures_are_refused_or_decoded(kind, rng):
             pass
 
 
-@pytest.mark.parametrize('width, height', [(9000, 9000), (16384, 16384), (60000, 60000), (1, 1),
-                                           (20000, 1), (2, 100)])
+@pytest.mark.parametrize(
+    'width, height', [(9000, 9000), (16384, 16384), (60000, 60000), (1, 1), (20000, 1), (2, 100)]
+)
 def test_size_is_checked_before_decoding(width, height):
     with pytest.raises(InputError, match=f'{width}x{height}|exceeds'):
         decode_compressed(png_claiming(width, height), 'png')
@@ -114,7 +136,7 @@ def test_raw_rgb_and_bgr_with_padded_rows(picture):
     height, width, _ = picture.shape
     step = 3 * width + 8
     padded = np.full((height, step), 99, np.uint8)
-    padded[:, :3 * width] = picture.reshape(height, -1)
+    padded[:, : 3 * width] = picture.reshape(height, -1)
     for data in (padded.tobytes(), array.array('B', padded.tobytes()), padded.ravel()):
         assert np.array_equal(decode_raw('rgb8', height, width, step, data), picture)
         decoded = decode_raw('bgr8', height, width, step, data)
@@ -122,11 +144,22 @@ def test_raw_rgb_and_bgr_with_padded_rows(picture):
         assert decoded.flags['C_CONTIGUOUS'] and decoded.flags['WRITEABLE']
 
 
-@pytest.mark.parametrize('encoding, height, width, step, length', [
-    ('rgb8', 30, 40, 120, 3599), ('rgb8', 30, 40, 120, 3601), ('rgb8', 30, 40, 119, 30 * 119),
-    ('rgb8', 30, 40, 0, 0), ('rgb8', 0, 0, 0, 0), ('rgb8', 16384, 16384, 49152, 100),
-    ('rgb8', 8000, 8000, 24000, 100), ('rgb8', 1, 20000, 60000, 60000),
-    ('', 30, 40, 120, 3600), ('RGB8', 30, 40, 120, 3600), ('16UC1', 30, 40, 80, 2400)])
+@pytest.mark.parametrize(
+    'encoding, height, width, step, length',
+    [
+        ('rgb8', 30, 40, 120, 3599),
+        ('rgb8', 30, 40, 120, 3601),
+        ('rgb8', 30, 40, 119, 30 * 119),
+        ('rgb8', 30, 40, 0, 0),
+        ('rgb8', 0, 0, 0, 0),
+        ('rgb8', 16384, 16384, 49152, 100),
+        ('rgb8', 8000, 8000, 24000, 100),
+        ('rgb8', 1, 20000, 60000, 60000),
+        ('', 30, 40, 120, 3600),
+        ('RGB8', 30, 40, 120, 3600),
+        ('16UC1', 30, 40, 80, 2400),
+    ],
+)
 def test_raw_pictures_that_do_not_agree_are_refused(encoding, height, width, step, length):
     with pytest.raises(InputError):
         decode_raw(encoding, height, width, step, bytes(length))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Resampling is the same for every chunking, and knows where in time its output lies."""
+
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from minicpmo_ros.media.resample import Resampler
 
 def resampled(samples, rate_hz, length) -> np.ndarray:
     resampler = Resampler(rate_hz)
-    parts = [resampler.push(samples[i:i + length]) for i in range(0, len(samples), length)]
+    parts = [resampler.push(samples[i : i + length]) for i in range(0, len(samples), length)]
     return np.concatenate([*parts, resampler.flush()])
 
 
@@ -37,12 +38,12 @@ def test_lag_gives_the_time_of_the_output(rate_hz, rng):
     resampler, length, given = Resampler(rate_hz), rate_hz // 50, 0
     for i in range(100):
         begin_ns = i * 20_000_000 - resampler.lag_ns
-        assert abs(begin_ns - given * 10 ** 9 / 16000) < 1000
+        assert abs(begin_ns - given * 10**9 / 16000) < 1000
         assert 0 <= resampler.lag_ns < 130_000_000
         given += len(resampler.push(rng.normal(0, 0.1, length).astype('f4')))
 
 
-@pytest.mark.parametrize('rate_hz', [0, -8000, 1000, 10 ** 7])
+@pytest.mark.parametrize('rate_hz', [0, -8000, 1000, 10**7])
 def test_impossible_rates_are_refused(rate_hz):
     with pytest.raises(InputError, match='Hz'):
         Resampler(rate_hz)

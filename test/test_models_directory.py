@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """A model directory is refused in words before the C library sees a file."""
+
 from dataclasses import replace
 
 import gguf
@@ -58,7 +59,10 @@ def test_a_complete_directory_opens(tiny_model_dir):
     assert model.space == 'minicpm-o-2.6/256/random-tiny-1'
     assert model.precision == {'llm': 'f16', 'vision': 'f16', 'audio': 'f16'}
     assert [path.name for path in (model.llm_path, model.vision_path, model.audio_path)] == [
-        'llm.gguf', 'vision.gguf', 'audio.gguf']
+        'llm.gguf',
+        'vision.gguf',
+        'audio.gguf',
+    ]
     assert model.warnings == ()
     assert model.verify_hashes() == []
 
@@ -108,8 +112,12 @@ def test_encoders_of_another_width_are_refused(directory, role):
 
 
 def test_unknown_architecture_is_refused(directory):
-    edit_bytes(directory, 'llm.gguf', b'\x05\x00\x00\x00\x00\x00\x00\x00qwen2',
-               b'\x05\x00\x00\x00\x00\x00\x00\x00mamba')
+    edit_bytes(
+        directory,
+        'llm.gguf',
+        b'\x05\x00\x00\x00\x00\x00\x00\x00qwen2',
+        b'\x05\x00\x00\x00\x00\x00\x00\x00mamba',
+    )
     assert "'mamba'" in refusal(directory).problem
 
 
@@ -132,9 +140,14 @@ def test_special_tokens_stored_as_text_are_refused(directory, monkeypatch):
     assert refusal(directory).problem.endswith('special: <image>')
 
 
-@pytest.mark.parametrize('name,key', [
-    ('llm.gguf', b'qwen2.block_count'), ('vision.gguf', b'clip.vision.block_count'),
-    ('audio.gguf', b'encoder_layers')])
+@pytest.mark.parametrize(
+    'name,key',
+    [
+        ('llm.gguf', b'qwen2.block_count'),
+        ('vision.gguf', b'clip.vision.block_count'),
+        ('audio.gguf', b'encoder_layers'),
+    ],
+)
 def test_more_layers_than_tensors_are_refused(directory, name, key):
     two, three = (key + b'\x04\0\0\0' + bytes([n, 0, 0, 0]) for n in (2, 3))
     edit_bytes(directory, name, two, three)
@@ -144,27 +157,38 @@ def test_more_layers_than_tensors_are_refused(directory, name, key):
 
 
 def test_vision_file_of_another_model_is_refused(directory):
-    edit_bytes(directory, 'vision.gguf', b'\x09\0\0\0\0\0\0\0resampler',
-               b'\x09\0\0\0\0\0\0\0ldpv2-mlp')
+    edit_bytes(
+        directory, 'vision.gguf', b'\x09\0\0\0\0\0\0\0resampler', b'\x09\0\0\0\0\0\0\0ldpv2-mlp'
+    )
     assert 'another model' in refusal(directory).problem
 
 
 def test_vision_tensor_of_the_wrong_shape_is_refused(directory):
-    edit_bytes(directory, 'vision.gguf', b'clip.vision.patch_size\x04\0\0\0\x0e',
-               b'clip.vision.patch_size\x04\0\0\0\x10')
+    edit_bytes(
+        directory,
+        'vision.gguf',
+        b'clip.vision.patch_size\x04\0\0\0\x0e',
+        b'clip.vision.patch_size\x04\0\0\0\x10',
+    )
     assert 'v.patch_embd.weight' in refusal(directory).problem
 
 
-@pytest.mark.parametrize('name,tensor', [
-    ('llm.gguf', 'blk.1.attn_q.weight'), ('vision.gguf', 'resampler.attn.q.bias'),
-    ('vision.gguf', 'v.blk.1.attn_q.bias'), ('audio.gguf', 'encoder.conv1.bias')])
+@pytest.mark.parametrize(
+    'name,tensor',
+    [
+        ('llm.gguf', 'blk.1.attn_q.weight'),
+        ('vision.gguf', 'resampler.attn.q.bias'),
+        ('vision.gguf', 'v.blk.1.attn_q.bias'),
+        ('audio.gguf', 'encoder.conv1.bias'),
+    ],
+)
 def test_types_that_would_end_the_process_are_refused(directory, name, tensor):
     content = (directory / name).read_bytes()
     at = content.index(b'%s' % tensor.encode()) + len(tensor)
-    at += 4 + 8 * content[at]    # the type follows the number of dimensions and the sides
+    at += 4 + 8 * content[at]  # the type follows the number of dimensions and the sides
     assert content[at] in (0, 1)
-    integers = bytes([26 if content[at] == 0 else 25])    # of the same size
-    replace_file(directory, name, content[:at] + integers + content[at + 1:])
+    integers = bytes([26 if content[at] == 0 else 25])  # of the same size
+    replace_file(directory, name, content[:at] + integers + content[at + 1 :])
     error = refusal(directory)
     assert tensor in error.problem and 'type I' in error.problem
 
@@ -175,7 +199,7 @@ def test_hostile_sizes_end_in_an_error_at_once(directory, key, value):
     key = b'clip.vision.' + key + b'\x04\0\0\0'
     content = (directory / 'vision.gguf').read_bytes()
     at = content.index(key) + len(key)
-    replace_file(directory, 'vision.gguf', content[:at] + value + content[at + 4:])
+    replace_file(directory, 'vision.gguf', content[:at] + value + content[at + 4 :])
     assert refusal(directory).path.endswith('vision.gguf')
 
 
@@ -188,33 +212,41 @@ def test_wrong_image_mean_is_a_warning(directory, monkeypatch):
     monkeypatch.setattr(gguf.GGUFWriter, 'add_array', clip_mean)
     (directory / 'vision.gguf').unlink()
     synthetic.write_vision(directory / 'vision.gguf', TINY)
-    warning, = ModelDirectory.open(directory).warnings
+    (warning,) = ModelDirectory.open(directory).warnings
     assert 'image_mean is 0.4815, 0.4578, 0.4082' in warning
 
 
-@pytest.mark.parametrize('content,problem', [
-    (b'family: [', 'cannot be read'),
-    (b'\xff\xfe', 'cannot be read'),
-    (b'notes: 2026-13-45', 'cannot be read'),
-    (b'[' * 5000, 'cannot be read'),
-    (b'just text', 'must be a mapping'),
-    (b'', 'must be a mapping')])
+@pytest.mark.parametrize(
+    'content,problem',
+    [
+        (b'family: [', 'cannot be read'),
+        (b'\xff\xfe', 'cannot be read'),
+        (b'notes: 2026-13-45', 'cannot be read'),
+        (b'[' * 5000, 'cannot be read'),
+        (b'just text', 'must be a mapping'),
+        (b'', 'must be a mapping'),
+    ],
+)
 def test_malformed_manifest_is_refused(directory, content, problem):
     replace_file(directory, 'manifest.yaml', content)
     assert problem in refusal(directory).problem
 
 
-@pytest.mark.parametrize('edit,problem', [
-    (lambda record: record.update(colour='red'), 'unknown keys: colour'),
-    (lambda record: record['files']['llm'].update(size='1'), 'unknown keys: size'),
-    (lambda record: record.pop('model_id'), "lacks 'model_id'"),
-    (lambda record: record['files']['vision'].pop('path'), "lacks 'path'"),
-    (lambda record: record['files'].pop('audio'), 'exactly llm, vision and audio'),
-    (lambda record: record.update(files=3), 'exactly llm, vision and audio'),
-    (lambda record: record['files'].update(llm='llm.gguf'), 'must be a mapping'),
-    (lambda record: record.update(model_id=26), 'must be text'),
-    (lambda record: record.update(family='minicpm-o-9'), "'minicpm-o-9' is unknown"),
-    (lambda record: record.update(family='minicpm-o-4.5'), "'qwen2' is not that")])
+@pytest.mark.parametrize(
+    'edit,problem',
+    [
+        (lambda record: record.update(colour='red'), 'unknown keys: colour'),
+        (lambda record: record['files']['llm'].update(size='1'), 'unknown keys: size'),
+        (lambda record: record.pop('model_id'), "lacks 'model_id'"),
+        (lambda record: record['files']['vision'].pop('path'), "lacks 'path'"),
+        (lambda record: record['files'].pop('audio'), 'exactly llm, vision and audio'),
+        (lambda record: record.update(files=3), 'exactly llm, vision and audio'),
+        (lambda record: record['files'].update(llm='llm.gguf'), 'must be a mapping'),
+        (lambda record: record.update(model_id=26), 'must be text'),
+        (lambda record: record.update(family='minicpm-o-9'), "'minicpm-o-9' is unknown"),
+        (lambda record: record.update(family='minicpm-o-4.5'), "'qwen2' is not that"),
+    ],
+)
 def test_wrong_manifest_is_refused(directory, edit, problem):
     edit_manifest(directory, edit)
     assert problem in refusal(directory).problem

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Synthetic models: published layouts, seeded bytes, files that llama.cpp takes."""
+
 import ctypes
 from dataclasses import replace
 
@@ -45,12 +46,27 @@ def test_true_shape_has_the_published_tensors():
 def test_large_vocabulary_has_the_published_ids():
     tokens = make_tokens(151700)
     assert len(tokens.texts) == len(tokens.types) == len(set(tokens.texts)) == 151700
-    published = {'<|endoftext|>': 151643, '<|im_start|>': 151644, '<|im_end|>': 151645,
-                 '<image>': 151665, '</image>': 151666, '<point>': 151673, '<slice>': 151675,
-                 '<image_id>': 151677, '<unit>': 151679, '</unit>': 151680, '<asr>': 151681,
-                 '<|audio_start|>': 151685, '<|audio_end|>': 151687, '<|spk_bos|>': 151688,
-                 '<|tts_eos|>': 151692, '<|listen|>': 151693, '<|vad_end|>': 151697,
-                 '<reserved_53>': 151699, '<unk>': 128244}
+    published = {
+        '<|endoftext|>': 151643,
+        '<|im_start|>': 151644,
+        '<|im_end|>': 151645,
+        '<image>': 151665,
+        '</image>': 151666,
+        '<point>': 151673,
+        '<slice>': 151675,
+        '<image_id>': 151677,
+        '<unit>': 151679,
+        '</unit>': 151680,
+        '<asr>': 151681,
+        '<|audio_start|>': 151685,
+        '<|audio_end|>': 151687,
+        '<|spk_bos|>': 151688,
+        '<|tts_eos|>': 151692,
+        '<|listen|>': 151693,
+        '<|vad_end|>': 151697,
+        '<reserved_53>': 151699,
+        '<unk>': 128244,
+    }
     assert {text: tokens.id_of(text) for text in published} == published
 
 
@@ -91,7 +107,7 @@ def test_both_namings_carry_the_same_weights(tmp_path):
         data, tensors = path.read_bytes(), read_header(path).tensors
         for name in layouts.FFN_NAMES[naming]:
             info = tensors[f'v.blk.1.{name}.weight']
-            raw[naming, info.shape] = data[info.offset:info.offset + info.n_bytes]
+            raw[naming, info.shape] = data[info.offset : info.offset + info.n_bytes]
     assert raw['swapped', (512, 128)] == raw['plain', (512, 128)]
     assert raw['swapped', (128, 512)] == raw['plain', (128, 512)]
 

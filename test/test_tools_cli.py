@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """The command line: verbs, readable help, errors in one line and status 2."""
+
 import subprocess
 import sys
 
@@ -18,9 +19,24 @@ def run(capsys, *arguments):
 
 
 def test_synthetic_writes_what_it_is_told(tmp_path, capsys):
-    status, out, _ = run(capsys, 'synthetic', tmp_path / 'm', '--shape', 'nano', '--seed', 5,
-                         '--llm', 'q4_0', '--vision', 'q8_0', '--audio', 'f32', '--pad-ffn',
-                         '--ffn-naming', 'plain')
+    status, out, _ = run(
+        capsys,
+        'synthetic',
+        tmp_path / 'm',
+        '--shape',
+        'nano',
+        '--seed',
+        5,
+        '--llm',
+        'q4_0',
+        '--vision',
+        'q8_0',
+        '--audio',
+        'f32',
+        '--pad-ffn',
+        '--ffn-naming',
+        'plain',
+    )
     assert status == 0
     assert out.count(' MiB\n') == 3
     model = ModelDirectory.open(tmp_path / 'm')
@@ -65,8 +81,10 @@ def test_system_error_is_one_line_and_status_2(tmp_path, capsys):
     assert err.count('\n') == 1
 
 
-@pytest.mark.parametrize('arguments', [[], ['nonsense'], ['synthetic', 'x', '--shape', 'huge'],
-                                       ['synthetic', 'x', '--seed', '-1']])
+@pytest.mark.parametrize(
+    'arguments',
+    [[], ['nonsense'], ['synthetic', 'x', '--shape', 'huge'], ['synthetic', 'x', '--seed', '-1']],
+)
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
@@ -84,10 +102,13 @@ def test_help_of_every_verb_explains_every_option(verb, capsys):
 
 
 def test_module_runs_and_help_needs_no_llama_cpp():
-    code = ('import sys; from minicpmo_ros.tools import cli; cli.make_parser(); '
-            'sys.exit("llama_cpp" in sys.modules)')
+    code = (
+        'import sys; from minicpmo_ros.tools import cli; cli.make_parser(); '
+        'sys.exit("llama_cpp" in sys.modules)'
+    )
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
-    done = subprocess.run([sys.executable, '-m', 'minicpmo_ros.tools.cli', '--help'],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-m', 'minicpmo_ros.tools.cli', '--help'], capture_output=True, text=True
+    )
     assert done.returncode == 0
     assert 'write a model of random weights' in done.stdout

@@ -5,6 +5,7 @@
 
 RandomState's stream is frozen by NumPy, so the golden arrays need no weights beside them.
 """
+
 import gguf
 import numpy as np
 
@@ -20,7 +21,7 @@ def random_tensors(d=64, layers=2, ffn=256, width=96, seconds=4, seed=7) -> dict
         return (random.standard_normal(shape) * std + mean).astype(np.float32)
 
     def linear(name, n_out, n_in, gain=1.0, bias=True):
-        tensors[name + '.weight'] = draw(n_out, n_in, std=gain * n_in ** -0.5)
+        tensors[name + '.weight'] = draw(n_out, n_in, std=gain * n_in**-0.5)
         if bias:
             tensors[name + '.bias'] = draw(n_out, std=0.1)
 
@@ -60,16 +61,25 @@ def random_mel(seconds=4, seed=8) -> np.ndarray:
 def step_mel(mel: np.ndarray, second: int) -> np.ndarray:
     """(103, bins): a second with 2 frames before and 1 after it, zeros outside the sound."""
     padded = np.pad(mel, ((2, 1), (0, 0)))  # (2 + frames + 1, bins)
-    return padded[100 * second:100 * second + 103]
+    return padded[100 * second : 100 * second + 103]
 
 
 def write(path, tensors: dict, weight_type='f32', heads=4, pool_step=2, **metadata):
     """Write a GGUF file: matrices in weight_type, kernels at least f16, the rest float32."""
     layers = sum(name.endswith('attn_ln.weight') for name in tensors)
     d, ffn = tensors['encoder.blocks.0.mlp.2.weight'].shape
-    keys = {'encoder_attention_heads': heads, 'encoder_ffn_dim': ffn, 'encoder_layers': layers,
-            'num_hidden_layers': layers, 'd_model': d, 'audio_pool_step': pool_step,
-            'use_f16': 1, 'n_mel': MEL_BINS, 'n_fft': 201, **metadata}
+    keys = {
+        'encoder_attention_heads': heads,
+        'encoder_ffn_dim': ffn,
+        'encoder_layers': layers,
+        'num_hidden_layers': layers,
+        'd_model': d,
+        'audio_pool_step': pool_step,
+        'use_f16': 1,
+        'n_mel': MEL_BINS,
+        'n_fft': 201,
+        **metadata,
+    }
     writer = gguf.GGUFWriter(path, 'whisper')
     for key, value in keys.items():
         writer.add_uint32(key, value)
@@ -92,5 +102,6 @@ def _add(writer, name: str, array: np.ndarray, weight_type: str) -> None:
         writer.add_tensor(name, array.astype(np.float16))
     else:
         number = WEIGHT_TYPES[weight_type]
-        writer.add_tensor(name, quantize(array, GgmlType(number)),
-                          raw_dtype=gguf.GGMLQuantizationType(number))
+        writer.add_tensor(
+            name, quantize(array, GgmlType(number)), raw_dtype=gguf.GGMLQuantizationType(number)
+        )

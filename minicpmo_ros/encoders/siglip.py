@@ -8,6 +8,7 @@
 
 Every tile gives the same number of embeddings, whatever its size.
 """
+
 import math
 from collections.abc import Callable, Sequence
 
@@ -24,29 +25,50 @@ from minicpmo_ros.ggml.types import GgmlType
 from minicpmo_ros.ggml.weights import Want, Weights, read_floats
 from minicpmo_ros.media import geometry
 
-GRIDS_KEPT = 4    # a camera gives one size of overview and one of tiles
+GRIDS_KEPT = 4  # a camera gives one size of overview and one of tiles
 # What every device can look rows up in.
-TABLE_TYPES = (GgmlType.F32, GgmlType.F16, GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.Q5_0,
-               GgmlType.Q5_1, GgmlType.Q8_0)
+TABLE_TYPES = (
+    GgmlType.F32,
+    GgmlType.F16,
+    GgmlType.Q4_0,
+    GgmlType.Q4_1,
+    GgmlType.Q5_0,
+    GgmlType.Q5_1,
+    GgmlType.Q8_0,
+)
 
 
 class VisionEncoder:
     """A loaded encoder; one thread at a time uses it."""
 
-    def __init__(self, facts: VisionFacts, weights: Weights, backend: Backend, max_tiles: int,
-                 max_patches: int, attention: str):
+    def __init__(
+        self,
+        facts: VisionFacts,
+        weights: Weights,
+        backend: Backend,
+        max_tiles: int,
+        max_patches: int,
+        attention: str,
+    ):
         self.facts, self.max_tiles = facts, max_tiles
         # The most elongated grid of that area has the most rows and columns to place.
         short = max(1, math.isqrt(max_patches // geometry.MAX_ASPECT))
         self._largest = Grid(max_tiles, short, -(-max_patches // short))
         graph = VisionGraph(weights, facts, attention)
-        self._graphs = GraphCache(backend, graph.describe, [self._largest], max_nodes(facts),
-                                  GRIDS_KEPT)
+        self._graphs = GraphCache(
+            backend, graph.describe, [self._largest], max_nodes(facts), GRIDS_KEPT
+        )
         self.weight_bytes, self.compute_bytes = weights.size_bytes, self._graphs.size_bytes
 
     @classmethod
-    def load(cls, path, backend: Backend, max_tiles: int = 1, max_patches: int | None = None,
-             attention: str = 'flash') -> 'VisionEncoder':
+    def load(
+        cls,
+        path,
+        backend: Backend,
+        max_tiles: int = 1,
+        max_patches: int | None = None,
+        attention: str = 'flash',
+    ) -> 'VisionEncoder':
         """Load a file, tensors in the types it has.
 
         max_tiles: tiles that are encoded at once; memory is reserved for them. max_patches: of
@@ -55,8 +77,13 @@ class VisionEncoder:
         """
         header = read_header(path)
         facts = read_facts(header)
-        weights = Weights.load(header, backend, _wanted(facts, header),
-                               {'queries': _projected_queries(header, facts)}, repack=True)
+        weights = Weights.load(
+            header,
+            backend,
+            _wanted(facts, header),
+            {'queries': _projected_queries(header, facts)},
+            repack=True,
+        )
         if max_patches is None:
             max_patches = geometry.max_patches(side=facts.image_size)
         return cls(facts, weights, backend, max_tiles, max_patches, attention)
@@ -81,8 +108,9 @@ class VisionEncoder:
         """Pixels per side of a square tile, as the model was trained."""
         return self.facts.image_size
 
-    def encode(self, tiles: Sequence[np.ndarray],
-               between: Callable[[], None] | None = None) -> np.ndarray:
+    def encode(
+        self, tiles: Sequence[np.ndarray], between: Callable[[], None] | None = None
+    ) -> np.ndarray:
         """Give (n_tiles * queries, width) float32 of tiles (H, W, 3) uint8 RGB of one size.
 
         between is called between the layers and may raise. Raises InputError for tiles that do
@@ -91,35 +119,48 @@ class VisionEncoder:
         grid = self._checked_grid(tiles)
         inputs = {
             'patches': np.concatenate([self._patches(tile) for tile in tiles]),
-            'position_ids': bucket_ids(grid.rows, grid.columns, self.facts.position_grid)}
+            'position_ids': bucket_ids(grid.rows, grid.columns, self.facts.position_grid),
+        }
         inputs['column_sines'], inputs['row_sines'] = _sines(self.width, grid)
         return self._graphs.run(grid, inputs, between)['embeddings']
 
     def _checked_grid(self, tiles: Sequence[np.ndarray]) -> Grid:
         if not 1 <= len(tiles) <= self.max_tiles:
-            raise InputError(f'{len(tiles)} tiles were given at once, 1 to {self.max_tiles} are '
-                             'allowed. Raise max_tiles or give them in parts.')
+            raise InputError(
+                f'{len(tiles)} tiles were given at once, 1 to {self.max_tiles} are '
+                'allowed. Raise max_tiles or give them in parts.'
+            )
         shape = np.shape(tiles[0])
         for tile in tiles:
             if not isinstance(tile, np.ndarray) or tile.dtype != np.uint8 or tile.ndim != 3:
-                raise InputError(f'A tile is {getattr(tile, "dtype", type(tile).__name__)} of '
-                                 f'shape {np.shape(tile)}; (height, width, 3) of uint8 is '
-                                 'allowed.')
+                raise InputError(
+                    f'A tile is {getattr(tile, "dtype", type(tile).__name__)} of '
+                    f'shape {np.shape(tile)}; (height, width, 3) of uint8 is '
+                    'allowed.'
+                )
             if tile.shape != shape:
-                raise InputError(f'Tiles of the shapes {shape} and {tile.shape} were given at '
-                                 'once; they must be of one size.')
+                raise InputError(
+                    f'Tiles of the shapes {shape} and {tile.shape} were given at '
+                    'once; they must be of one size.'
+                )
         height, width, colours = shape
         size = self.patch_size
         if colours != 3 or not height or not width or height % size or width % size:
-            raise InputError(f'A tile has the shape {shape}; (height, width, 3) with sides that '
-                             f'are multiples of {size} is allowed. Resize it first.')
+            raise InputError(
+                f'A tile has the shape {shape}; (height, width, 3) with sides that '
+                f'are multiples of {size} is allowed. Resize it first.'
+            )
         grid, largest = Grid(len(tiles), height // size, width // size), self._largest
-        if (not 2 <= grid.patches <= largest.patches
-                or grid.rows + grid.columns > largest.rows + largest.columns):
-            raise InputError(f'A tile of {width}x{height} has {grid.columns}x{grid.rows} patches; '
-                             f'2 to {largest.patches} with one side at most '
-                             f'{geometry.MAX_ASPECT} times the other are allowed. Resize it '
-                             'first.')
+        if (
+            not 2 <= grid.patches <= largest.patches
+            or grid.rows + grid.columns > largest.rows + largest.columns
+        ):
+            raise InputError(
+                f'A tile of {width}x{height} has {grid.columns}x{grid.rows} patches; '
+                f'2 to {largest.patches} with one side at most '
+                f'{geometry.MAX_ASPECT} times the other are allowed. Resize it '
+                'first.'
+            )
         return grid
 
     def _patches(self, tile: np.ndarray) -> np.ndarray:
@@ -127,7 +168,7 @@ class VisionEncoder:
         size = self.patch_size
         mean, std = np.float32(self.facts.mean), np.float32(self.facts.std)
         rows, columns = tile.shape[0] // size, tile.shape[1] // size
-        pixels = tile * (1 / (255 * std)) - mean / std    # (H, W, 3) float32
+        pixels = tile * (1 / (255 * std)) - mean / std  # (H, W, 3) float32
         patches = pixels.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
         return patches.reshape(rows * columns, -1)
 
@@ -136,8 +177,8 @@ def _sines(width: int, grid: Grid) -> tuple:
     """Return the positions of columns (columns, width) and rows (rows, width), halves zero."""
     table = sine_grid(width, grid.rows, grid.columns).reshape(grid.rows, grid.columns, width)
     of_column, of_row = table[0].copy(), table[:, 0].copy()
-    of_column[:, width // 2:] = 0
-    of_row[:, :width // 2] = 0
+    of_column[:, width // 2 :] = 0
+    of_row[:, : width // 2] = 0
     return of_column, of_row
 
 
@@ -146,35 +187,49 @@ def _wanted(facts: VisionFacts, header: Header) -> dict:
     wanted = {}
     for name, shape in expected_shapes(facts).items():
         if name.startswith(('resampler.attn.q.', 'resampler.ln_q.', 'resampler.query')):
-            continue    # folded into the queries
+            continue  # folded into the queries
         is_matrix = len(shape) == 2 and name != 'v.position_embd.weight'
         wanted[name] = Want(shape, as_float=len(shape) == 1, matmul=is_matrix)
     patch, table = 'v.patch_embd.weight', 'v.position_embd.weight'
-    wanted[patch] = Want(wanted[patch].shape, stored=(facts.width, facts.patch_values),
-                         transform=lambda _, info, array: array.reshape(len(array), -1))
-    wanted[table] = Want(wanted[table].shape,
-                         as_float=header.tensors[table].type not in TABLE_TYPES)
+    wanted[patch] = Want(
+        wanted[patch].shape,
+        stored=(facts.width, facts.patch_values),
+        transform=lambda _, info, array: array.reshape(len(array), -1),
+    )
+    wanted[table] = Want(
+        wanted[table].shape, as_float=header.tensors[table].type not in TABLE_TYPES
+    )
     if facts.ffn_columns > facts.ffn_rows:
         for i in range(facts.layers):
             name = f'v.blk.{i}.{facts.ffn_names[0]}'
             wanted[f'{name}.weight'] = Want(
-                (facts.ffn_rows, facts.width), matmul=True, transform=_padder(facts),
-                stored=(facts.ffn_columns, facts.width))
-            wanted[f'{name}.bias'] = Want((facts.ffn_rows,), as_float=True,
-                                          transform=_padder(facts), stored=(facts.ffn_columns,))
+                (facts.ffn_rows, facts.width),
+                matmul=True,
+                transform=_padder(facts),
+                stored=(facts.ffn_columns, facts.width),
+            )
+            wanted[f'{name}.bias'] = Want(
+                (facts.ffn_rows,),
+                as_float=True,
+                transform=_padder(facts),
+                stored=(facts.ffn_columns,),
+            )
     return wanted
 
 
 def _padder(facts: VisionFacts) -> Callable:
     """Return a transform that appends zero rows: GELU leaves them zero, zero columns meet them."""
+
     def pad(_, info, array: np.ndarray) -> np.ndarray:
         missing = facts.ffn_columns - len(array)
         return np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)])
+
     return pad
 
 
 def _projected_queries(header: Header, facts: VisionFacts) -> np.ndarray:
     """Return the queries (queries, width) after their layer norm and projection: constants."""
+
     def read(name):
         return read_floats(header, f'resampler.{name}')
 

@@ -6,6 +6,7 @@
 Arrays of a picture are (tiles * patches, ...), patches row by row. The graph is cut after every
 layer, on a CPU after every costly product, so that others may use the device in between.
 """
+
 from dataclasses import dataclass
 
 from minicpmo_ros.encoders.siglip_layout import HEAD_WIDTH, VisionFacts
@@ -42,11 +43,11 @@ class VisionGraph:
 
     weights: Weights
     facts: VisionFacts
-    attention: str    # 'flash' or 'mul_mat'
+    attention: str  # 'flash' or 'mul_mat'
 
     def describe(self, g: Builder, grid: Grid) -> None:
         """Describe picture to embeddings (tiles * queries, width) for one grid."""
-        x = self._embed(g, grid)    # (tiles * patches, d)
+        x = self._embed(g, grid)  # (tiles * patches, d)
         for i in range(self.facts.layers):
             x = self._layer(g, x, f'v.blk.{i}.', grid)
             g.cut(x)
@@ -56,23 +57,26 @@ class VisionGraph:
     def _embed(self, g: Builder, grid: Grid) -> Tensor:
         """Patches and their learned positions."""
         patches = g.input('patches', (grid.tiles * grid.patches, self.facts.patch_values))
-        ids = g.input('position_ids', (grid.patches,), GgmlType.I32,
-                      below=self.facts.position_grid ** 2)
-        positions = g.rows(self.weights['v.position_embd.weight'], ids)    # (patches, d)
+        ids = g.input(
+            'position_ids', (grid.patches,), GgmlType.I32, below=self.facts.position_grid**2
+        )
+        positions = g.rows(self.weights['v.position_embd.weight'], ids)  # (patches, d)
         return g.add(self._linear(g, 'v.patch_embd', patches), positions)
 
     def _layer(self, g: Builder, x: Tensor, block: str, grid: Grid) -> Tensor:
         first, second = self.facts.ffn_names
         y = self._norm(g, block + 'ln1', x, self.facts.epsilon)
-        q, k, v = (g.heads(self._linear(g, f'{block}attn_{name}', y), self.facts.heads,
-                           grid.tiles) for name in 'qkv')    # (tiles, heads, patches, head)
-        if self.attention == 'flash':    # which is fastest with keys and values in float16
+        q, k, v = (
+            g.heads(self._linear(g, f'{block}attn_{name}', y), self.facts.heads, grid.tiles)
+            for name in 'qkv'
+        )  # (tiles, heads, patches, head)
+        if self.attention == 'flash':  # which is fastest with keys and values in float16
             k, v = g.cast(k, GgmlType.F16), g.cast(v, GgmlType.F16)
         y = g.attention(q, k, v, self.attention)
         x = g.add(x, self._linear(g, block + 'attn_out', y))
         self._cut_on_cpu(g, x)
         y = self._norm(g, block + 'ln2', x, self.facts.epsilon)
-        y = g.gelu_tanh(self._linear(g, block + first, y))    # (tiles * patches, ffn)
+        y = g.gelu_tanh(self._linear(g, block + first, y))  # (tiles * patches, ffn)
         self._cut_on_cpu(g, y)
         return g.add(x, self._linear(g, block + second, y))
 
@@ -80,7 +84,7 @@ class VisionGraph:
         """Let the queries attend to the patches: (tiles * queries, width)."""
         width = self.facts.output_width
         n_heads = width // HEAD_WIDTH
-        kv = g.linear(self.weights['resampler.kv.weight'], x)    # (tiles * patches, width)
+        kv = g.linear(self.weights['resampler.kv.weight'], x)  # (tiles * patches, width)
         kv = self._norm(g, 'resampler.ln_kv', kv, RESAMPLER_EPSILON)
         self._cut_on_cpu(g, kv)
         k = self._placed_keys(g, kv, grid)
@@ -89,11 +93,11 @@ class VisionGraph:
         self._cut_on_cpu(g, v)
         k, v = g.heads(k, n_heads, grid.tiles), g.heads(v, n_heads, grid.tiles)
         q = g.repeat(self.weights['queries'], (grid.tiles * self.facts.queries, width))
-        q = g.heads(q, n_heads, grid.tiles)    # (tiles, heads, queries, 128)
-        if self.attention == 'flash' and not g.backend.is_cpu:    # a CPU is exact at no cost
+        q = g.heads(q, n_heads, grid.tiles)  # (tiles, heads, queries, 128)
+        if self.attention == 'flash' and not g.backend.is_cpu:  # a CPU is exact at no cost
             k, v = g.cast(k, GgmlType.F16), g.cast(v, GgmlType.F16)
         y = g.attention(q, k, v, self.attention)
-        y = self._linear(g, 'resampler.attn.out', y)    # (tiles * queries, width)
+        y = self._linear(g, 'resampler.attn.out', y)  # (tiles * queries, width)
         y = self._norm(g, 'resampler.ln_post', y, RESAMPLER_EPSILON)
         return g.linear(self.weights['resampler.proj.weight'], y)
 

@@ -5,6 +5,7 @@
 
 Both namings of the feed-forward occur; which layer is the first is decided by its shape.
 """
+
 import re
 from dataclasses import dataclass
 
@@ -14,8 +15,8 @@ from minicpmo_ros.errors import ModelFileError
 from minicpmo_ros.ggml.header import Header
 from minicpmo_ros.ggml.weights import Want, check
 
-HEAD_WIDTH = 128           # of the resampler
-DEFAULT_QUERIES = 64       # of files that are older than the key
+HEAD_WIDTH = 128  # of the resampler
+DEFAULT_QUERIES = 64  # of files that are older than the key
 MAX_LAYERS = 256
 OTHER_FILE = 'Use a vision file of MiniCPM-o, or convert it again'
 
@@ -24,26 +25,26 @@ OTHER_FILE = 'Use a vision file of MiniCPM-o, or convert it again'
 class VisionFacts:
     """Sizes and constants of one vision file."""
 
-    width: int             # of the encoder
+    width: int  # of the encoder
     layers: int
     heads: int
-    ffn_names: tuple       # first and second layer, without 'v.blk.N.'
-    ffn_rows: int          # of the first layer
-    ffn_columns: int       # of the second layer; more than the rows: zeros are stored there
-    position_grid: int     # learned positions per side
-    output_width: int      # of the embeddings
-    queries: int           # embeddings per picture
-    image_size: int        # pixels
-    patch_size: int        # pixels
+    ffn_names: tuple  # first and second layer, without 'v.blk.N.'
+    ffn_rows: int  # of the first layer
+    ffn_columns: int  # of the second layer; more than the rows: zeros are stored there
+    position_grid: int  # learned positions per side
+    output_width: int  # of the embeddings
+    queries: int  # embeddings per picture
+    image_size: int  # pixels
+    patch_size: int  # pixels
     epsilon: float
-    mean: tuple            # of red, green and blue in [0, 1]
+    mean: tuple  # of red, green and blue in [0, 1]
     std: tuple
-    warnings: tuple        # sentences
+    warnings: tuple  # sentences
 
     @property
     def patch_values(self) -> int:
         """How many numbers one patch has."""
-        return 3 * self.patch_size ** 2
+        return 3 * self.patch_size**2
 
 
 def read_facts(header: Header) -> VisionFacts:
@@ -57,15 +58,22 @@ def read_facts(header: Header) -> VisionFacts:
     mean, std = (_colours(header, f'clip.vision.image_{name}') for name in ('mean', 'std'))
     names = _ffn_names(header, width)
     facts = VisionFacts(
-        width=width, layers=layers, heads=key('attention.head_count'), ffn_names=names,
+        width=width,
+        layers=layers,
+        heads=key('attention.head_count'),
+        ffn_names=names,
         ffn_rows=_shape(header, f'v.blk.0.{names[0]}.weight', 2)[0],
         ffn_columns=_shape(header, f'v.blk.0.{names[1]}.weight', 2)[1],
         position_grid=round(_shape(header, 'v.position_embd.weight', 2)[0] ** 0.5),
         output_width=_shape(header, 'resampler.proj.weight', 2)[0],
         queries=header.metadata.get('clip.minicpmv_query_num') or DEFAULT_QUERIES,
-        image_size=key('image_size'), patch_size=patch,
+        image_size=key('image_size'),
+        patch_size=patch,
         epsilon=header.require('clip.vision.attention.layer_norm_epsilon', float),
-        mean=mean, std=std, warnings=tuple(_warnings(header, layers, mean, std)))
+        mean=mean,
+        std=std,
+        warnings=tuple(_warnings(header, layers, mean, std)),
+    )
     _check_sizes(header, facts)
     check(header, {name: Want(shape) for name, shape in expected_shapes(facts).items()})
     return facts
@@ -76,8 +84,11 @@ def _check_kind(header: Header) -> None:
         raise ModelFileError(header.path, 'it is no vision file', OTHER_FILE)
     projector = header.metadata.get('clip.projector_type', 'resampler')
     if projector != 'resampler' or header.metadata.get('clip.has_vision_encoder') is False:
-        raise ModelFileError(header.path, f'it is a vision file of another model '
-                             f'(projector {projector!r})', OTHER_FILE)
+        raise ModelFileError(
+            header.path,
+            f'it is a vision file of another model (projector {projector!r})',
+            OTHER_FILE,
+        )
     if header.metadata.get('clip.use_gelu', True) is not True:
         raise ModelFileError(header.path, 'its activation is not the tanh GELU', OTHER_FILE)
 
@@ -87,8 +98,11 @@ def _shape(header: Header, name: str, n_dims: int) -> tuple:
         raise ModelFileError(header.path, f'the tensor {name} is missing', OTHER_FILE)
     shape = header.tensors[name].shape
     if len(shape) != n_dims:
-        raise ModelFileError(header.path, f'the tensor {name} has the shape {shape}, '
-                             f'{n_dims} dimensions are expected', OTHER_FILE)
+        raise ModelFileError(
+            header.path,
+            f'the tensor {name} has the shape {shape}, {n_dims} dimensions are expected',
+            OTHER_FILE,
+        )
     return shape
 
 
@@ -99,8 +113,9 @@ def _ffn_names(header: Header, width: int) -> tuple:
         biases = [_shape(header, f'v.blk.0.{name}.bias', 1) for name in (first, second)]
         if n_in == width and biases == [(n_out,), (width,)]:
             return first, second
-    raise ModelFileError(header.path, f'neither v.blk.0.ffn_up nor ffn_down has rows of {width}',
-                         OTHER_FILE)
+    raise ModelFileError(
+        header.path, f'neither v.blk.0.ffn_up nor ffn_down has rows of {width}', OTHER_FILE
+    )
 
 
 def _colours(header: Header, key: str) -> tuple:
@@ -114,12 +129,15 @@ def _warnings(header: Header, layers: int, mean: tuple, std: tuple):
     for name, values in (('mean', mean), ('std', std)):
         if not np.allclose(values, 0.5):
             shown = ', '.join(f'{value:.4g}' for value in values)
-            yield (f'{header.path}: image_{name} is {shown}, MiniCPM-o was trained with 0.5: '
-                   'the file was probably converted with wrong defaults')
+            yield (
+                f'{header.path}: image_{name} is {shown}, MiniCPM-o was trained with 0.5: '
+                'the file was probably converted with wrong defaults'
+            )
     blocks = {match[1] for name in header.tensors if (match := re.match(r'v\.blk\.(\d+)\.', name))}
     if len(blocks) > layers:
-        yield (f'{header.path}: it holds {len(blocks)} layers, block_count uses the first '
-               f'{layers}')
+        yield (
+            f'{header.path}: it holds {len(blocks)} layers, block_count uses the first {layers}'
+        )
 
 
 def _check_sizes(header: Header, facts: VisionFacts) -> None:
@@ -129,8 +147,10 @@ def _check_sizes(header: Header, facts: VisionFacts) -> None:
     elif facts.output_width % HEAD_WIDTH:
         wrong = f'an embedding width of {facts.output_width}, no multiple of {HEAD_WIDTH}'
     elif not 0 < facts.patch_size <= facts.image_size <= facts.patch_size * facts.position_grid:
-        wrong = (f'pictures of {facts.image_size} in patches of {facts.patch_size}, for '
-                 f'{facts.position_grid} positions a side')
+        wrong = (
+            f'pictures of {facts.image_size} in patches of {facts.patch_size}, for '
+            f'{facts.position_grid} positions a side'
+        )
     elif not facts.epsilon > 0 or min(facts.std) <= 0:
         wrong = f'a layer norm epsilon of {facts.epsilon} or an image_std of {facts.std}'
     elif facts.ffn_columns < facts.ffn_rows:
@@ -143,22 +163,34 @@ def expected_shapes(facts: VisionFacts) -> dict:
     """Return the shape of every tensor the encoder reads."""
     d, width = facts.width, facts.output_width
     first, second = facts.ffn_names
-    shapes = {'v.patch_embd.weight': (d, 3, facts.patch_size, facts.patch_size),
-              'v.patch_embd.bias': (d,),
-              'v.position_embd.weight': (facts.position_grid ** 2, d)}
-    norms = {'v.post_ln': d, 'resampler.ln_q': width, 'resampler.ln_kv': width,
-             'resampler.ln_post': width}
+    shapes = {
+        'v.patch_embd.weight': (d, 3, facts.patch_size, facts.patch_size),
+        'v.patch_embd.bias': (d,),
+        'v.position_embd.weight': (facts.position_grid**2, d),
+    }
+    norms = {
+        'v.post_ln': d,
+        'resampler.ln_q': width,
+        'resampler.ln_kv': width,
+        'resampler.ln_post': width,
+    }
     linears = {f'resampler.attn.{name}': (width, width) for name in ('q', 'k', 'v', 'out')}
     for i in range(facts.layers):
         block = f'v.blk.{i}.'
         norms.update({block + 'ln1': d, block + 'ln2': d})
         linears.update({f'{block}attn_{name}': (d, d) for name in ('q', 'k', 'v', 'out')})
-        linears.update({block + first: (facts.ffn_rows, d),
-                        block + second: (d, facts.ffn_columns)})
+        linears.update(
+            {block + first: (facts.ffn_rows, d), block + second: (d, facts.ffn_columns)}
+        )
     for name, n in norms.items():
         shapes.update({f'{name}.weight': (n,), f'{name}.bias': (n,)})
     for name, shape in linears.items():
         shapes.update({f'{name}.weight': shape, f'{name}.bias': shape[:1]})
-    shapes.update({'resampler.query': (facts.queries, width),
-                   'resampler.kv.weight': (width, d), 'resampler.proj.weight': (width, width)})
+    shapes.update(
+        {
+            'resampler.query': (facts.queries, width),
+            'resampler.kv.weight': (width, d),
+            'resampler.proj.weight': (width, width),
+        }
+    )
     return shapes

@@ -7,6 +7,7 @@ Exact: with two mel frames before a second and one after it (12.5 ms of waiting)
 gives what the offline encoder gives under a chunk-causal mask, to float error. `isolated`
 reproduces MiniCPM-o's own per-second front end instead, which pads every second with zeros.
 """
+
 from collections.abc import Callable
 
 import numpy as np
@@ -41,14 +42,28 @@ _KV_TYPES = {'f16': GgmlType.F16, 'f32': GgmlType.F32}
 class AudioEncoder:
     """The weights of one audio file on a device; any number of streams use them."""
 
-    def __init__(self, facts: WhisperFacts, weights: Weights, backend: Backend, attention: str,
-                 kv_type: str, fixed_graph: bool):
+    def __init__(
+        self,
+        facts: WhisperFacts,
+        weights: Weights,
+        backend: Backend,
+        attention: str,
+        kv_type: str,
+        fixed_graph: bool,
+    ):
         self.facts, self.weights, self.backend = facts, weights, backend
         self.attention, self.kv_type, self.fixed_graph = attention, kv_type, fixed_graph
 
     @classmethod
-    def load(cls, source, backend: Backend, attention: str = 'auto', kv_type: str = 'f16',
-             repack: bool = False, fixed_graph: bool | None = None) -> 'AudioEncoder':
+    def load(
+        cls,
+        source,
+        backend: Backend,
+        attention: str = 'auto',
+        kv_type: str = 'f16',
+        repack: bool = False,
+        fixed_graph: bool | None = None,
+    ) -> 'AudioEncoder':
         """Load an audio GGUF file, given as a path or a Header.
 
         attention: 'flash' (fused) or 'mul_mat'; 'auto' takes flash on a GPU.
@@ -93,8 +108,9 @@ class AudioStream:
     def __init__(self, encoder: AudioEncoder, isolated: bool = False):
         self.encoder, self.isolated, self.seconds = encoder, isolated, 0
         facts, fixed = encoder.facts, encoder.fixed_graph
-        self._caches = new_caches(encoder.backend, facts, encoder.attention,
-                                  _KV_TYPES[encoder.kv_type], fixed)
+        self._caches = new_caches(
+            encoder.backend, facts, encoder.attention, _KV_TYPES[encoder.kv_type], fixed
+        )
         self._n_keys = self._caches['k.0'].shape[0] if fixed else 0
         describe = StepGraph(facts, encoder.weights, self._caches, encoder.attention)
         seconds = [ALL_SECONDS] if fixed else range(facts.max_seconds)
@@ -146,11 +162,15 @@ class AudioStream:
         shape = (frames, self.encoder.facts.mel_bins)
         if not isinstance(mel, np.ndarray) or mel.shape != shape or mel.dtype != np.float32:
             given = f'{mel.shape} of {mel.dtype}' if isinstance(mel, np.ndarray) else type(mel)
-            raise InputError(f'a mel spectrogram {given} was given, {shape} of float32 is '
-                             'needed: one second at a time')
+            raise InputError(
+                f'a mel spectrogram {given} was given, {shape} of float32 is '
+                'needed: one second at a time'
+            )
         if not np.abs(mel).max() <= MAX_MEL:  # false for NaN too
-            raise InputError('the mel spectrogram holds NaN or numbers beyond '
-                             f'{MAX_MEL:g}: clamp and scale it, and check the sound')
+            raise InputError(
+                'the mel spectrogram holds NaN or numbers beyond '
+                f'{MAX_MEL:g}: clamp and scale it, and check the sound'
+            )
         if self.isolated:
             return np.pad(mel, ((LEFT, RIGHT), (0, 0)))
         return mel if self.seconds else np.pad(mel[LEFT:], ((LEFT, 0), (0, 0)))

@@ -11,6 +11,7 @@ Two forms of the graph: one per second, which touches only the valid part of the
 pays for every key); and one for all seconds, which writes by ids and masks the rest (CUDA
 replays an unchanged graph).
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +24,10 @@ from minicpmo_ros.ggml.runtime import Backend, Tensor, Tensors
 from minicpmo_ros.ggml.weights import Weights
 
 EPSILON = 1e-5
-ALL_SECONDS = -1            # the key of the graph for all seconds
-LEFT, RIGHT = 2, 1          # mel frames beside a second that its convolutions reach
+ALL_SECONDS = -1  # the key of the graph for all seconds
+LEFT, RIGHT = 2, 1  # mel frames beside a second that its convolutions reach
 MEL_FRAMES = LEFT + 2 * CHUNK + RIGHT
-_MASK_MULTIPLE = 256        # CUDA's fused attention wants this of the number of keys
+_MASK_MULTIPLE = 256  # CUDA's fused attention wants this of the number of keys
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ class StepGraph:
         return g.linear(self.weights[name + '.weight'], x, self.weights[name + '.bias'])
 
     def _norm(self, g: Builder, name: str, x: Tensor) -> Tensor:
-        return g.layer_norm(x, self.weights[name + '.weight'], self.weights[name + '.bias'],
-                            EPSILON)
+        return g.layer_norm(
+            x, self.weights[name + '.weight'], self.weights[name + '.bias'], EPSILON
+        )
 
 
 class _Chunk:
@@ -133,8 +135,9 @@ class _Chunk:
         return self.g.heads(cache, self.step.facts.heads)
 
 
-def new_caches(backend: Backend, facts: WhisperFacts, kind: str, kv_type: GgmlType,
-               masked: bool) -> Tensors:
+def new_caches(
+    backend: Backend, facts: WhisperFacts, kind: str, kv_type: GgmlType, masked: bool
+) -> Tensors:
     """Room for the keys and values of a whole stream, allocated once."""
     positions = facts.max_seconds * CHUNK
     if masked:

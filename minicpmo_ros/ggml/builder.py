@@ -7,6 +7,7 @@ Every operation checks its operands first and raises ValueError: ggml would end 
 instead. Nodes are float32 where nothing else is said. Graphs are built, allocated and run
 by graph.py, which hands a Builder to the function that describes one.
 """
+
 import math
 
 from minicpmo_ros.errors import EngineError
@@ -26,8 +27,9 @@ class _Memory:
     def __init__(self, backend: Backend, max_nodes: int):
         self.backend = backend
         size = _LEAVES_PER_NODE * max_nodes
-        self.context = new_context(backend, self, max_nodes,
-                                   lib.graph_overhead_custom(size, False))
+        self.context = new_context(
+            backend, self, max_nodes, lib.graph_overhead_custom(size, False)
+        )
         self.graph = lib.new_graph_custom(self.context, size, False)
 
 
@@ -57,8 +59,9 @@ class Builder:
 
     # Where data comes in and out.
 
-    def input(self, name: str, shape: tuple, ggml_type: GgmlType = GgmlType.F32,
-              below: int | None = None) -> Tensor:
+    def input(
+        self, name: str, shape: tuple, ggml_type: GgmlType = GgmlType.F32, below: int | None = None
+    ) -> Tensor:
         """An array given to every run; ids (I32) are checked to lie in [0, below)."""
         if name in self.inputs or not 1 <= len(shape) <= 4 or min(shape) < 1:
             raise ValueError(f'the input {name} cannot have the shape {shape}, or exists')
@@ -96,9 +99,17 @@ class Builder:
 
     def store_rows(self, target: Tensor, x: Tensor, ids: Tensor) -> Tensor:
         """Put rows x (n, d) into target (m, d) at ids (n,); the target to read from."""
-        _require(len(target.shape) == 2 and x.shape == (ids.shape[0], target.shape[1])
-                 and ids.type in _INTEGERS and x.type == GgmlType.F32 and _dense_rows(x),
-                 'store_rows', target, x, ids)
+        _require(
+            len(target.shape) == 2
+            and x.shape == (ids.shape[0], target.shape[1])
+            and ids.type in _INTEGERS
+            and x.type == GgmlType.F32
+            and _dense_rows(x),
+            'store_rows',
+            target,
+            x,
+            ids,
+        )
         return self._op(lib.set_rows, target, x, ids)
 
     # Layers.
@@ -111,10 +122,16 @@ class Builder:
     def matmul(self, a: Tensor, x: Tensor) -> Tensor:
         """x (..., m, k) times a (..., n, k) transposed: (..., m, n)."""
         outer_a, outer_x = _sides(a)[:2], _sides(x)[:2]
-        _require(a.shape[-1] == x.shape[-1] and _dense_rows(a) and _dense_rows(x)
-                 and x.type == GgmlType.F32
-                 and all(many % one == 0 for many, one in zip(outer_x, outer_a)),
-                 'matmul', a, x)
+        _require(
+            a.shape[-1] == x.shape[-1]
+            and _dense_rows(a)
+            and _dense_rows(x)
+            and x.type == GgmlType.F32
+            and all(many % one == 0 for many, one in zip(outer_x, outer_a)),
+            'matmul',
+            a,
+            x,
+        )
         return self._op(lib.mul_mat, a, x)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
@@ -151,15 +168,25 @@ class Builder:
         return self._broadcast(lib.mul, a, b)
 
     def _broadcast(self, operation, a: Tensor, b: Tensor) -> Tensor:
-        _require(a.type == b.type == GgmlType.F32 and _dense_rows(a) and _dense_rows(b)
-                 and all(many % one == 0 for many, one in zip(_sides(a), _sides(b))),
-                 operation.__name__, a, b)
+        _require(
+            a.type == b.type == GgmlType.F32
+            and _dense_rows(a)
+            and _dense_rows(b)
+            and all(many % one == 0 for many, one in zip(_sides(a), _sides(b))),
+            operation.__name__,
+            a,
+            b,
+        )
         return self._op(operation, a, b)
 
     def rows(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows of table (m, d) at ids (n,) int32 as float32 (n, d)."""
-        _require(len(table.shape) == 2 and len(ids.shape) == 1 and ids.type == GgmlType.I32,
-                 'rows', table, ids)
+        _require(
+            len(table.shape) == 2 and len(ids.shape) == 1 and ids.type == GgmlType.I32,
+            'rows',
+            table,
+            ids,
+        )
         return self._op(lib.get_rows, table, ids)
 
     def taps(self, x: Tensor, kernel: int, stride: int, count: int) -> Tensor:
@@ -191,8 +218,15 @@ class Builder:
         t, d = rows // batch, width // n_heads
         return self.transpose(self.reshape(x, (batch, t, n_heads, d)), (0, 2, 1, 3))
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, kind: str = 'flash',
-                  mask: Tensor | None = None, v_transposed: bool = False) -> Tensor:
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kind: str = 'flash',
+        mask: Tensor | None = None,
+        v_transposed: bool = False,
+    ) -> Tensor:
         """Attention of q (b, h, t, d) over k, v (b, h, m, d): (b * t, h * d).
 
         kind 'flash' is one fused operation (k and v float16 on a GPU); 'mul_mat' writes the
@@ -203,12 +237,27 @@ class Builder:
         m, factor = _sides(k)[2], 1 / math.sqrt(d)
         _require(_sides(k) == (b, h, m, d), 'attention', q, k, v)
         if mask is not None:
-            _require(mask.type == GgmlType.F16 and _sides(mask) == (1, 1, t, m)
-                     and mask.is_contiguous, 'attention with a mask', q, k, mask)
+            _require(
+                mask.type == GgmlType.F16 and _sides(mask) == (1, 1, t, m) and mask.is_contiguous,
+                'attention with a mask',
+                q,
+                k,
+                mask,
+            )
         if kind == 'flash':
-            _require(_sides(v) == _sides(k) and v.type == k.type and q.type == GgmlType.F32
-                     and _dense_rows(q) and _dense_rows(k) and _dense_rows(v)
-                     and not v_transposed, 'flash attention', q, k, v)
+            _require(
+                _sides(v) == _sides(k)
+                and v.type == k.type
+                and q.type == GgmlType.F32
+                and _dense_rows(q)
+                and _dense_rows(k)
+                and _dense_rows(v)
+                and not v_transposed,
+                'flash attention',
+                q,
+                k,
+                v,
+            )
             y = self._op(lib.flash_attn_ext, q, k, v, mask, factor, 0.0, 0.0)  # (b, t, h, d)
             lib.prec_set_acc(y.handle, _PRECISION_F32)
             return self.reshape(y, (b * t, h * d))
@@ -224,8 +273,11 @@ class Builder:
 
     def reshape(self, x: Tensor, shape: tuple) -> Tensor:
         """The same numbers in another shape of 2 to 4 dimensions; x is contiguous."""
-        _require(x.is_contiguous and math.prod(shape) == math.prod(x.shape)
-                 and 2 <= len(shape) <= 4, f'reshape to {shape}', x)
+        _require(
+            x.is_contiguous and math.prod(shape) == math.prod(x.shape) and 2 <= len(shape) <= 4,
+            f'reshape to {shape}',
+            x,
+        )
         operation = getattr(lib, f'reshape_{len(shape)}d')
         return self._op(operation, x, *map(int, reversed(shape)))
 
@@ -242,9 +294,16 @@ class Builder:
         rank = len(x.shape)
         axis %= rank
         last = axis == rank - 1
-        _require(0 <= start and count > 0 and start + (count - 1) * step < x.shape[axis]
-                 and step > 0 and not (last and (step > 1 or block_size(x.type) > 1))
-                 and _dense_rows(x), f'slice [{start}:+{count}:{step}] of axis {axis}', x)
+        _require(
+            0 <= start
+            and count > 0
+            and start + (count - 1) * step < x.shape[axis]
+            and step > 0
+            and not (last and (step > 1 or block_size(x.type) > 1))
+            and _dense_rows(x),
+            f'slice [{start}:+{count}:{step}] of axis {axis}',
+            x,
+        )
         shape, strides = list(x.shape), list(x.strides)
         offset = start * strides[axis]
         shape[axis], strides[axis] = count, strides[axis] * step
@@ -257,17 +316,26 @@ class Builder:
         """Join two tensors along an axis."""
         rank = len(a.shape)
         axis %= rank
-        _require(len(b.shape) == rank and a.type == b.type and block_size(a.type) == 1
-                 and all(i == axis or a.shape[i] == b.shape[i] for i in range(rank)),
-                 f'concatenate along {axis}', a, b)
+        _require(
+            len(b.shape) == rank
+            and a.type == b.type
+            and block_size(a.type) == 1
+            and all(i == axis or a.shape[i] == b.shape[i] for i in range(rank)),
+            f'concatenate along {axis}',
+            a,
+            b,
+        )
         return self._op(lib.concat, a, b, rank - 1 - axis)
 
     def repeat(self, x: Tensor, shape: tuple) -> Tensor:
         """x repeated to a shape whose axes are multiples of its own; float32."""
         wanted = (1,) * (4 - len(shape)) + tuple(shape)
-        _require(x.type == GgmlType.F32
-                 and all(many % one == 0 for many, one in zip(wanted, _sides(x))),
-                 f'repeat to {shape}', x)
+        _require(
+            x.type == GgmlType.F32
+            and all(many % one == 0 for many, one in zip(wanted, _sides(x))),
+            f'repeat to {shape}',
+            x,
+        )
         return self._op(lib.repeat_4d, x, *wanted[::-1])
 
     def cast(self, x: Tensor, ggml_type: GgmlType) -> Tensor:
@@ -290,8 +358,9 @@ class Builder:
         for argument in arguments:
             if isinstance(argument, Tensor):
                 owner = argument.owner
-                if owner is not self.memory and not (isinstance(owner, Tensors)
-                                                     and owner.backend is self.backend):
+                if owner is not self.memory and not (
+                    isinstance(owner, Tensors) and owner.backend is self.backend
+                ):
                     raise ValueError('a tensor of another graph or another device')
                 argument = argument.handle
             handles.append(argument)

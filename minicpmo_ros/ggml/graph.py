@@ -18,6 +18,7 @@ All graphs of a cache share one buffer, which is reserved once for the largest k
 would silently move it for a larger graph and leave the kept ones dangling; such a graph is
 refused instead. Leading dimensions of one are not there in results.
 """
+
 import ctypes
 import threading
 from collections import OrderedDict
@@ -60,11 +61,13 @@ class _Buffer:
     def allocate(self, builder: Builder) -> None:
         """Give the graph's nodes their places."""
         needed, reserved = ctypes.c_size_t(), self.size_bytes
-        lib.gallocr_reserve_n_size(self._measure, builder.memory.graph, None, None,
-                                   ctypes.addressof(needed))
+        lib.gallocr_reserve_n_size(
+            self._measure, builder.memory.graph, None, None, ctypes.addressof(needed)
+        )
         if needed.value > reserved:
-            raise EngineError(f'a graph needs {needed.value} bytes, {reserved} were reserved '
-                              'for the largest')
+            raise EngineError(
+                f'a graph needs {needed.value} bytes, {reserved} were reserved for the largest'
+            )
         done = lib.gallocr_alloc_graph(self._allocator, builder.memory.graph)
         if not done or self.size_bytes != reserved:
             raise EngineError('the compute buffer has moved under the graphs in it')
@@ -128,8 +131,10 @@ class CompiledGraph:
         array = np.asarray(inputs[name])
         shape, dtype = storage(tensor.shape, tensor.type)
         if trimmed(array.shape) != trimmed(shape) or array.dtype != dtype:
-            raise ValueError(f'the input {name} is {array.shape} of {array.dtype}, '
-                             f'{shape} of {dtype} is expected')
+            raise ValueError(
+                f'the input {name} is {array.shape} of {array.dtype}, '
+                f'{shape} of {dtype} is expected'
+            )
         if tensor.type == GgmlType.F32 and not np.isfinite(array).all():
             raise ValueError(f'the input {name} holds NaN or infinite numbers')
         if below is not None and not (array.min() >= 0 and array.max() < below):
@@ -143,9 +148,11 @@ class CompiledGraph:
     def _refuse_unsupported(self) -> None:
         for node in self._nodes():
             if not self._backend.supports(node):
-                raise EngineError(f'{self._backend.name} cannot compute '
-                                  f'{lib.op_desc(node).decode()} as this model needs it. '
-                                  'Set the device to cpu')
+                raise EngineError(
+                    f'{self._backend.name} cannot compute '
+                    f'{lib.op_desc(node).decode()} as this model needs it. '
+                    'Set the device to cpu'
+                )
 
     def _form_slices(self, cuts: list) -> list:
         """Graphs of consecutive nodes; they share the tensors, hence the places, of the whole."""
@@ -173,8 +180,14 @@ class GraphCache:
     keep: how many graphs stay; the one not used for longest goes.
     """
 
-    def __init__(self, backend: Backend, build: Callable[[Builder, Hashable], None],
-                 largest: Iterable, max_nodes: int, keep: int = 4):
+    def __init__(
+        self,
+        backend: Backend,
+        build: Callable[[Builder, Hashable], None],
+        largest: Iterable,
+        max_nodes: int,
+        keep: int = 4,
+    ):
         self._backend, self._build = backend, build
         self._max_nodes, self._keep = max_nodes, keep
         self._graphs = OrderedDict()
@@ -197,8 +210,9 @@ class GraphCache:
         self._graphs.move_to_end(key)
         return self._graphs[key]
 
-    def run(self, key: Hashable, inputs: Mapping,
-            between: Callable[[], None] | None = None) -> dict:
+    def run(
+        self, key: Hashable, inputs: Mapping, between: Callable[[], None] | None = None
+    ) -> dict:
         """Run the graph of a key; see CompiledGraph.run()."""
         return self.get(key).run(inputs, between)
 

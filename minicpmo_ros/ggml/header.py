@@ -8,6 +8,7 @@ with what is left of the file before it is believed, so that a damaged or hostil
 ends in a ModelFileError and never in a hang, a huge allocation or a crash. Nothing is
 read but the header; no library is needed.
 """
+
 import mmap
 import os
 import stat
@@ -31,12 +32,39 @@ DEFAULT_ALIGNMENT = 32
 FETCH_AGAIN = 'Fetch or convert the file again'
 
 _STRING, _ARRAY = 8, 9
-_SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q',
-            12: 'd'}
-_DTYPES = {0: '<u1', 1: '<i1', 2: '<u2', 3: '<i2', 4: '<u4', 5: '<i4', 6: '<f4', 7: '<u1',
-           10: '<u8', 11: '<i8', 12: '<f8'}
-_KINDS = {int: 'a whole number', float: 'a number', str: 'a text', bool: 'true or false',
-          np.ndarray: 'a list of numbers'}
+_SCALARS = {
+    0: 'B',
+    1: 'b',
+    2: 'H',
+    3: 'h',
+    4: 'I',
+    5: 'i',
+    6: 'f',
+    7: '?',
+    10: 'Q',
+    11: 'q',
+    12: 'd',
+}
+_DTYPES = {
+    0: '<u1',
+    1: '<i1',
+    2: '<u2',
+    3: '<i2',
+    4: '<u4',
+    5: '<i4',
+    6: '<f4',
+    7: '<u1',
+    10: '<u8',
+    11: '<i8',
+    12: '<f8',
+}
+_KINDS = {
+    int: 'a whole number',
+    float: 'a number',
+    str: 'a text',
+    bool: 'true or false',
+    np.ndarray: 'a list of numbers',
+}
 
 
 @dataclass(frozen=True)
@@ -89,8 +117,11 @@ class Header:
     def require(self, key: str, kind: type):
         """The value of a key as int, float, str, bool, np.ndarray or StringArray."""
         if key not in self.metadata:
-            raise ModelFileError(self.path, f'its header has no {key}',
-                                 'Use a file made for this purpose, or convert it again')
+            raise ModelFileError(
+                self.path,
+                f'its header has no {key}',
+                'Use a file made for this purpose, or convert it again',
+            )
         value = self.metadata[key]
         if kind is float and type(value) is int:
             value = float(value)
@@ -107,8 +138,9 @@ def read_header(path) -> Header:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or str(error)
-        raise ModelFileError(path, f'it cannot be opened ({reason})',
-                             'Check the path and its permissions') from error
+        raise ModelFileError(
+            path, f'it cannot be opened ({reason})', 'Check the path and its permissions'
+        ) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -151,7 +183,7 @@ class _Reader:
         if n_bytes > limit:
             self.refuse(f'{what} is {n_bytes} bytes long, at most {limit} are allowed')
         start = self.claim(n_bytes, what)
-        return self.data[start:start + n_bytes]
+        return self.data[start : start + n_bytes]
 
     def name(self, what: str, limit: int) -> str:
         """A key or a tensor's name: UTF-8 without zero bytes (C would end it there)."""
@@ -165,7 +197,7 @@ class _Reader:
         return name
 
     def header(self) -> Header:
-        if self.data[self.claim(4, 'the magic'):4] != b'GGUF':
+        if self.data[self.claim(4, 'the magic') : 4] != b'GGUF':
             self.refuse('it does not begin as a GGUF file does')
         version = self.scalar('I', 'the version')
         if version not in (2, 3):
@@ -173,15 +205,18 @@ class _Reader:
         n_tensors = self.scalar('Q', 'the number of tensors')
         n_metadata = self.scalar('Q', 'the number of metadata entries')
         if n_tensors > MAX_TENSORS or n_metadata > MAX_METADATA:
-            self.refuse(f'it claims {n_tensors} tensors and {n_metadata} metadata entries, '
-                        f'at most {MAX_TENSORS} and {MAX_METADATA} are allowed')
+            self.refuse(
+                f'it claims {n_tensors} tensors and {n_metadata} metadata entries, '
+                f'at most {MAX_TENSORS} and {MAX_METADATA} are allowed'
+            )
         metadata = self.metadata(n_metadata)
         alignment = self.alignment(metadata)
         claims = self.tensors(n_tensors)
         data_offset = -(-self.position // alignment) * alignment
         tensors = self.placed(claims, data_offset, alignment)
-        return Header(self.path, version, metadata, tensors, data_offset, alignment,
-                      self.size_bytes)
+        return Header(
+            self.path, version, metadata, tensors, data_offset, alignment, self.size_bytes
+        )
 
     def metadata(self, count: int) -> dict:
         metadata = {}
@@ -204,11 +239,13 @@ class _Reader:
         if element == _STRING:
             return self.strings(count, key)
         if element not in _DTYPES:
-            self.refuse(f'the elements of {key} have the type {element}, '
-                        'only numbers and texts are allowed')
+            self.refuse(
+                f'the elements of {key} have the type {element}, '
+                'only numbers and texts are allowed'
+            )
         dtype = np.dtype(_DTYPES[element])
         start = self.claim(count * dtype.itemsize, key)
-        values = np.frombuffer(self.data[start:self.position], dtype)  # (count,)
+        values = np.frombuffer(self.data[start : self.position], dtype)  # (count,)
         return values != 0 if element == 7 else values
 
     def strings(self, count: int, key: str) -> StringArray:
@@ -232,10 +269,15 @@ class _Reader:
 
     def alignment(self, metadata: dict) -> int:
         alignment = metadata.get('general.alignment', DEFAULT_ALIGNMENT)
-        if (type(alignment) is not int or not MIN_ALIGNMENT <= alignment <= MAX_ALIGNMENT
-                or alignment & (alignment - 1)):
-            self.refuse(f'its alignment is {alignment!r}, a power of two from {MIN_ALIGNMENT} '
-                        f'to {MAX_ALIGNMENT} is allowed')
+        if (
+            type(alignment) is not int
+            or not MIN_ALIGNMENT <= alignment <= MAX_ALIGNMENT
+            or alignment & (alignment - 1)
+        ):
+            self.refuse(
+                f'its alignment is {alignment!r}, a power of two from {MIN_ALIGNMENT} '
+                f'to {MAX_ALIGNMENT} is allowed'
+            )
         return alignment
 
     def tensors(self, count: int) -> dict:
@@ -266,8 +308,10 @@ class _Reader:
         if not 0 < n_elements <= MAX_ELEMENTS:
             self.refuse(f'the tensor {name} claims the shape {shape}')
         if shape[-1] % block_size(ggml_type):
-            self.refuse(f'the tensor {name} of type {ggml_type.name} has rows of {shape[-1]} '
-                        f'numbers, not a multiple of {block_size(ggml_type)}')
+            self.refuse(
+                f'the tensor {name} of type {ggml_type.name} has rows of {shape[-1]} '
+                f'numbers, not a multiple of {block_size(ggml_type)}'
+            )
         return ggml_type, n_elements // shape[-1] * row_bytes(ggml_type, shape[-1])
 
     def placed(self, claims: dict, data_offset: int, alignment: int) -> dict:
@@ -278,8 +322,10 @@ class _Reader:
                 self.refuse(f'the tensor {name} lies at {offset}, not a multiple of {alignment}')
             start = data_offset + offset
             if start + n_bytes > self.size_bytes:
-                self.refuse(f'it has {self.size_bytes} bytes, but the tensor {name} ends at '
-                            f'{start + n_bytes}: it is cut short')
+                self.refuse(
+                    f'it has {self.size_bytes} bytes, but the tensor {name} ends at '
+                    f'{start + n_bytes}: it is cut short'
+                )
             tensors[name] = TensorInfo(name, shape, ggml_type, start, n_bytes)
         ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
         for before, after in zip(ordered, ordered[1:]):

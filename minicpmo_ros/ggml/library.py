@@ -13,6 +13,7 @@ ggml ends the process on misuse, so whatever is called here has been checked bef
 Neither enum values nor struct sizes are a stable ABI: the import fails with EngineError on
 a ggml that this package was not made for.
 """
+
 import atexit
 import ctypes
 import logging
@@ -27,8 +28,19 @@ from minicpmo_ros.errors import EngineError
 from minicpmo_ros.ggml import signatures
 from minicpmo_ros.ggml.types import GgmlType, block_size, row_bytes, type_size
 
-__all__ = ['GGML_VERSION', 'GgmlType', 'QUANTIZABLE', 'block_size', 'dequantize', 'lib',
-           'llama_cpp_version', 'quantize', 'row_bytes', 'set_log', 'type_size']
+__all__ = [
+    'GGML_VERSION',
+    'GgmlType',
+    'QUANTIZABLE',
+    'block_size',
+    'dequantize',
+    'lib',
+    'llama_cpp_version',
+    'quantize',
+    'row_bytes',
+    'set_log',
+    'type_size',
+]
 
 GGML_VERSION = '0.25.3'
 PINNED = 'llama-cpp-python==0.3.36'  # as in environment/*.txt
@@ -42,7 +54,8 @@ except ImportError as error:
 llama_cpp_version = llama_cpp.__version__
 lib = types.SimpleNamespace(
     **signatures.bind(ctypes.PyDLL(_llama._lib._name), signatures.QUICK),
-    **signatures.bind(ctypes.CDLL(_llama._lib._name), signatures.BLOCKING))
+    **signatures.bind(ctypes.CDLL(_llama._lib._name), signatures.BLOCKING),
+)
 
 
 # What ggml can encode without importance weights.
@@ -64,11 +77,13 @@ def quantize(rows: np.ndarray, ggml_type: GgmlType) -> np.ndarray:
         raise ValueError('rows with NaN or infinite numbers cannot be quantised')
     n_rows, n = rows.shape
     encoded = np.empty((n_rows, row_bytes(ggml_type, n)), np.uint8)  # (n, bytes)
-    written = lib.quantize_chunk(ggml_type, rows.ctypes.data, encoded.ctypes.data, 0, n_rows, n,
-                                 None)
+    written = lib.quantize_chunk(
+        ggml_type, rows.ctypes.data, encoded.ctypes.data, 0, n_rows, n, None
+    )
     if written != encoded.nbytes:
-        raise EngineError(f'quantising to {ggml_type.name} wrote {written} bytes, '
-                          f'{encoded.nbytes} were expected')
+        raise EngineError(
+            f'quantising to {ggml_type.name} wrote {written} bytes, {encoded.nbytes} were expected'
+        )
     return encoded
 
 
@@ -84,8 +99,9 @@ def dequantize(encoded: np.ndarray, ggml_type: GgmlType) -> np.ndarray:
         raise ValueError(f'{GgmlType(ggml_type).name} has no float meaning')
     n = encoded.shape[1] // type_size(ggml_type) * block_size(ggml_type)
     decoded = np.empty((len(encoded), n), np.float32)  # (n, k)
-    to_float = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p,
-                                ctypes.c_int64)(traits.to_float)
+    to_float = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(
+        traits.to_float
+    )
     to_float(encoded.ctypes.data, decoded.ctypes.data, decoded.size)
     return decoded
 
@@ -113,8 +129,9 @@ class _Log:
         with self._lock:
             if level != _CONTINUED:
                 self._level = _LEVELS.get(level, 'info')
-            *lines, self._text = (self._text + (piece or b'').decode('utf-8', 'replace')
-                                  ).split('\n')
+            *lines, self._text = (self._text + (piece or b'').decode('utf-8', 'replace')).split(
+                '\n'
+            )
             level = self._level
         for line in lines:
             if line.strip():
@@ -139,8 +156,10 @@ def _last_words(message: bytes) -> None:
 def _check_version() -> None:
     version = lib.version().decode()
     if version != GGML_VERSION:
-        raise EngineError(f'ggml {version} of llama-cpp-python {llama_cpp_version} is not what '
-                          f'this package was made for ({GGML_VERSION}). Install {PINNED}')
+        raise EngineError(
+            f'ggml {version} of llama-cpp-python {llama_cpp_version} is not what '
+            f'this package was made for ({GGML_VERSION}). Install {PINNED}'
+        )
     # ggml keeps a 32-byte object header in front of every tensor.
     if ctypes.sizeof(signatures.TensorStruct) + 32 != lib.tensor_overhead():
         raise EngineError(f'the layout of ggml tensors has changed. Install {PINNED}')

@@ -8,6 +8,7 @@ latest by Backend.close(), in reverse order of creation. Using it afterwards rai
 EngineError. Shapes are in NumPy order everywhere (ggml counts its dimensions backwards) and
 come without leading dimensions of one.
 """
+
 import contextlib
 import ctypes
 import struct
@@ -27,9 +28,13 @@ MAX_THREADS = 512  # of ggml
 _TENSOR_START = struct.Struct('@iP8q')  # type, buffer, sides, strides of struct ggml_tensor
 _TYPES = {int(ggml_type): ggml_type for ggml_type in GgmlType}
 
-_DTYPES = {GgmlType.F32: np.dtype('f4'), GgmlType.F16: np.dtype('f2'),
-           GgmlType.BF16: np.dtype('u2'), GgmlType.I32: np.dtype('i4'),
-           GgmlType.I64: np.dtype('i8')}
+_DTYPES = {
+    GgmlType.F32: np.dtype('f4'),
+    GgmlType.F16: np.dtype('f2'),
+    GgmlType.BF16: np.dtype('u2'),
+    GgmlType.I32: np.dtype('i4'),
+    GgmlType.I64: np.dtype('i8'),
+}
 
 
 def storage(shape: tuple, ggml_type: GgmlType) -> tuple:
@@ -54,8 +59,10 @@ class Backend:
         found = _find_device(device)
         handle = lib.backend_dev_init(found, None)
         if not handle:
-            raise EngineError(f'the device {device} cannot be started. See the log for the '
-                              'reason, or set the device to cpu')
+            raise EngineError(
+                f'the device {device} cannot be started. See the log for the '
+                'reason, or set the device to cpu'
+            )
         self._handle, self._device = handle, found
         self._finalizer = weakref.finalize(self, lib.backend_free, handle)
         self._owned, self._owned_lock = [], threading.Lock()
@@ -137,8 +144,10 @@ def _find_device(device: str) -> int:
             if found:
                 return found
         if device == 'gpu':
-            raise EngineError('llama.cpp finds no GPU. Install llama-cpp-python built for this '
-                              'GPU, or set the device to cpu')
+            raise EngineError(
+                'llama.cpp finds no GPU. Install llama-cpp-python built for this '
+                'GPU, or set the device to cpu'
+            )
     return lib.backend_dev_by_type(_CPU)
 
 
@@ -159,8 +168,10 @@ def _check_arithmetic(backend: Backend) -> None:
     backend.own(tensors, lib.backend_buffer_free, buffer)
     backend.compute(graph)
     if not np.allclose(product.read(), inputs @ weights.T, atol=2e-2):
-        raise EngineError(f'{backend.name} computes wrongly. Build llama-cpp-python on this '
-                          'machine, or set the device to cpu')
+        raise EngineError(
+            f'{backend.name} computes wrongly. Build llama-cpp-python on this '
+            'machine, or set the device to cpu'
+        )
 
 
 def new_context(backend: Backend, owner, n_tensors: int, extra_bytes: int = 0) -> int:
@@ -188,7 +199,7 @@ class Tensor:
         self.handle, self.owner = handle, owner  # the owner keeps the handle valid
         self.type = _TYPES[number]
         self.shape = tuple(fields[:rank][::-1])
-        self.strides = tuple(fields[4:4 + rank][::-1])  # bytes
+        self.strides = tuple(fields[4 : 4 + rank][::-1])  # bytes
 
     @property
     def is_contiguous(self) -> bool:
@@ -199,8 +210,9 @@ class Tensor:
         """Copy an array of just this shape and type into the tensor."""
         shape, dtype = self._storage()
         if trimmed(array.shape) != trimmed(shape) or array.dtype != dtype:
-            raise ValueError(f'an array {array.shape} of {array.dtype} does not fit a tensor '
-                             f'{shape} of {dtype}')
+            raise ValueError(
+                f'an array {array.shape} of {array.dtype} does not fit a tensor {shape} of {dtype}'
+            )
         array = np.ascontiguousarray(array)
         with self._open_backend():
             lib.backend_tensor_set(self.handle, array.ctypes.data, 0, array.nbytes)
@@ -245,13 +257,16 @@ class Tensors:
         self.backend = backend
         self.readable = buffer_type is None  # ggml cannot read a repacked tensor back
         context = new_context(backend, self, len(shapes))
-        self._handles = {name: _declare(context, name, shape, GgmlType(ggml_type))
-                         for name, (shape, ggml_type) in shapes.items()}
+        self._handles = {
+            name: _declare(context, name, shape, GgmlType(ggml_type))
+            for name, (shape, ggml_type) in shapes.items()
+        }
         self.size_bytes = 0
         if not shapes:
             return
-        buffer = lib.backend_alloc_ctx_tensors_from_buft(context,
-                                                         buffer_type or backend.buffer_type)
+        buffer = lib.backend_alloc_ctx_tensors_from_buft(
+            context, buffer_type or backend.buffer_type
+        )
         if not buffer:
             raise EngineError(f'{backend.name} has no memory left for {len(shapes)} tensors')
         backend.own(self, lib.backend_buffer_free, buffer)

@@ -7,41 +7,67 @@ Letters: p pointer, i int, l int64, z size_t, f float, b bool, s char pointer, c
 init struct by value, B uint8, - nothing. They follow ggml.h, ggml-alloc.h and
 ggml-backend.h of ggml 0.25.
 """
+
 import ctypes
 
 
 class InitParams(ctypes.Structure):
     """struct ggml_init_params."""
 
-    _fields_ = [('mem_size', ctypes.c_size_t), ('mem_buffer', ctypes.c_void_p),
-                ('no_alloc', ctypes.c_bool)]
+    _fields_ = [
+        ('mem_size', ctypes.c_size_t),
+        ('mem_buffer', ctypes.c_void_p),
+        ('no_alloc', ctypes.c_bool),
+    ]
 
 
 class TensorStruct(ctypes.Structure):
     """struct ggml_tensor."""
 
     _fields_ = [
-        ('type', ctypes.c_int), ('buffer', ctypes.c_void_p), ('ne', ctypes.c_int64 * 4),
-        ('nb', ctypes.c_size_t * 4), ('op', ctypes.c_int), ('op_params', ctypes.c_int32 * 16),
-        ('flags', ctypes.c_int32), ('src', ctypes.c_void_p * 10), ('view_src', ctypes.c_void_p),
-        ('view_offs', ctypes.c_size_t), ('data', ctypes.c_void_p), ('name', ctypes.c_char * 64),
-        ('extra', ctypes.c_void_p), ('padding', ctypes.c_char * 8)]
+        ('type', ctypes.c_int),
+        ('buffer', ctypes.c_void_p),
+        ('ne', ctypes.c_int64 * 4),
+        ('nb', ctypes.c_size_t * 4),
+        ('op', ctypes.c_int),
+        ('op_params', ctypes.c_int32 * 16),
+        ('flags', ctypes.c_int32),
+        ('src', ctypes.c_void_p * 10),
+        ('view_src', ctypes.c_void_p),
+        ('view_offs', ctypes.c_size_t),
+        ('data', ctypes.c_void_p),
+        ('name', ctypes.c_char * 64),
+        ('extra', ctypes.c_void_p),
+        ('padding', ctypes.c_char * 8),
+    ]
 
 
 class TypeTraits(ctypes.Structure):
     """struct ggml_type_traits."""
 
     _fields_ = [
-        ('type_name', ctypes.c_char_p), ('block_size', ctypes.c_int64),
-        ('block_size_interleave', ctypes.c_int64), ('type_size', ctypes.c_size_t),
-        ('is_quantized', ctypes.c_bool), ('to_float', ctypes.c_void_p),
-        ('from_float', ctypes.c_void_p)]
+        ('type_name', ctypes.c_char_p),
+        ('block_size', ctypes.c_int64),
+        ('block_size_interleave', ctypes.c_int64),
+        ('type_size', ctypes.c_size_t),
+        ('is_quantized', ctypes.c_bool),
+        ('to_float', ctypes.c_void_p),
+        ('from_float', ctypes.c_void_p),
+    ]
 
 
 LETTERS = {
-    'p': ctypes.c_void_p, 'i': ctypes.c_int, 'l': ctypes.c_int64, 'z': ctypes.c_size_t,
-    'f': ctypes.c_float, 'b': ctypes.c_bool, 's': ctypes.c_char_p, 'c': InitParams,
-    'B': ctypes.c_uint8, '-': None}
+    'p': ctypes.c_void_p,
+    'i': ctypes.c_int,
+    'l': ctypes.c_int64,
+    'z': ctypes.c_size_t,
+    'f': ctypes.c_float,
+    'b': ctypes.c_bool,
+    's': ctypes.c_char_p,
+    'c': InitParams,
+    'B': ctypes.c_uint8,
+    '-': None,
+}
 
 # Microseconds each and called by the hundred: they keep the GIL.
 QUICK = """

@@ -7,6 +7,7 @@ A row of a block format is stored in blocks of `block_size(type)` numbers, each 
 taking `type_size(type)` bytes. The sizes are those of ggml.h of ggml 0.25; the library
 is asked for them once in a test.
 """
+
 from enum import IntEnum
 
 
@@ -50,23 +51,54 @@ class GgmlType(IntEnum):
 
 # type: (numbers in a block, bytes of a block)
 _BLOCKS = {
-    GgmlType.F32: (1, 4), GgmlType.F16: (1, 2), GgmlType.BF16: (1, 2), GgmlType.F64: (1, 8),
-    GgmlType.I8: (1, 1), GgmlType.I16: (1, 2), GgmlType.I32: (1, 4), GgmlType.I64: (1, 8),
-    GgmlType.Q4_0: (32, 18), GgmlType.Q4_1: (32, 20), GgmlType.Q5_0: (32, 22),
-    GgmlType.Q5_1: (32, 24), GgmlType.Q8_0: (32, 34), GgmlType.Q8_1: (32, 36),
-    GgmlType.Q2_K: (256, 84), GgmlType.Q3_K: (256, 110), GgmlType.Q4_K: (256, 144),
-    GgmlType.Q5_K: (256, 176), GgmlType.Q6_K: (256, 210), GgmlType.Q8_K: (256, 292),
-    GgmlType.IQ2_XXS: (256, 66), GgmlType.IQ2_XS: (256, 74), GgmlType.IQ3_XXS: (256, 98),
-    GgmlType.IQ1_S: (256, 50), GgmlType.IQ4_NL: (32, 18), GgmlType.IQ3_S: (256, 110),
-    GgmlType.IQ2_S: (256, 82), GgmlType.IQ4_XS: (256, 136), GgmlType.IQ1_M: (256, 56),
-    GgmlType.TQ1_0: (256, 54), GgmlType.TQ2_0: (256, 66), GgmlType.MXFP4: (32, 17),
+    GgmlType.F32: (1, 4),
+    GgmlType.F16: (1, 2),
+    GgmlType.BF16: (1, 2),
+    GgmlType.F64: (1, 8),
+    GgmlType.I8: (1, 1),
+    GgmlType.I16: (1, 2),
+    GgmlType.I32: (1, 4),
+    GgmlType.I64: (1, 8),
+    GgmlType.Q4_0: (32, 18),
+    GgmlType.Q4_1: (32, 20),
+    GgmlType.Q5_0: (32, 22),
+    GgmlType.Q5_1: (32, 24),
+    GgmlType.Q8_0: (32, 34),
+    GgmlType.Q8_1: (32, 36),
+    GgmlType.Q2_K: (256, 84),
+    GgmlType.Q3_K: (256, 110),
+    GgmlType.Q4_K: (256, 144),
+    GgmlType.Q5_K: (256, 176),
+    GgmlType.Q6_K: (256, 210),
+    GgmlType.Q8_K: (256, 292),
+    GgmlType.IQ2_XXS: (256, 66),
+    GgmlType.IQ2_XS: (256, 74),
+    GgmlType.IQ3_XXS: (256, 98),
+    GgmlType.IQ1_S: (256, 50),
+    GgmlType.IQ4_NL: (32, 18),
+    GgmlType.IQ3_S: (256, 110),
+    GgmlType.IQ2_S: (256, 82),
+    GgmlType.IQ4_XS: (256, 136),
+    GgmlType.IQ1_M: (256, 56),
+    GgmlType.TQ1_0: (256, 54),
+    GgmlType.TQ2_0: (256, 66),
+    GgmlType.MXFP4: (32, 17),
     GgmlType.NVFP4: (64, 36),
 }
 
 
 # ggml stores these types and ends the process when it is to multiply with them.
-NO_WEIGHTS = frozenset({GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64, GgmlType.F64,
-                        GgmlType.Q8_1, GgmlType.Q8_K})
+NO_WEIGHTS = frozenset(
+    {
+        GgmlType.I8,
+        GgmlType.I16,
+        GgmlType.I32,
+        GgmlType.I64,
+        GgmlType.F64,
+        GgmlType.Q8_1,
+        GgmlType.Q8_K,
+    }
+)
 
 
 def block_size(ggml_type: int) -> int:
@@ -83,6 +115,8 @@ def row_bytes(ggml_type: int, n: int) -> int:
     """Bytes of a row of n numbers; ValueError if n is not a whole number of blocks."""
     block, size = _BLOCKS[ggml_type]
     if n % block:
-        raise ValueError(f'a row of {n} numbers is not a whole number of {block}-number blocks '
-                         f'of {GgmlType(ggml_type).name}')
+        raise ValueError(
+            f'a row of {n} numbers is not a whole number of {block}-number blocks '
+            f'of {GgmlType(ggml_type).name}'
+        )
     return n // block * size

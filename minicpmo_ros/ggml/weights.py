@@ -8,6 +8,7 @@ checked against the header before anything is loaded, and a ModelFileError names
 that is missing or different. Data goes from the mapped file to the device without a copy
 in between, unless a tensor has to be changed on its way.
 """
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -58,8 +59,14 @@ class Weights:
         raise KeyError(name)
 
     @classmethod
-    def load(cls, source, backend: Backend, wanted: Mapping, extra: Mapping | None = None,
-             repack: bool = False) -> 'Weights':
+    def load(
+        cls,
+        source,
+        backend: Backend,
+        wanted: Mapping,
+        extra: Mapping | None = None,
+        repack: bool = False,
+    ) -> 'Weights':
         """Load wanted (name -> Want) from a path or a Header.
 
         extra: name -> float32 array computed by the caller (folded weights).
@@ -70,13 +77,15 @@ class Weights:
         check(header, wanted)
         extra = {name: np.asarray(array, np.float32) for name, array in (extra or {}).items()}
         shapes = {name: (array.shape, GgmlType.F32) for name, array in extra.items()}
-        shapes.update((name, _stored(header.tensors[name], want))
-                      for name, want in wanted.items())
+        shapes.update((name, _stored(header.tensors[name], want)) for name, want in wanted.items())
         apart = _repackable(backend, shapes, wanted) if repack else {}
         groups = [Tensors(backend, {name: shapes[name] for name in shapes if name not in apart})]
         if apart:
-            groups.append(Tensors(backend, {name: shapes[name] for name in apart},
-                                  next(iter(apart.values()))))
+            groups.append(
+                Tensors(
+                    backend, {name: shapes[name] for name in apart}, next(iter(apart.values()))
+                )
+            )
         weights = cls(groups)
         for name, array in extra.items():
             weights[name].write(array)
@@ -85,8 +94,9 @@ class Weights:
             array = _prepare(data, header.tensors[name], want)
             # Matrices would take a second to look through; what they spoil shows in results.
             if want.as_float and not np.isfinite(array).all():
-                raise ModelFileError(header.path, f'its tensor {name} holds NaN or infinite '
-                                     'numbers', FETCH_AGAIN)
+                raise ModelFileError(
+                    header.path, f'its tensor {name} holds NaN or infinite numbers', FETCH_AGAIN
+                )
             weights[name].write(array)
         return weights
 
@@ -96,14 +106,23 @@ def check(header: Header, wanted: Mapping) -> None:
     for name, want in wanted.items():
         info = header.tensors.get(name)
         if info is None:
-            raise ModelFileError(header.path, f'it has no tensor {name}',
-                                 'Use a file made for this purpose, or convert it again')
+            raise ModelFileError(
+                header.path,
+                f'it has no tensor {name}',
+                'Use a file made for this purpose, or convert it again',
+            )
         if trimmed(info.shape) != trimmed(want.shape):
-            raise ModelFileError(header.path, f'its tensor {name} has the shape {info.shape}, '
-                                 f'{tuple(want.shape)} is expected', FETCH_AGAIN)
+            raise ModelFileError(
+                header.path,
+                f'its tensor {name} has the shape {info.shape}, {tuple(want.shape)} is expected',
+                FETCH_AGAIN,
+            )
         if info.type in NO_WEIGHTS:
-            raise ModelFileError(header.path, f'its tensor {name} has the type {info.type.name}, '
-                                 'which is not one of weights', FETCH_AGAIN)
+            raise ModelFileError(
+                header.path,
+                f'its tensor {name} has the type {info.type.name}, which is not one of weights',
+                FETCH_AGAIN,
+            )
 
 
 def read_floats(header: Header, name: str) -> np.ndarray:
@@ -119,18 +138,24 @@ def _map(header: Header) -> np.ndarray:
     try:
         data = np.memmap(header.path, np.uint8, 'r')
     except (OSError, ValueError) as error:
-        raise ModelFileError(header.path, f'it can no longer be read ({error})',
-                             'Leave model files in place while they load') from error
+        raise ModelFileError(
+            header.path,
+            f'it can no longer be read ({error})',
+            'Leave model files in place while they load',
+        ) from error
     if len(data) != header.size_bytes:
-        raise ModelFileError(header.path, 'its size has changed since its header was read',
-                             'Leave model files in place while they load')
+        raise ModelFileError(
+            header.path,
+            'its size has changed since its header was read',
+            'Leave model files in place while they load',
+        )
     return data
 
 
 def _view(data: np.ndarray, info: TensorInfo) -> np.ndarray:
     """A tensor as it lies in the file."""
     shape, dtype = storage(info.shape, info.type)
-    return data[info.offset:info.offset + info.n_bytes].view(dtype).reshape(shape)
+    return data[info.offset : info.offset + info.n_bytes].view(dtype).reshape(shape)
 
 
 def _as_floats(array: np.ndarray, info: TensorInfo) -> np.ndarray:

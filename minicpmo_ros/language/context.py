@@ -11,6 +11,7 @@ GGML_ASSERTs of llama.cpp 0.5 guarded here: more rows than n_batch, more outputs
 n_outputs_max, fewer outputs than sequences, a sequence out of range, a copy of part of a sequence
 without a unified cache, a shift that the cache cannot do.
 """
+
 import ctypes
 import weakref
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from minicpmo_ros.language.model import LanguageModel
 # Keys that live through shifts must survive rotation: in 4 bits they do not.
 KV_TYPES = {'f32': GgmlType.F32, 'f16': GgmlType.F16, 'q8_0': GgmlType.Q8_0}
 FLASH_ATTENTION = 1
-MAX_THREADS = 512    # ggml.h: GGML_MAX_N_THREADS
-NO_SLOT, ABORTED = 1, 2    # return codes of llama_decode
+MAX_THREADS = 512  # ggml.h: GGML_MAX_N_THREADS
+NO_SLOT, ABORTED = 1, 2  # return codes of llama_decode
 _libc = ctypes.CDLL(None)
 
 
@@ -60,10 +61,10 @@ class AbortFlag:
 class ContextOptions:
     """Sizes of a context."""
 
-    n_ctx: int = 4096        # positions of all sequences together; rounded up to 256
-    n_batch: int = 128       # rows of one decode at most; wider costs memory and gains nothing
+    n_ctx: int = 4096  # positions of all sequences together; rounded up to 256
+    n_batch: int = 128  # rows of one decode at most; wider costs memory and gains nothing
     n_sequences: int = 2
-    kv_type: str = 'f16'     # of keys and values: f32, f16, q8_0
+    kv_type: str = 'f16'  # of keys and values: f32, f16, q8_0
     threads: int = 2
     offload_kv: bool = True  # use the accelerator where there is one, also for keys and values
 
@@ -71,8 +72,9 @@ class ContextOptions:
 class Context:
     """Keys and values of a few sequences over one model."""
 
-    def __init__(self, model: LanguageModel, options: ContextOptions,
-                 abort: AbortFlag | None = None):
+    def __init__(
+        self, model: LanguageModel, options: ContextOptions, abort: AbortFlag | None = None
+    ):
         _check_options(model, options)
         self.model, self.options, self.abort = model, options, abort or AbortFlag()
         parameters = llama.llama_context_default_params()
@@ -90,9 +92,11 @@ class Context:
         parameters.abort_callback_data = self.abort.data
         pointer = llama.llama_init_from_model(model.pointer, parameters)
         if not pointer:
-            raise EngineError(f'llama.cpp made no context of {options.n_ctx} positions; its log '
-                              'names the reason. Where memory is short, lower n_ctx or use '
-                              'kv_type q8_0.')
+            raise EngineError(
+                f'llama.cpp made no context of {options.n_ctx} positions; its log '
+                'names the reason. Where memory is short, lower n_ctx or use '
+                'kv_type q8_0.'
+            )
         self._pointer = pointer
         self._free = weakref.finalize(self, llama.llama_free, pointer)
         self._memory = llama.llama_get_memory(pointer)
@@ -111,8 +115,9 @@ class Context:
         self._check_sequence(sequence)
         return llama.llama_memory_seq_pos_max(self._memory, sequence) + 1
 
-    def decode(self, rows: np.ndarray, sequence: int,
-               want_logits: bool = False) -> np.ndarray | None:
+    def decode(
+        self, rows: np.ndarray, sequence: int, want_logits: bool = False
+    ) -> np.ndarray | None:
         """Read rows (n, width) at the end of a sequence; return the logits behind the last one.
 
         Logits are (vocabulary,) float32, a copy. Raises ValueError for rows that do not fit a
@@ -124,10 +129,11 @@ class Context:
         if self.abort.is_set:
             raise CancelledError('The engine is stopping.')
         n = len(rows)
-        code = llama.llama_decode(self._pointer, self._batch.fill(rows, start, sequence,
-                                                                  want_logits))
+        code = llama.llama_decode(
+            self._pointer, self._batch.fill(rows, start, sequence, want_logits)
+        )
         if code != 0:
-            self.remove(sequence, start, -1)    # of an aborted batch, finished parts stay
+            self.remove(sequence, start, -1)  # of an aborted batch, finished parts stay
             raise self._error(code, n)
         if not want_logits:
             return None
@@ -176,29 +182,39 @@ class Context:
 
     def _check_rows(self, rows: np.ndarray, start: int) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.model.width or rows.dtype != np.float32:
-            raise ValueError(f'rows are {rows.dtype} {rows.shape}, the model reads float32 '
-                             f'(n, {self.model.width})')
+            raise ValueError(
+                f'rows are {rows.dtype} {rows.shape}, the model reads float32 '
+                f'(n, {self.model.width})'
+            )
         if not 1 <= len(rows) <= self.n_batch:
             raise ValueError(f'{len(rows)} rows in one decode, 1 to {self.n_batch} fit')
         if not np.isfinite(rows).all():
-            raise InputError('An embedding is not finite; it would spoil all that follows it. '
-                             'Check the encoder that made it.')
+            raise InputError(
+                'An embedding is not finite; it would spoil all that follows it. '
+                'Check the encoder that made it.'
+            )
         if start + len(rows) > self.model.context_length:
-            raise ContextFullError(len(rows), self.model.context_length - start,
-                                   'Reset the window; the model knows no later positions.')
+            raise ContextFullError(
+                len(rows),
+                self.model.context_length - start,
+                'Reset the window; the model knows no later positions.',
+            )
 
     def _error(self, code: int, n_rows: int) -> Exception:
         if code == NO_SLOT:
-            return ContextFullError(n_rows, self.n_ctx - self._cells_in_use(),
-                                    'Evict units, or raise n_ctx.')
+            return ContextFullError(
+                n_rows, self.n_ctx - self._cells_in_use(), 'Evict units, or raise n_ctx.'
+            )
         if code == ABORTED:
             return CancelledError('The decode was stopped.')
         return EngineError(f'llama_decode failed (code {code})')
 
     def _cells_in_use(self) -> int:
         """Estimate the cells taken, for a message; shared ones are counted once."""
-        return min(self.n_ctx, max(self.next_position(sequence)
-                                   for sequence in range(self.options.n_sequences)))
+        return min(
+            self.n_ctx,
+            max(self.next_position(sequence) for sequence in range(self.options.n_sequences)),
+        )
 
     def _logits(self, row: int) -> np.ndarray:
         pointer = llama.llama_get_logits_ith(self._pointer, row)
@@ -222,15 +238,21 @@ class _Batch:
         integers = ctypes.POINTER(ctypes.c_int32)
         address, stride = self._sequences.ctypes.data, self._sequences.itemsize
         self._sequence_pointers = (integers * n_rows)(
-            *(ctypes.cast(address + stride * row, integers) for row in range(n_rows)))
+            *(ctypes.cast(address + stride * row, integers) for row in range(n_rows))
+        )
         self._struct = llama.llama_batch(
-            0, None, self._rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
-            self._positions.ctypes.data_as(integers), self._n_sequences.ctypes.data_as(integers),
+            0,
+            None,
+            self._rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            self._positions.ctypes.data_as(integers),
+            self._n_sequences.ctypes.data_as(integers),
             ctypes.cast(self._sequence_pointers, ctypes.POINTER(integers)),
-            self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)))
+            self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
 
-    def fill(self, rows: np.ndarray, start: int, sequence: int,
-             want_logits: bool) -> llama.llama_batch:
+    def fill(
+        self, rows: np.ndarray, start: int, sequence: int, want_logits: bool
+    ) -> llama.llama_batch:
         n = len(rows)
         self._rows[:n] = rows
         self._positions[:n] = np.arange(start, start + n)
@@ -243,17 +265,22 @@ class _Batch:
 
 def _check_options(model: LanguageModel, options: ContextOptions) -> None:
     if not 1 <= options.n_ctx <= model.context_length:
-        raise InputError(f'n_ctx is {options.n_ctx}, this model allows 1 to '
-                         f'{model.context_length}.')
+        raise InputError(
+            f'n_ctx is {options.n_ctx}, this model allows 1 to {model.context_length}.'
+        )
     if not 1 <= options.n_batch <= options.n_ctx:
         raise InputError(f'n_batch is {options.n_batch}, 1 to n_ctx ({options.n_ctx}) is allowed.')
     if not 1 <= options.n_sequences <= llama.llama_max_parallel_sequences():
-        raise InputError(f'n_sequences is {options.n_sequences}, 1 to '
-                         f'{llama.llama_max_parallel_sequences()} is allowed.')
+        raise InputError(
+            f'n_sequences is {options.n_sequences}, 1 to '
+            f'{llama.llama_max_parallel_sequences()} is allowed.'
+        )
     if options.kv_type not in KV_TYPES:
         raise InputError(f'kv_type is {options.kv_type}, allowed are {", ".join(KV_TYPES)}.')
     if options.kv_type == 'q8_0' and model.head_width % 32:
-        raise InputError(f'kv_type q8_0 needs heads of a multiple of 32, this model has '
-                         f'{model.head_width}. Use f16.')
+        raise InputError(
+            f'kv_type q8_0 needs heads of a multiple of 32, this model has '
+            f'{model.head_width}. Use f16.'
+        )
     if not 1 <= options.threads <= MAX_THREADS:
         raise InputError(f'threads is {options.threads}, 1 to {MAX_THREADS} is allowed.')

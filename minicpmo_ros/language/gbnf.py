@@ -7,6 +7,7 @@ Its parser recurses and its stacks multiply: a text of a few lines can take minu
 Counted here, with each count bounded: bytes, nested parentheses, and the ways a sentence can
 begin, which is what the parser spells out at once. Whether the text is valid, it says itself.
 """
+
 import re
 
 from minicpmo_ros.errors import InputError
@@ -15,10 +16,12 @@ from minicpmo_ros.language.vocabulary import well_formed
 MAX_BYTES = 16384
 MAX_NESTING = 32
 MAX_BEGINNINGS = 300
-_TOKEN = re.compile(r"""(?P<skip>\s+|\#[^\n]*) | (?P<text>"(?:\\.|[^"\\])*") |
+_TOKEN = re.compile(
+    r"""(?P<skip>\s+|\#[^\n]*) | (?P<text>"(?:\\.|[^"\\])*") |
     (?P<terminal>\[(?:\\.|[^\]\\])*\]|\.) | (?P<repeat>[*+?]|\{[^}]*\}) |
     (?P<rule>[A-Za-z0-9-]+\s*::=) | (?P<name>[A-Za-z0-9-]+) | (?P<mark>[()|]) | (?P<other>.)""",
-                    re.X | re.S)
+    re.X | re.S,
+)
 
 
 def check_gbnf(text: str) -> None:
@@ -28,21 +31,28 @@ def check_gbnf(text: str) -> None:
         raise InputError(f'The grammar has {n_bytes} bytes, 1 to {MAX_BYTES} are allowed.')
     if '\0' in text or text != well_formed(text):
         raise InputError('The grammar holds a zero character or half of a surrogate pair.')
-    tokens = [(match.lastgroup, match[0]) for match in _TOKEN.finditer(text)
-              if match.lastgroup != 'skip']
+    tokens = [
+        (match.lastgroup, match[0]) for match in _TOKEN.finditer(text) if match.lastgroup != 'skip'
+    ]
     for kind, token in tokens:
         if kind == 'other':
-            raise InputError(f'The grammar holds {token!r} where GBNF has no such mark; tokens '
-                             '(<...>) are not allowed.')
+            raise InputError(
+                f'The grammar holds {token!r} where GBNF has no such mark; tokens '
+                '(<...>) are not allowed.'
+            )
     rules = _rules(tokens)
     try:
         n = _Beginnings(rules).of_rule('root')[0]
     except RecursionError:
-        raise InputError('The rules of the grammar refer to each other too deeply, or a rule '
-                         'begins with itself.') from None
+        raise InputError(
+            'The rules of the grammar refer to each other too deeply, or a rule '
+            'begins with itself.'
+        ) from None
     if n > MAX_BEGINNINGS:
-        raise InputError(f'A sentence of the grammar can begin in {n} ways, at most '
-                         f'{MAX_BEGINNINGS} are followed. Make it less ambiguous.')
+        raise InputError(
+            f'A sentence of the grammar can begin in {n} ways, at most '
+            f'{MAX_BEGINNINGS} are followed. Make it less ambiguous.'
+        )
 
 
 def _rules(tokens: list) -> dict:
@@ -53,7 +63,7 @@ def _rules(tokens: list) -> dict:
     rules, open_groups = {}, []
     for kind, token in tokens:
         if kind == 'rule':
-            open_groups = [[[]]]    # innermost last; each a list of alternatives
+            open_groups = [[[]]]  # innermost last; each a list of alternatives
             rules[token[:-3].strip()] = open_groups[0]
         elif not open_groups:
             raise InputError(f'The grammar does not begin with a rule but with {token!r}.')

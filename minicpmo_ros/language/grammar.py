@@ -6,6 +6,7 @@
 llama.cpp parses and follows it. It throws through C, which ends the process, when it is given a
 token that does not fit; so every token is asked about before it is accepted.
 """
+
 import ctypes
 import re
 import time
@@ -20,8 +21,8 @@ from minicpmo_ros.language.vocabulary import Vocabulary, well_formed
 
 MAX_CHOICES = 256
 MAX_CHOICE_BYTES = 1024
-MAX_STEP_S = 1.0    # of the processor for one step; an ambiguous grammar grows without bound
-TOKEN_DATA = np.dtype([('id', '<i4'), ('logit', '<f4'), ('p', '<f4')])    # llama_token_data
+MAX_STEP_S = 1.0  # of the processor for one step; an ambiguous grammar grows without bound
+TOKEN_DATA = np.dtype([('id', '<i4'), ('logit', '<f4'), ('p', '<f4')])  # llama_token_data
 
 
 def choices_grammar(choices) -> str:
@@ -41,8 +42,10 @@ def _check_choice(choice: str) -> None:
     if not choice:
         raise InputError('A choice is empty. Give every choice a text.')
     if choice != well_formed(choice) or '\0' in choice:
-        raise InputError(f'The choice {choice!r} is not a text: it holds a zero character or '
-                         'half of a surrogate pair.')
+        raise InputError(
+            f'The choice {choice!r} is not a text: it holds a zero character or '
+            'half of a surrogate pair.'
+        )
     n_bytes = len(choice.encode())
     if n_bytes > MAX_CHOICE_BYTES:
         raise InputError(f'A choice has {n_bytes} bytes, at most {MAX_CHOICE_BYTES} are allowed.')
@@ -59,11 +62,13 @@ class Grammar:
 
     def __init__(self, vocabulary: Vocabulary, gbnf: str):
         check_gbnf(gbnf)
-        self._vocabulary = vocabulary    # keeps the vocabulary that llama.cpp points to
+        self._vocabulary = vocabulary  # keeps the vocabulary that llama.cpp points to
         pointer = llama.llama_sampler_init_grammar(vocabulary.pointer, gbnf.encode(), b'root')
         if not pointer:
-            raise InputError('The grammar is not valid GBNF with a rule `root` that does not '
-                             'begin with itself. The log of llama.cpp says where.')
+            raise InputError(
+                'The grammar is not valid GBNF with a rule `root` that does not '
+                'begin with itself. The log of llama.cpp says where.'
+            )
         self._pointer = pointer
         self._free = weakref.finalize(self, llama.llama_sampler_free, pointer)
 
@@ -91,10 +96,12 @@ class Grammar:
         data = np.zeros(len(tokens), TOKEN_DATA)
         data['id'], data['logit'] = tokens, scores
         array = llama.llama_token_data_array(
-            data.ctypes.data_as(llama.llama_token_data_p), len(tokens), -1, False)
+            data.ctypes.data_as(llama.llama_token_data_p), len(tokens), -1, False
+        )
         started_s = time.thread_time()
         llama.llama_sampler_apply(self._pointer, ctypes.byref(array))
         if time.thread_time() - started_s > MAX_STEP_S:
-            raise InputError('The grammar is too ambiguous to be followed. Let each text be '
-                             'reached in one way.')
+            raise InputError(
+                'The grammar is too ambiguous to be followed. Let each text be reached in one way.'
+            )
         scores[:] = data['logit']

@@ -6,6 +6,7 @@
 The header is read and checked by our own reader before llama.cpp sees the file. Loading can be
 watched and stopped.
 """
+
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,16 +21,16 @@ from minicpmo_ros.language.token_rows import TokenRows
 from minicpmo_ros.language.vocabulary import Vocabulary
 
 ARCHITECTURES = ('qwen2', 'qwen3')
-READ, MAP = 0, 1    # llama.h: enum llama_load_mode
+READ, MAP = 0, 1  # llama.h: enum llama_load_mode
 
 
 @dataclass(frozen=True)
 class ModelOptions:
     """How the weights are held."""
 
-    gpu_layers: int = 0      # layers on the accelerator; -1: all
-    use_mmap: bool = True    # False: read into memory; then repacked weights are held once
-    repack: bool = True      # reorder weights for the CPU: slower to load; measure which is faster
+    gpu_layers: int = 0  # layers on the accelerator; -1: all
+    use_mmap: bool = True  # False: read into memory; then repacked weights are held once
+    repack: bool = True  # reorder weights for the CPU: slower to load; measure which is faster
 
 
 class _Weights:
@@ -47,15 +48,19 @@ class LanguageModel:
         self.path, self.pointer = path, pointer
         self._weights = _Weights(pointer)
         self.width = llama.llama_model_n_embd(pointer)
-        self.context_length = llama.llama_model_n_ctx_train(pointer)    # positions it was made for
+        self.context_length = llama.llama_model_n_ctx_train(pointer)  # positions it was made for
         self.head_width = self.width // llama.llama_model_n_head(pointer)
         self.size_bytes = llama.llama_model_size(pointer)
         self.vocabulary = Vocabulary(self._weights, path)
         self.token_rows = TokenRows(path, header)
 
     @classmethod
-    def load(cls, path, options: ModelOptions | None = None,
-             on_progress: Callable[[float], bool] | None = None) -> 'LanguageModel':
+    def load(
+        cls,
+        path,
+        options: ModelOptions | None = None,
+        on_progress: Callable[[float], bool] | None = None,
+    ) -> 'LanguageModel':
         """Load a GGUF file; `on_progress(fraction)` returns False to stop.
 
         Raises ModelFileError for a file that is not a fit model, CancelledError when stopped.
@@ -83,9 +88,12 @@ class LanguageModel:
                 llama.llama_model_free(pointer)
             raise CancelledError('Loading was stopped.')
         if not pointer:
-            raise ModelFileError(path, 'llama.cpp refused to load it',
-                                 'Its log names the reason; check that it is complete and that '
-                                 'the memory suffices.')
+            raise ModelFileError(
+                path,
+                'llama.cpp refused to load it',
+                'Its log names the reason; check that it is complete and that '
+                'the memory suffices.',
+            )
         return cls(pointer, path, header)
 
     def close(self) -> None:
@@ -97,14 +105,19 @@ def _check(path: Path, header: Header) -> None:
     """Refuse what llama.cpp would load and then compute wrongly."""
     architecture = header.require('general.architecture', str)
     if architecture not in ARCHITECTURES:
-        raise ModelFileError(path, f'its architecture is {architecture}, a MiniCPM-o has '
-                             f'{" or ".join(ARCHITECTURES)}',
-                             'Use the language model of a MiniCPM-o.')
-    header.require(f'{architecture}.rope.freq_base', float)    # else llama.cpp guesses 10000
+        raise ModelFileError(
+            path,
+            f'its architecture is {architecture}, a MiniCPM-o has {" or ".join(ARCHITECTURES)}',
+            'Use the language model of a MiniCPM-o.',
+        )
+    header.require(f'{architecture}.rope.freq_base', float)  # else llama.cpp guesses 10000
     splitter = header.require('tokenizer.ggml.pre', str)
     if splitter != 'qwen2':
-        raise ModelFileError(path, f'its tokeniser splits text as {splitter}, a MiniCPM-o as '
-                             'qwen2', 'Convert it again with the tokeniser of the model.')
+        raise ModelFileError(
+            path,
+            f'its tokeniser splits text as {splitter}, a MiniCPM-o as qwen2',
+            'Convert it again with the tokeniser of the model.',
+        )
     names = header.tensors
     if architecture == 'qwen2' and 'blk.0.attn_q.bias' not in names:
         raise ModelFileError(path, 'its attention has no biases', 'Convert it again.')

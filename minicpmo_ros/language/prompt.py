@@ -7,6 +7,7 @@ The live sequence is prefix, unit, unit, ...; a question is read behind the last
 same user's turn. Rows are embeddings, (n, width) float32; nothing stands between the parts of a
 unit. The layouts follow the official streaming code of MiniCPM-o 2.6.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +22,10 @@ class PromptLayout:
     """The turn layout of one model family in one language; texts may name special tokens."""
 
     system_text: str
-    system_open: str = '<|im_start|>user\n'    # 2.6 has no system role
+    system_open: str = '<|im_start|>user\n'  # 2.6 has no system role
     system_close: str = '<|im_end|>\n'
     user_open: str = '<|im_start|>user\n'
-    unit_open: str = '<unit>'                  # only where the unit has a picture
+    unit_open: str = '<unit>'  # only where the unit has a picture
     picture: tuple = ('<image>', '</image>')
     tile: tuple = ('<slice>', '</slice>')
     tile_row_break: str = '\n'
@@ -39,13 +40,24 @@ class PromptLayout:
     @property
     def special_tokens(self) -> tuple:
         """All tokens the layout cannot do without."""
-        return ('<|im_start|>', *self.stops, self.unit_open, *self.picture, *self.tile,
-                *self.sound, '<|spk_bos|>', '<|spk|>', '<|spk_eos|>', '<|tts_bos|>')
+        return (
+            '<|im_start|>',
+            *self.stops,
+            self.unit_open,
+            *self.picture,
+            *self.tile,
+            *self.sound,
+            '<|spk_bos|>',
+            '<|spk|>',
+            '<|spk_eos|>',
+            '<|tts_bos|>',
+        )
 
 
 MINICPMO_2_6_EN = PromptLayout(
     'You are a helpful assistant. You can accept video, audio and text input and output voice '
-    'and text. ')
+    'and text. '
+)
 MINICPMO_2_6_ZH = PromptLayout('你是一个AI助手。你能接受视频，音频和文本输入并输出语音和文本。')
 LAYOUTS = {'minicpm-o-2.6/en': MINICPMO_2_6_EN, 'minicpm-o-2.6/zh': MINICPMO_2_6_ZH}
 
@@ -58,28 +70,41 @@ class CompiledPrompt:
     Raises ModelFileError where the vocabulary lacks a token of the layout.
     """
 
-    def __init__(self, layout: PromptLayout, vocabulary: Vocabulary, token_rows: TokenRows,
-                 speech: bool = False, system_text: str | None = None):
+    def __init__(
+        self,
+        layout: PromptLayout,
+        vocabulary: Vocabulary,
+        token_rows: TokenRows,
+        speech: bool = False,
+        system_text: str | None = None,
+    ):
         for text in layout.special_tokens:
             vocabulary.special_id(text)
         self._vocabulary, self._token_rows = vocabulary, token_rows
         self.stop_ids = frozenset(vocabulary.special_id(text) for text in layout.stops)
         system = layout.system_text if system_text is None else system_text
-        self.prefix = np.concatenate([
-            self._rows(layout.system_open), token_rows.rows(vocabulary.encode(system)),
-            self._rows(layout.system_close + layout.user_open)])
+        self.prefix = np.concatenate(
+            [
+                self._rows(layout.system_open),
+                token_rows.rows(vocabulary.encode(system)),
+                self._rows(layout.system_close + layout.user_open),
+            ]
+        )
         self._unit_open = self._rows(layout.unit_open)
         self._picture = [self._rows(text) for text in layout.picture]
         self._tile = [self._rows(text) for text in layout.tile]
         self._tile_row_break = self._rows(layout.tile_row_break)
         self._sound = [self._rows(text) for text in layout.sound]
-        self._answer_open = self._rows(
-            layout.answer_open + (layout.speech_open if speech else ''))
-        self._turn_join = self._rows(
-            (layout.speech_close if speech else '') + layout.turn_join)
+        self._answer_open = self._rows(layout.answer_open + (layout.speech_open if speech else ''))
+        self._turn_join = self._rows((layout.speech_close if speech else '') + layout.turn_join)
 
-    def unit(self, picture: np.ndarray | None, tiles_wide: int, tiles_high: int,
-             sound: np.ndarray | None) -> np.ndarray:
+    def unit(
+        self,
+        picture: np.ndarray | None,
+        tiles_wide: int,
+        tiles_high: int,
+        sound: np.ndarray | None,
+    ) -> np.ndarray:
         """Return the rows of one second.
 
         picture: overview, then tiles row by row, (queries * (1 + tiles), width); sound:
@@ -100,15 +125,18 @@ class CompiledPrompt:
 
     def turn(self, question_ids: list, answer_ids: list) -> np.ndarray:
         """Return the rows of a question, its answer and the opening of the user's next turn."""
-        return np.concatenate([self.question(question_ids), self._token_rows.rows(answer_ids),
-                               self._turn_join])
+        return np.concatenate(
+            [self.question(question_ids), self._token_rows.rows(answer_ids), self._turn_join]
+        )
 
     def _picture_parts(self, picture: np.ndarray, tiles_wide: int, tiles_high: int) -> list:
         n_pictures = 1 + tiles_wide * tiles_high
         if not len(picture) or len(picture) % n_pictures:
-            raise InputError(f'{len(picture)} rows of picture are not {n_pictures} equal parts '
-                             f'(an overview and {tiles_wide} x {tiles_high} tiles). '
-                             'Check the encoder that made them.')
+            raise InputError(
+                f'{len(picture)} rows of picture are not {n_pictures} equal parts '
+                f'(an overview and {tiles_wide} x {tiles_high} tiles). '
+                'Check the encoder that made them.'
+            )
         overview, *tiles = np.split(self._checked(picture), n_pictures)
         parts = [self._picture[0], overview, self._picture[1]]
         for index, tile in enumerate(tiles):
@@ -119,8 +147,10 @@ class CompiledPrompt:
 
     def _checked(self, rows: np.ndarray) -> np.ndarray:
         if rows.ndim != 2 or rows.shape[1] != self._token_rows.width:
-            raise InputError(f'Embeddings have the shape {rows.shape}, the language model reads '
-                             f'(n, {self._token_rows.width}). Use the encoders that belong to it.')
+            raise InputError(
+                f'Embeddings have the shape {rows.shape}, the language model reads '
+                f'(n, {self._token_rows.width}). Use the encoders that belong to it.'
+            )
         return rows
 
     def _rows(self, template: str) -> np.ndarray:

@@ -8,6 +8,7 @@ temperature, top-k, top-p. A grammar is asked about the drawn token alone first,
 refuses about all: a second draw among the allowed then gives each of them its probability
 renormalised over the allowed, the same as if the grammar had come first.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,20 +21,25 @@ from minicpmo_ros.language.grammar import Grammar
 class SamplingOptions:
     """How freely an answer is worded; the defaults but for temperature are MiniCPM-o 2.6's own."""
 
-    temperature: float = 0.0       # 0: greedy, the likeliest token each time
-    top_k: int = 100               # only the k likeliest tokens; 0: all
-    top_p: float = 0.8             # only the likeliest tokens that hold this share together
-    repeat_penalty: float = 1.05   # 1: none
-    penalty_window: int = 64       # newest tokens of the answer that count as repeated
-    seed: int = 0                  # of every answer: the same window and question, the same words
+    temperature: float = 0.0  # 0: greedy, the likeliest token each time
+    top_k: int = 100  # only the k likeliest tokens; 0: all
+    top_p: float = 0.8  # only the likeliest tokens that hold this share together
+    repeat_penalty: float = 1.05  # 1: none
+    penalty_window: int = 64  # newest tokens of the answer that count as repeated
+    seed: int = 0  # of every answer: the same window and question, the same words
 
     def __post_init__(self):  # noqa: D105
-        limits = {'temperature': (0.0, 10.0), 'top_k': (0, 1 << 20), 'top_p': (0.0, 1.0),
-                  'repeat_penalty': (0.1, 10.0), 'penalty_window': (0, 1 << 20),
-                  'seed': (0, (1 << 63) - 1)}
+        limits = {
+            'temperature': (0.0, 10.0),
+            'top_k': (0, 1 << 20),
+            'top_p': (0.0, 1.0),
+            'repeat_penalty': (0.1, 10.0),
+            'penalty_window': (0, 1 << 20),
+            'seed': (0, (1 << 63) - 1),
+        }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if not low <= value <= high:    # refuses NaN, too
+            if not low <= value <= high:  # refuses NaN, too
                 raise InputError(f'{name} is {value}, {low} to {high} is allowed.')
 
 
@@ -56,8 +62,9 @@ class Sampler:
             return token
         self._grammar.mask(scores)
         if not np.isfinite(scores).any():
-            raise InputError('The grammar allows no token here; it cannot be completed. '
-                             'Correct the grammar.')
+            raise InputError(
+                'The grammar allows no token here; it cannot be completed. Correct the grammar.'
+            )
         return self._draw(scores)
 
     def accept(self, token: int) -> None:
@@ -79,7 +86,7 @@ class Sampler:
             return int(scores.argmax())
         k = min(options.top_k or len(scores), len(scores))
         tokens = np.argpartition(scores, -k)[-k:]
-        tokens = tokens[np.argsort(-scores[tokens], kind='stable')]      # likeliest first
+        tokens = tokens[np.argsort(-scores[tokens], kind='stable')]  # likeliest first
         logits = (scores[tokens] / options.temperature).astype(np.float64)
         shares = np.exp(logits - logits[0])
         shares /= shares.sum()

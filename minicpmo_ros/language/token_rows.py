@@ -6,6 +6,7 @@
 Fed to llama.cpp as embeddings they give what it computes from the token ids, so that text,
 pictures and sound can share one batch. The table stays on disk, mapped into memory.
 """
+
 import numpy as np
 
 from minicpmo_ros.errors import ModelFileError
@@ -21,12 +22,13 @@ class TokenRows:
     def __init__(self, path, header: Header):
         info = header.tensors.get(TABLE)
         if info is None or len(info.shape) != 2:
-            raise ModelFileError(path, f'it has no matrix {TABLE}',
-                                 'Use the GGUF file of a language model.')
+            raise ModelFileError(
+                path, f'it has no matrix {TABLE}', 'Use the GGUF file of a language model.'
+            )
         self.size, self.width = info.shape
         self._type = info.type
         data = np.memmap(path, np.uint8, 'r', info.offset, (info.n_bytes,))
-        self._table = data.reshape(self.size, -1)    # (vocabulary, bytes of a row)
+        self._table = data.reshape(self.size, -1)  # (vocabulary, bytes of a row)
 
     def rows(self, ids) -> np.ndarray:
         """Return the rows of token ids: (n, width) float32."""

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Text from bytes that arrive in pieces: a character split over two tokens appears once whole."""
+
 import codecs
 
 

@@ -6,6 +6,7 @@
 Special ids are looked up by their text, never assumed; a vocabulary that lacks one is refused.
 A vocabulary is read-only; any thread may use it.
 """
+
 import ctypes
 import re
 from functools import cached_property
@@ -14,8 +15,8 @@ import llama_cpp.llama_cpp as llama
 
 from minicpmo_ros.errors import EngineError, InputError, ModelFileError
 
-UNKNOWN, UNUSED, CONTROL, USER_DEFINED = 1, 2, 8, 16    # llama.h: enum llama_token_attr
-MAX_TEXT_BYTES = 65536    # of one text; bounds the time and the stack the tokeniser takes
+UNKNOWN, UNUSED, CONTROL, USER_DEFINED = 1, 2, 8, 16  # llama.h: enum llama_token_attr
+MAX_TEXT_BYTES = 65536  # of one text; bounds the time and the stack the tokeniser takes
 
 
 def well_formed(text: str) -> str:
@@ -27,25 +28,28 @@ class Vocabulary:
     """The tokens of one loaded model."""
 
     def __init__(self, weights, path):
-        self._weights = weights    # llama.cpp keeps the vocabulary inside them
+        self._weights = weights  # llama.cpp keeps the vocabulary inside them
         self.pointer = llama.llama_model_get_vocab(weights.pointer)
         self.path = path
         self.size = llama.llama_vocab_n_tokens(self.pointer)
-        self._attributes = [llama.llama_vocab_get_attr(self.pointer, token)
-                            for token in range(self.size)]
+        self._attributes = [
+            llama.llama_vocab_get_attr(self.pointer, token) for token in range(self.size)
+        ]
 
     @cached_property
     def special_tokens(self) -> dict:
         """Ids by text of all tokens that mean something beside their text."""
         marks = UNKNOWN | CONTROL | USER_DEFINED
-        return {self._text(token): token
-                for token, attribute in enumerate(self._attributes) if attribute & marks}
+        return {
+            self._text(token): token
+            for token, attribute in enumerate(self._attributes)
+            if attribute & marks
+        }
 
     @cached_property
     def unspoken_ids(self) -> frozenset:
         """Ids no person should read in an answer: special tokens and unused places."""
-        unused = (token for token, attribute in enumerate(self._attributes)
-                  if attribute & UNUSED)
+        unused = (token for token, attribute in enumerate(self._attributes) if attribute & UNUSED)
         return frozenset({*self.special_tokens.values(), *unused})
 
     def special_id(self, text: str) -> int:
@@ -54,8 +58,10 @@ class Vocabulary:
         if token is None or self.encode_template(text) != [token]:
             pieces = len(self.encode_template(text))
             raise ModelFileError(
-                self.path, f'its vocabulary has no special token {text} (it reads as {pieces} '
-                'tokens)', 'Use the language model of a MiniCPM-o, converted with its own tokens.')
+                self.path,
+                f'its vocabulary has no special token {text} (it reads as {pieces} tokens)',
+                'Use the language model of a MiniCPM-o, converted with its own tokens.',
+            )
         return token
 
     def encode_template(self, text: str) -> list:
@@ -70,16 +76,21 @@ class Vocabulary:
         text = well_formed(text)
         n_bytes = len(text.encode())
         if n_bytes > MAX_TEXT_BYTES:
-            raise InputError(f'The text has {n_bytes} bytes, at most {MAX_TEXT_BYTES} are read. '
-                             'Shorten it.')
+            raise InputError(
+                f'The text has {n_bytes} bytes, at most {MAX_TEXT_BYTES} are read. Shorten it.'
+            )
         ids = self._tokenize(text, parse_special=False)
         if self._spells_special(ids):
             # llama.cpp finds user-defined tokens even so. Cut in two, their names are not found.
-            ids = [token for part in self._split_names(text)
-                   for token in self._tokenize(part, parse_special=False)]
+            ids = [
+                token
+                for part in self._split_names(text)
+                for token in self._tokenize(part, parse_special=False)
+            ]
         if self._spells_special(ids):
-            raise InputError('The text contains a control token that cannot be read as text. '
-                             'Ask without it.')
+            raise InputError(
+                'The text contains a control token that cannot be read as text. Ask without it.'
+            )
         return ids
 
     def piece(self, token: int) -> bytes:
@@ -110,9 +121,10 @@ class Vocabulary:
 
     def _tokenize(self, text: str, parse_special: bool) -> list:
         data = text.encode()
-        ids = (llama.llama_token * (len(data) + 1))()    # a token has at least one byte
-        n = llama.llama_tokenize(self.pointer, data, len(data), ids, len(ids), False,
-                                 parse_special)
+        ids = (llama.llama_token * (len(data) + 1))()  # a token has at least one byte
+        n = llama.llama_tokenize(
+            self.pointer, data, len(data), ids, len(ids), False, parse_special
+        )
         if n < 0:
             raise EngineError(f'llama_tokenize failed on {len(data)} bytes (code {n})')
         return ids[:n]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """One question on its fork of the live sequence: read in chunks, then answered token by token."""
+
 import time
 from dataclasses import replace
 
@@ -21,23 +22,26 @@ class Answering:
         self._session, self.question, self._asked_s = session, question, asked_s
         options, vocabulary = session.options, session.model.vocabulary
         self.question_ids = self._read_question()
-        self._todo = session.prompt.question(self.question_ids)    # rows not yet read
+        self._todo = session.prompt.question(self.question_ids)  # rows not yet read
         self._max_tokens = min(question.max_tokens or options.max_tokens, options.max_tokens)
         self._grammar = self._read_grammar()
         sampling = options.sampling
         if question.temperature is not None and not question.temperature < 0:
             sampling = replace(sampling, temperature=question.temperature)
-        self._sampler = Sampler(sampling, vocabulary.unspoken_ids - session.prompt.stop_ids,
-                                self._grammar)
+        self._sampler = Sampler(
+            sampling, vocabulary.unspoken_ids - session.prompt.stop_ids, self._grammar
+        )
         self._stream = Utf8Stream()
         self.ids, self.text = [], ''
-        self.answer = None    # an Answer, once it is finished
+        self.answer = None  # an Answer, once it is finished
         self._first_s = self._last_s = None
         seconds = session.window.seconds
-        self._evidence = {'units': len(seconds),
-                          'window_start_s': seconds[0] if seconds else 0,
-                          'window_end_s': seconds[-1] + 1 if seconds else 0,
-                          'prompt_tokens': session.window.end + len(self._todo)}
+        self._evidence = {
+            'units': len(seconds),
+            'window_start_s': seconds[0] if seconds else 0,
+            'window_end_s': seconds[-1] + 1 if seconds else 0,
+            'prompt_tokens': session.window.end + len(self._todo),
+        }
 
     def step(self) -> str:
         """Read one chunk of the question or make one token; return the text that is new.
@@ -75,7 +79,7 @@ class Answering:
         rest = self._stream.finish()
         self.text += rest
         if self.question.remember:
-            self._session.drop_fork()    # eviction needs the window alone
+            self._session.drop_fork()  # eviction needs the window alone
             self._session.remember(self.question_ids, self.ids)
         self.end(finish)
         return rest
@@ -85,16 +89,18 @@ class Answering:
         session = self._session
         if self.ids:
             return session.read_fork(session.model.token_rows.rows(self.ids[-1:]), True)
-        chunk = self._todo[:session.context.n_batch]
-        self._todo = self._todo[len(chunk):]
+        chunk = self._todo[: session.context.n_batch]
+        self._todo = self._todo[len(chunk) :]
         return session.read_fork(chunk, want_logits=not len(self._todo))
 
     def _read_question(self) -> list:
         ids = self._session.model.vocabulary.encode(self.question.text)
         limit = self._session.options.max_question_tokens
         if len(ids) > limit:
-            raise InputError(f'The question is {len(ids)} tokens long, at most {limit} are '
-                             'allowed. Shorten it, or raise max_question_tokens.')
+            raise InputError(
+                f'The question is {len(ids)} tokens long, at most {limit} are '
+                'allowed. Shorten it, or raise max_question_tokens.'
+            )
         return ids
 
     def _read_grammar(self) -> Grammar | None:
@@ -106,8 +112,10 @@ class Answering:
             self._max_tokens = self._session.options.max_tokens
             longest = max(len(choice.encode('utf-8', 'replace')) for choice in question.choices)
             if longest > self._max_tokens:
-                raise InputError(f'A choice has {longest} bytes, max_tokens allows '
-                                 f'{self._max_tokens}. Shorten it, or raise max_tokens.')
+                raise InputError(
+                    f'A choice has {longest} bytes, max_tokens allows '
+                    f'{self._max_tokens}. Shorten it, or raise max_tokens.'
+                )
             return Grammar(vocabulary, choices_grammar(question.choices))
         return Grammar(vocabulary, question.grammar) if question.grammar else None
 
@@ -124,5 +132,13 @@ class Answering:
             first_token_ms = 1e3 * (self._first_s - self._asked_s)
             spent_s = self._last_s - self._first_s
             rate = (n - 1) / spent_s if n > 1 and spent_s > 0 else 0.0
-        return Answer(self.question.text, self.text, finish, error, answer_tokens=n,
-                      first_token_ms=first_token_ms, tokens_per_second=rate, **self._evidence)
+        return Answer(
+            self.question.text,
+            self.text,
+            finish,
+            error,
+            answer_tokens=n,
+            first_token_ms=first_token_ms,
+            tokens_per_second=rate,
+            **self._evidence,
+        )

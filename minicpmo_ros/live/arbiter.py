@@ -7,6 +7,7 @@ A worker holds the device while it computes and offers it between two slices of 
 person's question goes first, then the prefill of a live unit, then the encoders; whoever has
 waited longer than the patience gets one slice out of turn, so that nobody waits for ever.
 """
+
 import threading
 import time
 from collections.abc import Callable
@@ -44,7 +45,7 @@ class DeviceArbiter:
         self.patience_s, self._clock = patience_s, clock
         self._granted = threading.Condition()
         self._holder = None
-        self._waiting = []    # turns
+        self._waiting = []  # turns
 
     def acquire(self, priority: Priority) -> Turn:
         """Wait for the device; the turn must be released."""

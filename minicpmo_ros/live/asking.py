@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """A question on its way through the engine, and the callbacks that hear of it."""
+
 import logging
 import time
 from collections.abc import Callable
@@ -18,12 +19,17 @@ class Asking:
     `on_done(answer)` is called, exactly once. Either may be None.
     """
 
-    def __init__(self, question: Question, on_delta: Callable[[str], None] | None,
-                 on_done: Callable[[Answer], None] | None, wake: Callable[[], None]):
+    def __init__(
+        self,
+        question: Question,
+        on_delta: Callable[[str], None] | None,
+        on_done: Callable[[Answer], None] | None,
+        wake: Callable[[], None],
+    ):
         self.question, self.asked_s = question, time.monotonic()
         self.cancelled = False
         self._on_delta, self._on_done, self._wake = on_delta, on_done, wake
-        self._n_told = 0    # characters
+        self._n_told = 0  # characters
 
     def cancel(self) -> None:
         """Take the question back; a second time, or after the answer, it does nothing."""
@@ -38,7 +44,7 @@ class Asking:
 
     def finish(self, answer: Answer) -> None:
         """Hand on the answer; for the engine."""
-        self.tell(answer.text[self._n_told:])
+        self.tell(answer.text[self._n_told :])
         if self._on_done is not None:
             call_safely(self._on_done, answer)
 

@@ -14,6 +14,7 @@ Everybody else only leaves work in bounded queues and never waits. Rules:
 
 Callbacks run in the engine's thread and must return soon; what they raise is logged.
 """
+
 import logging
 import threading
 import time
@@ -46,10 +47,10 @@ log = logging.getLogger(__name__)
 class EngineOptions:
     """Bounds of the queues."""
 
-    unit_deadline_s: float = 2.0    # wait for the other half of a second: an encoder may take 1 s
-    max_pending: int = 8            # seconds open at a time
-    max_backlog: int = 8            # units waiting to be read
-    max_waiting: int = 8            # questions waiting, beside the one being answered
+    unit_deadline_s: float = 2.0  # wait for the other half of a second: an encoder may take 1 s
+    max_pending: int = 8  # seconds open at a time
+    max_backlog: int = 8  # units waiting to be read
+    max_waiting: int = 8  # questions waiting, beside the one being answered
 
 
 class Engine:
@@ -60,21 +61,26 @@ class Engine:
     called in that thread whenever `state` has changed.
     """
 
-    def __init__(self, load: Callable[[Callable[[float], bool], AbortFlag], Session],
-                 options: EngineOptions | None = None, arbiter: DeviceArbiter | None = None,
-                 on_state: Callable[[EngineStatus], None] | None = None):
+    def __init__(
+        self,
+        load: Callable[[Callable[[float], bool], AbortFlag], Session],
+        options: EngineOptions | None = None,
+        arbiter: DeviceArbiter | None = None,
+        on_state: Callable[[EngineStatus], None] | None = None,
+    ):
         self.options = options or EngineOptions()
         self._load, self._on_state = load, on_state
         self._arbiter = arbiter or DeviceArbiter()
         self._abort = AbortFlag()
-        self._wake = threading.Condition()    # guards everything below it
+        self._wake = threading.Condition()  # guards everything below it
         self._status = EngineStatus()
         self._inbox = UnitInbox(
             UnitAssembler(self.options.unit_deadline_s, self.options.max_pending),
-            self.options.max_backlog)
-        self._waiting = deque()     # askings
+            self.options.max_backlog,
+        )
+        self._waiting = deque()  # askings
         self._reset = self._closing = False
-        self._session = self._current = None    # of the engine's thread alone
+        self._session = self._current = None  # of the engine's thread alone
         self._answer_s = self._last_unit_s = 0.0
         self._thread = threading.Thread(target=self._run, name='llm', daemon=True)
 
@@ -92,16 +98,22 @@ class Engine:
         """Take a second's sound embeddings, (tokens, width); None: it has none."""
         self._put(self._inbox.assembler.add_sound, second, rows)
 
-    def ask(self, question: Question, on_delta: Callable[[str], None] | None = None,
-            on_done: Callable[[Answer], None] | None = None) -> Asking:
+    def ask(
+        self,
+        question: Question,
+        on_delta: Callable[[str], None] | None = None,
+        on_done: Callable[[Answer], None] | None = None,
+    ) -> Asking:
         """Queue a question; BusyError says why it cannot be. The pieces of text go to on_delta."""
         with self._wake:
             status = self._status
             if self._closing or status.state != 'ready':
                 raise BusyError(status.why_not_ready())
             if len(self._waiting) >= self.options.max_waiting:
-                raise BusyError(f'{len(self._waiting)} questions are waiting, more are not taken. '
-                                'Ask again later, or raise max_waiting.')
+                raise BusyError(
+                    f'{len(self._waiting)} questions are waiting, more are not taken. '
+                    'Ask again later, or raise max_waiting.'
+                )
             asking = Asking(question, on_delta, on_done, self._notify)
             self._waiting.append(asking)
             self._wake.notify_all()
@@ -117,9 +129,13 @@ class Engine:
     def status(self) -> EngineStatus:
         """Return a snapshot."""
         with self._wake:
-            return replace(self._status, waiting=len(self._waiting),
-                           units_dropped=self._inbox.dropped, late=self._inbox.assembler.late,
-                           jumps=self._inbox.assembler.jumps)
+            return replace(
+                self._status,
+                waiting=len(self._waiting),
+                units_dropped=self._inbox.dropped,
+                late=self._inbox.assembler.late,
+                jumps=self._inbox.assembler.jumps,
+            )
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """End all that is going on, even a load or a decode; tell whether it ended in time."""
@@ -174,7 +190,7 @@ class Engine:
         """Do one piece of work, or wait for some; False when closing."""
         with self._wake:
             if not self._has_work():
-                self._wake.wait(self._patience_s())    # any news may bring a nearer deadline
+                self._wake.wait(self._patience_s())  # any news may bring a nearer deadline
             if self._closing:
                 return False
             self._inbox.collect(time.monotonic())
@@ -200,8 +216,13 @@ class Engine:
         return True
 
     def _has_work(self) -> bool:
-        return (self._closing or self._reset or self._current is not None
-                or bool(self._inbox.units) or bool(self._waiting))
+        return (
+            self._closing
+            or self._reset
+            or self._current is not None
+            or bool(self._inbox.units)
+            or bool(self._waiting)
+        )
 
     def _patience_s(self) -> float | None:
         deadline_s = self._inbox.assembler.next_deadline_s()
@@ -221,7 +242,7 @@ class Engine:
         return waiting.popleft()
 
     def _begin(self, asking: Asking) -> None:
-        turn = self._arbiter.acquire(Priority.QUESTION)    # until the answer is finished
+        turn = self._arbiter.acquire(Priority.QUESTION)  # until the answer is finished
         try:
             answering = self._session.ask(asking.question, asking.asked_s)
         except Exception as error:
@@ -240,7 +261,7 @@ class Engine:
         started_s = time.perf_counter()
         try:
             asking.tell(answering.step())
-        except CancelledError:    # only closing aborts a decode
+        except CancelledError:  # only closing aborts a decode
             self._finish_current(Finish.CANCELLED)
             return
         except Exception as error:
@@ -264,7 +285,7 @@ class Engine:
 
     def _read(self, unit: Unit) -> None:
         try:
-            if self._current is not None:    # the answer holds the device
+            if self._current is not None:  # the answer holds the device
                 report = self._session.append(unit)
             else:
                 with self._arbiter.hold(Priority.UNIT):
@@ -288,7 +309,7 @@ class Engine:
     def _rebuild(self, error: EngineError) -> None:
         log.error('the window is lost and the context is rebuilt: %s', error)
         with self._arbiter.hold(Priority.UNIT):
-            self._session.rebuild()    # an error here is the engine's end
+            self._session.rebuild()  # an error here is the engine's end
         with self._wake:
             self._status = replace(self._status, reason=f'The window was lost: {error}')
         self._publish(rebuilds=1)
@@ -327,8 +348,13 @@ class Engine:
         with self._wake:
             counted = {name: getattr(self._status, name) + n for name, n in counts.items()}
             self._status = replace(
-                self._status, units=len(seconds), positions=session.window.end,
-                evicted=session.evicted, context_size=session.context.n_ctx,
+                self._status,
+                units=len(seconds),
+                positions=session.window.end,
+                evicted=session.evicted,
+                context_size=session.context.n_ctx,
                 window_start_s=seconds[0] if seconds else 0,
                 window_end_s=seconds[-1] + 1 if seconds else 0,
-                answering=self._current is not None, **counted)
+                answering=self._current is not None,
+                **counted,
+            )

@@ -8,6 +8,7 @@ stream equal to the offline encoder. What is encoded depends on the samples of e
 never on how they were chunked. The encoder begins anew where the stream of sound does, where its
 30 s are full, and after a second it failed on. One thread uses a Hearing.
 """
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,15 +35,15 @@ LARGEST = 6e4  # of an embedding's numbers: far above what a model gives, within
 class HeardSecond:
     """What was heard in one second; without rows the status says why, and the reason more."""
 
-    second: int                     # covers [second, second + 1) s of the stamps
+    second: int  # covers [second, second + 1) s of the stamps
     status: Status = Status.EMPTY
-    reason: str = ''                # a sentence, for LOST
+    reason: str = ''  # a sentence, for LOST
     rows: np.ndarray | None = None  # (25, width) float16
-    level_dbfs: float = -math.inf   # root mean square, relative to 1; -inf: digital silence
-    restarted: bool = False         # the encoder begins with this second
-    preprocess_ms: float = 0.0      # log-mel spectrum
+    level_dbfs: float = -math.inf  # root mean square, relative to 1; -inf: digital silence
+    restarted: bool = False  # the encoder begins with this second
+    preprocess_ms: float = 0.0  # log-mel spectrum
     encode_ms: float = 0.0
-    padded_samples: int = 0         # these four as in SampledSecond
+    padded_samples: int = 0  # these four as in SampledSecond
     gap_samples: int = 0
     drift_samples: int = 0
     overlap_samples: int = 0
@@ -56,8 +57,9 @@ class Hearing:
     raises ends the push and the stream of sound with it.
     """
 
-    def __init__(self, audio_encoder, isolated: bool = False,
-                 between: Callable[[], None] | None = None):
+    def __init__(
+        self, audio_encoder, isolated: bool = False, between: Callable[[], None] | None = None
+    ):
         self._splitter = SecondSplitter(look_ahead_samples=0 if isolated else MARGIN)
         self._ear = _Ear(audio_encoder, isolated)
         self._between = between
@@ -77,16 +79,25 @@ class Hearing:
         if sampled.restarted or self._ear.is_full:
             self._ear.restart()
         heard = HeardSecond(
-            sampled.second, Status.OK, level_dbfs=level_dbfs(sampled.samples),
-            restarted=self._ear.is_fresh, padded_samples=sampled.padded_samples,
-            gap_samples=sampled.gap_samples, drift_samples=sampled.drift_samples,
-            overlap_samples=sampled.overlap_samples)
+            sampled.second,
+            Status.OK,
+            level_dbfs=level_dbfs(sampled.samples),
+            restarted=self._ear.is_fresh,
+            padded_samples=sampled.padded_samples,
+            gap_samples=sampled.gap_samples,
+            drift_samples=sampled.drift_samples,
+            overlap_samples=sampled.overlap_samples,
+        )
         started_s = perf_counter()
         mel = self._ear.spectrum(sampled)
         encoding_s = perf_counter()
         rows, reason = self._encode(mel)
-        heard = replace(heard, rows=rows, preprocess_ms=(encoding_s - started_s) * 1e3,
-                        encode_ms=(perf_counter() - encoding_s) * 1e3)
+        heard = replace(
+            heard,
+            rows=rows,
+            preprocess_ms=(encoding_s - started_s) * 1e3,
+            encode_ms=(perf_counter() - encoding_s) * 1e3,
+        )
         if rows is None:
             # What the encoder remembers of this second would spoil those to come.
             self._ear.restart()
@@ -100,8 +111,10 @@ class Hearing:
         except EngineError as error:
             return None, str(error)
         if not np.abs(rows).max() < LARGEST:  # NaN is not less than anything
-            return None, ('The embedding of the sound is not finite or not below '
-                          f'{LARGEST:.0f}. Are the model files intact?')
+            return None, (
+                'The embedding of the sound is not finite or not below '
+                f'{LARGEST:.0f}. Are the model files intact?'
+            )
         return rows.astype(np.float16), ''
 
 

@@ -18,6 +18,7 @@ are counted and the stamps watched. A chunk that begins, compared with the count
 A chunk not stamped later than the one before is a copy or out of order and is left out, but
 for stamps that stand still, which are not believed. All of this is counted, second by second.
 """
+
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
@@ -26,7 +27,7 @@ import numpy as np
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.log_mel import MARGIN, SAMPLE_RATE_HZ
 
-NS = 10 ** 9
+NS = 10**9
 TOLERANCE = SAMPLE_RATE_HZ // 50  # 20 ms; these in samples
 JUMP = SAMPLE_RATE_HZ // 5  # 0.2 s
 LONGEST_GAP = 2 * SAMPLE_RATE_HZ
@@ -198,11 +199,17 @@ class SecondSplitter:
             number = (self._end - len(held)) // SAMPLE_RATE_HZ
             samples, held = np.split(held, [SAMPLE_RATE_HZ])
             look_ahead = np.zeros(self._look_ahead_samples, np.float32)
-            follows = held[:self._look_ahead_samples]
-            look_ahead[:len(follows)] = follows
-            seconds.append(SampledSecond(
-                number, samples, look_ahead, restarted=number == self._first_second,
-                **self._counts.pop(number, {})))
+            follows = held[: self._look_ahead_samples]
+            look_ahead[: len(follows)] = follows
+            seconds.append(
+                SampledSecond(
+                    number,
+                    samples,
+                    look_ahead,
+                    restarted=number == self._first_second,
+                    **self._counts.pop(number, {}),
+                )
+            )
         self._held, self._held_samples = [held.copy()], len(held)
         return seconds
 
@@ -210,9 +217,13 @@ class SecondSplitter:
 def _checked(samples) -> np.ndarray:
     samples = np.array(samples, np.float32)  # a copy: the caller may use his buffer again
     if samples.ndim != 1:
-        raise InputError(f'The sound has the shape {samples.shape}; one row of mono samples is '
-                         'allowed. Mix the channels first.')
+        raise InputError(
+            f'The sound has the shape {samples.shape}; one row of mono samples is '
+            'allowed. Mix the channels first.'
+        )
     if not np.isfinite(samples).all():
-        raise InputError('The sound contains NaN or infinite samples; floats in [-1, 1] are '
-                         'allowed. Look at the driver or filter that makes them.')
+        raise InputError(
+            'The sound contains NaN or infinite samples; floats in [-1, 1] are '
+            'allowed. Look at the driver or filter that makes them.'
+        )
     return samples

@@ -8,6 +8,7 @@ from the first picture on is given once, in order, also when it has nothing to g
 the last encoded one reuses its embedding. One thread uses a Seeing; offering is cheap, advancing
 decodes and encodes.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -20,24 +21,24 @@ from minicpmo_ros.media.geometry import TilePlan, plan_tiles, slice_picture
 from minicpmo_ros.media.picture import thumbnail
 
 NS = 1_000_000_000
-LARGEST = 6e4          # of an embedding's numbers: far above what a model gives, within float16
-LONGEST_EMPTY_S = 10   # a longer gap in the stamps is a jump, its seconds are not given
+LARGEST = 6e4  # of an embedding's numbers: far above what a model gives, within float16
+LONGEST_EMPTY_S = 10  # a longer gap in the stamps is a jump, its seconds are not given
 
 
 @dataclass(frozen=True)
 class SeenSecond:
     """What was seen in one second; without rows the status says why, and the reason more."""
 
-    second: int                      # covers [second, second + 1) s of the stamps
+    second: int  # covers [second, second + 1) s of the stamps
     status: Status = Status.EMPTY
-    reason: str = ''                 # a sentence, for LOST
-    rows: np.ndarray | None = None   # (pictures * queries, width) float16: overview, then tiles
+    reason: str = ''  # a sentence, for LOST
+    rows: np.ndarray | None = None  # (pictures * queries, width) float16: overview, then tiles
     picture_stamp_ns: int = 0
-    source_width: int = 0            # of the picture as it came, pixels
+    source_width: int = 0  # of the picture as it came, pixels
     source_height: int = 0
-    tiles_wide: int = 0              # of the grid; 0: overview only
+    tiles_wide: int = 0  # of the grid; 0: overview only
     tiles_high: int = 0
-    preprocess_ms: float = 0.0       # decoding, comparing, slicing
+    preprocess_ms: float = 0.0  # decoding, comparing, slicing
     encode_ms: float = 0.0
     reused: bool = False
 
@@ -46,7 +47,7 @@ class SeenSecond:
 class _Memory:
     """The last encoded picture."""
 
-    small: np.ndarray    # (32, 32) float32 grey levels
+    small: np.ndarray  # (32, 32) float32 grey levels
     seen: SeenSecond
 
 
@@ -60,15 +61,21 @@ class Seeing:
     (the others are OVERLOADED), so that a slow encoder does not fall behind for good; None: all.
     """
 
-    def __init__(self, vision_encoder, max_tiles: int = 1, unchanged_threshold: float = 1.0,
-                 between: Callable[[], None] | None = None, max_behind: int | None = None):
+    def __init__(
+        self,
+        vision_encoder,
+        max_tiles: int = 1,
+        unchanged_threshold: float = 1.0,
+        between: Callable[[], None] | None = None,
+        max_behind: int | None = None,
+    ):
         self._max_behind = max_behind
         self._encoder, self._max_tiles = vision_encoder, max_tiles
         self._threshold, self._between = unchanged_threshold, between
-        self._offered: dict = {}            # second: (stamp_ns, make_picture), the newest of each
-        self._next: int | None = None       # the first second that was not given yet
+        self._offered: dict = {}  # second: (stamp_ns, make_picture), the newest of each
+        self._next: int | None = None  # the first second that was not given yet
         self._memory: _Memory | None = None
-        self.late = 0                       # pictures that came after their second was given
+        self.late = 0  # pictures that came after their second was given
 
     def offer(self, stamp_ns: int, make_picture: Callable[[], np.ndarray]) -> None:
         """Note a picture; `make_picture()` gives it as (H, W, 3) uint8 RGB, if it is chosen.
@@ -97,7 +104,7 @@ class Seeing:
             due = sorted(number for number in self._offered if number <= second)
         waiting = [number for number in due if number in self._offered]
         too_many = len(waiting) - (self._max_behind or len(waiting))
-        for number in waiting[:max(0, too_many)]:
+        for number in waiting[: max(0, too_many)]:
             self._offered[number] = None
         seen = []
         for number in due:
@@ -114,19 +121,32 @@ class Seeing:
         started_s = perf_counter()
         try:
             picture = _checked(make_picture())
-            plan = plan_tiles(picture.shape[1], picture.shape[0], self._max_tiles,
-                              self._encoder.image_size)
-        except Exception as error:    # whatever a decoder raises on damaged data
+            plan = plan_tiles(
+                picture.shape[1], picture.shape[0], self._max_tiles, self._encoder.image_size
+            )
+        except Exception as error:  # whatever a decoder raises on damaged data
             reason = str(error) or type(error).__name__
-            return SeenSecond(second, Status.LOST, reason, picture_stamp_ns=stamp_ns,
-                              preprocess_ms=_ms_since(started_s))
+            return SeenSecond(
+                second,
+                Status.LOST,
+                reason,
+                picture_stamp_ns=stamp_ns,
+                preprocess_ms=_ms_since(started_s),
+            )
         small = thumbnail(picture)
-        new = SeenSecond(second, Status.OK, picture_stamp_ns=stamp_ns,
-                         source_width=picture.shape[1], source_height=picture.shape[0],
-                         tiles_wide=plan.tiles_wide, tiles_high=plan.tiles_high)
+        new = SeenSecond(
+            second,
+            Status.OK,
+            picture_stamp_ns=stamp_ns,
+            source_width=picture.shape[1],
+            source_height=picture.shape[0],
+            tiles_wide=plan.tiles_wide,
+            tiles_high=plan.tiles_high,
+        )
         if self._is_unchanged(small, new):
-            return replace(new, rows=self._memory.seen.rows, reused=True,
-                           preprocess_ms=_ms_since(started_s))
+            return replace(
+                new, rows=self._memory.seen.rows, reused=True, preprocess_ms=_ms_since(started_s)
+            )
         return self._encode(new, picture, plan, small, started_s)
 
     def _is_unchanged(self, small: np.ndarray, new: SeenSecond) -> bool:
@@ -137,27 +157,41 @@ class Seeing:
         same_size = (old.source_width, old.source_height) == (new.source_width, new.source_height)
         return same_size and np.abs(small - self._memory.small).mean() < self._threshold
 
-    def _encode(self, new: SeenSecond, picture: np.ndarray, plan: TilePlan, small: np.ndarray,
-                started_s: float) -> SeenSecond:
+    def _encode(
+        self,
+        new: SeenSecond,
+        picture: np.ndarray,
+        plan: TilePlan,
+        small: np.ndarray,
+        started_s: float,
+    ) -> SeenSecond:
         overview, *tiles = slice_picture(picture, plan)
         new = replace(new, preprocess_ms=_ms_since(started_s))
         started_s = perf_counter()
         at_once = self._encoder.max_tiles
-        batches = [[overview], *(tiles[i:i + at_once] for i in range(0, len(tiles), at_once))]
+        batches = [[overview], *(tiles[i : i + at_once] for i in range(0, len(tiles), at_once))]
         rows = np.concatenate([self._encoder.encode(batch, self._between) for batch in batches])
         new = replace(new, encode_ms=_ms_since(started_s))
-        if not np.abs(rows).max() < LARGEST:    # NaN is not less than anything
-            return replace(new, status=Status.LOST, reason='The embedding of the picture is not '
-                           f'finite or not below {LARGEST:.0f}. Are the model files intact?')
-        new = replace(new, rows=rows.astype(np.float16))    # (pictures * queries, width)
+        if not np.abs(rows).max() < LARGEST:  # NaN is not less than anything
+            return replace(
+                new,
+                status=Status.LOST,
+                reason='The embedding of the picture is not '
+                f'finite or not below {LARGEST:.0f}. Are the model files intact?',
+            )
+        new = replace(new, rows=rows.astype(np.float16))  # (pictures * queries, width)
         self._memory = _Memory(small, new)
         return new
 
 
 def _checked(picture) -> np.ndarray:
     """Return the picture if it is one; it comes from outside."""
-    if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8
-            and picture.ndim == 3 and picture.shape[2] == 3):
+    if not (
+        isinstance(picture, np.ndarray)
+        and picture.dtype == np.uint8
+        and picture.ndim == 3
+        and picture.shape[2] == 3
+    ):
         found = getattr(picture, 'shape', type(picture).__name__)
         raise InputError(f'The picture is {found}; (height, width, 3) of uint8 is allowed.')
     return np.ascontiguousarray(picture)

@@ -8,6 +8,7 @@ a fork of sequence 0 at its last whole unit, and dropped: the live window never 
 on growing meanwhile. Room for one question and its answer is always kept. Units leave only while
 no fork shares their cells, because what stays must move then. One thread uses a session.
 """
+
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,17 +25,17 @@ from minicpmo_ros.live.question import Question
 from minicpmo_ros.live.units import Unit
 from minicpmo_ros.live.window import Window
 
-LIVE, FORK = 0, 1    # sequences
+LIVE, FORK = 0, 1  # sequences
 
 
 @dataclass(frozen=True)
 class SessionOptions:
     """What a session allows a question, and how it answers."""
 
-    max_tokens: int = 256             # of an answer
+    max_tokens: int = 256  # of an answer
     max_question_tokens: int = 384
-    speech: bool = False              # open answers in the form that prepares for a voice
-    system_text: str | None = None    # None: the layout's own
+    speech: bool = False  # open answers in the form that prepares for a voice
+    system_text: str | None = None  # None: the layout's own
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
 
@@ -50,23 +51,38 @@ class UnitReport:
 class Session:
     """A window over a loaded model; it owns both."""
 
-    def __init__(self, model: LanguageModel, layout: PromptLayout,
-                 context_options: ContextOptions | None = None,
-                 options: SessionOptions | None = None, abort: AbortFlag | None = None):
+    def __init__(
+        self,
+        model: LanguageModel,
+        layout: PromptLayout,
+        context_options: ContextOptions | None = None,
+        options: SessionOptions | None = None,
+        abort: AbortFlag | None = None,
+    ):
         self.model, self.options = model, options or SessionOptions()
         self._context_options = replace(context_options or ContextOptions(), n_sequences=2)
         self._abort = abort
-        self.evicted = 0    # units that left for newer ones or for a remembered turn
-        self.prompt = CompiledPrompt(layout, model.vocabulary, model.token_rows,
-                                     self.options.speech, self.options.system_text)
+        self.evicted = 0  # units that left for newer ones or for a remembered turn
+        self.prompt = CompiledPrompt(
+            layout,
+            model.vocabulary,
+            model.token_rows,
+            self.options.speech,
+            self.options.system_text,
+        )
         self._open()
 
     @classmethod
-    def load(cls, path, layout: PromptLayout, model_options: ModelOptions | None = None,
-             context_options: ContextOptions | None = None,
-             options: SessionOptions | None = None,
-             on_progress: Callable[[float], bool] | None = None,
-             abort: AbortFlag | None = None) -> 'Session':
+    def load(
+        cls,
+        path,
+        layout: PromptLayout,
+        model_options: ModelOptions | None = None,
+        context_options: ContextOptions | None = None,
+        options: SessionOptions | None = None,
+        on_progress: Callable[[float], bool] | None = None,
+        abort: AbortFlag | None = None,
+    ) -> 'Session':
         """Load a model and open a session on it; see LanguageModel.load and Context."""
         model = LanguageModel.load(path, model_options, on_progress)
         try:
@@ -96,7 +112,7 @@ class Session:
         try:
             return self._fits(len(self._unit_rows(unit)))
         except InputError:
-            return True    # append will say why not
+            return True  # append will say why not
 
     def ask(self, question: Question, asked_s: float | None = None) -> Answering:
         """Fork the window for a question; InputError where it cannot be answered as asked.
@@ -144,17 +160,22 @@ class Session:
 
     def _open(self) -> None:
         self._answering = None
-        self._held = 0    # cells of units that left the window and live on in the fork
+        self._held = 0  # cells of units that left the window and live on in the fork
         self.context = Context(self.model, self._context_options, self._abort)
-        reserve = (len(self.prompt.question([])) + self.options.max_question_tokens
-                   + self.options.max_tokens)
+        reserve = (
+            len(self.prompt.question([]))
+            + self.options.max_question_tokens
+            + self.options.max_tokens
+        )
         prefix = self.prompt.prefix
         capacity = self.context.n_ctx - reserve
         if len(prefix) >= capacity:
             self.context.close()
-            raise InputError(f'n_ctx is {self.context.n_ctx}, but the system prompt takes '
-                             f'{len(prefix)} positions and a question with its answer {reserve}. '
-                             'Raise n_ctx, or lower max_tokens or max_question_tokens.')
+            raise InputError(
+                f'n_ctx is {self.context.n_ctx}, but the system prompt takes '
+                f'{len(prefix)} positions and a question with its answer {reserve}. '
+                'Raise n_ctx, or lower max_tokens or max_question_tokens.'
+            )
         self.window = Window(len(prefix), capacity)
         try:
             self._read_chunks(prefix)
@@ -173,8 +194,11 @@ class Session:
         if self._fits(n_rows):
             return
         if self._answering is not None:
-            raise ContextFullError(n_rows, self.window.capacity - self.window.end - self._held,
-                                   'The answer that is being given holds the room; wait for it.')
+            raise ContextFullError(
+                n_rows,
+                self.window.capacity - self.window.end - self._held,
+                'The answer that is being given holds the room; wait for it.',
+            )
         before = len(self.window.seconds)
         start, end = self.window.evict(count)
         self.evicted += before - len(self.window.seconds)
@@ -191,7 +215,7 @@ class Session:
         start = self.context.next_position(LIVE)
         try:
             for begin in range(0, len(rows), self.context.n_batch):
-                self.context.decode(rows[begin:begin + self.context.n_batch], LIVE)
+                self.context.decode(rows[begin : begin + self.context.n_batch], LIVE)
         except BaseException as error:
             if not isinstance(error, EngineError):
                 self.context.remove(LIVE, start, -1)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """What became of one second of sound or picture; the numbers are those of the messages."""
+
 from enum import IntEnum
 
 

@@ -8,6 +8,7 @@ that is late: counted, never put in behind. A half may come empty, and a second 
 halves makes no unit. A stream whose seconds go back (a recording that loops) starts everything
 anew. No threads, no clock: the caller says what time it is.
 """
+
 from collections import deque
 from dataclasses import dataclass, field, replace
 
@@ -19,10 +20,10 @@ class Unit:
     """One second as the language model reads it, [second, second + 1) of the stream."""
 
     second: int
-    picture_rows: np.ndarray | None = None    # overview, then tiles: (queries * pictures, width)
-    tiles: tuple = (0, 0)                     # columns and rows of the grid; no tiles: (0, 0)
-    sound_rows: np.ndarray | None = None      # (tokens, width)
-    restarted: bool = False                   # time went back: earlier units are another time's
+    picture_rows: np.ndarray | None = None  # overview, then tiles: (queries * pictures, width)
+    tiles: tuple = (0, 0)  # columns and rows of the grid; no tiles: (0, 0)
+    sound_rows: np.ndarray | None = None  # (tokens, width)
+    restarted: bool = False  # time went back: earlier units are another time's
 
 
 @dataclass
@@ -38,15 +39,16 @@ class UnitAssembler:
 
     def __init__(self, unit_deadline_s: float = 2.0, max_pending: int = 8):
         self.unit_deadline_s, self.max_pending = unit_deadline_s, max_pending
-        self.late = 0     # halves that came after their unit was closed, or twice
-        self.jumps = 0    # times a stream went back
+        self.late = 0  # halves that came after their unit was closed, or twice
+        self.jumps = 0  # times a stream went back
         self._open = {}
-        self._newest = {}          # second by stream
-        self._closed = None        # second of the newest closed unit
-        self._restarted = False    # the next unit is the first after a jump
+        self._newest = {}  # second by stream
+        self._closed = None  # second of the newest closed unit
+        self._restarted = False  # the next unit is the first after a jump
 
-    def add_picture(self, second: int, rows: np.ndarray | None, tiles: tuple,
-                    now_s: float) -> None:
+    def add_picture(
+        self, second: int, rows: np.ndarray | None, tiles: tuple, now_s: float
+    ) -> None:
         """Take the picture of a second, or the news that it has none."""
         self._add('picture', second, (rows, tiles), now_s)
 
@@ -59,8 +61,11 @@ class UnitAssembler:
         units = []
         for second in sorted(self._open):
             halves = self._open[second]
-            waits = (len(halves.came) < 2 and now_s - halves.first_s < self.unit_deadline_s
-                     and len(self._open) <= self.max_pending)
+            waits = (
+                len(halves.came) < 2
+                and now_s - halves.first_s < self.unit_deadline_s
+                and len(self._open) <= self.max_pending
+            )
             if waits:
                 break
             del self._open[second]
@@ -104,12 +109,12 @@ class UnitInbox:
     def __init__(self, assembler: UnitAssembler, max_units: int):
         self.assembler, self.max_units = assembler, max_units
         self.units = deque()
-        self.dropped = 0    # units pushed out unread
+        self.dropped = 0  # units pushed out unread
 
     def collect(self, now_s: float) -> None:
         """Take in what has become due."""
         for unit in self.assembler.due(now_s):
-            if unit.restarted:    # what waits is another time's
+            if unit.restarted:  # what waits is another time's
                 self.dropped += len(self.units)
                 self.units.clear()
             self.units.append(unit)
@@ -124,5 +129,5 @@ class UnitInbox:
     def _drop_oldest(self) -> None:
         oldest = self.units.popleft()
         self.dropped += 1
-        if oldest.restarted and self.units:    # the next one is the first of its time, then
+        if oldest.restarted and self.units:  # the next one is the first of its time, then
             self.units.appendleft(replace(self.units.popleft(), restarted=True))

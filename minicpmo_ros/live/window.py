@@ -8,11 +8,12 @@ leaves whole or not at all; the prefix never leaves. The oldest leave in groups 
 the window: what stays is moved once per group, and every move costs a pass over the cache and,
 with 8-bit keys, a little precision.
 """
+
 from dataclasses import dataclass
 
 from minicpmo_ros.errors import ContextFullError
 
-GROUPS = 8    # a cell is moved at most about this often in its life
+GROUPS = 8  # a cell is moved at most about this often in its life
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,11 @@ class Window:
         Raises ContextFullError where they do not fit into an empty window.
         """
         if self.prefix + n_rows > self.capacity:
-            raise ContextFullError(n_rows, self.capacity - self.prefix,
-                                   'Raise n_ctx, or lower vision.max_tiles, max_tokens or '
-                                   'max_question_tokens.')
+            raise ContextFullError(
+                n_rows,
+                self.capacity - self.prefix,
+                'Raise n_ctx, or lower vision.max_tiles, max_tokens or max_question_tokens.',
+            )
         if self.end + n_rows <= self.capacity:
             return 0
         count = max(1, len(self.spans) // GROUPS)

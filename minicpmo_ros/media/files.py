@@ -7,6 +7,7 @@ Stamps are nanoseconds of presentation since the start of the file, the same ori
 and sound: their offset to each other is kept. Files are opened and nothing else: no address on
 a network and no playlist.
 """
+
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,8 +20,31 @@ from minicpmo_ros.media.geometry import check_size
 from minicpmo_ros.media.pcm import mix_to_mono, scale_to_float
 
 # Containers that hold their streams themselves; playlists and scripts point elsewhere.
-FORMATS = ('mov', 'mp4', 'matroska', 'webm', 'avi', 'mpegts', 'mpeg', 'flv', 'asf', 'ogg', 'mjpeg',
-           'h264', 'hevc', 'm4v', 'wav', 'w64', 'flac', 'mp3', 'aac', 'aiff', 'au', 'amr', 'caf')
+FORMATS = (
+    'mov',
+    'mp4',
+    'matroska',
+    'webm',
+    'avi',
+    'mpegts',
+    'mpeg',
+    'flv',
+    'asf',
+    'ogg',
+    'mjpeg',
+    'h264',
+    'hevc',
+    'm4v',
+    'wav',
+    'w64',
+    'flac',
+    'mp3',
+    'aac',
+    'aiff',
+    'au',
+    'amr',
+    'caf',
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +69,8 @@ def probe(path) -> FileFacts:
             height=video.height if video else 0,
             frame_rate_hz=float(video.average_rate or 0) if video else 0.0,
             sample_rate_hz=audio.rate if audio else 0,
-            channels=audio.channels if audio else 0)
+            channels=audio.channels if audio else 0,
+        )
 
 
 def read_video(path):
@@ -99,11 +124,15 @@ def _open(path):
     if not Path(path).is_file():
         raise InputError(f'{path}: there is no such file. Give a video or audio file.')
     try:
-        return av.open(str(Path(path).resolve()), options={
-            'protocol_whitelist': 'file', 'format_whitelist': ','.join(FORMATS)})
+        return av.open(
+            str(Path(path).resolve()),
+            options={'protocol_whitelist': 'file', 'format_whitelist': ','.join(FORMATS)},
+        )
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise InputError(f'{path}: not a video or audio file that can be read '
-                         f'({error}). Convert it to MP4, Matroska or WAV.') from error
+        raise InputError(
+            f'{path}: not a video or audio file that can be read '
+            f'({error}). Convert it to MP4, Matroska or WAV.'
+        ) from error
 
 
 def _first(streams):
@@ -114,8 +143,10 @@ def _require(container, kind: str, path):
     stream = _first(getattr(container.streams, kind))
     if stream is None or stream.codec_context is None:
         container.close()
-        raise InputError(f'{path}: the file has no {kind} that can be decoded. Give one that '
-                         'has, or do not ask for it.')
+        raise InputError(
+            f'{path}: the file has no {kind} that can be decoded. Give one that '
+            'has, or do not ask for it.'
+        )
     return stream
 
 
@@ -139,4 +170,4 @@ def _time_s(container, frame, otherwise_s: Fraction) -> Fraction:
 
 
 def _ns(seconds: Fraction) -> int:
-    return int(seconds * 10 ** 9)
+    return int(seconds * 10**9)

@@ -7,6 +7,7 @@ A picture becomes an overview of about 448 x 448 pixels in its own aspect, sides
 14, and, where it is larger and tiles are allowed, a grid of tiles of the same area each. The
 picture is stretched to the grid, never letterboxed; resampling is Pillow's bicubic.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -41,11 +42,15 @@ class TilePlan:
 def check_size(width: int, height: int) -> None:
     """Raise InputError unless the picture's sides and aspect are allowed."""
     if not (MIN_SIDE <= min(width, height) and max(width, height) <= MAX_SIDE):
-        raise InputError(f'The picture is {width}x{height}; sides of {MIN_SIDE} to {MAX_SIDE} '
-                         'pixels are allowed. Crop or scale it first.')
+        raise InputError(
+            f'The picture is {width}x{height}; sides of {MIN_SIDE} to {MAX_SIDE} '
+            'pixels are allowed. Crop or scale it first.'
+        )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(f'The picture is {width}x{height}; one side may be at most '
-                         f'{MAX_ASPECT} times the other. Crop it first.')
+        raise InputError(
+            f'The picture is {width}x{height}; one side may be at most '
+            f'{MAX_ASPECT} times the other. Crop it first.'
+        )
 
 
 def best_resize(width: float, height: float, upscale: bool, side: int = SIDE) -> tuple:
@@ -62,9 +67,13 @@ def choose_grid(width: int, height: int, max_tiles: int, side: int = SIDE):
     multiple = min(math.ceil(width * height / (side * side)), max_tiles)
     if multiple <= 1:
         return None
-    grids = [(columns, count // columns)
-             for count in (multiple - 1, multiple, multiple + 1) if 1 < count <= max_tiles
-             for columns in range(1, count + 1) if count % columns == 0]
+    grids = [
+        (columns, count // columns)
+        for count in (multiple - 1, multiple, multiple + 1)
+        if 1 < count <= max_tiles
+        for columns in range(1, count + 1)
+        if count % columns == 0
+    ]
     aspect = math.log(width / height)
     return min(grids, key=lambda grid: abs(aspect - math.log(grid[0] / grid[1])))
 
@@ -80,8 +89,12 @@ def plan_tiles(width: int, height: int, max_tiles: int = 1, side: int = SIDE) ->
     if grid is None:
         return TilePlan(*best_resize(width, height, True, side))
     columns, rows = grid
-    tile = best_resize(_nearest_multiple(width, columns) / columns,
-                       _nearest_multiple(height, rows) / rows, True, side)
+    tile = best_resize(
+        _nearest_multiple(width, columns) / columns,
+        _nearest_multiple(height, rows) / rows,
+        True,
+        side,
+    )
     return TilePlan(*best_resize(width, height, False, side), columns, rows, *tile)
 
 
@@ -96,8 +109,10 @@ def slice_picture(picture: np.ndarray, plan: TilePlan) -> list:
         width, height = plan.tile_width, plan.tile_height
         refined = _resize(whole, width * plan.tiles_wide, height * plan.tiles_high)
         pictures += [
-            np.ascontiguousarray(refined[y:y + height, x:x + width])
-            for y in range(0, refined.shape[0], height) for x in range(0, refined.shape[1], width)]
+            np.ascontiguousarray(refined[y : y + height, x : x + width])
+            for y in range(0, refined.shape[0], height)
+            for x in range(0, refined.shape[1], width)
+        ]
     return pictures
 
 
@@ -107,8 +122,10 @@ def max_patches(max_aspect: float = MAX_ASPECT, side: int = SIDE) -> int:
     Of pictures h pixels high after scaling, the widest is int(side * side / h) wide.
     """
     lowest, highest = int(side / math.sqrt(max_aspect)), int(side * math.sqrt(max_aspect))
-    return max(_nearest_multiple(height, PATCH) * _nearest_multiple(side * side // height, PATCH)
-               for height in range(lowest, highest + 1)) // (PATCH * PATCH)
+    return max(
+        _nearest_multiple(height, PATCH) * _nearest_multiple(side * side // height, PATCH)
+        for height in range(lowest, highest + 1)
+    ) // (PATCH * PATCH)
 
 
 def _nearest_multiple(length: float, step: int) -> int:

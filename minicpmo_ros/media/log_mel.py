@@ -13,6 +13,7 @@ largest value of everything heard; a stream knows only the largest so far (`maxi
 All sums are float64, whatever NumPy's FFT prefers, so that results differ between chunkings
 by rounding to float32 at most.
 """
+
 import functools
 
 import numpy as np
@@ -60,10 +61,10 @@ def _raw_frames(samples: np.ndarray) -> np.ndarray:
     window, bank = _window_and_bank()
     frames = sliding_window_view(samples, WINDOW)[::HOP] * window  # (t, 400) float64
     spectrum = np.fft.rfft(frames)  # (t, 201)
-    power = spectrum.real ** 2 + spectrum.imag ** 2
+    power = spectrum.real**2 + spectrum.imag**2
     mel = np.empty((len(power), BANDS))
     for i in range(0, len(power), _ROWS):
-        np.matmul(power[i:i + _ROWS], bank, out=mel[i:i + _ROWS])
+        np.matmul(power[i : i + _ROWS], bank, out=mel[i : i + _ROWS])
     return np.log10(np.maximum(mel, 1e-10)).astype(np.float32)  # (t, 80)
 
 
@@ -117,7 +118,7 @@ class LogMelStream:
         if at_start or len(buffer) < WINDOW:
             return _no_frames(), buffer, at_start
         frames = _raw_frames(buffer)
-        return frames, buffer[len(frames) * HOP:], at_start
+        return frames, buffer[len(frames) * HOP :], at_start
 
 
 def clamp_and_scale(raw: np.ndarray, maximum: float) -> np.ndarray:
@@ -128,7 +129,7 @@ def clamp_and_scale(raw: np.ndarray, maximum: float) -> np.ndarray:
 def raw_log_mel(samples: np.ndarray) -> np.ndarray:
     """Give the raw frames (L // 160, 80) of a whole clip (L,)."""
     stream = LogMelStream()
-    blocks = [stream.push(samples[i:i + _BLOCK]) for i in range(0, len(samples), _BLOCK)]
+    blocks = [stream.push(samples[i : i + _BLOCK]) for i in range(0, len(samples), _BLOCK)]
     return np.concatenate([*blocks, stream.flush()])
 
 
@@ -147,4 +148,4 @@ def isolated_log_mel(samples: np.ndarray) -> np.ndarray:
     """
     padded = np.concatenate([np.asarray(samples, np.float32), np.zeros(2 * WINDOW, np.float32)])
     raw = LogMelStream().push(padded)
-    return clamp_and_scale(raw, raw.max())[:-(-len(samples) // HOP)]
+    return clamp_and_scale(raw, raw.max())[: -(-len(samples) // HOP)]

@@ -2,13 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Raw PCM bytes of any common sample format and channel count, to mono float32 in [-1, 1]."""
+
 import numpy as np
 
 from minicpmo_ros.errors import InputError
 
 # Name: (NumPy type of one sample or None for packed 24 bit, bytes of one sample)
-_FORMATS = {'u8': ('u1', 1), 's16': ('<i2', 2), 's24': (None, 3), 's32': ('<i4', 4),
-            'f32': ('<f4', 4), 'f64': ('<f8', 8)}
+_FORMATS = {
+    'u8': ('u1', 1),
+    's16': ('<i2', 2),
+    's24': (None, 3),
+    's32': ('<i4', 4),
+    'f32': ('<f4', 4),
+    'f64': ('<f8', 8),
+}
 SAMPLE_FORMATS = tuple(_FORMATS)
 MAX_CHANNELS = 64
 
@@ -23,18 +30,23 @@ def to_float_mono(data, sample_format: str, channels: int) -> np.ndarray:
     name = str(sample_format).lower()
     name = name[:-2] if name.endswith('le') else name
     if name not in _FORMATS:
-        raise InputError(f'The sample format is {sample_format!r}; allowed are '
-                         f'{", ".join(SAMPLE_FORMATS)}. Set it to what the driver sends.')
+        raise InputError(
+            f'The sample format is {sample_format!r}; allowed are '
+            f'{", ".join(SAMPLE_FORMATS)}. Set it to what the driver sends.'
+        )
     if not 1 <= channels <= MAX_CHANNELS:
-        raise InputError(f'The sound has {channels} channels; allowed are 1 to {MAX_CHANNELS}. '
-                         'Set the channels to what the driver sends.')
+        raise InputError(
+            f'The sound has {channels} channels; allowed are 1 to {MAX_CHANNELS}. '
+            'Set the channels to what the driver sends.'
+        )
     kind, sample_bytes = _FORMATS[name]
     raw = np.frombuffer(data, np.uint8)
     if len(raw) % (sample_bytes * channels):
         raise InputError(
             f'{len(raw)} bytes of sound are no whole number of samples: {name} in {channels} '
             f'channels takes {sample_bytes * channels} bytes each. Correct the format or the '
-            'channels.')
+            'channels.'
+        )
     values = raw.view(kind) if kind else _unpack_24_bit(raw)
     return mix_to_mono(scale_to_float(values.reshape(-1, channels)))
 
@@ -43,8 +55,10 @@ def scale_to_float(values: np.ndarray) -> np.ndarray:
     """Scale samples of any shape and of type u1, i2, i4, f4 or f8 to float32 in [-1, 1]."""
     if values.dtype.kind == 'f':
         if not np.isfinite(values).all():
-            raise InputError('The sound contains NaN or infinite samples; floats in [-1, 1] are '
-                             'allowed. Look at the driver or filter that makes them.')
+            raise InputError(
+                'The sound contains NaN or infinite samples; floats in [-1, 1] are '
+                'allowed. Look at the driver or filter that makes them.'
+            )
         return np.clip(values, -1, 1).astype(np.float32)
     if values.dtype == np.uint8:  # the one unsigned format: silence is 128
         return (values.astype(np.float32) - 128) / 128

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """A running change of sample rate (soxr), the same for every chunking of the same sound."""
+
 import numpy as np
 import soxr
 
@@ -20,8 +21,10 @@ class Resampler:
     def __init__(self, rate_in_hz: int, rate_out_hz: int = 16000):
         for rate_hz in (rate_in_hz, rate_out_hz):
             if not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
-                raise InputError(f'A sample rate of {rate_hz} Hz; allowed are {RATES_HZ[0]} to '
-                                 f'{RATES_HZ[1]} Hz. Set the rate to what the driver sends.')
+                raise InputError(
+                    f'A sample rate of {rate_hz} Hz; allowed are {RATES_HZ[0]} to '
+                    f'{RATES_HZ[1]} Hz. Set the rate to what the driver sends.'
+                )
         self.rate_in_hz, self.rate_out_hz = rate_in_hz, rate_out_hz
         self._taken = self._given = 0
         self._soxr = None
@@ -34,8 +37,7 @@ class Resampler:
 
         Read before `push(chunk)`: what comes out begins at the chunk's stamp minus this.
         """
-        return (self._taken * 10 ** 9 // self.rate_in_hz
-                - self._given * 10 ** 9 // self.rate_out_hz)
+        return self._taken * 10**9 // self.rate_in_hz - self._given * 10**9 // self.rate_out_hz
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """Take samples (n,) float32 at rate_in_hz; give (m,) float32 at rate_out_hz."""

@@ -6,6 +6,7 @@
 What is checked here never reaches the C library: missing, cut or swapped files, other models,
 files of different models together. Every failure names the file and what to do.
 """
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from minicpmo_ros.models.manifest import (
 )
 from minicpmo_ros.models.tokens import REQUIRED
 
-ARCHITECTURES = {'minicpm-o-2.6': 'qwen2', 'minicpm-o-4.5': 'qwen3'}    # by family
+ARCHITECTURES = {'minicpm-o-2.6': 'qwen2', 'minicpm-o-4.5': 'qwen3'}  # by family
 WHAT = {'llm': 'a language model', 'vision': 'a vision file', 'audio': 'an audio file'}
-SPECIAL_TYPES = (3, 4)    # control and user-defined: what is parsed as one token
+SPECIAL_TYPES = (3, 4)  # control and user-defined: what is parsed as one token
 GET_THE_SET = 'Use the three files of one model'
 FETCH_AGAIN = 'Fetch or convert the file again'
 
@@ -35,9 +36,9 @@ class ModelDirectory:
 
     path: Path
     manifest: Manifest
-    headers: dict      # role: Header
-    width: int         # of the LLM's embeddings
-    warnings: tuple    # sentences about what works but is probably not meant
+    headers: dict  # role: Header
+    width: int  # of the LLM's embeddings
+    warnings: tuple  # sentences about what works but is probably not meant
 
     @classmethod
     def open(cls, path) -> 'ModelDirectory':
@@ -45,8 +46,11 @@ class ModelDirectory:
         path = Path(path)
         manifest = read_manifest(path)
         if manifest.family not in ARCHITECTURES:
-            raise ModelFileError(path / FILE_NAME, f'the family {manifest.family!r} is unknown',
-                                 f'Known are {", ".join(ARCHITECTURES)}')
+            raise ModelFileError(
+                path / FILE_NAME,
+                f'the family {manifest.family!r} is unknown',
+                f'Known are {", ".join(ARCHITECTURES)}',
+            )
         headers = {role: read_header(path / manifest.files[role].path) for role in ROLES}
         _check_roles(headers, manifest.family)
         width, llm_warnings = _check_llm(headers['llm'], manifest.family)
@@ -102,8 +106,11 @@ class ModelDirectory:
             if not recorded:
                 unrecorded.append(role)
             elif (found := sha256_of(header.path)) != recorded.lower():
-                raise ModelFileError(header.path, f'its SHA-256 is {found}, the manifest has '
-                                     f'{recorded}', FETCH_AGAIN)
+                raise ModelFileError(
+                    header.path,
+                    f'its SHA-256 is {found}, the manifest has {recorded}',
+                    FETCH_AGAIN,
+                )
         return unrecorded
 
 
@@ -119,18 +126,27 @@ def _check_roles(headers: dict, family: str) -> None:
     for role, header in headers.items():
         found = role_of(header)
         if found and found != role:
-            raise ModelFileError(header.path, f'it is {WHAT[found]}, {WHAT[role]} is expected',
-                                 'Are two files swapped? Correct the paths in the manifest')
+            raise ModelFileError(
+                header.path,
+                f'it is {WHAT[found]}, {WHAT[role]} is expected',
+                'Are two files swapped? Correct the paths in the manifest',
+            )
         architecture = header.metadata['general.architecture']
         if not found or role == 'llm' and architecture != ARCHITECTURES[family]:
-            raise ModelFileError(header.path, f'its architecture {architecture!r} is not that of '
-                                 f'{WHAT[role]} of {family}', GET_THE_SET)
+            raise ModelFileError(
+                header.path,
+                f'its architecture {architecture!r} is not that of {WHAT[role]} of {family}',
+                GET_THE_SET,
+            )
 
 
 def _check_width(header: Header, found: int, width: int) -> None:
     if found != width:
-        raise ModelFileError(header.path, f'its embeddings have a width of {found}, those of the '
-                             f'language model have {width}', GET_THE_SET)
+        raise ModelFileError(
+            header.path,
+            f'its embeddings have a width of {found}, those of the language model have {width}',
+            GET_THE_SET,
+        )
 
 
 def _check_llm(header: Header, family: str) -> tuple:
@@ -142,12 +158,16 @@ def _check_llm(header: Header, family: str) -> tuple:
     _check_tensor(header, 'token_embd.weight', (len(tokens), width))
     _check_tensor(header, f'blk.{layers - 1}.attn_norm.weight', (width,))
     if f'blk.{layers}.attn_norm.weight' in header.tensors:
-        raise ModelFileError(header.path, f'it has more layers than its block_count of {layers}',
-                             FETCH_AGAIN)
+        raise ModelFileError(
+            header.path, f'it has more layers than its block_count of {layers}', FETCH_AGAIN
+        )
     for name, info in header.tensors.items():
         if info.type in NO_WEIGHTS:
-            raise ModelFileError(header.path, f'the tensor {name} has the type {info.type.name}, '
-                                 'which is not one of weights', FETCH_AGAIN)
+            raise ModelFileError(
+                header.path,
+                f'the tensor {name} has the type {info.type.name}, which is not one of weights',
+                FETCH_AGAIN,
+            )
     _check_special_tokens(header, tokens, REQUIRED.get(family, REQUIRED['minicpm-o-2.6']))
     warnings = []
     if f'{architecture}.rope.freq_base' not in header.metadata:
@@ -159,25 +179,34 @@ def _check_tensor(header: Header, name: str, shape: tuple) -> None:
     if name not in header.tensors:
         raise ModelFileError(header.path, f'the tensor {name} is missing', FETCH_AGAIN)
     if header.tensors[name].shape != shape:
-        raise ModelFileError(header.path, f'the tensor {name} has the shape '
-                             f'{header.tensors[name].shape}, {shape} is expected', FETCH_AGAIN)
+        raise ModelFileError(
+            header.path,
+            f'the tensor {name} has the shape {header.tensors[name].shape}, {shape} is expected',
+            FETCH_AGAIN,
+        )
 
 
 def _check_special_tokens(header: Header, tokens: StringArray, required: tuple) -> None:
     missing, found = set(required), {}
-    for token_id in reversed(range(len(tokens))):    # they are near the end: the search is short
+    for token_id in reversed(range(len(tokens))):  # they are near the end: the search is short
         if tokens[token_id] in missing:
             found[tokens[token_id]] = token_id
             missing.remove(tokens[token_id])
             if not missing:
                 break
     if missing:
-        raise ModelFileError(header.path, 'its vocabulary lacks ' + ' '.join(sorted(missing)),
-                             'Use the language model of MiniCPM-o, not the Qwen it is made from')
+        raise ModelFileError(
+            header.path,
+            'its vocabulary lacks ' + ' '.join(sorted(missing)),
+            'Use the language model of MiniCPM-o, not the Qwen it is made from',
+        )
     types = header.metadata.get('tokenizer.ggml.token_type')
     if types is None or len(types) != len(tokens):
         raise ModelFileError(header.path, 'it has no types for its tokens', FETCH_AGAIN)
     ordinary = [text for text, token_id in found.items() if types[token_id] not in SPECIAL_TYPES]
     if ordinary:
-        raise ModelFileError(header.path, 'it has as ordinary text what must be special: '
-                             + ' '.join(sorted(ordinary)), FETCH_AGAIN)
+        raise ModelFileError(
+            header.path,
+            'it has as ordinary text what must be special: ' + ' '.join(sorted(ordinary)),
+            FETCH_AGAIN,
+        )

@@ -7,6 +7,7 @@ LLM: llama.cpp's qwen2. Vision: llama.cpp's `clip` with minicpmv_version 4. Audi
 `whisper` file. Shapes are in NumPy order, rows first. Standard deviations keep activations near
 one and attention neither uniform nor one-hot, so that outputs depend on inputs.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,13 +17,20 @@ from minicpmo_ros.encoders.siglip_positions import sine_grid
 from minicpmo_ros.ggml.types import GgmlType as Type
 from minicpmo_ros.models.shapes import Shape
 
-PRECISIONS = {'f32': Type.F32, 'f16': Type.F16, 'q8_0': Type.Q8_0, 'q4_0': Type.Q4_0,
-              'q4_K': Type.Q4_K}    # of matrices
+PRECISIONS = {
+    'f32': Type.F32,
+    'f16': Type.F16,
+    'q8_0': Type.Q8_0,
+    'q4_0': Type.Q4_0,
+    'q4_K': Type.Q4_K,
+}  # of matrices
 MATRIX, HALF, SINGLE = 'matrix', 'half', 'single'
-FFN_NAMES = {'swapped': ('ffn_down', 'ffn_up'),    # first and second layer; as published
-             'plain': ('ffn_up', 'ffn_down')}
-ATTENTION_GAIN = 1.5    # of queries and keys
-TIED_STD = 0.3          # of embeddings that are also the output: larger ones repeat themselves
+FFN_NAMES = {
+    'swapped': ('ffn_down', 'ffn_up'),  # first and second layer; as published
+    'plain': ('ffn_up', 'ffn_down'),
+}
+ATTENTION_GAIN = 1.5  # of queries and keys
+TIED_STD = 0.3  # of embeddings that are also the output: larger ones repeat themselves
 LOGIT_STD = 2.0
 
 
@@ -32,17 +40,17 @@ class TensorPlan:
 
     name: str
     shape: tuple
-    kind: str                                    # MATRIX quantised, HALF f16 at most, SINGLE f32
+    kind: str  # MATRIX quantised, HALF f16 at most, SINGLE f32
     std: float = 0.0
     mean: float = 0.0
-    values: Callable[[], np.ndarray] | None = None    # instead of random ones
-    key: str = ''                                # seeds the values; the name where empty
-    role: str = ''                               # 'output', 'sensitive': stored in more bits
-    n_valid_columns: int = 0                     # zeros follow these; 0: none do
+    values: Callable[[], np.ndarray] | None = None  # instead of random ones
+    key: str = ''  # seeds the values; the name where empty
+    role: str = ''  # 'output', 'sensitive': stored in more bits
+    n_valid_columns: int = 0  # zeros follow these; 0: none do
 
 
 def _matrix(name, n_out, n_in, gain=1.0, **more) -> TensorPlan:
-    return TensorPlan(f'{name}.weight', (n_out, n_in), MATRIX, gain / n_in ** 0.5, **more)
+    return TensorPlan(f'{name}.weight', (n_out, n_in), MATRIX, gain / n_in**0.5, **more)
 
 
 def _bias(name, n, key='') -> TensorPlan:
@@ -66,12 +74,16 @@ def llm_tensors(shape: Shape) -> list:
     d, kv = shape.width, shape.width // shape.llm_heads * shape.llm_kv_heads
     embedding = (shape.vocabulary, d)
     if shape.llm_tied:
-        plans = [TensorPlan('token_embd.weight', embedding, MATRIX, TIED_STD, role='output'),
-                 _rms_norm('output_norm', d, LOGIT_STD / TIED_STD / d ** 0.5)]
+        plans = [
+            TensorPlan('token_embd.weight', embedding, MATRIX, TIED_STD, role='output'),
+            _rms_norm('output_norm', d, LOGIT_STD / TIED_STD / d**0.5),
+        ]
     else:
-        plans = [TensorPlan('token_embd.weight', embedding, MATRIX, 1.0),
-                 _rms_norm('output_norm', d),
-                 _matrix('output', *embedding, LOGIT_STD, role='output')]
+        plans = [
+            TensorPlan('token_embd.weight', embedding, MATRIX, 1.0),
+            _rms_norm('output_norm', d),
+            _matrix('output', *embedding, LOGIT_STD, role='output'),
+        ]
     for i in range(shape.llm_layers):
         sensitive = 'sensitive' if _takes_more_bits(i, shape.llm_layers) else ''
         block = f'blk.{i}.'
@@ -79,12 +91,14 @@ def llm_tensors(shape: Shape) -> list:
             _rms_norm(block + 'attn_norm', d),
             *_linear(block + 'attn_q', d, d, ATTENTION_GAIN),
             *_linear(block + 'attn_k', kv, d, ATTENTION_GAIN),
-            _matrix(block + 'attn_v', kv, d, role=sensitive), _bias(block + 'attn_v', kv),
+            _matrix(block + 'attn_v', kv, d, role=sensitive),
+            _bias(block + 'attn_v', kv),
             _matrix(block + 'attn_output', d, d),
             _rms_norm(block + 'ffn_norm', d),
             _matrix(block + 'ffn_gate', shape.llm_ffn, d),
             _matrix(block + 'ffn_up', shape.llm_ffn, d),
-            _matrix(block + 'ffn_down', d, shape.llm_ffn, role=sensitive)]
+            _matrix(block + 'ffn_down', d, shape.llm_ffn, role=sensitive),
+        ]
     return plans
 
 
@@ -100,10 +114,11 @@ def vision_tensors(shape: Shape, ffn_naming: str = 'swapped', ffn_columns: int =
     `ffn_columns` > vision_ffn widens the rows of the second feed-forward layer with zeros.
     """
     d, size, grid = shape.vision_width, shape.patch_size, shape.position_grid
-    plans = [TensorPlan('v.patch_embd.weight', (d, 3, size, size), HALF,
-                        1 / (3 * size * size) ** 0.5),
-             _bias('v.patch_embd', d),
-             TensorPlan('v.position_embd.weight', (grid * grid, d), HALF, 0.3)]
+    plans = [
+        TensorPlan('v.patch_embd.weight', (d, 3, size, size), HALF, 1 / (3 * size * size) ** 0.5),
+        _bias('v.patch_embd', d),
+        TensorPlan('v.position_embd.weight', (grid * grid, d), HALF, 0.3),
+    ]
     for i in range(shape.vision_layers):
         plans += _vision_layer(shape, f'v.blk.{i}.', FFN_NAMES[ffn_naming], ffn_columns)
     return plans + _layer_norm('v.post_ln', d) + _resampler(shape)
@@ -117,20 +132,35 @@ def _vision_layer(shape: Shape, block: str, ffn_names: tuple, ffn_columns: int) 
         *_layer_norm(block + 'ln1', d),
         *_linear(block + 'attn_q', d, d, ATTENTION_GAIN),
         *_linear(block + 'attn_k', d, d, ATTENTION_GAIN),
-        *_linear(block + 'attn_v', d, d), *_linear(block + 'attn_out', d, d),
+        *_linear(block + 'attn_v', d, d),
+        *_linear(block + 'attn_out', d, d),
         *_layer_norm(block + 'ln2', d),
-        _matrix(first, ffn, d, key=block + 'first'), _bias(first, ffn, key=block + 'first.bias'),
-        TensorPlan(second + '.weight', (d, columns), MATRIX, ffn ** -0.5, key=block + 'second',
-                   n_valid_columns=ffn if columns > ffn else 0),
-        _bias(second, d, key=block + 'second.bias')]
+        _matrix(first, ffn, d, key=block + 'first'),
+        _bias(first, ffn, key=block + 'first.bias'),
+        TensorPlan(
+            second + '.weight',
+            (d, columns),
+            MATRIX,
+            ffn**-0.5,
+            key=block + 'second',
+            n_valid_columns=ffn if columns > ffn else 0,
+        ),
+        _bias(second, d, key=block + 'second.bias'),
+    ]
 
 
 def _resampler(shape: Shape) -> list:
     width, grid = shape.width, shape.position_grid
-    plans = [TensorPlan('resampler.query', (shape.queries, width), SINGLE, 1.0),
-             TensorPlan('resampler.pos_embed_k', (grid * grid, width), SINGLE,
-                        values=lambda: sine_grid(width, grid, grid)),
-             _matrix('resampler.kv', width, shape.vision_width)]
+    plans = [
+        TensorPlan('resampler.query', (shape.queries, width), SINGLE, 1.0),
+        TensorPlan(
+            'resampler.pos_embed_k',
+            (grid * grid, width),
+            SINGLE,
+            values=lambda: sine_grid(width, grid, grid),
+        ),
+        _matrix('resampler.kv', width, shape.vision_width),
+    ]
     for name, gain in (('q', 2.0), ('k', 2.0), ('v', 1.0), ('out', 1.0)):
         plans += _linear(f'resampler.attn.{name}', width, width, gain)
     for name in ('q', 'kv', 'post'):
@@ -142,25 +172,37 @@ def audio_tensors(shape: Shape) -> list:
     """List the tensors of audio encoder and projector."""
     d, ffn = shape.audio_width, shape.audio_ffn
     plans = [
-        TensorPlan('encoder.conv1.weight', (d, shape.mel_bins, 3), HALF,
-                   (3 * shape.mel_bins) ** -0.5),
+        TensorPlan(
+            'encoder.conv1.weight', (d, shape.mel_bins, 3), HALF, (3 * shape.mel_bins) ** -0.5
+        ),
         TensorPlan('encoder.conv1.bias', (d, 1), SINGLE, 0.1),
         TensorPlan('encoder.conv2.weight', (d, d, 3), HALF, (3 * d) ** -0.5),
         TensorPlan('encoder.conv2.bias', (d, 1), SINGLE, 0.1),
-        TensorPlan('encoder.positional_embedding', (shape.audio_positions, d), SINGLE,
-                   values=lambda: sine_line(d, shape.audio_positions))]
+        TensorPlan(
+            'encoder.positional_embedding',
+            (shape.audio_positions, d),
+            SINGLE,
+            values=lambda: sine_line(d, shape.audio_positions),
+        ),
+    ]
     for i in range(shape.audio_layers):
         block = f'encoder.blocks.{i}.'
         plans += [
             *_layer_norm(block + 'attn_ln', d),
             *_linear(block + 'attn.query', d, d, ATTENTION_GAIN),
             _matrix(block + 'attn.key', d, d, ATTENTION_GAIN),
-            *_linear(block + 'attn.value', d, d), *_linear(block + 'attn.out', d, d),
+            *_linear(block + 'attn.value', d, d),
+            *_linear(block + 'attn.out', d, d),
             *_layer_norm(block + 'mlp_ln', d),
-            *_linear(block + 'mlp.0', ffn, d), *_linear(block + 'mlp.2', d, ffn)]
-    return [*plans, *_layer_norm('encoder.ln_post', d),
-            *_linear('audio_projector.linear1', shape.width, d),
-            *_linear('audio_projector.linear2', shape.width, shape.width, 1.4)]
+            *_linear(block + 'mlp.0', ffn, d),
+            *_linear(block + 'mlp.2', d, ffn),
+        ]
+    return [
+        *plans,
+        *_layer_norm('encoder.ln_post', d),
+        *_linear('audio_projector.linear1', shape.width, d),
+        *_linear('audio_projector.linear2', shape.width, shape.width, 1.4),
+    ]
 
 
 def sine_line(width: int, count: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """`manifest.yaml`: what lies in a model directory, and what may be done with it."""
+
 import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ class FileEntry:
 
     path: str
     precision: str = ''
-    sha256: str = ''    # lower-case hexadecimal; empty: not recorded
+    sha256: str = ''  # lower-case hexadecimal; empty: not recorded
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Manifest:
 
     family: str
     model_id: str
-    files: dict = field(default_factory=dict)    # role: FileEntry
+    files: dict = field(default_factory=dict)  # role: FileEntry
     licence: str = ''
     notes: str = ''
 
@@ -63,37 +64,51 @@ def read_manifest(directory) -> Manifest:
     try:
         record = yaml.safe_load(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise ModelFileError(path, 'it is missing', 'Give a directory that holds llm.gguf, '
-                             'vision.gguf, audio.gguf and manifest.yaml') from None
+        raise ModelFileError(
+            path,
+            'it is missing',
+            'Give a directory that holds llm.gguf, vision.gguf, audio.gguf and manifest.yaml',
+        ) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ModelFileError(path, f'it cannot be read ({_one_line(error)})',
-                             'Repair it or write it anew') from None
+        raise ModelFileError(
+            path, f'it cannot be read ({_one_line(error)})', 'Repair it or write it anew'
+        ) from None
     entries = _checked(path, record, Manifest, 'the manifest', {'files'}).pop('files')
     if not isinstance(entries, dict) or set(entries) != set(ROLES):
-        raise ModelFileError(path, "'files' must name exactly llm, vision and audio",
-                             'Add what is missing and remove the rest')
-    files = {role: FileEntry(**_checked(path, entries[role], FileEntry, f"'files: {role}'"))
-             for role in ROLES}
+        raise ModelFileError(
+            path,
+            "'files' must name exactly llm, vision and audio",
+            'Add what is missing and remove the rest',
+        )
+    files = {
+        role: FileEntry(**_checked(path, entries[role], FileEntry, f"'files: {role}'"))
+        for role in ROLES
+    }
     return Manifest(**{**record, 'files': files})
 
 
 def _checked(path: Path, record, kind: type, where: str, nested: set = frozenset()) -> dict:
     """Return the record's keys and values if they are those of the dataclass `kind`."""
     if not isinstance(record, dict):
-        raise ModelFileError(path, f'{where} must be a mapping of keys to values',
-                             'Repair it or write it anew')
+        raise ModelFileError(
+            path, f'{where} must be a mapping of keys to values', 'Repair it or write it anew'
+        )
     allowed = kind.__dataclass_fields__
     if unknown := [str(key) for key in record if key not in allowed]:
-        raise ModelFileError(path, f'{where} has unknown keys: {", ".join(unknown)}',
-                             f'Allowed are {", ".join(allowed)}')
+        raise ModelFileError(
+            path,
+            f'{where} has unknown keys: {", ".join(unknown)}',
+            f'Allowed are {", ".join(allowed)}',
+        )
     required = ('family', 'model_id', 'files') if kind is Manifest else ('path',)
     for key in required:
         if not record.get(key):
             raise ModelFileError(path, f'{where} lacks {key!r}', 'Add it')
     for key, value in record.items():
         if key not in nested and not isinstance(value, str):
-            raise ModelFileError(path, f'{where}: {key!r} must be text, not {value!r}',
-                                 'Put the value in quotes')
+            raise ModelFileError(
+                path, f'{where}: {key!r} must be text, not {value!r}', 'Put the value in quotes'
+            )
     return dict(record)
 
 

@@ -6,6 +6,7 @@
 A large matrix is tiled from a pool of really quantised rows; each repetition rolls the rows by one
 block, so that no two rows are equal (equal rows would tie the logits).
 """
+
 import math
 import zlib
 
@@ -15,8 +16,8 @@ from minicpmo_ros.ggml.library import quantize
 from minicpmo_ros.ggml.types import GgmlType as Type
 from minicpmo_ros.ggml.types import block_size, row_bytes
 
-FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0}    # for rows that are no multiple of 256
-POOL_VALUES = 1_000_000    # matrices up to this size are drawn number by number
+FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0}  # for rows that are no multiple of 256
+POOL_VALUES = 1_000_000  # matrices up to this size are drawn number by number
 
 
 def fitting_type(wanted: Type, n_columns: int) -> Type:
@@ -44,7 +45,7 @@ class RandomRows:
 
     def __init__(self, seed: int):
         self._seed = seed
-        self._pools: dict = {}    # (type, columns, std, rows): encoded rows
+        self._pools: dict = {}  # (type, columns, std, rows): encoded rows
 
     def generator(self, key: str) -> np.random.Generator:
         """Return the random numbers of one tensor."""
@@ -77,9 +78,9 @@ class RandomRows:
         random = self.generator(key)
         start, first_roll = int(random.integers(n_pool)), int(random.integers(n_blocks))
         for repeat, at in enumerate(range(0, n_rows, n_pool)):
-            here = out[at:at + n_pool]
-            rows = np.roll(pool, -start, axis=0)[:len(here)] if start else pool[:len(here)]
+            here = out[at : at + n_pool]
+            rows = np.roll(pool, -start, axis=0)[: len(here)] if start else pool[: len(here)]
             roll = (first_roll + repeat) % n_blocks
-            here[:, roll:] = rows[:, :n_blocks - roll]
-            here[:, :roll] = rows[:, n_blocks - roll:]
+            here[:, roll:] = rows[:, : n_blocks - roll]
+            here[:, :roll] = rows[:, n_blocks - roll :]
         return out

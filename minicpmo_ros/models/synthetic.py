@@ -6,6 +6,7 @@
 They compute what a real model of that size computes, at its cost and in its memory, and their
 outputs depend on their inputs; what they say means nothing. Same arguments, same bytes.
 """
+
 from pathlib import Path
 
 import gguf
@@ -21,14 +22,24 @@ from minicpmo_ros.models.random_rows import RandomRows, byte_count, encode, fitt
 from minicpmo_ros.models.shapes import SHAPES, Shape
 from minicpmo_ros.models.tokens import make_tokens
 
-FILE_TYPES = {'f32': 0, 'f16': 1, 'q4_0': 2, 'q8_0': 7, 'q4_K': 15}    # llama.cpp's file types
-CHAT_TEMPLATE = ('{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n'
-                 '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}')
+FILE_TYPES = {'f32': 0, 'f16': 1, 'q4_0': 2, 'q8_0': 7, 'q4_K': 15}  # llama.cpp's file types
+CHAT_TEMPLATE = (
+    '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n'
+    '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
 
 
-def write_model(directory, shape: Shape | str = 'tiny', seed: int = 1, llm_type: str = 'f16',
-                vision_type: str = 'f16', audio_type: str = 'f16', ffn_naming: str = 'swapped',
-                pad_ffn: bool = False, hashes: bool = True) -> Path:
+def write_model(
+    directory,
+    shape: Shape | str = 'tiny',
+    seed: int = 1,
+    llm_type: str = 'f16',
+    vision_type: str = 'f16',
+    audio_type: str = 'f16',
+    ffn_naming: str = 'swapped',
+    pad_ffn: bool = False,
+    hashes: bool = True,
+) -> Path:
     """Write llm.gguf, vision.gguf, audio.gguf and manifest.yaml; return the directory.
 
     The types are f32, f16, q8_0, q4_0 or q4_K (with Q6_K where llama.cpp's Q4_K_M has it); rows
@@ -43,9 +54,17 @@ def write_model(directory, shape: Shape | str = 'tiny', seed: int = 1, llm_type:
     write_audio(directory / 'audio.gguf', shape, seed, audio_type)
     types = {'llm': llm_type, 'vision': vision_type, 'audio': audio_type}
     files = {role: FileEntry(f'{role}.gguf', kind) for role, kind in types.items()}
-    write_manifest(directory, Manifest(
-        shape.family, f'random-{shape.name}-{seed}', files, 'Apache-2.0',
-        'Random weights: for tests and benchmarks only.'), hashes)
+    write_manifest(
+        directory,
+        Manifest(
+            shape.family,
+            f'random-{shape.name}-{seed}',
+            files,
+            'Apache-2.0',
+            'Random weights: for tests and benchmarks only.',
+        ),
+        hashes,
+    )
     return directory
 
 
@@ -80,8 +99,14 @@ def _add_tokens(writer: gguf.GGUFWriter, count: int) -> None:
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def write_vision(path, shape: Shape, seed: int = 1, precision: str = 'f16',
-                 ffn_naming: str = 'swapped', pad_ffn: bool = False) -> None:
+def write_vision(
+    path,
+    shape: Shape,
+    seed: int = 1,
+    precision: str = 'f16',
+    ffn_naming: str = 'swapped',
+    pad_ffn: bool = False,
+) -> None:
     """Write SigLIP and resampler in llama.cpp's clip layout, minicpmv_version 4."""
     writer = gguf.GGUFWriter(path, 'clip')
     writer.add_bool('clip.has_text_encoder', False)
@@ -93,10 +118,14 @@ def write_vision(path, shape: Shape, seed: int = 1, precision: str = 'f16',
     writer.add_int32('clip.minicpmv_version', 4)
     writer.add_uint32('clip.minicpmv_query_num', shape.queries)
     for key, value in {
-            'image_size': shape.image_size, 'patch_size': shape.patch_size,
-            'embedding_length': shape.vision_width, 'feed_forward_length': shape.vision_ffn,
-            'projection_dim': 0, 'block_count': shape.vision_layers,
-            'attention.head_count': shape.vision_heads}.items():
+        'image_size': shape.image_size,
+        'patch_size': shape.patch_size,
+        'embedding_length': shape.vision_width,
+        'feed_forward_length': shape.vision_ffn,
+        'projection_dim': 0,
+        'block_count': shape.vision_layers,
+        'attention.head_count': shape.vision_heads,
+    }.items():
         writer.add_uint32(f'clip.vision.{key}', value)
     writer.add_float32('clip.vision.attention.layer_norm_epsilon', 1e-6)
     writer.add_array('clip.vision.image_mean', [0.5, 0.5, 0.5])
@@ -115,12 +144,18 @@ def write_audio(path, shape: Shape, seed: int = 1, precision: str = 'f16') -> No
     writer = gguf.GGUFWriter(path, 'whisper')
     writer.add_file_type(1 if precision != 'f32' else 0)
     writer.add_description('audio encoder for MiniCPM-omni')
-    bank = np.asarray(filter_bank(), np.float32)    # (mel bins, spectrum bins)
+    bank = np.asarray(filter_bank(), np.float32)  # (mel bins, spectrum bins)
     for key, value in {
-            'encoder_attention_heads': shape.audio_heads, 'encoder_ffn_dim': shape.audio_ffn,
-            'encoder_layers': shape.audio_layers, 'num_hidden_layers': shape.audio_layers,
-            'd_model': shape.audio_width, 'audio_pool_step': shape.audio_pool, 'use_f16': 1,
-            'n_mel': shape.mel_bins, 'n_fft': bank.shape[1]}.items():
+        'encoder_attention_heads': shape.audio_heads,
+        'encoder_ffn_dim': shape.audio_ffn,
+        'encoder_layers': shape.audio_layers,
+        'num_hidden_layers': shape.audio_layers,
+        'd_model': shape.audio_width,
+        'audio_pool_step': shape.audio_pool,
+        'use_f16': 1,
+        'n_mel': shape.mel_bins,
+        'n_fft': bank.shape[1],
+    }.items():
         writer.add_uint32(key, value)
     writer.add_array('filters', bank.reshape(-1).tolist())
     _write(writer, layouts.audio_tensors(shape), RandomRows(seed), precision)
@@ -130,8 +165,13 @@ def _write(writer: gguf.GGUFWriter, plans: list, rows: RandomRows, precision: st
     """Stream the tensors to disk one by one."""
     types = [_stored_type(plan, precision) for plan in plans]
     for plan, kind in zip(plans, types):
-        writer.add_tensor_info(plan.name, plan.shape, np.dtype(np.float32),
-                               byte_count(plan.shape, kind), gguf.GGMLQuantizationType(kind))
+        writer.add_tensor_info(
+            plan.name,
+            plan.shape,
+            np.dtype(np.float32),
+            byte_count(plan.shape, kind),
+            gguf.GGMLQuantizationType(kind),
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -6,33 +6,120 @@
 The vocabulary encodes any text: 256 byte tokens, merges for some words, filling, and at its end
 the special tokens in the published order, so that a vocabulary of 151700 has the published ids.
 """
+
 from dataclasses import dataclass
 
-NORMAL, CONTROL = 1, 3    # llama.cpp's token types
+NORMAL, CONTROL = 1, 3  # llama.cpp's token types
 
 # Ids 151643..151699 of MiniCPM-o 2.6.
 SPECIAL_2_6 = (
-    '<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|object_ref_start|>', '<|object_ref_end|>',
-    '<|box_start|>', '<|box_end|>', '<|quad_start|>', '<|quad_end|>', '<|vision_start|>',
-    '<|vision_end|>', '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>', '<tool_call>',
-    '</tool_call>', '<|fim_prefix|>', '<|fim_middle|>', '<|fim_suffix|>', '<|fim_pad|>',
-    '<|repo_name|>', '<|file_sep|>', '<image>', '</image>', '<ref>', '</ref>', '<box>', '</box>',
-    '<quad>', '</quad>', '<point>', '</point>', '<slice>', '</slice>', '<image_id>',
-    '</image_id>', '<unit>', '</unit>', '<asr>', '</asr>', '<query>', '</query>',
-    '<|audio_start|>', '<|audio|>', '<|audio_end|>', '<|spk_bos|>', '<|spk|>', '<|spk_eos|>',
-    '<|tts_bos|>', '<|tts_eos|>', '<|listen|>', '<|speak|>', '<|interrupt|>', '<|vad_start|>',
-    '<|vad_end|>', '<reserved_43>', '<reserved_53>')
-UNKNOWN_ID = 128244    # of '<unk>', the placeholder that embeddings replace
+    '<|endoftext|>',
+    '<|im_start|>',
+    '<|im_end|>',
+    '<|object_ref_start|>',
+    '<|object_ref_end|>',
+    '<|box_start|>',
+    '<|box_end|>',
+    '<|quad_start|>',
+    '<|quad_end|>',
+    '<|vision_start|>',
+    '<|vision_end|>',
+    '<|vision_pad|>',
+    '<|image_pad|>',
+    '<|video_pad|>',
+    '<tool_call>',
+    '</tool_call>',
+    '<|fim_prefix|>',
+    '<|fim_middle|>',
+    '<|fim_suffix|>',
+    '<|fim_pad|>',
+    '<|repo_name|>',
+    '<|file_sep|>',
+    '<image>',
+    '</image>',
+    '<ref>',
+    '</ref>',
+    '<box>',
+    '</box>',
+    '<quad>',
+    '</quad>',
+    '<point>',
+    '</point>',
+    '<slice>',
+    '</slice>',
+    '<image_id>',
+    '</image_id>',
+    '<unit>',
+    '</unit>',
+    '<asr>',
+    '</asr>',
+    '<query>',
+    '</query>',
+    '<|audio_start|>',
+    '<|audio|>',
+    '<|audio_end|>',
+    '<|spk_bos|>',
+    '<|spk|>',
+    '<|spk_eos|>',
+    '<|tts_bos|>',
+    '<|tts_eos|>',
+    '<|listen|>',
+    '<|speak|>',
+    '<|interrupt|>',
+    '<|vad_start|>',
+    '<|vad_end|>',
+    '<reserved_43>',
+    '<reserved_53>',
+)
+UNKNOWN_ID = 128244  # of '<unk>', the placeholder that embeddings replace
 
 # Without these a live session cannot be laid out.
-REQUIRED = {'minicpm-o-2.6': (
-    '<|endoftext|>', '<|im_start|>', '<|im_end|>', '<image>', '</image>', '<slice>', '</slice>',
-    '<unit>', '<|audio_start|>', '<|audio_end|>', '<|spk_bos|>', '<|spk|>', '<|spk_eos|>',
-    '<|tts_bos|>', '<|tts_eos|>')}
+REQUIRED = {
+    'minicpm-o-2.6': (
+        '<|endoftext|>',
+        '<|im_start|>',
+        '<|im_end|>',
+        '<image>',
+        '</image>',
+        '<slice>',
+        '</slice>',
+        '<unit>',
+        '<|audio_start|>',
+        '<|audio_end|>',
+        '<|spk_bos|>',
+        '<|spk|>',
+        '<|spk_eos|>',
+        '<|tts_bos|>',
+        '<|tts_eos|>',
+    )
+}
 
 # Merges rank in this order, so words with their space come before those without.
-WORDS = ('Ġa', 'Ġthe', 'Ġyou', 'Ġsee', 'Ġhear', 'Ġis', 'Ġin', 'Ġon', 'Ġred', 'Ġblue',
-         'the', 'and', 'what', 'you', 'see', 'hear', 'is', 'in', 'on', 'red', 'blue', 'one', 'two')
+WORDS = (
+    'Ġa',
+    'Ġthe',
+    'Ġyou',
+    'Ġsee',
+    'Ġhear',
+    'Ġis',
+    'Ġin',
+    'Ġon',
+    'Ġred',
+    'Ġblue',
+    'the',
+    'and',
+    'what',
+    'you',
+    'see',
+    'hear',
+    'is',
+    'in',
+    'on',
+    'red',
+    'blue',
+    'one',
+    'two',
+)
 
 
 @dataclass(frozen=True)
@@ -61,12 +148,13 @@ def make_tokens(count: int) -> TokenTable:
     for word in WORDS:
         for end in range(2, len(word) + 1):
             if word[:end] not in texts:
-                merges.append(f'{word[:end - 1]} {word[end - 1]}')
+                merges.append(f'{word[: end - 1]} {word[end - 1]}')
                 texts.append(word[:end])
     n_filling = count - len(texts) - 1 - len(SPECIAL_2_6)
     if n_filling < 0:
-        raise ValueError(f'a vocabulary of {count} is too small, at least {count - n_filling} '
-                         'are needed')
+        raise ValueError(
+            f'a vocabulary of {count} is too small, at least {count - n_filling} are needed'
+        )
     texts += [f'Ġw{i}' for i in range(n_filling)]
     types = [NORMAL] * len(texts)
     unknown = min(UNKNOWN_ID, len(texts))

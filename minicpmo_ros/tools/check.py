@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Check whether the files of a model directory are whole and belong together."""
+
 from pathlib import Path
 
 SUMMARY = 'check the files of a model directory'
@@ -10,8 +11,11 @@ SUMMARY = 'check the files of a model directory'
 def add_arguments(parser) -> None:
     """Declare the options."""
     parser.add_argument('directory', type=Path, metavar='DIR', help='the model directory')
-    parser.add_argument('--hashes', action='store_true',
-                        help='also compare the SHA-256 of every file; seconds per gigabyte')
+    parser.add_argument(
+        '--hashes',
+        action='store_true',
+        help='also compare the SHA-256 of every file; seconds per gigabyte',
+    )
 
 
 def run(arguments) -> None:
@@ -21,11 +25,15 @@ def run(arguments) -> None:
     model = ModelDirectory.open(arguments.directory)
     print(f'{model.model_id} ({model.family}, width {model.width})')
     for role, header in model.headers.items():
-        print(f'{role:7}{model.precision[role]:7}{header.size_bytes / 2**20:10.1f} MiB  '
-              f'{header.path.name}')
+        print(
+            f'{role:7}{model.precision[role]:7}{header.size_bytes / 2**20:10.1f} MiB  '
+            f'{header.path.name}'
+        )
     for warning in model.warnings:
         print(f'warning: {warning}')
     if arguments.hashes:
         unrecorded = model.verify_hashes()
-        print('hashes: ' + (f'none recorded for {", ".join(unrecorded)}' if unrecorded
-                            else 'as recorded'))
+        print(
+            'hashes: '
+            + (f'none recorded for {", ".join(unrecorded)}' if unrecorded else 'as recorded')
+        )

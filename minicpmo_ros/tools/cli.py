@@ -6,6 +6,7 @@
 Each verb is a module of this package with SUMMARY, add_arguments(parser) and run(arguments); it
 imports what is slow to load in run(). Errors are one line on stderr and exit status 2.
 """
+
 import argparse
 import importlib
 import sys
@@ -31,14 +32,21 @@ def main(arguments=None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of all verbs."""
-    parser = argparse.ArgumentParser(prog='minicpmo', description='Tools for model directories '
-                                     'of minicpmo_ros: llm.gguf, vision.gguf, audio.gguf and '
-                                     'manifest.yaml.')
+    parser = argparse.ArgumentParser(
+        prog='minicpmo',
+        description='Tools for model directories '
+        'of minicpmo_ros: llm.gguf, vision.gguf, audio.gguf and '
+        'manifest.yaml.',
+    )
     verbs = parser.add_subparsers(dest='verb', metavar='VERB', required=True)
     for name in VERBS:
         module = importlib.import_module(f'minicpmo_ros.tools.{name}')
-        verb = verbs.add_parser(name, help=module.SUMMARY, description=module.__doc__,
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        verb = verbs.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
     return parser

@@ -3,8 +3,9 @@
 
 """Make log_mel.npz: features by transformers' WhisperFeatureExtractor, the independent oracle.
 
-    pip install -r environment/requirements-golden.txt && python test/golden/make_log_mel.py
+pip install -r environment/requirements-golden.txt && python test/golden/make_log_mel.py
 """
+
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def main():
         pcm=pcm,
         whole=features(samples, padding=False),  # (235, 80)
         second=features(samples[8000:24000])[:100],  # (100, 80), zero-padded to 30 s
-        filter_bank=extractor.mel_filters.T.astype(np.float32))  # (80, 201)
+        filter_bank=extractor.mel_filters.T.astype(np.float32),
+    )  # (80, 201)
 
 
 if __name__ == '__main__':
