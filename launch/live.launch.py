@@ -3,12 +3,13 @@
 
 """Live eyes and ears: the three nodes in one process, or with composed:=false in three."""
 
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.conditions import IfCondition, UnlessCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
 
 ARGUMENTS = (
     ('preset', 'nano', 'Name of a YAML in share/minicpmo_ros/config'),
