@@ -13,7 +13,8 @@ from llama_cpp import llama_cpp
 from minicpmo_ros.ggml.header import read_header
 from minicpmo_ros.ggml.types import GgmlType
 from minicpmo_ros.models import layouts, synthetic
-from minicpmo_ros.models.random_rows import RandomRows, fitting_type
+from minicpmo_ros.models.quantize_rules import fitting_type
+from minicpmo_ros.models.random_rows import RandomRows
 from minicpmo_ros.models.shapes import MINICPM_O_2_6, NANO, TINY
 from minicpmo_ros.models.tokens import REQUIRED, make_tokens
 

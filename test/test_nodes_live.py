@@ -12,7 +12,6 @@ from minicpmo_ros.msg import Answer, AnswerDelta, AudioEmbedding, ImageEmbedding
 from minicpmo_ros.srv import Ask
 
 UNIT = 94  # positions of a second of picture and sound in 2.6
-IN_FLIGHT = 1  # seconds published ahead of what the llm has read
 
 
 def start_live(graph, model_dir, *arguments):
@@ -34,17 +33,14 @@ def start_apart(graph, model_dir, *arguments):
 
 
 def play(graph, source, count, first=FIRST):
-    """Publish seconds as fast as they are read, and wait until the last one is."""
+    """Publish seconds as fast as they are read: the next one closes the one before."""
     read_before = graph.status.units_read
     for i in range(count + 1):  # one more: it tells that the last one is over
         source.second(first + i)
         graph.spin_until(
-            lambda i=i: graph.status.units_read - read_before >= min(count, i - IN_FLIGHT),
+            lambda i=i: graph.status.units_read - read_before >= i,
             f'second {i} to be read',
         )
-    graph.spin_until(
-        lambda: graph.status.units_read - read_before >= count, f'{count} seconds to be read'
-    )
 
 
 def ask_by_action(graph, on_feedback=None, **fields):

@@ -103,7 +103,8 @@ class Header:
     """What a GGUF file says about itself.
 
     metadata maps keys to int, float, bool, str, NumPy arrays (lists of numbers) and
-    StringArray (lists of texts); tensors keeps the file's order.
+    StringArray (lists of texts); tensors keeps the file's order. spans maps keys to where
+    their entries lie in the file, (start, end): what is copied from there keeps its exact type.
     """
 
     path: Path
@@ -113,6 +114,7 @@ class Header:
     data_offset: int
     alignment: int
     size_bytes: int
+    spans: dict
 
     def require(self, key: str, kind: type):
         """The value of a key as int, float, str, bool, np.ndarray or StringArray."""
@@ -159,6 +161,7 @@ class _Reader:
     def __init__(self, path: Path, data, size_bytes: int):
         self.path, self.data, self.size_bytes = path, data, size_bytes
         self.position = 0
+        self.spans = {}
         self.end = min(size_bytes, MAX_HEADER_BYTES)
 
     def refuse(self, problem: str):
@@ -215,16 +218,25 @@ class _Reader:
         data_offset = -(-self.position // alignment) * alignment
         tensors = self.placed(claims, data_offset, alignment)
         return Header(
-            self.path, version, metadata, tensors, data_offset, alignment, self.size_bytes
+            self.path,
+            version,
+            metadata,
+            tensors,
+            data_offset,
+            alignment,
+            self.size_bytes,
+            self.spans,
         )
 
     def metadata(self, count: int) -> dict:
         metadata = {}
         for _ in range(count):
+            start = self.position
             key = self.name('a metadata key', MAX_KEY_BYTES)
             if key in metadata:
                 self.refuse(f'the key {key} occurs twice')
             metadata[key] = self.value(self.scalar('I', f'the type of {key}'), key)
+            self.spans[key] = (start, self.position)
         return metadata
 
     def value(self, kind: int, key: str):

@@ -85,7 +85,7 @@ def llm_tensors(shape: Shape) -> list:
             _matrix('output', *embedding, LOGIT_STD, role='output'),
         ]
     for i in range(shape.llm_layers):
-        sensitive = 'sensitive' if _takes_more_bits(i, shape.llm_layers) else ''
+        sensitive = 'sensitive' if takes_more_bits(i, shape.llm_layers) else ''
         block = f'blk.{i}.'
         plans += [
             _rms_norm(block + 'attn_norm', d),
@@ -102,7 +102,7 @@ def llm_tensors(shape: Shape) -> list:
     return plans
 
 
-def _takes_more_bits(layer: int, layers: int) -> bool:
+def takes_more_bits(layer: int, layers: int) -> bool:
     """Tell where llama.cpp's Q4_K_M spends Q6_K: first and last eighth, every third between."""
     first = layers // 8
     return layer < first or layer >= 7 * layers // 8 or (layer - first) % 3 == 2

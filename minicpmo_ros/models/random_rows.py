@@ -14,24 +14,9 @@ import numpy as np
 
 from minicpmo_ros.ggml.library import quantize
 from minicpmo_ros.ggml.types import GgmlType as Type
-from minicpmo_ros.ggml.types import block_size, row_bytes
+from minicpmo_ros.ggml.types import block_size
 
-FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0}  # for rows that are no multiple of 256
 POOL_VALUES = 1_000_000  # matrices up to this size are drawn number by number
-
-
-def fitting_type(wanted: Type, n_columns: int) -> Type:
-    """Return the type llama.cpp would store rows of this length in, when asked for `wanted`."""
-    if n_columns % block_size(wanted) == 0:
-        return wanted
-    if wanted in FALLBACK:
-        return fitting_type(FALLBACK[wanted], n_columns)
-    return Type.F16
-
-
-def byte_count(shape: tuple, kind: Type) -> int:
-    """Return how many bytes a tensor of this shape takes."""
-    return math.prod(shape[:-1]) * row_bytes(kind, shape[-1])
 
 
 def encode(values: np.ndarray, kind: Type) -> np.ndarray:

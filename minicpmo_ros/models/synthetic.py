@@ -16,9 +16,11 @@ from minicpmo_ros.ggml.types import GgmlType as Type
 from minicpmo_ros.ggml.types import block_size
 from minicpmo_ros.media.log_mel import filter_bank
 from minicpmo_ros.models import layouts
+from minicpmo_ros.models.gguf_copy import byte_count
 from minicpmo_ros.models.layouts import PRECISIONS
 from minicpmo_ros.models.manifest import FileEntry, Manifest, write_manifest
-from minicpmo_ros.models.random_rows import RandomRows, byte_count, encode, fitting_type
+from minicpmo_ros.models.quantize_rules import fitting_type
+from minicpmo_ros.models.random_rows import RandomRows, encode
 from minicpmo_ros.models.shapes import SHAPES, Shape
 from minicpmo_ros.models.tokens import make_tokens
 
