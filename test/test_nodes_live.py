@@ -186,12 +186,13 @@ def test_one_sense_alone_makes_units(graph, tiny_model_dir, stream):
     start_live(graph, tiny_model_dir, '-p', 'unit_deadline:=0.05')
     source = Source(graph)
     source.wait_heard()
-    for second in range(FIRST, FIRST + 4):
+    for i in range(4):
+        stamp_ns = (FIRST + i) * 10**9
         if stream == 'sound':
-            source.sound(second * 10**9, sound_of(second))
+            source.sound(stamp_ns, sound_of(i))
         else:
-            source.picture(second * 10**9, jpeg(picture_of(second)))
-    graph.spin_until(lambda: graph.status.units_read >= 3, 'units of one sense')
+            source.picture(stamp_ns, jpeg(picture_of(i)))
+        graph.spin_until(lambda i=i: graph.status.units_read >= i, 'a unit of one sense')
     assert graph.ask('What is it?', max_tokens=2).answer.units >= 3
 
 
