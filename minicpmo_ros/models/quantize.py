@@ -1,0 +1,290 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Model files in other precisions: the same tensors, metadata and order, other types.
+
+    reports = quantize_file('llm-f16.gguf', 'llm-q4_0.gguf', 'q4_0')
+
+Which tensor gets which type is said by quantize_rules. Rows that no block fits become what
+llama.cpp makes of them; those of the vision encoder's second feed-forward are widened with zeros,
+which its first layer meets with zeros. Tensors are streamed: files of any size take about
+100 MiB of memory. A file gets its name when it is complete; same input, same bytes.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from minicpmo_ros.encoders import siglip_layout
+from minicpmo_ros.errors import InputError, ModelFileError
+from minicpmo_ros.ggml.header import FETCH_AGAIN, Header, TensorInfo, read_header
+from minicpmo_ros.ggml.library import dequantize, quantize
+from minicpmo_ros.ggml.types import GgmlType as Type
+from minicpmo_ros.ggml.types import block_size
+from minicpmo_ros.models.directory import ModelDirectory, role_of
+from minicpmo_ros.models.gguf_copy import align, appearing, byte_count, opening, row_blocks
+from minicpmo_ros.models.manifest import FILE_NAME, ROLES, write_manifest
+from minicpmo_ros.models.quantize_rules import (
+    FLOATS,
+    Rule,
+    chosen_types,
+    fitting_type,
+    type_named,
+    unused_rules,
+)
+
+QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
+# llama.h: enum llama_ftype; the medium mixtures for K-quants.
+FILE_TYPES = {
+    Type.F32: 0,
+    Type.F16: 1,
+    Type.Q4_0: 2,
+    Type.Q4_1: 3,
+    Type.Q8_0: 7,
+    Type.Q5_0: 8,
+    Type.Q5_1: 9,
+    Type.Q4_K: 15,
+    Type.Q5_K: 17,
+    Type.Q6_K: 18,
+    Type.BF16: 32,
+}
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """What holds for every file of a run."""
+
+    rules: Sequence[Rule] = ()  # before the defaults; the first that fits decides
+    pad: bool = True  # widen vision feed-forward rows; stock llama.cpp cannot use such files
+    threads: int = 1  # the bytes do not depend on it
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What became of one tensor; shape as it is stored now."""
+
+    name: str
+    shape: tuple
+    old_type: Type
+    new_type: Type
+    old_bytes: int
+    new_bytes: int
+    relative_error: float  # root mean square of the difference over that of the values
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One tensor as it is, and the type and shape it is to have."""
+
+    info: TensorInfo
+    type: Type
+    shape: tuple
+
+    def report(self, error: float) -> TensorReport:
+        info, n_bytes = self.info, byte_count(self.shape, self.type)
+        return TensorReport(
+            info.name, self.shape, info.type, self.type, info.n_bytes, n_bytes, error
+        )
+
+
+def quantize_file(
+    source,
+    target,
+    precision: str,
+    options: QuantizeOptions | None = None,
+    on_tensor: Callable[[TensorReport], None] | None = None,
+) -> list:
+    """Write a model file in another precision; return a TensorReport of every tensor.
+
+    precision: a name of quantize_rules.TYPES, for what no rule speaks of; 'keep': as it is.
+    Errors: InputError for a type, a rule that fits nothing, or a target that may not be written;
+    ModelFileError for the source; OSError.
+    """
+    options = options or QuantizeOptions()
+    header, base = read_header(source), type_named(precision)
+    if unused := unused_rules(header, options.rules):
+        raise _no_such_tensor(unused, header.path)
+    _check_targets([Path(target)], [header.path], options)
+    return _write(header, Path(target), base, options, on_tensor)
+
+
+def quantize_directory(
+    source,
+    target,
+    precisions: Mapping[str, str],
+    options: QuantizeOptions | None = None,
+    on_tensor: Callable[[str, TensorReport], None] | None = None,
+) -> tuple:
+    """Write a model directory in other precisions: (ModelDirectory, role -> TensorReports).
+
+    precisions: role -> name of a type; roles that are missing keep theirs. The manifest keeps
+    family and model_id: embeddings of all precisions are of one space. Errors as quantize_file,
+    where a rule must fit a tensor of one of the files.
+    """
+    options = options or QuantizeOptions()
+    model, target = ModelDirectory.open(source), Path(target)
+    bases = {role: type_named(precisions.get(role, 'keep')) for role in ROLES}
+    unused = [unused_rules(header, options.rules) for header in model.headers.values()]
+    if unused := set.intersection(*unused):
+        raise _no_such_tensor(unused, model.path)
+    outputs = {role: target / f'{role}.gguf' for role in ROLES}
+    sources = [header.path for header in model.headers.values()]
+    manifest = target / FILE_NAME
+    _check_targets([*outputs.values(), manifest], [*sources, model.path / FILE_NAME], options)
+    target.mkdir(parents=True, exist_ok=True)
+    manifest.unlink(missing_ok=True)  # until all is there, it is no model
+    reports, entries = {}, {}
+    for role, header in model.headers.items():
+        tell = on_tensor and partial(on_tensor, role)
+        reports[role] = _write(header, outputs[role], bases[role], options, tell)
+        precision = model.precision[role] if bases[role] is None else precisions[role]
+        entry = model.manifest.files[role]
+        entries[role] = replace(entry, path=outputs[role].name, precision=precision, sha256='')
+    write_manifest(target, replace(model.manifest, files=entries))
+    return ModelDirectory.open(target), reports
+
+
+def overall_error(reports: Sequence[TensorReport]) -> float:
+    """Return the root mean square of the tensors' relative errors, weighted by their sizes."""
+    sizes = [math.prod(report.shape) for report in reports]
+    total = sum(n * report.relative_error**2 for n, report in zip(sizes, reports))
+    return math.sqrt(total / max(1, sum(sizes)))
+
+
+def _no_such_tensor(rules: set, where: Path) -> InputError:
+    patterns = ', '.join(sorted(rule.pattern for rule in rules))
+    return InputError(
+        f'{where} has no matrix that fits {patterns}. Rules speak of tensors of two and more '
+        "dimensions that end in '.weight'; patterns are compared with the whole name."
+    )
+
+
+def _check_targets(targets: list, sources: list, options: QuantizeOptions) -> None:
+    for target in targets:
+        if not target.exists():
+            continue
+        if target.is_dir():
+            raise InputError(f'{target} is a directory; give the name of a file in it.')
+        if any(target.samefile(source) for source in sources):
+            raise InputError(f'{target} is one of the files to be read; write elsewhere.')
+        if not options.overwrite:
+            raise InputError(
+                f'{target} already exists; write elsewhere, or allow overwriting (--force).'
+            )
+
+
+def _write(header: Header, target: Path, base, options: QuantizeOptions, on_tensor) -> list:
+    """Write one file whose rules and name have been checked."""
+    role = _checked_role(header)
+    changes = _planned(header, role, base, options)
+    changed_keys = {} if base is None else {'general.file_type': FILE_TYPES[base]}
+    if any(change.type not in FLOATS for change in changes):
+        changed_keys['general.quantization_version'] = QUANTIZATION_VERSION
+    start = opening(
+        header, changed_keys, [(change.info.name, change.shape, change.type) for change in changes]
+    )
+    n_bytes = len(start) + sum(byte_count(change.shape, change.type) for change in changes)
+    reports = []
+    with (
+        open(header.path, 'rb') as file,
+        ThreadPoolExecutor(options.threads) as pool,
+        appearing(target, n_bytes) as sink,
+    ):
+        sink.write(start)
+        for change in changes:
+            align(sink, header.alignment)
+            error = _convert(header, file, sink, change, pool, options.threads)
+            reports.append(change.report(error))
+            if on_tensor:
+                on_tensor(reports[-1])
+        align(sink, header.alignment)
+    return reports
+
+
+def _checked_role(header: Header) -> str:
+    role = role_of(header)
+    if not role:
+        architecture = header.metadata['general.architecture']
+        raise ModelFileError(
+            header.path,
+            f'its architecture {architecture!r} is none of a MiniCPM-o',
+            'Give a language model, vision or audio file of MiniCPM-o',
+        )
+    version = header.metadata.get('general.quantization_version', QUANTIZATION_VERSION)
+    if version != QUANTIZATION_VERSION:
+        raise ModelFileError(
+            header.path,
+            f'its quantization_version is {version}, {QUANTIZATION_VERSION} is known',
+            'Quantise from a file in f16 or f32',
+        )
+    return role
+
+
+def _planned(header: Header, role: str, base: Type | None, options: QuantizeOptions) -> list:
+    """What is to become of every tensor, in the order of the file."""
+    chosen = chosen_types(header, role, base, options.rules)
+    padded = _padded_columns(header, chosen) if role == 'vision' and options.pad else {}
+    changes = []
+    for name, info in header.tensors.items():
+        columns = padded.get(name, info.shape[-1])
+        ggml_type = fitting_type(chosen.get(name, info.type), columns)
+        changes.append(_Change(info, ggml_type, (*info.shape[:-1], columns)))
+    return changes
+
+
+def _padded_columns(header: Header, chosen: dict) -> dict:
+    """Name -> columns, for the second feed-forward layers of a vision file: all have as many.
+
+    What is stored without blocks needs no zeros behind its rows and loses those it has.
+    """
+    facts = siglip_layout.read_facts(header)
+    names = [f'v.blk.{i}.{facts.ffn_names[1]}.weight' for i in range(facts.layers)]
+    block = max(block_size(chosen[name]) for name in names)
+    return dict.fromkeys(names, -(-facts.ffn_rows // block) * block)
+
+
+def _convert(header: Header, file, sink, change: _Change, pool, threads: int) -> float:
+    """Write one tensor in blocks of rows; return its relative error."""
+    info = change.info
+    if (info.type, info.shape) == (change.type, change.shape):
+        for rows in row_blocks(header.path, file, info):
+            sink.write(rows)
+        return 0.0
+    error = power = 0.0
+    for rows in row_blocks(header.path, file, info):
+        parts = np.array_split(rows, min(threads, len(rows)))
+        for encoded, *squares in pool.map(partial(_encode, header, change), parts):
+            sink.write(encoded)
+            error, power = error + squares[0], power + squares[1]
+    return math.sqrt(error / power) if power else 0.0
+
+
+def _encode(header: Header, change: _Change, rows: np.ndarray) -> tuple:
+    """Return rows (n, bytes) in their new type, and the sums of squares of error and values."""
+    name, columns = change.info.name, change.shape[-1]
+    values = dequantize(rows, change.info.type)[:, :columns]  # (n, k)
+    n_valid = values.shape[1]
+    if n_valid < columns:
+        values = np.pad(values, ((0, 0), (0, columns - n_valid)))  # (n, columns)
+    power = np.square(values, dtype=np.float64).sum()
+    if not math.isfinite(power):
+        raise ModelFileError(
+            header.path, f'its tensor {name} holds NaN or infinite numbers', FETCH_AGAIN
+        )
+    encoded = quantize(values, change.type)  # (n, bytes)
+    # Asymmetric blocks may decode padding to other numbers than zero; it is multiplied by zeros.
+    lost = values[:, :n_valid] - dequantize(encoded, change.type)[:, :n_valid]
+    error = np.square(lost, dtype=np.float64).sum()
+    if not math.isfinite(error):
+        raise ModelFileError(
+            header.path,
+            f'its tensor {name} holds numbers too large for {change.type.name}',
+            f"Add the rule '{name}=bf16'",
+        )
+    return encoded, error, power
