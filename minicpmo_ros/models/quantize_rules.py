@@ -116,7 +116,7 @@ def default_rules(header: Header, role: str, base: Type | None) -> tuple:
 def _llm_rules(header: Header, base: Type) -> list:
     if base not in HAS_HIGHER:
         return []
-    layers = header.require(header.require('general.architecture', str) + '.block_count', int)
+    layers = sum(name.endswith('.ffn_down.weight') for name in header.tensors)
     output = 'output.weight' if 'output.weight' in header.tensors else 'token_embd.weight'
     sensitive = [
         f'blk.{i}.{name}.weight'
