@@ -134,7 +134,14 @@ def make_engine():
 
     def make(load, options=None, wait=True):
         states = queue.Queue()
-        engine = Engine(load, options, on_state=lambda status: states.put(status.state))
+        told = []
+
+        def on_change(status):
+            if told[-1:] != [status.state]:
+                told.append(status.state)
+                states.put(status.state)
+
+        engine = Engine(load, options, on_change=on_change)
         engine.states = states
         engines.append(engine)
         engine.start()

@@ -57,8 +57,8 @@ class Engine:
     """Made anywhere, started once, used from any thread.
 
     `load(on_progress, abort)` returns the Session; it is called in the engine's thread and is
-    expected to stop when on_progress returns False or the AbortFlag is set. `on_state(status)` is
-    called in that thread whenever `state` has changed.
+    expected to stop when on_progress returns False or the AbortFlag is set. `on_change(status)` is
+    called in that thread when a state, a unit, a question or a reset has changed the status.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Engine:
         load: Callable[[Callable[[float], bool], AbortFlag], Session],
         options: EngineOptions | None = None,
         arbiter: DeviceArbiter | None = None,
-        on_state: Callable[[EngineStatus], None] | None = None,
+        on_change: Callable[[EngineStatus], None] | None = None,
     ):
         self.options = options or EngineOptions()
-        self._load, self._on_state = load, on_state
+        self._load, self._on_change = load, on_change
         self._arbiter = arbiter or DeviceArbiter()
         self._abort = AbortFlag()
         self._wake = threading.Condition()  # guards everything below it
@@ -302,9 +302,9 @@ class Engine:
             self._publish(units_refused=1)
             return
         self._last_unit_s, self._answer_s = 1e-3 * report.prefill_ms, 0.0
-        self._publish(units_read=1)
         with self._wake:
             self._status = replace(self._status, prefill_ms=report.prefill_ms)
+        self._publish(units_read=1)
 
     def _rebuild(self, error: EngineError) -> None:
         log.error('the window is lost and the context is rebuilt: %s', error)
@@ -339,8 +339,7 @@ class Engine:
     def _set_state(self, state: str, **more) -> None:
         with self._wake:
             self._status = replace(self._status, state=state, **more)
-        if self._on_state is not None:
-            call_safely(self._on_state, self.status())
+        self._tell_change()
 
     def _publish(self, **counts) -> None:
         """Bring the snapshot up to date with the session, and count."""
@@ -358,3 +357,8 @@ class Engine:
                 answering=self._current is not None,
                 **counted,
             )
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        if self._on_change is not None:
+            call_safely(self._on_change, self.status())

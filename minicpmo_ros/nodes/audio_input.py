@@ -17,11 +17,11 @@ from rclpy.qos import (
     QoSProfile,
     QoSReliabilityPolicy,
 )
-from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from minicpmo_ros.nodes.parameters import Parameter
+from minicpmo_ros.nodes.polling import Poller
 
-LOOK_PERIOD_S = 0.2
+LOOK_PERIOD_S = 0.5
 # Sound and its format come on two topics, in no certain order.
 EARLY_CHUNKS = 200
 # Chunks that may wait in the middleware: two seconds at 10 ms each.
@@ -59,22 +59,23 @@ class AudioInput:
         self._sound = self._info = None
         self._early = deque(maxlen=EARLY_CHUNKS)  # (stamp_ns, data) that came before their format
         self._told_s = -60.0
+        self._poller = Poller(node)
         self._looking = node.create_timer(LOOK_PERIOD_S, self._look)
         self._look()
 
     def close(self) -> None:
         """Unsubscribe."""
         self._node.destroy_timer(self._looking)
-        for subscription in (self._sound, self._info):
-            if subscription is not None:
-                self._node.destroy_subscription(subscription)
-        self._sound = self._info = None
+        self._poller.close()
 
     def _look(self) -> None:
+        """Subscribe to what is published by now."""
         if self._sound is None:
             self._sound = self._subscribe_sound()
         if self._info is None and self._format is None:
             self._info = self._subscribe_info()
+        if self._sound is not None and (self._info is not None or self._format is not None):
+            self._looking.cancel()
 
     def _publishers(self, topic: str):
         return self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(topic))
@@ -90,12 +91,8 @@ class AudioInput:
         for name in types:
             if name in handlers:
                 message_type = self._message_type(name)
-                return message_type and self._node.create_subscription(
-                    message_type,
-                    'audio',
-                    handlers[name],
-                    AUDIO_QOS,
-                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                return message_type and self._poller.subscribe(
+                    message_type, 'audio', handlers[name], AUDIO_QOS
                 )
         self._tell(f'audio is published as {", ".join(types)}; taken are {", ".join(handlers)}')
         return None
@@ -113,7 +110,7 @@ class AudioInput:
         )
         durability = 'TRANSIENT_LOCAL' if latched else 'VOLATILE'
         qos = QoSProfile(depth=1, durability=QoSDurabilityPolicy[durability])
-        return self._node.create_subscription(message_type, 'audio_info', self._on_info, qos)
+        return self._poller.subscribe(message_type, 'audio_info', self._on_info, qos)
 
     def _message_type(self, name: str):
         try:

@@ -33,7 +33,7 @@ from minicpmo_ros.nodes.spinning import run
 
 EMBEDDING_QOS = QoSProfile(depth=32)
 DELTA_QOS = QoSProfile(depth=256)
-LOOK_PERIOD_S, STATUS_PERIOD_S = 0.1, 1.0
+STATUS_PERIOD_S = 1.0
 STATES = {
     'unloaded': Status.UNLOADED,
     'loading': Status.LOADING,
@@ -139,12 +139,12 @@ class LlmNode(ManagedNode):
         self.deltas = self.create_publisher(AnswerDelta, '~/answer_delta', DELTA_QOS)
         self._statuses = self.create_publisher(Status, '~/status', LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        self._last_look, self._published_s = None, 0.0
+        self._diagnosed_s = 0.0
         asker = Asker(self)
         AskingService(self, asker)
         self._action = AskingAction(self, asker)
         self.create_service(Trigger, '~/reset', self._on_reset)
-        self.create_timer(LOOK_PERIOD_S, self._look)
+        self.create_timer(STATUS_PERIOD_S, self._publish_status)
 
     # The lifecycle.
     def on_setup(self, options) -> None:
@@ -159,7 +159,7 @@ class LlmNode(ManagedNode):
                 max_waiting=options.max_waiting,
             ),
             self._arbiter,
-            on_state=lambda status: self.post(lambda: self._on_engine_state(status)),
+            on_change=lambda status: self.post(lambda: self._on_engine_change(status)),
         )
         self._checked = checked
         self.engine.start()
@@ -191,7 +191,7 @@ class LlmNode(ManagedNode):
     def on_refused(self, error: Error) -> None:
         """Keep why, for whoever asks and for ~/status."""
         self._failure = error
-        self._look()
+        self._publish_status()
 
     def destroy_node(self):
         """End the engine and the memory watch, then destroy."""
@@ -206,13 +206,13 @@ class LlmNode(ManagedNode):
             return f'There is no model: {self._failure}'
         return 'No model is loaded. Configure the node first.'
 
-    def _on_engine_state(self, status: EngineStatus) -> None:
-        if status.state == 'ready':
+    def _on_engine_change(self, status: EngineStatus) -> None:
+        if status.state == 'ready' and self._model is None:
             self._model = self._checked.result()
             self.get_logger().info(f'ready: {self._model.space}')
         elif status.state == 'failed' and self.engine is not None:
             self.fail(EngineError(f'{status.reason}. {status.remedy}'))
-        self._look()
+        self._publish_status()
 
     # Input.
     def _on_sound(self, message: AudioEmbedding) -> None:
@@ -247,15 +247,14 @@ class LlmNode(ManagedNode):
         return response
 
     # Output about itself.
-    def _look(self) -> None:
-        """Publish the status when it has changed, and once a second."""
+    def _publish_status(self) -> None:
+        """Publish what is, on every change and once a second."""
         status = self.engine.status() if self.engine is not None else EngineStatus()
+        message = self._status_message(status)
+        self._statuses.publish(message)
         now_s = time.monotonic()
-        look = (status, self._refused, self._failure)
-        if look != self._last_look or now_s - self._published_s >= STATUS_PERIOD_S:
-            self._last_look, self._published_s = look, now_s
-            message = self._status_message(status)
-            self._statuses.publish(message)
+        if now_s - self._diagnosed_s >= STATUS_PERIOD_S:
+            self._diagnosed_s = now_s
             self._diagnostics.publish(self._diagnostic_message(message))
 
     def _status_message(self, status: EngineStatus) -> Status:

@@ -10,14 +10,15 @@ is ever decoded.
 from functools import partial
 
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
 from minicpmo_ros.media.picture import decode_compressed, decode_raw
 from minicpmo_ros.nodes.parameters import Parameter
+from minicpmo_ros.nodes.polling import Poller
 
-LOOK_PERIOD_S = 0.2
-IMAGE_QOS = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+LOOK_PERIOD_S = 0.5
+# What a fast camera brings between two looks; only the newest of a second is decoded.
+IMAGE_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 PARAMETERS = (
     Parameter('image_transport', 'auto',
               'raw: `image`; compressed: `image/compressed`; auto: the one that is published, '
@@ -32,23 +33,21 @@ class PictureInput:
     def __init__(self, node, options, on_picture):
         self._node, self._on_picture = node, on_picture
         self._transport = options.image_transport
-        self._subscription = None
+        self._poller = Poller(node)
         self._looking = node.create_timer(LOOK_PERIOD_S, self._look)
         self._look()
 
     def close(self) -> None:
         """Unsubscribe."""
         self._node.destroy_timer(self._looking)
-        if self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
-            self._subscription = None
+        self._poller.close()
 
     def _look(self) -> None:
-        if self._subscription is None:
-            if self._wanted('compressed'):
-                self._subscribe(CompressedImage, 'image/compressed', self._on_compressed)
-            elif self._wanted('raw'):
-                self._subscribe(Image, 'image', self._on_raw)
+        """Subscribe to what is published by now."""
+        if self._wanted('compressed'):
+            self._subscribe(CompressedImage, 'image/compressed', self._on_compressed)
+        elif self._wanted('raw'):
+            self._subscribe(Image, 'image', self._on_raw)
 
     def _wanted(self, transport: str) -> bool:
         if self._transport != 'auto':
@@ -57,13 +56,8 @@ class PictureInput:
         return self._node.count_publishers(self._node.resolve_topic_name(topic)) > 0
 
     def _subscribe(self, message_type, topic: str, callback) -> None:
-        self._subscription = self._node.create_subscription(
-            message_type,
-            topic,
-            callback,
-            IMAGE_QOS,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+        self._poller.subscribe(message_type, topic, callback, IMAGE_QOS)
+        self._looking.cancel()
 
     def _on_compressed(self, message) -> None:
         self._on_picture(

@@ -1,0 +1,76 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Subscriptions that are read by a thread of their own, a few times a second.
+
+An rclpy executor builds its wait set anew for every message, over all that its nodes have: about
+a millisecond each time. A camera and a microphone bring dozens of messages a second and none of
+them is urgent, so they are taken together, past the executor.
+"""
+
+import threading
+
+from rclpy.callback_groups import CallbackGroup
+from rclpy.exceptions import InvalidHandle
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+PERIOD_S = 0.05
+
+
+class _Apart(CallbackGroup):
+    """Keeps what belongs to it out of every executor's wait set."""
+
+    def can_execute(self, entity) -> bool:
+        return False
+
+    def beginning_execution(self, entity) -> bool:
+        return False
+
+    def ending_execution(self, entity) -> None:
+        pass
+
+
+class Poller:
+    """Subscribes for a node and calls back from one thread, in the order of subscribing."""
+
+    def __init__(self, node):
+        self._node, self._subscriptions = node, []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name='poller', daemon=True)
+        self._thread.start()
+
+    def subscribe(self, message_type, topic: str, callback, qos):
+        """Subscribe; `callback(message)` must return soon. Give the subscription."""
+        subscription = self._node.create_subscription(
+            message_type,
+            topic,
+            callback,
+            qos,
+            callback_group=_Apart(),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def close(self) -> None:
+        """End the thread and unsubscribe."""
+        self._stop.set()
+        self._thread.join(timeout=1.0)
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+
+    def _poll(self) -> None:
+        while not self._stop.wait(PERIOD_S):
+            for subscription in list(self._subscriptions):
+                try:
+                    self._drain(subscription)
+                except InvalidHandle:
+                    return  # the node is being destroyed
+
+    def _drain(self, subscription) -> None:
+        with subscription.handle:
+            while not self._stop.is_set():
+                taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+                if taken is None:
+                    return
+                subscription.callback(taken[0])
