@@ -23,7 +23,7 @@ from minicpmo_ros.ggml.header import Header, TensorInfo
 from minicpmo_ros.ggml.types import GgmlType, row_bytes
 
 GGUF_VERSION = 3
-BLOCK_VALUES = 1 << 22  # of one block of rows: 16 MiB as float32
+BLOCK_VALUES = 1 << 18  # of one block of rows: 1 MiB as float32; larger ones are slower
 _UINT32 = 4  # GGUF's number of the value type
 
 
