@@ -134,14 +134,27 @@ def test_unchanged_picture_reuses_the_embedding(encoder, camera):
     assert seen[1].source_width == 640
 
 
-def test_small_change_in_one_place_is_weighed_by_the_mean(encoder):
-    seeing = Seeing(encoder, unchanged_threshold=1.0)
-    picture = np.zeros((448, 448, 3), np.uint8)
-    changed = picture.copy()
-    changed[:112, :112] = 255  # a sixteenth of the picture: 16 grey levels in the mean
-    seeing.offer(at(0), lambda: picture)
-    seeing.offer(at(1), lambda: changed)
+@pytest.mark.parametrize(
+    'before, after', [((160, 32, 240), (40, 90, 250)), ((0, 0, 0), (70, 70, 70))]
+)
+def test_a_small_thing_that_changes_is_seen(encoder, before, after):
+    """Of about one grey level, or on a fiftieth of the picture: hardly anything in a mean."""
+    pictures = np.full((2, 240, 320, 3), 120, np.uint8)
+    pictures[0, 100:140, 100:140] = before
+    pictures[1, 100:140, 100:140] = after
+    seeing = Seeing(encoder)
+    for second, picture in enumerate(pictures):
+        seeing.offer(at(second), lambda picture=picture: picture)
     assert [seen.reused for seen in seeing.close(1)] == [False, False]
+
+
+def test_noise_of_a_camera_is_no_change(encoder, rng):
+    seeing = Seeing(encoder)
+    scene = rng.integers(20, 230, (480, 640, 3))
+    for second in range(3):
+        noisy = np.clip(scene + rng.normal(0, 4, scene.shape), 0, 255).astype(np.uint8)
+        seeing.offer(at(second), lambda noisy=noisy: noisy)
+    assert [seen.reused for seen in seeing.close(2)] == [False, True, True]
 
 
 @pytest.mark.parametrize('width,threshold', [(640, 0.0), (642, 5.0)])

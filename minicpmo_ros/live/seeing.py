@@ -47,7 +47,7 @@ class SeenSecond:
 class _Memory:
     """The last encoded picture."""
 
-    small: np.ndarray  # (32, 32) float32 grey levels
+    small: np.ndarray  # (32, 32, 3) float32 colours
     seen: SeenSecond
 
 
@@ -55,8 +55,8 @@ class Seeing:
     """Chooses, decodes, slices and encodes pictures, second by second.
 
     `max_tiles`: of the grid beside the overview; 1: overview only. `unchanged_threshold`: a
-    picture reuses the last encoding when the grey levels (0..255) of their 32 x 32 thumbnails
-    differ by less in the mean; 0: never. `between` is called between slices of the encoder's work.
+    picture reuses the last encoding when no colour (0..255) of their 32 x 32 thumbnails differs
+    by as much; 0: never. `between` is called between slices of the encoder's work.
     `max_behind`: of the pictures of seconds closed together only so many, the newest, are encoded
     (the others are OVERLOADED), so that a slow encoder does not fall behind for good; None: all.
     """
@@ -65,7 +65,7 @@ class Seeing:
         self,
         vision_encoder,
         max_tiles: int = 1,
-        unchanged_threshold: float = 1.0,
+        unchanged_threshold: float = 8.0,
         between: Callable[[], None] | None = None,
         max_behind: int | None = None,
     ):
@@ -155,7 +155,7 @@ class Seeing:
             return False
         old = self._memory.seen
         same_size = (old.source_width, old.source_height) == (new.source_width, new.source_height)
-        return same_size and np.abs(small - self._memory.small).mean() < self._threshold
+        return same_size and np.abs(small - self._memory.small).max() < self._threshold
 
     def _encode(
         self,

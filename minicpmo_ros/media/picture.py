@@ -87,9 +87,11 @@ def decode_raw(encoding: str, height: int, width: int, step: int, data) -> np.nd
 
 
 def thumbnail(picture: np.ndarray) -> np.ndarray:
-    """Give (32, 32) float32 grey levels 0..255, each the mean of its part of the picture.
+    """Give (32, 32, 3) float32 colours 0..255, each the mean of its part of the picture.
 
-    The mean absolute difference of two thumbnails tells whether a picture has changed.
+    The largest difference of two thumbnails tells whether a picture has changed. A mean over
+    them does not: a small thing that comes or turns from red to blue changes few of the cells,
+    and grey levels hardly.
     """
     small = Image.fromarray(picture).resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.BOX)
-    return np.array(small.convert('L'), np.float32)
+    return np.array(small, np.float32)

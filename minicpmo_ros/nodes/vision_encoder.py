@@ -48,9 +48,9 @@ class VisionNode(EncoderNode):
         Parameter('vision.max_tiles', 1, 'Pictures a frame is cut into at most, beside the '
                   'overview; 1: overview only. Each costs 64 positions of the context',
                   '', 1, 9),
-        Parameter('vision.unchanged_threshold', 1.0, 'A picture whose grey thumbnail differs '
-                  'less from the last encoded one reuses its embedding; 0: never',
-                  'grey levels of 255', 0, 255),
+        Parameter('vision.unchanged_threshold', 8.0, 'A picture reuses the last embedding when no '
+                  'colour of its 32x32 thumbnail differs by as much; 0: never',
+                  'levels of 255', 0, 255),
     )  # fmt: skip
 
     def __init__(self, arbiter=None):
