@@ -83,9 +83,10 @@ def interpolation(buckets, grid):
     return np.maximum(0, 1 - np.abs(np.clip(at, 0, grid - 1)[:, None] - np.arange(grid)))
 
 
-def sin_cos_2d(rows, columns, width):
+def sin_cos_2d(rows, columns, width, omega=None):
     """(rows * columns, width): sin and cos of the column, then of the row, a quarter each."""
-    omega = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+    if omega is None:
+        omega = 10000.0 ** -(np.arange(width // 4) / (width / 4))
     y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1) * omega
     table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1)
     return torch.tensor(table, dtype=torch.float32)
@@ -96,7 +97,9 @@ class Vision(nn.Module):
         super().__init__()
         self.config, d, width = c, c.vision_width, c.width
         self.patch = nn.Linear(3 * PATCH * PATCH, d)
-        self.positions = nn.Parameter(torch.randn(c.vision_grid ** 2, d) * 0.05)
+        # Smooth waves, so that near patches look alike from the start.
+        self.positions = nn.Parameter(0.3 * sin_cos_2d(c.vision_grid, c.vision_grid, d,
+                                                       np.geomspace(1.6, 0.15, d // 4)))
         self.layers = nn.ModuleList(EncoderLayer(d, c.vision_heads, 1e-6, 'tanh', True)
                                     for _ in range(c.vision_layers))
         self.post_norm = nn.LayerNorm(d, eps=1e-6)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from . import codes
-from .runs import Run, autocast
+from .runs import Run, autocast, optimizers
 from .sounds import make_second
 from .train_vision import choice_loss, slot_logits
 from .world import SPOKEN, Sound, choose, random_sound
@@ -68,10 +68,9 @@ def evaluate(audio, words, batches=8, seed=998, isolated=False):
     return {slot: right[slot] / seen[slot] for slot in right}
 
 
-def train(audio, words, unseen, run: Run, steps=2200, batch=40, peak=1.5e-3):
+def train(audio, words, unseen, run: Run, steps=2200, batch=40, peak=2.5e-3):
     """Train in place on `batch` seconds a step; resumes from the run's checkpoint."""
-    optimizer = torch.optim.AdamW(audio.parameters(), lr=peak, weight_decay=0.02,
-                                  betas=(0.9, 0.98))
+    optimizer = optimizers(audio, peak, [audio.inside, audio.second])
     for step in run.steps(audio, optimizer, steps, peak):
         rng = np.random.default_rng((run.seed, 2, step))
         seconds = choose(rng, [s for s, _ in SECONDS], [w for _, w in SECONDS])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import codes
-from .runs import Run, autocast
+from .runs import Run, autocast, optimizers
 from .scenes import PATCH, random_drawn, random_size
 from .world import COLORS, COUNTS, SHAPES
 
@@ -105,11 +105,12 @@ def evaluate(vision, batches=16, seed=999):
     return {slot: right[slot] / seen[slot] for slot in right}
 
 
-def train(vision, run: Run, steps=2600, batch=40, peak=1.5e-3):
+def train(vision, run: Run, steps=2600, batch=40, peak=2.5e-3):
     """Train in place; resumes from the run's checkpoint."""
     heads = DenseHeads(vision.config.vision_width)
     both = nn.ModuleDict({'model': vision, 'heads': heads})
-    optimizer = torch.optim.AdamW(both.parameters(), lr=peak, weight_decay=0.02, betas=(0.9, 0.98))
+    apart = [vision.patch.weight, vision.positions, vision.query, *heads.parameters()]
+    optimizer = optimizers(both, peak, apart)
     for step in run.steps(both, optimizer, steps, peak):
         rng = np.random.default_rng((run.seed, 1, step))
         loss = loss_of(vision, heads, *make_batch(batch, rng))
