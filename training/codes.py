@@ -3,11 +3,12 @@
 
 """The code book: what an embedding should say, and in which corner of the 256 dimensions.
 
-Every content word owns one orthonormal direction in each of three frames: text, picture, sound. Token
-embeddings start on the text frame, and the encoders are taught to answer in the picture and the sound
-frame. So 'find the second in which this word is heard' and 'say the color that is seen' are one linear
-map each, for all words at once, and the language model finds them from few examples; from unaligned
-embeddings it must learn every word by itself. A fourth frame holds flags: which slot a row is.
+Every content word owns one orthonormal direction in each of three frames: text, picture, sound.
+Token embeddings start on the text frame, and the encoders are taught to answer in the picture and
+the sound frame. So 'find the second in which this word is heard' and 'say the color that is seen'
+are one linear map each, for all words at once, and the language model finds them from few
+examples; from unaligned embeddings it must learn every word by itself. A fourth frame holds
+flags: which slot a row is.
 """
 import numpy as np
 
@@ -54,7 +55,8 @@ def pool_codes(slot, frame):
 
 
 def picture_rows(picture, cells):
-    """(16, 256): what the vision encoder should say about one frame. `picture` None: only the cells.
+    """(16, 256): what the vision encoder should say about one frame. `picture` None: only the
+    cells.
 
     A slot that has no value (the column of three shapes) carries its flag alone.
     """
@@ -62,8 +64,9 @@ def picture_rows(picture, cells):
     for i, cell in enumerate(cells):
         if cell is not None:
             rows[i] += NORM * np.sqrt(0.5) * (code(cell[0], PICTURE) + code(cell[1], PICTURE))
+    count = COUNTS[picture.count - 1] if picture.count <= len(COUNTS) else None
     values = {'color': picture.color, 'shape': picture.shape, 'column': picture.column,
-              'row': picture.row, 'count': COUNTS[picture.count - 1] if picture.count < 5 else None}
+              'row': picture.row, 'count': count}
     for i, slot in enumerate(PICTURE_SLOTS):
         if values.get(slot):
             rows[i] += NORM * code(values[slot], PICTURE)
@@ -78,6 +81,11 @@ def sound_rows(sound):
         if values[slot]:
             rows[i] += NORM * code(values[slot], SOUND)
     return rows
+
+
+def frame(number):
+    """(64, 256) the directions of a frame."""
+    return BASIS[FRAME * number:FRAME * (number + 1)]
 
 
 def _category(word):

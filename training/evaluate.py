@@ -1,7 +1,8 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""PyTorch accuracy by family and window length, with the picture blanked and with the sound removed.
+"""PyTorch accuracy by family and window length, with the picture blanked and with the sound
+removed.
 
 Two sources of clips: `quick` puts them together from a pool of encoded seconds (for curves during
 training), `full` draws every frame and speaks every second of a clip and encodes it as one stream.
@@ -23,7 +24,7 @@ from .world import script
 def answer(language, tokenizer, prefix, pictures, sounds, asked_of):
     """-> (b, n) token ids the model says first."""
     packed = pack(tokenizer, asked_of)
-    _, forked = forward(language, prefix, packed, pictures, sounds)
+    _, forked, _ = forward(language, prefix, packed, pictures, sounds)
     return language.logits(take(forked[-1], packed.answer_at)).argmax(-1)
 
 
@@ -37,13 +38,16 @@ def score(language, tokenizer, clips, pictures, sounds, rng, number=12, options=
             continue
         asked_of = [ask_about(c, n, rng, with_options) for c in clips]
         said = answer(language, tokenizer, prefix, pictures, sounds, asked_of)
-        rows += [(q.family, q.kind, c.seconds, tokenizer.decode([int(token)]) == q.answer, q.chance)
-                 for c, qs, tokens in zip(clips, asked_of, said) for q, token in zip(qs, tokens)]
+        for clip, questions, tokens in zip(clips, asked_of, said):
+            for q, token in zip(questions, tokens):
+                right = tokenizer.decode([int(token)]) == q.answer
+                rows.append((q.family, q.kind, clip.seconds, right, q.chance))
     return rows
 
 
 @torch.no_grad()
-def quick(language, tokenizer, pool: Pool, seconds=(2, 3, 4, 8), clips=24, seed=77, independent=0.78):
+def quick(language, tokenizer, pool: Pool, seconds=(2, 3, 4, 8), clips=24, seed=77,
+          independent=0.78):
     """Rows of `score` on clips from a pool, in float32."""
     rng, rows = np.random.default_rng(seed), []
     for length in seconds:
@@ -53,7 +57,8 @@ def quick(language, tokenizer, pool: Pool, seconds=(2, 3, 4, 8), clips=24, seed=
 
 
 @torch.no_grad()
-def full(models, tokenizer, words, seconds, clips, seed, blank=None, independent=0.78, isolated=False):
+def full(models, tokenizer, words, seconds, clips, seed, blank=None, independent=0.78,
+         isolated=False):
     """Rows of `score` on clips drawn and spoken for this, in batches of eight."""
     vision, audio, language = models
     rows = []
@@ -103,6 +108,7 @@ def table(named_rows):
              '|---' * (len(FAMILIES) + 3) + '|']
     for name, rows in named_rows:
         by = shares(rows)
-        cells = [f'{np.mean([r[3] for r in rows]):.3f}'] + [f'{by.get(f, 0):.3f}' for f in FAMILIES]
+        cells = [f'{np.mean([r[3] for r in rows]):.3f}']
+        cells += [f'{by.get(family, 0):.3f}' for family in FAMILIES]
         lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {len(rows)} |')
     return '\n'.join(lines)

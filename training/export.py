@@ -1,11 +1,13 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Writes nano as the world's MiniCPM-o 2.6 files are laid out: llm, vision and audio GGUF, and a manifest.
+"""Writes nano as the world's MiniCPM-o 2.6 files are laid out: llm, vision and audio GGUF, and a
+manifest.
 
-Language: llama.cpp's qwen2 with tied output. Vision: llama.cpp's clip with a resampler, minicpmv_version 4
-(the feed-forward layers' names are swapped there: 'down' is the first). Audio: 360CVGroup's Whisper
-encoder with its projector. Matrices in float16, norms, biases and tables of positions in float32.
+Language: llama.cpp's qwen2 with tied output. Vision: llama.cpp's clip with a resampler,
+minicpmv_version 4 (the feed-forward layers' names are swapped there: 'down' is the first).
+Audio: 360CVGroup's Whisper encoder with its projector. Matrices in float16, norms, biases and tables of positions in
+float32.
 """
 import hashlib
 from pathlib import Path
@@ -177,15 +179,18 @@ def write_audio(path, audio):
 
 
 def export(directory, vision, audio, language, tokenizer, notes):
-    """Write the three files and manifest.yaml; `notes` says how nano was trained and what it knows."""
+    """Write the three files and manifest.yaml; `notes` says how nano was trained and what it
+    knows.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_llm(directory / 'llm.gguf', language, tokenizer)
     write_vision(directory / 'vision.gguf', vision)
     write_audio(directory / 'audio.gguf', audio)
-    files = {role: {'path': f'{role}.gguf', 'precision': 'f16',
-                    'sha256': hashlib.sha256((directory / f'{role}.gguf').read_bytes()).hexdigest()}
-             for role in ('llm', 'vision', 'audio')}
+    files = {}
+    for role in ('llm', 'vision', 'audio'):
+        digest = hashlib.sha256((directory / f'{role}.gguf').read_bytes()).hexdigest()
+        files[role] = {'path': f'{role}.gguf', 'precision': 'f16', 'sha256': digest}
     manifest = {'family': 'minicpm-o-2.6', 'model_id': 'nano', 'files': files,
                 'licence': 'Apache-2.0', 'notes': notes}
     (directory / 'manifest.yaml').write_text(

@@ -3,10 +3,10 @@
 
 """MiniCPM-o 2.6 in 3.8 million parameters: the same blocks, wired the same way, in PyTorch.
 
-Vision: SigLIP (patches of 14, bucketed positions, tanh GELU) and a resampler (2-D sin-cos on the keys, heads
-of 128). Audio: Whisper's encoder under a mask of one-second chunks, two linear layers, a mean over
-pairs. Language: Qwen2 (RMSNorm, rotary halves, grouped heads with biased QKV, SwiGLU, tied output).
-Module names are our own; export.py knows what the files call them.
+Vision: SigLIP (patches of 14, bucketed positions, tanh GELU) and a resampler (2-D sin-cos on the
+keys, heads of 128). Audio: Whisper's encoder under a mask of one-second chunks, two linear
+layers, a mean over pairs. Language: Qwen2 (RMSNorm, rotary halves, grouped heads with biased QKV,
+SwiGLU, tied output). Module names are our own; export.py knows what the files call them.
 """
 from dataclasses import dataclass
 
@@ -28,12 +28,12 @@ class Config:
     kv_heads: int = 2
     head_width: int = 64
     ffn: int = 256
-    rope_base: float = 1e4
+    rope_base: float = 1e6
     queries: int = 16
     vision_width: int = 96
     vision_layers: int = 4
     vision_heads: int = 3
-    vision_grid: int = 8  # control points a side, from which all 70 x 70 positions are interpolated
+    vision_grid: int = 8  # control points a side; all 70 x 70 positions lie between them
     audio_width: int = 96
     audio_layers: int = 3
     audio_heads: int = 3
@@ -55,7 +55,9 @@ def split_heads(x, heads):
 
 
 class EncoderLayer(nn.Module):
-    """Pre-LN transformer layer, as SigLIP (tanh GELU) and Whisper (erf GELU, keys without bias)."""
+    """Pre-LN transformer layer, as SigLIP (tanh GELU) and Whisper (erf GELU, keys without
+    bias).
+    """
 
     def __init__(self, width, heads, eps, approximate, key_bias):
         super().__init__()
@@ -177,8 +179,8 @@ class Audio(nn.Module):
         return (torch.maximum(mel, floor) + 4) / 4
 
     def forward(self, pcm, first_second=0, isolated=False, louder=0.0):
-        """(b, seconds * 16000) -> (b, seconds, 25, width). `isolated`: the official front end, which
-        computes features and convolutions of every second by itself."""
+        """(b, seconds * 16000) -> (b, seconds, 25, width). `isolated`: the official front end,
+        which computes features and convolutions of every second by itself."""
         batch, seconds = pcm.shape[0], pcm.shape[1] // 16000
         mel = self.log_mel(pcm.reshape(-1, 16000) if isolated else pcm, louder)
         x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
@@ -234,7 +236,9 @@ class DecoderLayer(nn.Module):
 
 
 class Language(nn.Module):
-    """Reads a prefix once and many questions behind it, each blind to the others: as live sessions fork."""
+    """Reads a prefix once and many questions behind it, each blind to the others: as live
+    sessions fork.
+    """
 
     def __init__(self, c: Config, embeddings):
         super().__init__()
@@ -250,6 +254,23 @@ class Language(nn.Module):
                 elif name.endswith('bias'):
                     nn.init.zeros_(weight)
 
+    @torch.no_grad()
+    def match(self, keys_of, queries, gain=0.4):
+        """Let attention start with a taste: from layer 2 on, a query in the directions `queries`
+        (n, d) is drawn to a key in those of `keys_of[i]` (n, d), one for every key head.
+
+        Only slow rotary pairs take part, which are the same near and far.
+        """
+        half = self.config.head_width // 2
+        slow = torch.cat([torch.arange(half // 2, half), torch.arange(half + half // 2, 2 * half)])
+        group = self.config.heads // self.config.kv_heads
+        for layer in self.layers[1:]:
+            for i, directions in enumerate(keys_of):
+                common = gain * torch.randn(len(slow), len(queries)) / len(slow) ** 0.5
+                layer.k.weight[i * 2 * half + slow] += common @ directions
+                for head in range(i * group, (i + 1) * group):
+                    layer.q.weight[head * 2 * half + slow] += common @ queries
+
     def turns(self, positions, dtype):
         half = self.config.head_width // 2
         inverse = self.config.rope_base ** -(torch.arange(half) / half)
@@ -258,10 +279,12 @@ class Language(nn.Module):
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
     def forward(self, prefix, positions, questions, hidden_from=0):
-        """prefix (b, p, d) rows at `positions` (p,); questions (b, n, l, d) follow at positions[-1] + 1.
+        """prefix (b, p, d) rows at `positions` (p,); questions (b, n, l, d) follow at
+        positions[-1] + 1.
 
-        Questions do not see prefix rows hidden_from[0]..hidden_from[1] (seconds that were evicted).
-        -> lists of every layer's output for prefix (b, p, d) and questions (b, n, l, d).
+        Questions do not see prefix rows hidden_from[0]..hidden_from[1] (evicted seconds).
+        -> lists of every layer's output for prefix (b, p, d) and questions (b, n, l, d), and of
+        where its first head looks in the prefix, (b, n, l, p).
         """
         b, n, length, d = questions.shape
         p, dtype = prefix.shape[1], prefix.dtype
@@ -274,13 +297,15 @@ class Language(nn.Module):
         turn = self.turns(positions, dtype)
         follow = positions[-1] + 1 + torch.arange(length)
         turn_q = tuple(t.repeat(n, 1) for t in self.turns(follow, dtype))
-        x, y, outs = prefix, questions.reshape(b, n * length, d), ([], [])
+        x, y, outs = prefix, questions.reshape(b, n * length, d), ([], [], [])
         for layer in self.layers:
             q, k, v = layer.heads_of(x, turn)
             x = layer.finish(x, attend(q, k, v, causal))
-            y = layer.finish(y, self._forked(layer.heads_of(y, turn_q), k, v, n, own, evicted))
+            mixed, looks = self._forked(layer.heads_of(y, turn_q), k, v, n, own, evicted)
+            y = layer.finish(y, mixed)
             outs[0].append(x)
             outs[1].append(y.view(b, n, length, d))
+            outs[2].append(looks.view(b, n, length, p))
         return outs
 
     def _forked(self, qkv, k, v, n, own, evicted):
@@ -292,7 +317,7 @@ class Language(nn.Module):
         mine = q @ k_own.transpose(-1, -2) * scale + own  # (b, heads, n, l, l)
         weights = torch.softmax(torch.cat([past, mine.flatten(2, 3)], -1), -1)
         mixed = (weights[..., p:].unflatten(2, (n, -1)) @ v_own).flatten(2, 3)
-        return weights[..., :p] @ v + mixed
+        return weights[..., :p] @ v + mixed, weights[:, 0, :, :p]
 
     def logits(self, hidden):
         return F.linear(self.norm(hidden), self.embed.weight)

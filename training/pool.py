@@ -3,9 +3,10 @@
 
 """A store of encoded seconds from which clips are put together: new clips cost almost nothing.
 
-Pictures and sounds are encoded once, in float16 (as the live graph rounds them), with what they show;
-a clip draws for each of its seconds a stored picture and a stored sound that fit the script. Sounds are
-encoded in streams of 16 seconds, so that each carries the little that a past leaves in it.
+Pictures and sounds are encoded once, in float16 (as the live graph rounds them), with what they
+show; a clip draws for each of its seconds a stored picture and a stored sound that fit the
+script. Sounds are encoded in streams of 16 seconds, so that each carries the little that a past
+leaves in it.
 """
 from collections import defaultdict
 
@@ -24,7 +25,9 @@ STREAM_SECONDS = 16
 
 
 class Pool:
-    """picture_rows (n, 16, 256) and sound_rows (m, 25, 256) float16, with their Picture and Sound."""
+    """picture_rows (n, 16, 256) and sound_rows (m, 25, 256) float16, with their Picture and
+    Sound.
+    """
 
     def __init__(self, picture_rows, pictures, sound_rows, sounds):
         self.picture_rows, self.pictures = picture_rows, pictures
@@ -40,8 +43,8 @@ class Pool:
         pictures, sounds, independent = script(seconds, rng, p_independent)
         p = [choose(rng, self.picture_at[w.shape, w.color, w.count]) for w in pictures]
         s = [choose(rng, self.sound_at[w.kind, w.word, w.pitch]) for w in sounds]
-        clip = Clip(tuple(self.pictures[i] for i in p), tuple(self.sounds[i] for i in s), independent)
-        return clip, p, s
+        shown, heard = tuple(self.pictures[i] for i in p), tuple(self.sounds[i] for i in s)
+        return Clip(shown, heard, independent), p, s
 
     def clips(self, number, seconds, rng, p_independent=0.78):
         """-> Clips, pictures (b, seconds, 16, 256), sounds (b, seconds, 25, 256)"""

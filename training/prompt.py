@@ -1,7 +1,9 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""MiniCPM-o 2.6's English omni prompt as rows: a prefix of units, and questions that fork from it."""
+"""MiniCPM-o 2.6's English omni prompt as rows: a prefix of units, and questions that fork from
+it.
+"""
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +49,9 @@ def prefix_rows(prefix, embed, pictures, sounds):
 
 
 def prefix_positions(prefix, gap=0):
-    """(p,) with `gap` free positions behind the header, as in a stream whose oldest seconds are gone."""
+    """(p,) with `gap` free positions behind the header, as in a stream whose oldest seconds are
+    gone.
+    """
     positions = torch.arange(len(prefix.ids))
     positions[prefix.header:] += gap
     return positions
@@ -55,7 +59,9 @@ def prefix_positions(prefix, gap=0):
 
 @dataclass(frozen=True)
 class Packed:
-    """Questions of a batch of clips as ids, padded at the right; answers where they are predicted."""
+    """Questions of a batch of clips as ids, padded at the right; answers where they are
+    predicted.
+    """
 
     ids: torch.Tensor  # (b, n, l)
     answer_at: torch.Tensor  # (b, n) the row whose logits choose the answer's token

@@ -1,26 +1,24 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What nano can be asked: six families, each a handful of kinds, about one clip (pictures, sounds).
+"""What nano can be asked: six families, each a handful of kinds, about one clip (pictures,
+sounds).
 
 The families mirror the omni-source tasks of StreamingBench. Times are told from now backwards
 ('two seconds ago'), the only way that survives a window from which old seconds are dropped.
-A kind is a function (clip, rng) -> (text, answer, pool) or None where the clip has no such question;
-`pool` is what options are drawn from, the most tempting wrong ones first, or None (no options).
+A kind is a function (clip, rng) -> (text, answer, pool, second) or None where the clip has no such
+question; `pool` is what options are drawn from, the most tempting wrong ones first, or None (no
+options); `second` is where the answer stands, or None where it stands in no single one.
 """
 from dataclasses import dataclass
 
 from .world import (
     COLORS,
-    COLUMNS,
     COUNTS,
     KINDS,
     NUMBERS,
-    PITCHES,
-    ROWS,
     SHAPES,
     SPOKEN,
-    VOICES,
     choose,
 )
 
@@ -49,6 +47,7 @@ class Question:
     answer: str
     chance: float  # of a guess that knows the question but neither picture nor sound
     options: tuple = ()
+    second: int | None = None
 
 
 def heard(sound):
@@ -91,7 +90,7 @@ def color_at(clip, rng):
     values = [p.color for p in clip.pictures]
     verb = 'is' if i == clip.seconds - 1 else 'was'
     return (f'what color {verb} the shape {when(clip, i)}?', values[i],
-            _tempting(values, values[i], COLORS))
+            _tempting(values, values[i], COLORS), i)
 
 
 def shape_at(clip, rng):
@@ -99,7 +98,7 @@ def shape_at(clip, rng):
     values = [p.shape for p in clip.pictures]
     verb = 'is' if i == clip.seconds - 1 else 'was'
     return (f'what shape {verb} shown {when(clip, i)}?', values[i],
-            _tempting(values, values[i], SHAPES))
+            _tempting(values, values[i], SHAPES), i)
 
 
 def column_at(clip, rng):
@@ -108,7 +107,7 @@ def column_at(clip, rng):
         return None
     verb = 'is' if i == clip.seconds - 1 else 'was'
     return (f'where {verb} the shape {when(clip, i)}, left, center or right?',
-            clip.pictures[i].column, None)
+            clip.pictures[i].column, None, i)
 
 
 def row_at(clip, rng):
@@ -117,7 +116,7 @@ def row_at(clip, rng):
         return None
     verb = 'is' if i == clip.seconds - 1 else 'was'
     return (f'where {verb} the shape {when(clip, i)}, top, middle or bottom?',
-            clip.pictures[i].row, None)
+            clip.pictures[i].row, None, i)
 
 
 # ---- source: the sound alone
@@ -126,7 +125,7 @@ def kind_at(clip, rng):
     values = [s.kind for s in clip.sounds]
     verb = 'do' if i == clip.seconds - 1 else 'did'
     return (f'what {verb} you hear {when(clip, i)}?', values[i],
-            _tempting(values, values[i], KINDS))
+            _tempting(values, values[i], KINDS), i)
 
 
 def word_at(clip, rng):
@@ -136,14 +135,14 @@ def word_at(clip, rng):
     values = [s.word for s in clip.sounds]
     verb = 'is' if i == clip.seconds - 1 else 'was'
     return (f'what word {verb} said {when(clip, i)}?', values[i],
-            _tempting(values, values[i], SPOKEN))
+            _tempting(values, values[i], SPOKEN), i)
 
 
 def voice_of(clip, rng):
     i = _moment(clip, rng, lambda i: clip.sounds[i].voice)
     if i is None:
         return None
-    return f'who says {heard(clip.sounds[i])}, a man or a woman?', clip.sounds[i].voice, None
+    return f'who says {heard(clip.sounds[i])}, a man or a woman?', clip.sounds[i].voice, None, i
 
 
 def pitch_of(clip, rng):
@@ -151,7 +150,7 @@ def pitch_of(clip, rng):
                 _unique([s.kind for s in clip.sounds], i))
     if i is None:
         return None
-    return f'is {heard(clip.sounds[i])} low or high?', clip.sounds[i].pitch, None
+    return f'is {heard(clip.sounds[i])} low or high?', clip.sounds[i].pitch, None, i
 
 
 # ---- align: which picture belongs to which sound
@@ -169,7 +168,7 @@ def color_when(clip, rng):
         return None
     values = [p.color for p in clip.pictures]
     return (f'what color is the shape when you hear {heard(clip.sounds[i])}?', values[i],
-            _tempting(values, values[i], COLORS))
+            _tempting(values, values[i], COLORS), i)
 
 
 def shape_when(clip, rng):
@@ -178,7 +177,7 @@ def shape_when(clip, rng):
         return None
     values = [p.shape for p in clip.pictures]
     return (f'what shape is shown when you hear {heard(clip.sounds[i])}?', values[i],
-            _tempting(values, values[i], SHAPES))
+            _tempting(values, values[i], SHAPES), i)
 
 
 def _single_sight(clip, rng, fits=lambda i: True):
@@ -197,7 +196,7 @@ def kind_when(clip, rng):
         return None
     values = [s.kind for s in clip.sounds]
     return (f'what do you hear when {found[0]}?', values[found[1]],
-            _tempting(values, values[found[1]], KINDS))
+            _tempting(values, values[found[1]], KINDS), found[1])
 
 
 def word_when(clip, rng):
@@ -206,7 +205,7 @@ def word_when(clip, rng):
         return None
     values = [s.word for s in clip.sounds]
     return (f'what word is said when {found[0]}?', values[found[1]],
-            _tempting(values, values[found[1]], SPOKEN))
+            _tempting(values, values[found[1]], SPOKEN), found[1])
 
 
 # ---- temporal: order and distance in time
@@ -219,7 +218,7 @@ def color_beside(clip, rng):
         return None
     i, d = choose(rng, found)
     return (f'what color comes {"after" if d > 0 else "before"} {colors[i]}?', colors[i + d],
-            _tempting(colors, colors[i + d], COLORS))
+            _tempting(colors, colors[i + d], COLORS), max(i, i + d))
 
 
 def kind_beside(clip, rng):
@@ -232,7 +231,7 @@ def kind_beside(clip, rng):
     i, d = choose(rng, found)
     values = [s.kind for s in clip.sounds]
     return (f'what do you hear {"after" if d > 0 else "before"} {heard(clip.sounds[i])}?',
-            values[i + d], _tempting(values, values[i + d], KINDS))
+            values[i + d], _tempting(values, values[i + d], KINDS), max(i, i + d))
 
 
 def ago_of_sound(clip, rng):
@@ -242,7 +241,7 @@ def ago_of_sound(clip, rng):
         return None
     pool = NUMBERS[:min(clip.seconds, LONGEST_AGO + 1)]
     return (f'how many seconds ago do you hear {heard(clip.sounds[i])}?',
-            NUMBERS[clip.seconds - 1 - i], _tempting((), NUMBERS[clip.seconds - 1 - i], pool))
+            NUMBERS[clip.seconds - 1 - i], _tempting((), NUMBERS[clip.seconds - 1 - i], pool), i)
 
 
 def ago_of_color(clip, rng):
@@ -254,7 +253,7 @@ def ago_of_color(clip, rng):
     i = choose(rng, found)
     pool = NUMBERS[:min(clip.seconds, LONGEST_AGO + 1)]
     return (f'how many seconds ago is the shape {colors[i]}?', NUMBERS[clip.seconds - 1 - i],
-            _tempting((), NUMBERS[clip.seconds - 1 - i], pool))
+            _tempting((), NUMBERS[clip.seconds - 1 - i], pool), i)
 
 
 def which_first(clip, rng):
@@ -263,7 +262,7 @@ def which_first(clip, rng):
         return None
     i, j = sorted(int(k) for k in rng.permutation(len(words))[:2])
     pair = (words[i], words[j]) if rng.random() < 0.5 else (words[j], words[i])
-    return f'which word comes first, "{pair[0]}" or "{pair[1]}"?', words[i], None
+    return f'which word comes first, "{pair[0]}" or "{pair[1]}"?', words[i], None, None
 
 
 # ---- count
@@ -271,7 +270,7 @@ def count_at(clip, rng):
     i = _moment(clip, rng)
     verb = 'are' if i == clip.seconds - 1 else 'were'
     return (f'how many shapes {verb} shown {when(clip, i)}?', COUNTS[clip.pictures[i].count - 1],
-            _tempting((), COUNTS[clip.pictures[i].count - 1], COUNTS))
+            _tempting((), COUNTS[clip.pictures[i].count - 1], COUNTS), i)
 
 
 def count_when(clip, rng):
@@ -280,7 +279,7 @@ def count_when(clip, rng):
         return None
     return (f'how many shapes are shown when you hear {heard(clip.sounds[i])}?',
             COUNTS[clip.pictures[i].count - 1],
-            _tempting((), COUNTS[clip.pictures[i].count - 1], COUNTS))
+            _tempting((), COUNTS[clip.pictures[i].count - 1], COUNTS), i)
 
 
 def count_events(clip, rng):
@@ -290,7 +289,7 @@ def count_events(clip, rng):
         return None
     pool = NUMBERS[:min(clip.seconds, 8) + 1]
     return (f'how many {name} do you hear?', NUMBERS[number],
-            _tempting((), NUMBERS[number], pool))
+            _tempting((), NUMBERS[number], pool), None)
 
 
 # ---- mislead: the voice names one thing, the picture shows another
@@ -299,17 +298,17 @@ def seen_despite_word(clip, rng):
     for i, (p, s) in enumerate(zip(clip.pictures, clip.sounds)):
         if s.word in COLORS and s.word != p.color:
             found.append((f'what color is the shape when you hear {heard(s)}?', p.color, s.word,
-                          COLORS))
+                          COLORS, i))
         if s.word in SHAPES and s.word != p.shape:
             found.append((f'what shape is shown when you hear {heard(s)}?', p.shape, s.word,
-                          SHAPES))
+                          SHAPES, i))
         if s.word in NUMBERS and s.word != COUNTS[p.count - 1]:
             found.append((f'how many shapes are shown when you hear {heard(s)}?',
-                          COUNTS[p.count - 1], s.word, COUNTS))
+                          COUNTS[p.count - 1], s.word, COUNTS, i))
     if not found:
         return None
-    text, answer, lure, pool = choose(rng, found)
-    return text, answer, _tempting((lure,), answer, pool)
+    text, answer, lure, pool, i = choose(rng, found)
+    return text, answer, _tempting((lure,), answer, pool), i
 
 
 def _named(clip, rng):
@@ -328,7 +327,7 @@ def said_despite_sight(clip, rng):
         return None
     i, name, seen, pool = found
     return (f'what {name} does the voice say?', clip.sounds[i].word,
-            _tempting((seen,), clip.sounds[i].word, pool))
+            _tempting((seen,), clip.sounds[i].word, pool), i)
 
 
 def seen_when_named(clip, rng):
@@ -337,7 +336,7 @@ def seen_when_named(clip, rng):
         return None
     i, name, seen, pool = found
     return (f'what {name} is shown when the voice says a {name}?', seen,
-            _tempting((clip.sounds[i].word,), seen, pool))
+            _tempting((clip.sounds[i].word,), seen, pool), i)
 
 
 KINDS_OF = {
@@ -353,28 +352,33 @@ GUESS = {'row_at': 1 / 3, 'column_at': 1 / 3, 'voice_of': 1 / 2, 'pitch_of': 1 /
 
 
 def make_question(clip, family, rng, with_options=False):
-    """One question of `family`, or None where the clip has none; options make it multiple choice."""
+    """One question of `family`, or None where the clip has none; options make it multiple
+    choice.
+    """
     kinds = KINDS_OF[family]
     for k in rng.permutation(len(kinds)):
         made = kinds[k](clip, rng)
         if made is None or (with_options and made[2] is None):
             continue
-        text, answer, pool = made
+        text, answer, pool, second = made
         name = kinds[k].__name__
         if pool is None:
-            return Question(family, name, text, answer, GUESS[name])
+            return Question(family, name, text, answer, GUESS[name], (), second)
         if not with_options:
-            return Question(family, name, text, answer, 1 / (1 + len(pool[0]) + len(pool[1])))
+            return Question(family, name, text, answer, 1 / (1 + len(pool[0]) + len(pool[1])),
+                            (), second)
         wrong = [pool[0][i] for i in rng.permutation(len(pool[0]))]
         wrong += [pool[1][i] for i in rng.permutation(len(pool[1]))]
         options = wrong[:3] + [answer]
         options = tuple(options[i] for i in rng.permutation(len(options)))
-        return Question(family, name, text, answer, 1 / len(options), options)
+        return Question(family, name, text, answer, 1 / len(options), options, second)
     return None
 
 
 def asked(question):
-    """The question as the model reads it. The answer to options is the option's text, not its letter."""
+    """The question as the model reads it. The answer to options is the option's text, not its
+    letter.
+    """
     lines = [f'{letter}. {o}' for letter, o in zip('ABCD', question.options)]
     return '\n'.join([question.text, *lines])
 

@@ -1,7 +1,9 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What every stage of training shares: a schedule by steps, checkpoints, resuming, progress, curves."""
+"""What every stage of training shares: a schedule by steps, checkpoints, resuming, progress,
+curves.
+"""
 import json
 import time
 from math import cos, pi
@@ -19,8 +21,9 @@ def autocast():
 def optimizers(module, peak, own_kind=()):
     """[Muon, AdamW]: hidden matrices turn as a whole (Muon), the rest steps entry by entry.
 
-    Muon needed about a third of AdamW's steps here. `own_kind`: matrices that are tables or meet the
-    input, not maps between hidden states; those stay with AdamW, as do norms, biases and heads.
+    Muon needed about a third of AdamW's steps here. `own_kind`: matrices that are tables or meet
+    the input, not maps between hidden states; those stay with AdamW, as do norms, biases and
+    heads.
     """
     apart = {id(p) for p in own_kind}
     hidden = [p for p in module.parameters() if p.dim() == 2 and id(p) not in apart]
@@ -31,7 +34,8 @@ def optimizers(module, peak, own_kind=()):
 
 
 class Run:
-    """One stage. Files: <name>.pt (checkpoint, replaced whole) and <name>.jsonl (curve) in `directory`.
+    """One stage. Files: <name>.pt (checkpoint, replaced whole) and <name>.jsonl (curve) in
+    `directory`.
 
     With several processes (torch.distributed started) gradients are averaged; only rank 0 writes.
     """
@@ -45,19 +49,23 @@ class Run:
         self.losses, self.fraction = [], 0.0
 
     def steps(self, module, optimizer, steps, peak, warm_up=80, floor=0.03):
-        """Yield the numbers of the steps still to do, with the rate set: warm-up, then a cosine."""
+        """Yield the numbers of the steps still to do, with the rate set: warm-up, then a
+        cosine.
+        """
         done, cpu_before = self._resume(module, optimizer)
         self.total, self.first, self.started = steps, done, time.monotonic()
         self.cpu_before, self.cpu_start = cpu_before, time.process_time()
         saved = time.monotonic()
         for step in range(done, steps):
             self.fraction = step / steps
-            rate = min(1, (step + 1) / warm_up) * (floor + (1 - floor) * (1 + cos(pi * step / steps)) / 2)
+            rate = floor + (1 - floor) * (1 + cos(pi * step / steps)) / 2
+            rate *= min(1, (step + 1) / warm_up)
             for one in self._each(optimizer):
                 for group in one.param_groups:
-                    group['lr'] = peak * rate * group.get('scale', 1.0)
+                    group['lr'] = peak * rate
             yield step
-            if self.rank == 0 and (time.monotonic() - saved > self.save_every_s or step + 1 == steps):
+            late = time.monotonic() - saved > self.save_every_s
+            if self.rank == 0 and (late or step + 1 == steps):
                 self.save(step + 1, module, optimizer)
                 saved = time.monotonic()
 
@@ -93,7 +101,8 @@ class Run:
         if self.world > 1:
             flat = torch.cat([p.grad.flatten() for p in weights])
             dist.all_reduce(flat)
-            for p, piece in zip(weights, flat.div_(self.world).split([p.numel() for p in weights])):
+            pieces = flat.div_(self.world).split([p.numel() for p in weights])
+            for p, piece in zip(weights, pieces):
                 p.grad = piece.view_as(p)
         torch.nn.utils.clip_grad_norm_(weights, limit)
         for one in self._each(optimizer):

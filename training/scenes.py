@@ -3,8 +3,8 @@
 
 """Draws frames: coloured shapes on a busy grey, straight at the size the vision encoder reads.
 
-A frame is (height, width, 3) uint8. Shapes are signed distance fields, so that their edges look like
-those of a well down-scaled camera picture. About 1 ms a frame.
+A frame is (height, width, 3) uint8. Shapes are signed distance fields, so that their edges look
+like those of a well down-scaled camera picture. About 1 ms a frame.
 """
 from dataclasses import dataclass
 from math import cos, pi, sin, sqrt
@@ -98,7 +98,9 @@ def background(width, height, rng):
 
 
 def place(count, radius, width, height, rng):
-    """Centres (x, y) of `count` shapes that do not touch; one alone keeps clear of the thirds' borders."""
+    """Centres (x, y) of `count` shapes that do not touch; one alone keeps clear of the thirds'
+    borders.
+    """
     if count == 1:
         column, row = int(rng.integers(3)), int(rng.integers(3))
         x = (column + rng.uniform(0.2, 0.8)) * width / 3

@@ -24,7 +24,8 @@ WOMEN = ('f1', 'f2', 'f3', 'f5', 'Annie', 'Alicia', 'belinda', 'linda', 'steph',
          'Andrea')
 # Never heard in training; for `evaluate --unseen`.
 UNSEEN = (('en-gb-x-rp', 'm6', 'man'), ('en-us', 'm6', 'man'), ('en-gb-x-rp', 'f4', 'woman'),
-          ('en-us', 'f4', 'woman'), ('en-gb', 'steph3', 'woman'), ('en-gb-x-gbcwmd', 'marcelo', 'man'))
+          ('en-us', 'f4', 'woman'), ('en-gb', 'steph3', 'woman'), ('en-gb-x-gbcwmd', 'marcelo',
+          'man'))
 TAKES = 4  # per word and voice: accent, speed and pitch drawn anew
 
 

@@ -3,9 +3,10 @@
 
 """nano's tokenizer: byte-level BPE whose merges are read off the questions it knows.
 
-Every word of the grammar is one token, with and without its leading space; anything else falls back
-to bytes. Cuts text as llama.cpp's pre-tokenizer 'qwen2' does (ASCII is all the grammar needs), holds
-the special tokens of MiniCPM-o 2.6 under their own names, and is written into the GGUF as it is.
+Every word of the grammar is one token, with and without its leading space; anything else falls
+back to bytes. Cuts text as llama.cpp's pre-tokenizer 'qwen2' does (ASCII is all the grammar
+needs), holds the special tokens of MiniCPM-o 2.6 under their own names, and is written into the
+GGUF as it is.
 """
 import re
 from collections import Counter
@@ -21,10 +22,11 @@ SPECIAL = (
     '<asr>', '</asr>', '<query>', '</query>', '<|audio_start|>', '<|audio|>', '<|audio_end|>',
     '<|spk_bos|>', '<|spk|>', '<|spk_eos|>', '<|tts_bos|>', '<|tts_eos|>', '<|listen|>',
     '<|speak|>', '<|interrupt|>', '<|vad_start|>', '<|vad_end|>', '<reserved_43>', '<reserved_53>')
-SYSTEM_TEXT = ('You are a helpful assistant. You can accept video, audio and text input and output '
-               'voice and text. ')
+SYSTEM_TEXT = ('You are a helpful assistant. You can accept video, audio and text input and '
+               'output voice and text. ')
 # The pattern of 'qwen2' for ASCII text.
-CUT = re.compile(r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]"
+CUT = re.compile(r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])"
+                 r'|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]'
                  r'| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
 
 

@@ -3,9 +3,9 @@
 
 """Teaches the audio encoder to say, in the sound frame of the code book, what a second holds.
 
-Seconds stand in streams of several, at any place of the encoder's 30 s of positions, mostly with the
-streaming front end (features and convolutions run on over the edges of seconds), at times with the
-official one (every second by itself), and with the clamp of a louder past.
+Seconds stand in streams of several, at any place of the encoder's 30 s of positions, mostly with
+the streaming front end (features and convolutions run on over the edges of seconds), at times
+with the official one (every second by itself), and with the clamp of a louder past.
 """
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ def make_batch(seconds, streams, words, rng):
 
 def slot_labels(sounds):
     """slot -> (n,) index into its pool, -100 where it has no value."""
-    values = {slot: [getattr(s, slot) for s in sounds] for slot in ('word', 'kind', 'voice', 'pitch')}
+    values = {slot: [getattr(sound, slot) for sound in sounds]
+              for slot in ('word', 'kind', 'voice', 'pitch')}
     return {slot: torch.tensor([codes.POOLS[slot].index(v) if v else -100 for v in column])
             for slot, column in values.items()}
 

@@ -3,10 +3,11 @@
 
 """Teaches the language model to answer, on clips put together from the pool of encoded seconds.
 
-One prefix carries many questions, each blind to the others. Windows grow from 1-2 s to 16 s. Only the
-answer is learned, with three helpers that are gone afterwards: at every <|audio_end|> small heads read
-what this second holds (after layer 2) and what came before it (after layer 3), and the answer must be
-readable after layer 4 already.
+One prefix carries many questions, each blind to the others. Windows grow from 1-4 s to 16 s. Only
+the answer is learned, with four helpers that are gone afterwards: at every <|audio_end|> small
+heads read what this second holds (after layer 2) and what came before it (after layer 3); one
+head of layer 4 is told which second to look at; and the answer must be readable after layer 5
+already.
 """
 import numpy as np
 import torch
@@ -23,10 +24,9 @@ from .world import MAX_SECONDS, choose
 
 # (until this share of the steps, lengths of windows in seconds, their weights)
 CURRICULUM = (
-    (0.15, (1, 2), (0.4, 0.6)),
-    (0.35, (1, 2, 3, 4), (0.1, 0.35, 0.3, 0.25)),
-    (0.60, (2, 3, 4, 5, 6, 8), (0.25, 0.2, 0.2, 0.15, 0.1, 0.1)),
-    (1.01, (2, 3, 4, 5, 6, 8, 10, 12, 16), (0.2, 0.18, 0.18, 0.12, 0.1, 0.1, 0.05, 0.04, 0.03)))
+    (0.30, (1, 2, 3, 4), (0.05, 0.2, 0.4, 0.35)),
+    (0.60, (2, 3, 4, 5, 6, 8), (0.2, 0.25, 0.25, 0.15, 0.1, 0.05)),
+    (1.01, (2, 3, 4, 5, 6, 8, 10, 12, 16), (0.2, 0.19, 0.19, 0.12, 0.1, 0.1, 0.04, 0.03, 0.03)))
 FAMILY_WEIGHTS = (1.0, 0.9, 1.6, 1.4, 1.0, 1.4)
 COUNTED = ('beep', 'speech', 'tone')
 
@@ -66,6 +66,16 @@ def helper_loss(helpers, ends, clips):
     return total / len(pairs)
 
 
+def pointing_loss(looks, prefix, asked_of, hidden):
+    """looks (b, n, p): the more weight rests on the unit where the answer stands, the smaller."""
+    units = looks[..., prefix.header:].float().unflatten(-1, (-1, UNIT_ROWS)).sum(-1)
+    skipped = (hidden[1] - hidden[0]) // UNIT_ROWS
+    wanted = torch.tensor([[-1 if q.second is None else q.second + skipped for q in row]
+                           for row in asked_of])
+    found = units.gather(2, wanted.clamp(min=0)[..., None])[..., 0]
+    return -(found + 1e-3).log()[wanted >= 0].mean()
+
+
 def window_length(fraction, rng):
     _, lengths, weights = next(row for row in CURRICULUM if fraction < row[0])
     return choose(rng, lengths, weights)
@@ -87,7 +97,7 @@ def make_batch(pool, tokenizer, prefixes, fraction, rng, rows=4400, number=10):
 
 
 def forward(language, prefix, packed, pictures, sounds, gap=0, hidden=(0, 0)):
-    """-> outputs of every layer for prefix and questions, and the hidden rows that choose answers."""
+    """-> what Language returns, for a prefix with its embeddings and packed questions."""
     rows = prefix_rows(prefix, language.embed, pictures, sounds)
     asked = language.embed(packed.ids)
     dtype = torch.bfloat16 if torch.is_autocast_enabled('cpu') else torch.float32
@@ -98,16 +108,18 @@ def loss_of(language, helpers, batch):
     """-> loss, share of answers told right by family"""
     clips, pictures, sounds, asked_of, packed, prefix, gap, hidden = batch
     with autocast():
-        seen, forked = forward(language, prefix, packed, pictures, sounds, gap, hidden)
+        seen, forked, looks = forward(language, prefix, packed, pictures, sounds, gap, hidden)
         answers = language.logits(take(forked[-1], packed.answer_at)).float()
-        early = language.logits(take(forked[3], packed.answer_at)).float()
+        early = language.logits(take(forked[4], packed.answer_at)).float()
         ends = [seen[i][:, prefix.end_at] for i in (1, 2)]
         helping = helper_loss(helpers, ends, clips)
         ends_told = language.logits(take(forked[-1], packed.answer_at + 1)).float()
     target = packed.answer.flatten()
     loss = F.cross_entropy(answers.flatten(0, 1), target)
-    loss = loss + 0.1 * F.cross_entropy(ends_told.flatten(0, 1), torch.full_like(target, packed.end))
+    end = torch.full_like(target, packed.end)
+    loss = loss + 0.1 * F.cross_entropy(ends_told.flatten(0, 1), end)
     loss = loss + 0.4 * F.cross_entropy(early.flatten(0, 1), target) + 0.5 * helping
+    loss = loss + 0.3 * pointing_loss(take(looks[3], packed.answer_at), prefix, asked_of, hidden)
     right = answers.argmax(-1) == packed.answer
     return loss, [(q.family, bool(ok)) for row, oks in zip(asked_of, right)
                   for q, ok in zip(row, oks)]
@@ -118,7 +130,9 @@ def make_prefixes(tokenizer):
 
 
 def train(language, tokenizer, pool, run: Run, check, steps, peak=1.5e-3, rows=4400):
-    """Train in place; `check(language)` -> figures, now and then; resumes from the run's checkpoint."""
+    """Train in place; `check(language)` -> figures, now and then; resumes from the run's
+    checkpoint.
+    """
     helpers = Helpers(language.config.width)
     both = nn.ModuleDict({'model': language, 'heads': helpers})
     optimizer = optimizers(both, peak, [language.embed.weight, *helpers.parameters()])
@@ -129,7 +143,7 @@ def train(language, tokenizer, pool, run: Run, check, steps, peak=1.5e-3, rows=4
         loss, told = loss_of(language, helpers, batch)
         run.update(loss, both, optimizer)
         lately = (lately + told)[-3000:]
-        if run.due(step, 50) and run.rank == 0:
+        if (step + 1) % 50 == 0 and run.rank == 0:
             shares = {f: np.mean([ok for g, ok in lately if g == f]) for f in FAMILIES}
             print('  lately', ' '.join(f'{f} {s:.2f}' for f, s in shares.items()), flush=True)
         if run.due(step, 500) and run.rank == 0:

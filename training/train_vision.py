@@ -3,9 +3,9 @@
 
 """Teaches the vision encoder to say, in the picture frame of the code book, what a frame shows.
 
-Three teachers: the rows themselves (distance to their codes, and a choice among the values of their
-slot), and two dense ones without which shapes come slowly: from the first layer, which part of every
-patch is covered; from the last, which shape a covered patch belongs to.
+Three teachers: the rows themselves (distance to their codes, and a choice among the values of
+their slot), and two dense ones without which shapes come slowly: from the first layer, which part
+of every patch is covered; from the last, which shape a covered patch belongs to.
 """
 import numpy as np
 import torch
@@ -28,7 +28,9 @@ class DenseHeads(nn.Module):
 
 
 def make_batch(count, rng, p_mixed=0.4):
-    """-> frames (n, H, W, 3), targets (n, 16, 256), cover (n, patches, 49), owner (n, patches), labels."""
+    """-> frames (n, H, W, 3), targets (n, 16, 256), cover (n, patches, 49), owner (n, patches),
+    labels.
+    """
     width, height = random_size(rng)
     drawn = [random_drawn(width, height, rng, p_mixed) for _ in range(count)]
     rows, columns = height // PATCH, width // PATCH

@@ -3,8 +3,8 @@
 
 """The little world nano lives in: what one second can show and sound like, and scripts of seconds.
 
-Pure data and chance, no pixels and no samples. One second is one Picture (equal shapes of one colour)
-and one Sound (an event that lies wholly inside the second).
+Pure data and chance, no pixels and no samples. One second is one Picture (equal shapes of one
+colour) and one Sound (an event that lies wholly inside the second).
 """
 from dataclasses import dataclass
 
@@ -61,7 +61,9 @@ def random_picture(rng, p_single=0.6):
 
 
 def random_sound(rng, used_words=(), p_speech=0.5):
-    """A sound without its voice (who speaks is found when it is spoken); words not in `used_words`."""
+    """A sound without its voice (who speaks is found when it is spoken); words not in
+    `used_words`.
+    """
     if rng.random() < p_speech:
         groups = [g for g, _ in SPOKEN_GROUPS]
         for _ in range(20):
@@ -88,9 +90,9 @@ def changed(picture, rng):
 def script(seconds, rng, p_independent=0.78):
     """-> (list of Picture, list of Sound, is_independent), each `seconds` long.
 
-    Independent seconds are the heart: where scenes stand still, a picture answers for every sound and
-    nothing teaches which second belongs to which. Now and then an attribute is carried over from the
-    second before, so that 'the same as one second ago' has two answers.
+    Independent seconds are the heart: where scenes stand still, a picture answers for every sound
+    and nothing teaches which second belongs to which. Now and then an attribute is carried over
+    from the second before, so that 'the same as one second ago' has two answers.
     """
     independent = bool(rng.random() < p_independent)
     if independent:
