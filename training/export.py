@@ -6,7 +6,7 @@ manifest.
 
 Language: llama.cpp's qwen2 with tied output. Vision: llama.cpp's clip with a resampler,
 minicpmv_version 4 (the feed-forward layers' names are swapped there: 'down' is the first).
-Audio: 360CVGroup's Whisper encoder with its projector. Matrices in float16, norms, biases and tables of positions in
+Audio: 360CVGroup's Whisper encoder with its projector. Matrices in float16, norms and biases in
 float32.
 """
 import hashlib

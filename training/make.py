@@ -30,10 +30,10 @@ NOTES = (
     'nano is the architecture of MiniCPM-o 2.6 in {parameters:.1f} million parameters, trained '
     'from nothing (seed {seed}) on synthetic seconds: colored shapes (8 colors, 6 shapes, 1 to 4 '
     'of them) in pictures of 1:1, 4:3 or 16:9, and one sound a second (29 spoken English words, '
-    'beeps, tones, noise, sirens, bells, knocks). It answers the questions of training/questions.py'
-    ' in one word, on windows of 1 to 16 s, best on 2 to 4 s; times are told backwards from now. '
-    'It knows nothing else: real pictures, free speech and free questions are beyond it. espeak-ng '
-    'spoke the training words and is not part of the model.')
+    'beeps, tones, noise, sirens, bells, knocks). It answers the questions of '
+    'training/questions.py in one word, on windows of 1 to 16 s, best on 2 to 4 s; times are told '
+    'backwards from now. It knows nothing else: real pictures, free speech and free questions are '
+    'beyond it. espeak-ng spoke the training words and is not part of the model.')
 
 
 def _arguments():

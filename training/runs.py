@@ -97,8 +97,10 @@ class Run:
         for one in self._each(optimizer):
             one.zero_grad(set_to_none=True)
         loss.backward()
-        weights = [p for p in module.parameters() if p.grad is not None]
+        weights = list(module.parameters())
         if self.world > 1:
+            for p in weights:  # a rank whose batch did not touch p must still send its share
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             flat = torch.cat([p.grad.flatten() for p in weights])
             dist.all_reduce(flat)
             pieces = flat.div_(self.world).split([p.numel() for p in weights])

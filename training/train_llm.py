@@ -104,8 +104,8 @@ def forward(language, prefix, packed, pictures, sounds, gap=0, hidden=(0, 0)):
     return language(rows.to(dtype), prefix_positions(prefix, gap), asked.to(dtype), hidden)
 
 
-def loss_of(language, helpers, batch):
-    """-> loss, share of answers told right by family"""
+def loss_of(language, helpers, batch, help_weight=1.0):
+    """-> loss, (family, whether it was told right) of every question"""
     clips, pictures, sounds, asked_of, packed, prefix, gap, hidden = batch
     with autocast():
         seen, forked, looks = forward(language, prefix, packed, pictures, sounds, gap, hidden)
@@ -118,8 +118,9 @@ def loss_of(language, helpers, batch):
     loss = F.cross_entropy(answers.flatten(0, 1), target)
     end = torch.full_like(target, packed.end)
     loss = loss + 0.1 * F.cross_entropy(ends_told.flatten(0, 1), end)
-    loss = loss + 0.4 * F.cross_entropy(early.flatten(0, 1), target) + 0.5 * helping
-    loss = loss + 0.3 * pointing_loss(take(looks[3], packed.answer_at), prefix, asked_of, hidden)
+    early = F.cross_entropy(early.flatten(0, 1), target)
+    pointing = pointing_loss(take(looks[3], packed.answer_at), prefix, asked_of, hidden)
+    loss = loss + help_weight * (0.4 * early + 0.5 * helping + 0.3 * pointing)
     right = answers.argmax(-1) == packed.answer
     return loss, [(q.family, bool(ok)) for row, oks in zip(asked_of, right)
                   for q, ok in zip(row, oks)]
@@ -129,7 +130,7 @@ def make_prefixes(tokenizer):
     return {seconds: make_prefix(tokenizer, seconds) for seconds in range(1, MAX_SECONDS + 1)}
 
 
-def train(language, tokenizer, pool, run: Run, check, steps, peak=1.5e-3, rows=4400):
+def train(language, tokenizer, pool, run: Run, check, steps, peak=3e-3, rows=4400):
     """Train in place; `check(language)` -> figures, now and then; resumes from the run's
     checkpoint.
     """
@@ -140,11 +141,11 @@ def train(language, tokenizer, pool, run: Run, check, steps, peak=1.5e-3, rows=4
     for step in run.steps(both, optimizer, steps, peak):
         rng = np.random.default_rng((run.seed, 3, run.rank, step))
         batch = make_batch(pool, tokenizer, prefixes, run.fraction, rng, rows)
-        loss, told = loss_of(language, helpers, batch)
+        loss, told = loss_of(language, helpers, batch, 1 - 0.8 * run.fraction)
         run.update(loss, both, optimizer)
         lately = (lately + told)[-3000:]
         if (step + 1) % 50 == 0 and run.rank == 0:
             shares = {f: np.mean([ok for g, ok in lately if g == f]) for f in FAMILIES}
             print('  lately', ' '.join(f'{f} {s:.2f}' for f, s in shares.items()), flush=True)
-        if run.due(step, 500) and run.rank == 0:
+        if run.due(step, 300) and run.rank == 0:
             run.report(step, check(language))
