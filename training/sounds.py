@@ -141,9 +141,11 @@ def _bell(rng):
 def _knock(rng):
     hits, gap, t = rng.integers(2, 5), rng.uniform(0.12, 0.22), np.arange(1600) / RATE_HZ
     pcm = np.zeros(int(RATE_HZ * (gap * (hits - 1) + 0.1)) + 1)
+    wood, dull = rng.uniform(0, 1), int(rng.integers(1, 40))  # how it rings, how muffled it is
     for i in range(hits):
-        thump = (np.sin(2 * pi * rng.uniform(85, 210) * t) + rng.uniform(0.2, 0.8) *
-                 rng.normal(0, 1, 1600)) * np.exp(-t * rng.uniform(35, 60))
+        rattle = np.convolve(rng.normal(0, 1, 1600), np.ones(dull) / dull ** 0.5, 'same')
+        thump = (wood * np.sin(2 * pi * rng.uniform(85, 210) * t) + rng.uniform(0.3, 0.9) * rattle
+                 ) * np.exp(-t * rng.uniform(35, 65))
         start = int(i * gap * RATE_HZ)
         pcm[start:start + 1600] += thump[:len(pcm) - start]
     return 0.7 * pcm
@@ -169,6 +171,8 @@ def make_second(sound, words, rng):
     else:
         makers = {'noise': _noise, 'siren': _siren, 'bell': _bell, 'knock': _knock}
         event = makers[sound.kind](rng) if sound.kind in makers else np.zeros(1)
+    tilt = rng.uniform(-0.6, 0.6)  # duller or sharper, as microphones are
+    event = (event + tilt * np.append(0, event[:-1])) / (1 + abs(tilt))
     start = int(rng.integers(0, RATE_HZ - len(event) + 1))
     second[start:start + len(event)] = event * rng.uniform(0.2, 0.95)
     second += rng.normal(0, 10 ** rng.uniform(-4.2, -2.3), RATE_HZ).astype(np.float32)
