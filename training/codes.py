@@ -10,6 +10,7 @@ are one linear map each, for all words at once, and the language model finds the
 examples; from unaligned embeddings it must learn every word by itself. A fourth frame holds
 flags: which slot a row is.
 """
+
 import numpy as np
 
 from .tokenizer import content_words
@@ -21,13 +22,37 @@ TEXT, PICTURE, SOUND, FLAG = range(4)
 NORM = 1.5  # length of a word's code in an embedding
 FLAG_NORM = 0.75
 WORDS = content_words()
-FLAGS = ('cell', 'color', 'shape', 'count', 'column', 'row', 'word', 'kind', 'voice', 'pitch',
-         'number', 'command', 'picture', 'sound', 'spaced')
+FLAGS = (
+    'cell',
+    'color',
+    'shape',
+    'count',
+    'column',
+    'row',
+    'word',
+    'kind',
+    'voice',
+    'pitch',
+    'number',
+    'command',
+    'picture',
+    'sound',
+    'spaced',
+)
 # Slot of each picture row (16) and each audio row (25).
 PICTURE_SLOTS = ('cell',) * 9 + ('color', 'shape', 'count', 'column', 'row', 'color', 'shape')
 SOUND_SLOTS = ('word',) * 10 + ('kind',) * 8 + ('voice',) * 4 + ('pitch',) * 3
-POOLS = {'color': COLORS, 'shape': SHAPES, 'count': COUNTS, 'column': COLUMNS, 'row': ROWS,
-         'word': SPOKEN, 'kind': KINDS, 'voice': VOICES, 'pitch': PITCHES}
+POOLS = {
+    'color': COLORS,
+    'shape': SHAPES,
+    'count': COUNTS,
+    'column': COLUMNS,
+    'row': ROWS,
+    'word': SPOKEN,
+    'kind': KINDS,
+    'voice': VOICES,
+    'pitch': PITCHES,
+}
 assert len(WORDS) <= FRAME and len(FLAGS) <= FRAME
 
 
@@ -65,8 +90,13 @@ def picture_rows(picture, cells):
         if cell is not None:
             rows[i] += NORM * np.sqrt(0.5) * (code(cell[0], PICTURE) + code(cell[1], PICTURE))
     count = COUNTS[picture.count - 1] if picture.count <= len(COUNTS) else None
-    values = {'color': picture.color, 'shape': picture.shape, 'column': picture.column,
-              'row': picture.row, 'count': count}
+    values = {
+        'color': picture.color,
+        'shape': picture.shape,
+        'column': picture.column,
+        'row': picture.row,
+        'count': count,
+    }
     for i, slot in enumerate(PICTURE_SLOTS):
         if values.get(slot):
             rows[i] += NORM * code(values[slot], PICTURE)
@@ -85,12 +115,20 @@ def sound_rows(sound):
 
 def frame(number):
     """(64, 256) the directions of a frame."""
-    return BASIS[FRAME * number:FRAME * (number + 1)]
+    return BASIS[FRAME * number : FRAME * (number + 1)]
 
 
 def _category(word):
-    groups = (('color', COLORS), ('shape', SHAPES), ('kind', KINDS), ('voice', VOICES),
-              ('pitch', PITCHES), ('column', COLUMNS), ('row', ROWS), ('command', COMMANDS))
+    groups = (
+        ('color', COLORS),
+        ('shape', SHAPES),
+        ('kind', KINDS),
+        ('voice', VOICES),
+        ('pitch', PITCHES),
+        ('column', COLUMNS),
+        ('row', ROWS),
+        ('command', COMMANDS),
+    )
     return next((name for name, words in groups if word in words), 'number')
 
 

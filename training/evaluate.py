@@ -7,6 +7,7 @@ removed.
 Two sources of clips: `quick` puts them together from a pool of encoded seconds (for curves during
 training), `full` draws every frame and speaks every second of a clip and encodes it as one stream.
 """
+
 from collections import defaultdict
 
 import numpy as np
@@ -46,8 +47,9 @@ def score(language, tokenizer, clips, pictures, sounds, rng, number=12, options=
 
 
 @torch.no_grad()
-def quick(language, tokenizer, pool: Pool, seconds=(2, 3, 4, 8), clips=24, seed=77,
-          independent=0.78):
+def quick(
+    language, tokenizer, pool: Pool, seconds=(2, 3, 4, 8), clips=24, seed=77, independent=0.78
+):
     """Rows of `score` on clips from a pool, in float32."""
     rng, rows = np.random.default_rng(seed), []
     for length in seconds:
@@ -57,8 +59,9 @@ def quick(language, tokenizer, pool: Pool, seconds=(2, 3, 4, 8), clips=24, seed=
 
 
 @torch.no_grad()
-def full(models, tokenizer, words, seconds, clips, seed, blank=None, independent=0.78,
-         isolated=False):
+def full(
+    models, tokenizer, words, seconds, clips, seed, blank=None, independent=0.78, isolated=False
+):
     """Rows of `score` on clips drawn and spoken for this, in batches of eight."""
     vision, audio, language = models
     rows = []
@@ -97,15 +100,21 @@ def shares(rows, key=lambda row: row[0]):
 
 def summary(rows):
     """Figures of one evaluation: overall, by family, by kind, by window."""
-    return {'overall': float(np.mean([r[3] for r in rows])), 'families': shares(rows),
-            'windows': {str(k): v for k, v in shares(rows, lambda r: r[2]).items()},
-            'kinds': shares(rows, lambda r: r[1]), 'questions': len(rows)}
+    return {
+        'overall': float(np.mean([r[3] for r in rows])),
+        'families': shares(rows),
+        'windows': {str(k): v for k, v in shares(rows, lambda r: r[2]).items()},
+        'kinds': shares(rows, lambda r: r[1]),
+        'questions': len(rows),
+    }
 
 
 def table(named_rows):
     """Markdown: a line per (name, rows), a column per family."""
-    lines = ['| what | overall | ' + ' | '.join(FAMILIES) + ' | questions |',
-             '|---' * (len(FAMILIES) + 3) + '|']
+    lines = [
+        '| what | overall | ' + ' | '.join(FAMILIES) + ' | questions |',
+        '|---' * (len(FAMILIES) + 3) + '|',
+    ]
     for name, rows in named_rows:
         by = shares(rows)
         cells = [f'{np.mean([r[3] for r in rows]):.3f}']

@@ -9,6 +9,7 @@ minicpmv_version 4 (the feed-forward layers' names are swapped there: 'down' is 
 Audio: 360CVGroup's Whisper encoder with its projector. Matrices in float16, norms and biases in
 float32.
 """
+
 import hashlib
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from .scenes import IMAGE_SIZE, PATCH
 from .tokenizer import SPECIAL
 
 POSITIONS = 70  # rows and columns of the published table of positions
-CHAT_TEMPLATE = ('{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n'
-                 '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}')
+CHAT_TEMPLATE = (
+    '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n'
+    '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
 NORMAL, CONTROL = 1, 3  # token types
 WINDOW_ROWS = 8192
 
@@ -71,9 +74,15 @@ def write_llm(path, language, tokenizer):
         block = f'blk.{i}.'
         _norm(writer, block + 'attn_norm', layer.norm1)
         _norm(writer, block + 'ffn_norm', layer.norm2)
-        for name, linear in (('attn_q', layer.q), ('attn_k', layer.k), ('attn_v', layer.v),
-                             ('attn_output', layer.out), ('ffn_gate', layer.gate),
-                             ('ffn_up', layer.up), ('ffn_down', layer.down)):
+        for name, linear in (
+            ('attn_q', layer.q),
+            ('attn_k', layer.k),
+            ('attn_v', layer.v),
+            ('attn_output', layer.out),
+            ('ffn_gate', layer.gate),
+            ('ffn_up', layer.up),
+            ('ffn_down', layer.down),
+        ):
             _linear(writer, block + name, linear)
     _finish(writer)
 
@@ -108,27 +117,35 @@ def write_vision(path, vision):
     writer.add_string('clip.projector_type', 'resampler')
     writer.add_int32('clip.minicpmv_version', 4)
     writer.add_uint32('clip.minicpmv_query_num', c.queries)
-    for key, value in {'image_size': IMAGE_SIZE, 'patch_size': PATCH,
-                       'embedding_length': c.vision_width,
-                       'feed_forward_length': 4 * c.vision_width, 'projection_dim': 0,
-                       'block_count': c.vision_layers,
-                       'attention.head_count': c.vision_heads}.items():
+    for key, value in {
+        'image_size': IMAGE_SIZE,
+        'patch_size': PATCH,
+        'embedding_length': c.vision_width,
+        'feed_forward_length': 4 * c.vision_width,
+        'projection_dim': 0,
+        'block_count': c.vision_layers,
+        'attention.head_count': c.vision_heads,
+    }.items():
         writer.add_uint32(f'clip.vision.{key}', value)
     writer.add_float32('clip.vision.attention.layer_norm_epsilon', 1e-6)
     writer.add_array('clip.vision.image_mean', [0.5, 0.5, 0.5])
     writer.add_array('clip.vision.image_std', [0.5, 0.5, 0.5])
     writer.add_bool('clip.use_gelu', True)
-    writer.add_tensor('v.patch_embd.weight',
-                      _array(vision.patch.weight.view(-1, 3, PATCH, PATCH)))
+    writer.add_tensor('v.patch_embd.weight', _array(vision.patch.weight.view(-1, 3, PATCH, PATCH)))
     writer.add_tensor('v.patch_embd.bias', _array(vision.patch.bias, half=False))
     writer.add_tensor('v.position_embd.weight', _array(position_table(vision)))
     for i, layer in enumerate(vision.layers):
         block = f'v.blk.{i}.'
         _norm(writer, block + 'ln1', layer.norm1)
         _norm(writer, block + 'ln2', layer.norm2)
-        for name, linear in (('attn_q', layer.q), ('attn_k', layer.k), ('attn_v', layer.v),
-                             ('attn_out', layer.out), ('ffn_down', layer.up),
-                             ('ffn_up', layer.down)):
+        for name, linear in (
+            ('attn_q', layer.q),
+            ('attn_k', layer.k),
+            ('attn_v', layer.v),
+            ('attn_out', layer.out),
+            ('ffn_down', layer.up),
+            ('ffn_up', layer.down),
+        ):
             _linear(writer, block + name, linear)
     _norm(writer, 'v.post_ln', vision.post_norm)
     _write_resampler(writer, vision)
@@ -139,11 +156,20 @@ def _write_resampler(writer, vision):
     writer.add_tensor('resampler.query', _array(vision.query, half=False))
     # Readers look for this table and compute the positions themselves; 5 MB are spared.
     writer.add_tensor('resampler.pos_embed_k', np.zeros((1, vision.config.width), np.float32))
-    for name, linear in (('kv', vision.kv), ('attn.q', vision.q), ('attn.k', vision.k),
-                         ('attn.v', vision.v), ('attn.out', vision.out), ('proj', vision.project)):
+    for name, linear in (
+        ('kv', vision.kv),
+        ('attn.q', vision.q),
+        ('attn.k', vision.k),
+        ('attn.v', vision.v),
+        ('attn.out', vision.out),
+        ('proj', vision.project),
+    ):
         _linear(writer, f'resampler.{name}', linear)
-    for name, norm in (('ln_q', vision.norm_q), ('ln_kv', vision.norm_kv),
-                       ('ln_post', vision.norm_out)):
+    for name, norm in (
+        ('ln_q', vision.norm_q),
+        ('ln_kv', vision.norm_kv),
+        ('ln_post', vision.norm_out),
+    ):
         _norm(writer, f'resampler.{name}', norm)
 
 
@@ -153,11 +179,17 @@ def write_audio(path, audio):
     writer.add_file_type(1)
     writer.add_description('audio encoder for MiniCPM-omni')
     filters = mel_filters(c.mels)
-    for key, value in {'encoder_attention_heads': c.audio_heads,
-                       'encoder_ffn_dim': 4 * c.audio_width, 'encoder_layers': c.audio_layers,
-                       'num_hidden_layers': c.audio_layers, 'd_model': c.audio_width,
-                       'audio_pool_step': 2, 'use_f16': 1, 'n_mel': c.mels,
-                       'n_fft': filters.shape[1]}.items():
+    for key, value in {
+        'encoder_attention_heads': c.audio_heads,
+        'encoder_ffn_dim': 4 * c.audio_width,
+        'encoder_layers': c.audio_layers,
+        'num_hidden_layers': c.audio_layers,
+        'd_model': c.audio_width,
+        'audio_pool_step': 2,
+        'use_f16': 1,
+        'n_mel': c.mels,
+        'n_fft': filters.shape[1],
+    }.items():
         writer.add_uint32(key, value)
     writer.add_array('filters', filters.reshape(-1).tolist())
     for name, conv in (('conv1', audio.conv1), ('conv2', audio.conv2)):
@@ -168,9 +200,14 @@ def write_audio(path, audio):
         block = f'encoder.blocks.{i}.'
         _norm(writer, block + 'attn_ln', layer.norm1)
         _norm(writer, block + 'mlp_ln', layer.norm2)
-        for name, linear in (('attn.query', layer.q), ('attn.key', layer.k),
-                             ('attn.value', layer.v), ('attn.out', layer.out),
-                             ('mlp.0', layer.up), ('mlp.2', layer.down)):
+        for name, linear in (
+            ('attn.query', layer.q),
+            ('attn.key', layer.k),
+            ('attn.value', layer.v),
+            ('attn.out', layer.out),
+            ('mlp.0', layer.up),
+            ('mlp.2', layer.down),
+        ):
             _linear(writer, block + name, linear)
     _norm(writer, 'encoder.ln_post', audio.post_norm)
     _linear(writer, 'audio_projector.linear1', audio.linear1)
@@ -191,7 +228,13 @@ def export(directory, vision, audio, language, tokenizer, notes):
     for role in ('llm', 'vision', 'audio'):
         digest = hashlib.sha256((directory / f'{role}.gguf').read_bytes()).hexdigest()
         files[role] = {'path': f'{role}.gguf', 'precision': 'f16', 'sha256': digest}
-    manifest = {'family': 'minicpm-o-2.6', 'model_id': 'nano', 'files': files,
-                'licence': 'Apache-2.0', 'notes': notes}
+    manifest = {
+        'family': 'minicpm-o-2.6',
+        'model_id': 'nano',
+        'files': files,
+        'licence': 'Apache-2.0',
+        'notes': notes,
+    }
     (directory / 'manifest.yaml').write_text(
-        yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=90), encoding='utf-8')
+        yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=90), encoding='utf-8'
+    )

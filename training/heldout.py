@@ -13,6 +13,7 @@ and the grammar of questions are shared with training.
 writes clip_000/ (frame_00.jpg ..., sound.wav) ... and questions.json: 1,800 questions, 300 a
 family.
 """
+
 import argparse
 import colorsys
 import io
@@ -34,12 +35,24 @@ SIZES = ((640, 480), (640, 360), (480, 480), (1280, 720))
 ZOOM = 2  # painted larger, then scaled down
 RATE_HZ = 16000
 # hue (degrees), saturation, value: the middle of what a person calls by the name.
-HSV = {'red': (358, 0.86, 0.82), 'green': (127, 0.78, 0.64), 'blue': (230, 0.83, 0.83),
-       'yellow': (54, 0.84, 0.93), 'white': (60, 0.02, 0.96), 'black': (240, 0.1, 0.07),
-       'purple': (285, 0.78, 0.64), 'orange': (30, 0.91, 0.95)}
-VOICES = (('en-gb-x-rp', 'm6', 'man'), ('en-us', 'm6', 'man'), ('en-gb-x-gbclan', 'm2', 'man'),
-          ('en-gb-x-rp', 'f4', 'woman'), ('en-us', 'f4', 'woman'),
-          ('en-gb-x-gbcwmd', 'f2', 'woman'))
+HSV = {
+    'red': (358, 0.86, 0.82),
+    'green': (127, 0.78, 0.64),
+    'blue': (230, 0.83, 0.83),
+    'yellow': (54, 0.84, 0.93),
+    'white': (60, 0.02, 0.96),
+    'black': (240, 0.1, 0.07),
+    'purple': (285, 0.78, 0.64),
+    'orange': (30, 0.91, 0.95),
+}
+VOICES = (
+    ('en-gb-x-rp', 'm6', 'man'),
+    ('en-us', 'm6', 'man'),
+    ('en-gb-x-gbclan', 'm2', 'man'),
+    ('en-gb-x-rp', 'f4', 'woman'),
+    ('en-us', 'f4', 'woman'),
+    ('en-gb-x-gbcwmd', 'f2', 'woman'),
+)
 SPEEDS = (118, 140, 166, 205, 220)
 
 
@@ -70,8 +83,9 @@ def wall(width, height, rng):
         step = rng.randint(width // 22, width // 9)
         for x in range(0, width, step):
             for y in range((x // step % 2) * step // 2, height, step):
-                pen.ellipse((x, y, x + step // 4, y + step // 4),
-                            fill=tuple(base + 18 + t for t in tint))
+                pen.ellipse(
+                    (x, y, x + step // 4, y + step // 4), fill=tuple(base + 18 + t for t in tint)
+                )
     elif kind == 'light':
         ramp = Image.linear_gradient('L').resize((width, height))
         if rng.random() < 0.5:
@@ -80,18 +94,24 @@ def wall(width, height, rng):
     else:
         for _ in range(5):
             x, y, grey = rng.randint(0, width), rng.randint(0, height), base + rng.randint(-25, 25)
-            pen.rectangle((x - width // 5, y - height // 4, x + width // 5, y + height // 4),
-                          fill=tuple(grey + t for t in tint))
+            pen.rectangle(
+                (x - width // 5, y - height // 4, x + width // 5, y + height // 4),
+                fill=tuple(grey + t for t in tint),
+            )
         image = image.filter(ImageFilter.GaussianBlur(width / 60))
     return image
 
 
 def outline(shape, x, y, r, turn, rng):
     """Corner points of a shape around x, y, or None for round ones."""
+
     def ring_of(radii, start):
         n = len(radii)
-        return [(x + q * sin(start + tau * i / n + turn), y - q * cos(start + tau * i / n + turn))
-                for i, q in enumerate(radii)]
+        return [
+            (x + q * sin(start + tau * i / n + turn), y - q * cos(start + tau * i / n + turn))
+            for i, q in enumerate(radii)
+        ]
+
     if shape == 'square':
         return ring_of([1.2 * r] * 4, pi / 4)
     if shape == 'triangle':
@@ -100,10 +120,24 @@ def outline(shape, x, y, r, turn, rng):
         return ring_of([1.1 * r, rng.uniform(0.42, 0.5) * r] * 5, 0)
     if shape == 'cross':
         a = rng.uniform(0.29, 0.35)
-        corners = [(a, 1), (a, a), (1, a), (1, -a), (a, -a), (a, -1), (-a, -1), (-a, -a), (-1, -a),
-                   (-1, a), (-a, a), (-a, 1)]
-        return [(x + r * (u * cos(turn) - v * sin(turn)), y + r * (u * sin(turn) + v * cos(turn)))
-                for u, v in corners]
+        corners = [
+            (a, 1),
+            (a, a),
+            (1, a),
+            (1, -a),
+            (a, -a),
+            (a, -1),
+            (-a, -1),
+            (-a, -a),
+            (-1, -a),
+            (-1, a),
+            (-a, a),
+            (-a, 1),
+        ]
+        return [
+            (x + r * (u * cos(turn) - v * sin(turn)), y + r * (u * sin(turn) + v * cos(turn)))
+            for u, v in corners
+        ]
     return None
 
 
@@ -141,8 +175,12 @@ def spots(count, width, height, rng):
     start, centres = rng.uniform(0, tau), []
     for i in range(count):
         angle = start + tau * i / count + rng.uniform(-0.2, 0.2)
-        centres.append((width / 2 + (width / 2 - 1.3 * r) * cos(angle) * rng.uniform(0.75, 1),
-                        height / 2 + (height / 2 - 1.3 * r) * sin(angle) * rng.uniform(0.8, 1)))
+        centres.append(
+            (
+                width / 2 + (width / 2 - 1.3 * r) * cos(angle) * rng.uniform(0.75, 1),
+                height / 2 + (height / 2 - 1.3 * r) * sin(angle) * rng.uniform(0.8, 1),
+            )
+        )
     return r, centres
 
 
@@ -155,8 +193,9 @@ def paint_frame(picture, size, backdrop, rng):
         put(image, picture.shape, picture.color, x, y, radius, rng)
     if picture.count == 1:
         x, y = centres[0]
-        picture = Picture(picture.shape, picture.color, 1, COLUMNS[int(3 * x / width)],
-                          ROWS[int(3 * y / height)])
+        picture = Picture(
+            picture.shape, picture.color, 1, COLUMNS[int(3 * x / width)], ROWS[int(3 * y / height)]
+        )
     buffer = io.BytesIO()
     image.resize(size, Image.LANCZOS).save(buffer, 'JPEG', quality=rng.randint(70, 92))
     return buffer.getvalue(), picture
@@ -181,8 +220,9 @@ def event(sound, rng):
     noise = np.random.default_rng(rng.getrandbits(32)).normal
     if sound.kind in ('beep', 'tone'):
         hertz = rng.uniform(190, 310) if sound.pitch == 'low' else rng.uniform(900, 1600)
-        return tone(hertz, rng.uniform(0.12, 0.22) if sound.kind == 'beep' else
-                    rng.uniform(0.7, 0.92), rng)
+        return tone(
+            hertz, rng.uniform(0.12, 0.22) if sound.kind == 'beep' else rng.uniform(0.7, 0.92), rng
+        )
     n = int(RATE_HZ * rng.uniform(0.65, 0.9))
     t = np.arange(n) / RATE_HZ
     if sound.kind == 'noise':  # wind: noise that breathes
@@ -194,15 +234,19 @@ def event(sound, rng):
     if sound.kind == 'bell':  # frequency modulation, dying away
         base = rng.uniform(500, 1050)
         index = 3.5 * np.exp(-t * 5)
-        return 0.5 * np.exp(-t * rng.uniform(4, 6)) * np.sin(
-            tau * base * t + index * np.sin(tau * base * 1.41 * t))
+        return (
+            0.5
+            * np.exp(-t * rng.uniform(4, 6))
+            * np.sin(tau * base * t + index * np.sin(tau * base * 1.41 * t))
+        )
     if sound.kind == 'knock':
         pcm = np.zeros(n)
         for i in range(rng.randint(2, 4)):
             at = int(i * rng.uniform(0.15, 0.19) * RATE_HZ)
             thump = np.convolve(noise(size=1400), np.ones(30) / 8, 'same') * np.exp(
-                -np.arange(1400) / RATE_HZ * 50)
-            pcm[at:at + 1400] += thump[:max(0, n - at)]
+                -np.arange(1400) / RATE_HZ * 50
+            )
+            pcm[at : at + 1400] += thump[: max(0, n - at)]
         return 0.6 * pcm
     return np.zeros(1)
 
@@ -212,9 +256,21 @@ def say(word, rng):
     accent, variant, sex = rng.choice(VOICES)
     speed = rng.choice(SPEEDS)
     while True:
-        out = subprocess.run(['espeak-ng', '-v', f'{accent}+{variant}', '-s', str(speed), '-p',
-                              str(rng.randint(30, 68)), '--stdout', word], capture_output=True,
-                             check=True).stdout
+        out = subprocess.run(
+            [
+                'espeak-ng',
+                '-v',
+                f'{accent}+{variant}',
+                '-s',
+                str(speed),
+                '-p',
+                str(rng.randint(30, 68)),
+                '--stdout',
+                word,
+            ],
+            capture_output=True,
+            check=True,
+        ).stdout
         with wave.open(io.BytesIO(out)) as spoken:
             rate = spoken.getframerate()
         pcm = np.frombuffer(out[44:], np.int16) / 32768
@@ -222,7 +278,7 @@ def say(word, rng):
         smooth = np.convolve(pcm, np.hanning(5) / np.hanning(5).sum(), 'same')
         pcm = np.interp(at, np.arange(len(pcm)), smooth)
         loud = np.flatnonzero(np.abs(pcm) > 0.012)
-        pcm = pcm[max(0, loud[0] - 300):loud[-1] + 500]
+        pcm = pcm[max(0, loud[0] - 300) : loud[-1] + 500]
         if len(pcm) < 15300:
             return pcm / np.abs(pcm).max(), sex
         speed += 30
@@ -237,7 +293,7 @@ def second_of_sound(sound, rng):
         sound = Sound('speech', sound.word, sex)
     made = made[:RATE_HZ] * rng.uniform(0.3, 0.85)
     start = rng.randint(0, RATE_HZ - len(made))
-    pcm[start:start + len(made)] += made
+    pcm[start : start + len(made)] += made
     return np.clip(pcm, -1, 1), sound
 
 
@@ -259,8 +315,9 @@ def plan(seconds, rng):
             sounds.append(Sound('speech', word))
         else:
             kind = rng.choice(KINDS[:-1])
-            sounds.append(Sound(kind, pitch=rng.choice(PITCHES) if kind in ('beep', 'tone')
-                                else None))
+            sounds.append(
+                Sound(kind, pitch=rng.choice(PITCHES) if kind in ('beep', 'tone') else None)
+            )
     return pictures, sounds, not still
 
 
@@ -301,8 +358,15 @@ def main():
                 made = make_question(clip, family, rng, with_options=bool(rng.random() < 0.25))
                 if made:
                     left[family] -= 1
-                    rows.append({'clip': folder.name, 'seconds': clip.seconds,
-                                 'hard': clip.independent, **asdict(made), 'asked': asked(made)})
+                    rows.append(
+                        {
+                            'clip': folder.name,
+                            'seconds': clip.seconds,
+                            'hard': clip.independent,
+                            **asdict(made),
+                            'asked': asked(made),
+                        }
+                    )
         number += 1
     (options.out / 'questions.json').write_text(json.dumps(rows, indent=1))
     print(f'{number} clips, {len(rows)} questions in {options.out}')

@@ -8,6 +8,7 @@ language model on two processes, export, score. Every stage leaves a file and is
 file says it is finished; a killed stage goes on from its last checkpoint. Steps, not minutes, set
 the schedules, so a busy machine makes the same nano, later.
 """
+
 import argparse
 import os
 import subprocess
@@ -33,7 +34,8 @@ NOTES = (
     'beeps, tones, noise, sirens, bells, knocks). It answers the questions of '
     'training/questions.py in one word, on windows of 1 to 16 s, best on 2 to 4 s; times are told '
     'backwards from now. It knows nothing else: real pictures, free speech and free questions are '
-    'beyond it. espeak-ng spoke the training words and is not part of the model.')
+    'beyond it. espeak-ng spoke the training words and is not part of the model.'
+)
 
 
 def _arguments():
@@ -59,8 +61,11 @@ def load(out, name, module):
 
 def models(out, tokenizer):
     config = Config()
-    return (load(out, 'vision', Vision(config)), load(out, 'audio', Audio(config)),
-            load(out, 'llm', Language(config, codes.token_embeddings(tokenizer))))
+    return (
+        load(out, 'vision', Vision(config)),
+        load(out, 'audio', Audio(config)),
+        load(out, 'llm', Language(config, codes.token_embeddings(tokenizer))),
+    )
 
 
 def _steps_done(out, name):
@@ -99,27 +104,40 @@ def _encoder_stage(options):
 
 def _llm_stage(options):
     if options.processes > 1:
-        dist.init_process_group('gloo', init_method=f'file://{(options.out / "meet").resolve()}',
-                                rank=options.rank, world_size=options.processes)
+        dist.init_process_group(
+            'gloo',
+            init_method=f'file://{(options.out / "meet").resolve()}',
+            rank=options.rank,
+            world_size=options.processes,
+        )
     torch.manual_seed(options.seed)
     tokenizer = Tokenizer.learn()
     language = Language(Config(), codes.token_embeddings(tokenizer))
-    text, *senses = (torch.from_numpy(codes.frame(f)) for f in
-                     (codes.TEXT, codes.SOUND, codes.PICTURE))
+    text, *senses = (
+        torch.from_numpy(codes.frame(f)) for f in (codes.TEXT, codes.SOUND, codes.PICTURE)
+    )
     language.match(senses, text)
     stored, held_out = (pool.Pool.load(options.out / f'{name}.pt') for name in ('pool', 'unseen'))
 
     def check(language):
         return evaluate.summary(evaluate.quick(language, tokenizer, held_out))
 
-    train_llm.train(language, tokenizer, stored, Run(options.out, 'llm', options.seed), check,
-                    options.llm_steps)
+    train_llm.train(
+        language,
+        tokenizer,
+        stored,
+        Run(options.out, 'llm', options.seed),
+        check,
+        options.llm_steps,
+    )
 
 
 def _make_pools(options):
     config = Config()
-    vision, audio = (load(options.out, name, kind(config))
-                     for name, kind in (('vision', Vision), ('audio', Audio)))
+    vision, audio = (
+        load(options.out, name, kind(config))
+        for name, kind in (('vision', Vision), ('audio', Audio))
+    )
     for name, unseen, number in (('pool', False, 20000), ('unseen', True, 4000)):
         path = options.out / f'{name}.pt'
         if not path.exists():
@@ -135,10 +153,17 @@ def _score(options, three, tokenizer):
     for seconds in (2, 3, 4, 6, 8, 12, 16):
         named.append((f'{seconds} s', evaluate.full(three, tokenizer, words, seconds, 40, 5)))
     short = [row for _, rows in named[:3] for row in rows]
-    for title, more in (('hard', {'independent': 1.0}), ('no picture', {'blank': 'picture'}),
-                        ('no sound', {'blank': 'sound'}), ('isolated sound', {'isolated': True})):
-        rows = [row for seconds in (2, 3, 4) for row in
-                evaluate.full(three, tokenizer, words, seconds, 40, 5, **more)]
+    for title, more in (
+        ('hard', {'independent': 1.0}),
+        ('no picture', {'blank': 'picture'}),
+        ('no sound', {'blank': 'sound'}),
+        ('isolated sound', {'isolated': True}),
+    ):
+        rows = [
+            row
+            for seconds in (2, 3, 4)
+            for row in evaluate.full(three, tokenizer, words, seconds, 40, 5, **more)
+        ]
         named.append((f'2-4 s, {title}', rows))
     text = evaluate.table([('2-4 s', short), *named])
     (options.out / 'score.md').write_text(text + '\n')
@@ -161,8 +186,9 @@ def main():
     _make_pools(options)
     if _steps_done(options.out, 'llm') < options.llm_steps:
         (options.out / 'meet').unlink(missing_ok=True)
-        _run_side_by_side(options, [['--stage', 'llm', '--rank', str(r)]
-                                    for r in range(options.processes)])
+        _run_side_by_side(
+            options, [['--stage', 'llm', '--rank', str(r)] for r in range(options.processes)]
+        )
     tokenizer = Tokenizer.learn()
     three = models(options.out, tokenizer)
     size = sum(parameters_of(m) for m in three) / 1e6

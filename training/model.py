@@ -8,6 +8,7 @@ keys, heads of 128). Audio: Whisper's encoder under a mask of one-second chunks,
 layers, a mean over pairs. Language: Qwen2 (RMSNorm, rotary halves, grouped heads with biased QKV,
 SwiGLU, tied output). Module names are our own; export.py knows what the files call them.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,15 +101,18 @@ class Vision(nn.Module):
         self.config, d, width = c, c.vision_width, c.width
         self.patch = nn.Linear(3 * PATCH * PATCH, d)
         # Smooth waves, so that near patches look alike from the start.
-        self.positions = nn.Parameter(0.3 * sin_cos_2d(c.vision_grid, c.vision_grid, d,
-                                                       np.geomspace(1.6, 0.15, d // 4)))
-        self.layers = nn.ModuleList(EncoderLayer(d, c.vision_heads, 1e-6, 'tanh', True)
-                                    for _ in range(c.vision_layers))
+        self.positions = nn.Parameter(
+            0.3 * sin_cos_2d(c.vision_grid, c.vision_grid, d, np.geomspace(1.6, 0.15, d // 4))
+        )
+        self.layers = nn.ModuleList(
+            EncoderLayer(d, c.vision_heads, 1e-6, 'tanh', True) for _ in range(c.vision_layers)
+        )
         self.post_norm = nn.LayerNorm(d, eps=1e-6)
         self.query = nn.Parameter(torch.randn(c.queries, width) * 0.3)
         self.kv = nn.Linear(d, width, bias=False)
-        self.norm_q, self.norm_kv, self.norm_out = (nn.LayerNorm(width, eps=1e-6)
-                                                    for _ in range(3))
+        self.norm_q, self.norm_kv, self.norm_out = (
+            nn.LayerNorm(width, eps=1e-6) for _ in range(3)
+        )
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
         self.project = nn.Linear(width, width, bias=False)
 
@@ -139,8 +143,10 @@ class Vision(nn.Module):
 
 def mel_filters(mels=80, bins=201, rate_hz=16000):
     """(mels, bins) triangles on Slaney's mel scale with Slaney's area normalisation."""
+
     def to_hertz(mel):
         return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+
     top = 15 + 27 * np.log(rate_hz / 2 / 1000) / np.log(6.4)
     edges = to_hertz(np.linspace(0, top, mels + 2))
     slopes = edges[:, None] - np.linspace(0, rate_hz / 2, bins)[None]
@@ -160,8 +166,9 @@ class Audio(nn.Module):
         # A position is its place inside the second plus the number of its second, both learned.
         self.inside = nn.Parameter(torch.randn(50, d) * 0.1)
         self.second = nn.Parameter(torch.randn(c.audio_positions // 50, d) * 0.1)
-        self.layers = nn.ModuleList(EncoderLayer(d, c.audio_heads, 1e-5, 'none', False)
-                                    for _ in range(c.audio_layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(d, c.audio_heads, 1e-5, 'none', False) for _ in range(c.audio_layers)
+        )
         self.post_norm = nn.LayerNorm(d)
         self.linear1, self.linear2 = nn.Linear(d, c.width), nn.Linear(c.width, c.width)
 
@@ -172,8 +179,18 @@ class Audio(nn.Module):
     @torch.no_grad()
     def log_mel(self, pcm, louder=0.0):
         """(b, n) samples -> (b, 80, n / 160). `louder` raises the clamp as a louder past would."""
-        power = torch.stft(pcm.float(), 400, 160, window=self.hann, center=True,
-                           pad_mode='reflect', return_complex=True)[..., :-1].abs() ** 2
+        power = (
+            torch.stft(
+                pcm.float(),
+                400,
+                160,
+                window=self.hann,
+                center=True,
+                pad_mode='reflect',
+                return_complex=True,
+            )[..., :-1].abs()
+            ** 2
+        )
         mel = torch.clamp(self.filters @ power, min=1e-10).log10()
         floor = mel.amax((1, 2), keepdim=True) + louder - 8
         return (torch.maximum(mel, floor) + 4) / 4
@@ -186,10 +203,13 @@ class Audio(nn.Module):
         x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
         x = x.reshape(batch, seconds * 50, -1)
         start = 50 * first_second
-        x = x + self.position_rows()[start:start + seconds * 50]
+        x = x + self.position_rows()[start : start + seconds * 50]
         chunk = torch.arange(seconds * 50) // 50
-        mask = torch.zeros(seconds * 50, seconds * 50).masked_fill(
-            chunk[None] > chunk[:, None], -1e4).to(x.dtype)
+        mask = (
+            torch.zeros(seconds * 50, seconds * 50)
+            .masked_fill(chunk[None] > chunk[:, None], -1e4)
+            .to(x.dtype)
+        )
         for layer in self.layers:
             x = layer(x, mask)
         x = self.linear2(F.relu(self.linear1(self.post_norm(x))))
@@ -293,7 +313,7 @@ class Language(nn.Module):
         own = torch.triu(far.expand(length, length), 1)
         evicted = torch.zeros(p, dtype=dtype)
         if hidden_from:
-            evicted[hidden_from[0]:hidden_from[1]] = far
+            evicted[hidden_from[0] : hidden_from[1]] = far
         turn = self.turns(positions, dtype)
         follow = positions[-1] + 1 + torch.arange(length)
         turn_q = tuple(t.repeat(n, 1) for t in self.turns(follow, dtype))

@@ -8,6 +8,7 @@ show; a clip draws for each of its seconds a stored picture and a stored sound t
 script. Sounds are encoded in streams of 16 seconds, so that each carries the little that a past
 leaves in it.
 """
+
 from collections import defaultdict
 
 import numpy as np
@@ -52,16 +53,27 @@ class Pool:
         return clips, self.picture_rows[torch.tensor(p)], self.sound_rows[torch.tensor(s)]
 
     def save(self, path):
-        torch.save({'picture_rows': self.picture_rows, 'sound_rows': self.sound_rows,
-                    'pictures': [tuple(vars(p).values()) for p in self.pictures],
-                    'sounds': [tuple(vars(s).values()) for s in self.sounds]}, path)
+        torch.save(
+            {
+                'picture_rows': self.picture_rows,
+                'sound_rows': self.sound_rows,
+                'pictures': [tuple(vars(p).values()) for p in self.pictures],
+                'sounds': [tuple(vars(s).values()) for s in self.sounds],
+            },
+            path,
+        )
 
     @classmethod
     def load(cls, path):
         state = torch.load(path, weights_only=True)
         from .world import Picture, Sound
-        return cls(state['picture_rows'], [Picture(*p) for p in state['pictures']],
-                   state['sound_rows'], [Sound(*s) for s in state['sounds']])
+
+        return cls(
+            state['picture_rows'],
+            [Picture(*p) for p in state['pictures']],
+            state['sound_rows'],
+            [Sound(*s) for s in state['sounds']],
+        )
 
 
 def ideal(rng, number=24000):
@@ -70,8 +82,12 @@ def ideal(rng, number=24000):
     sounds = [random_sound(rng) for _ in range(number)]
     pictures = np.stack([codes.picture_rows(d.picture, d.cells) for d in drawn])
     rows = np.stack([codes.sound_rows(s) for s in sounds])
-    return Pool(torch.from_numpy(pictures).half(), [d.picture for d in drawn],
-                torch.from_numpy(rows).half(), sounds)
+    return Pool(
+        torch.from_numpy(pictures).half(),
+        [d.picture for d in drawn],
+        torch.from_numpy(rows).half(),
+        sounds,
+    )
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@
 """MiniCPM-o 2.6's English omni prompt as rows: a prefix of units, and questions that fork from
 it.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,15 +30,23 @@ class Prefix:
 
 def make_prefix(tokenizer, seconds):
     header = tokenizer.encode_template(
-        f'<|im_start|>user\n{SYSTEM_TEXT}<|im_end|>\n<|im_start|>user\n')
-    before, between, after = (tokenizer.encode_template(t) for t in (
-        '<unit><image>', '</image><|audio_start|>', '<|audio_end|>'))
+        f'<|im_start|>user\n{SYSTEM_TEXT}<|im_end|>\n<|im_start|>user\n'
+    )
+    before, between, after = (
+        tokenizer.encode_template(t)
+        for t in ('<unit><image>', '</image><|audio_start|>', '<|audio_end|>')
+    )
     unit = [*before, *[0] * QUERIES, *between, *[0] * AUDIO_TOKENS, *after]
     starts = len(header) + UNIT_ROWS * torch.arange(seconds)[:, None]
     picture = (starts + 2 + torch.arange(QUERIES)).flatten()
     sound = (starts + 4 + QUERIES + torch.arange(AUDIO_TOKENS)).flatten()
-    return Prefix(torch.tensor(header + unit * seconds), picture, sound,
-                  starts[:, 0] + UNIT_ROWS - 1, len(header))
+    return Prefix(
+        torch.tensor(header + unit * seconds),
+        picture,
+        sound,
+        starts[:, 0] + UNIT_ROWS - 1,
+        len(header),
+    )
 
 
 def prefix_rows(prefix, embed, pictures, sounds):
@@ -53,7 +62,7 @@ def prefix_positions(prefix, gap=0):
     gone.
     """
     positions = torch.arange(len(prefix.ids))
-    positions[prefix.header:] += gap
+    positions[prefix.header :] += gap
     return positions
 
 
@@ -80,7 +89,7 @@ def pack(tokenizer, asked_of):
     at = np.array([[len(t) - 1 for t in row] for row in texts])
     for b, row in enumerate(texts):
         for n, text in enumerate(row):
-            ids[b, n, :len(text)] = text
+            ids[b, n, : len(text)] = text
             ids[b, n, len(text)] = answers[b, n]
     return Packed(*(torch.from_numpy(a) for a in (ids, at, answers)), end)
 

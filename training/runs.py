@@ -4,6 +4,7 @@
 """What every stage of training shares: a schedule by steps, checkpoints, resuming, progress,
 curves.
 """
+
 import json
 import time
 from math import cos, pi
@@ -29,8 +30,10 @@ def optimizers(module, peak, own_kind=()):
     hidden = [p for p in module.parameters() if p.dim() == 2 and id(p) not in apart]
     chosen = {id(p) for p in hidden}
     rest = [p for p in module.parameters() if id(p) not in chosen]
-    return [torch.optim.Muon(hidden, lr=peak, weight_decay=0.02, adjust_lr_fn='match_rms_adamw'),
-            torch.optim.AdamW(rest, lr=peak, weight_decay=0.02, betas=(0.9, 0.98))]
+    return [
+        torch.optim.Muon(hidden, lr=peak, weight_decay=0.02, adjust_lr_fn='match_rms_adamw'),
+        torch.optim.AdamW(rest, lr=peak, weight_decay=0.02, betas=(0.9, 0.98)),
+    ]
 
 
 class Run:
@@ -83,8 +86,12 @@ class Run:
         return state['step'], state['cpu_s']
 
     def save(self, step, module, optimizer):
-        state = {'step': step, 'cpu_s': self.cpu_s(), 'module': module.state_dict(),
-                 'optimizers': [one.state_dict() for one in self._each(optimizer)]}
+        state = {
+            'step': step,
+            'cpu_s': self.cpu_s(),
+            'module': module.state_dict(),
+            'optimizers': [one.state_dict() for one in self._each(optimizer)],
+        }
         part = self.path.with_suffix('.part')
         torch.save(state, part)
         part.replace(self.path)
@@ -114,19 +121,29 @@ class Run:
     def due(self, step, every):
         """Print progress every now and then; true where `every` steps are done, or all."""
         if self.rank == 0 and (step + 1) % 50 == 0:
-            left_s = (time.monotonic() - self.started) / (step + 1 - self.first) * (
-                self.total - step - 1)
+            left_s = (
+                (time.monotonic() - self.started)
+                / (step + 1 - self.first)
+                * (self.total - step - 1)
+            )
             mean = sum(self.losses[-50:]) / len(self.losses[-50:])
-            print(f'{self.name}: step {step + 1} of {self.total}, loss {mean:.3f}, '
-                  f'{self.cpu_s():.0f} CPU-s, {left_s / 60:.0f} min left', flush=True)
+            print(
+                f'{self.name}: step {step + 1} of {self.total}, loss {mean:.3f}, '
+                f'{self.cpu_s():.0f} CPU-s, {left_s / 60:.0f} min left',
+                flush=True,
+            )
         return (step + 1) % every == 0 or step + 1 == self.total
 
     def report(self, step, figures):
         if self.rank != 0:
             return
         recent = self.losses[-100:]
-        row = {'step': step + 1, 'cpu_s': round(self.cpu_s(), 1),
-               'loss': round(sum(recent) / len(recent), 4), **figures}
+        row = {
+            'step': step + 1,
+            'cpu_s': round(self.cpu_s(), 1),
+            'loss': round(sum(recent) / len(recent), 4),
+            **figures,
+        }
         with self.curve.open('a') as out:
             out.write(json.dumps(row) + '\n')
         print(f'{self.name}: {rounded(figures)}', flush=True)

@@ -6,6 +6,7 @@
 A frame is (height, width, 3) uint8. Shapes are signed distance fields, so that their edges look
 like those of a well down-scaled camera picture. About 1 ms a frame.
 """
+
 from dataclasses import dataclass
 from math import cos, pi, sin, sqrt
 
@@ -15,9 +16,16 @@ from .world import COLORS, COLUMNS, ROWS, SHAPES, Picture, choose, random_pictur
 
 PATCH = 14
 IMAGE_SIZE = 112
-RGB = {'red': (214, 30, 32), 'green': (30, 165, 50), 'blue': (35, 62, 214),
-       'yellow': (236, 220, 40), 'white': (245, 245, 245), 'black': (15, 15, 15),
-       'purple': (135, 35, 165), 'orange': (246, 136, 22)}
+RGB = {
+    'red': (214, 30, 32),
+    'green': (30, 165, 50),
+    'blue': (35, 62, 214),
+    'yellow': (236, 220, 40),
+    'white': (245, 245, 245),
+    'black': (15, 15, 15),
+    'purple': (135, 35, 165),
+    'orange': (246, 136, 22),
+}
 
 
 def best_size(width, height, side=IMAGE_SIZE):
@@ -32,8 +40,9 @@ def best_size(width, height, side=IMAGE_SIZE):
 
 
 # 1:1, 4:3, 16:9, and their neighbours (3:4, 3:2, 16:10).
-SIZES = tuple(best_size(*wh) for wh in ((1, 1), (640, 480), (640, 360), (480, 640), (480, 320),
-                                        (640, 400)))
+SIZES = tuple(
+    best_size(*wh) for wh in ((1, 1), (640, 480), (640, 360), (480, 640), (480, 320), (640, 400))
+)
 SIZE_WEIGHTS = (0.3, 0.25, 0.25, 0.06, 0.07, 0.07)
 
 
@@ -71,7 +80,7 @@ def distance(shape, x, y, radius, style):
     edge_x, edge_y = inner * cos(step / 2), inner * sin(step / 2)
     normal_x, normal_y = edge_y, outer - edge_x
     dot = (away * np.cos(angle) - outer) * normal_x + away * np.sin(angle) * normal_y
-    return dot / sqrt(normal_x ** 2 + normal_y ** 2)
+    return dot / sqrt(normal_x**2 + normal_y**2)
 
 
 def background(width, height, rng):
@@ -84,14 +93,15 @@ def background(width, height, rng):
         grey += (x * rng.uniform(-1, 1) + y * rng.uniform(-1, 1)) / IMAGE_SIZE * 35
     if texture in (2, 5):
         grey += rng.uniform(4, 13) * np.sign(
-            np.sin(x / rng.uniform(2, 12) * rng.choice((-1, 1)) + y / rng.uniform(2, 40)))
+            np.sin(x / rng.uniform(2, 12) * rng.choice((-1, 1)) + y / rng.uniform(2, 40))
+        )
     if texture == 3:
         coarse = rng.normal(0, 12, (4, 5))
         grey += np.kron(coarse, np.ones((height // 4 + 1, width // 5 + 1)))[:height, :width]
     if texture == 4:
         for _ in range(4):
             far = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height))
-            grey += rng.uniform(-30, 30) * np.exp(-(far / rng.uniform(10, 50)) ** 2)
+            grey += rng.uniform(-30, 30) * np.exp(-((far / rng.uniform(10, 50)) ** 2))
     if rng.random() < 0.7:
         grey += rng.normal(0, rng.uniform(1, 9), grey.shape)
     return grey[..., None] + rng.normal(0, 9, 3).astype(np.float32)
@@ -157,8 +167,10 @@ def draw_mixed(width, height, rng):
     things = []
     for cell in rng.permutation(9)[:count]:
         row, column = divmod(int(cell), 3)
-        centre = ((column + rng.uniform(0.42, 0.58)) * width / 3,
-                  (row + rng.uniform(0.42, 0.58)) * height / 3)
+        centre = (
+            (column + rng.uniform(0.42, 0.58)) * width / 3,
+            (row + rng.uniform(0.42, 0.58)) * height / 3,
+        )
         things.append((choose(rng, SHAPES), choose(rng, COLORS), centre))
     return _draw(things, radius, Picture(None, None, count), width, height, rng)
 

@@ -6,6 +6,7 @@
 A second is (16000,) float32 in [-1, 1]. The event lies wholly inside it, as the script promises.
 espeak-ng is a tool here: its program speaks the training words, nothing of it is shipped.
 """
+
 import json
 import subprocess
 from math import pi
@@ -18,26 +19,72 @@ from .world import SPOKEN, Sound, choose
 RATE_HZ = 16000
 ESPEAK_RATE_HZ = 22050
 ACCENTS = ('en-us', 'en-gb', 'en-gb-scotland', 'en-029', 'en-us-nyc')
-MEN = ('m1', 'm2', 'm3', 'm4', 'm5', 'm7', 'm8', 'Alex', 'Andy', 'Lee', 'Mike', 'Michael', 'max',
-       'david', 'john', 'paul')
-WOMEN = ('f1', 'f2', 'f3', 'f5', 'Annie', 'Alicia', 'belinda', 'linda', 'steph', 'anika', 'aunty',
-         'Andrea')
+MEN = (
+    'm1',
+    'm2',
+    'm3',
+    'm4',
+    'm5',
+    'm7',
+    'm8',
+    'Alex',
+    'Andy',
+    'Lee',
+    'Mike',
+    'Michael',
+    'max',
+    'david',
+    'john',
+    'paul',
+)
+WOMEN = (
+    'f1',
+    'f2',
+    'f3',
+    'f5',
+    'Annie',
+    'Alicia',
+    'belinda',
+    'linda',
+    'steph',
+    'anika',
+    'aunty',
+    'Andrea',
+)
 # Never heard in training; for `evaluate --unseen`.
-UNSEEN = (('en-gb-x-rp', 'm6', 'man'), ('en-us', 'm6', 'man'), ('en-gb-x-rp', 'f4', 'woman'),
-          ('en-us', 'f4', 'woman'), ('en-gb', 'steph3', 'woman'), ('en-gb-x-gbcwmd', 'marcelo',
-          'man'))
+UNSEEN = (
+    ('en-gb-x-rp', 'm6', 'man'),
+    ('en-us', 'm6', 'man'),
+    ('en-gb-x-rp', 'f4', 'woman'),
+    ('en-us', 'f4', 'woman'),
+    ('en-gb', 'steph3', 'woman'),
+    ('en-gb-x-gbcwmd', 'marcelo', 'man'),
+)
 TAKES = 4  # per word and voice: accent, speed and pitch drawn anew
 
 
 def speak(word, accent, variant, words_per_minute, pitch):
     """(n,) float32 at 16 kHz, silence trimmed, peak 0.9, at most 0.94 s."""
-    out = subprocess.run(['espeak-ng', '-v', f'{accent}+{variant}', '-s', str(words_per_minute),
-                          '-p', str(pitch), '--stdout', word], capture_output=True, check=True)
+    out = subprocess.run(
+        [
+            'espeak-ng',
+            '-v',
+            f'{accent}+{variant}',
+            '-s',
+            str(words_per_minute),
+            '-p',
+            str(pitch),
+            '--stdout',
+            word,
+        ],
+        capture_output=True,
+        check=True,
+    )
     pcm = np.frombuffer(out.stdout[44:], np.int16).astype(np.float32) / 32768
     count = len(pcm) * RATE_HZ // ESPEAK_RATE_HZ
-    pcm = np.fft.irfft(np.fft.rfft(pcm)[:count // 2 + 1], count) * (count / len(pcm))
+    pcm = np.fft.irfft(np.fft.rfft(pcm)[: count // 2 + 1], count) * (count / len(pcm))
     loud = np.nonzero(np.convolve(np.abs(pcm), np.ones(160) / 160, 'same') > 0.004)[0]
-    pcm = pcm[max(0, loud[0] - 160):loud[-1] + 320][:15000]
+    pcm = pcm[max(0, loud[0] - 160) : loud[-1] + 320][:15000]
     return (0.9 * pcm / np.abs(pcm).max()).astype(np.float32)
 
 
@@ -49,8 +96,14 @@ def _jobs(unseen, rng):
     for word in SPOKEN:
         for accent, variant, sex in voices:
             for _ in range(2 if unseen else TAKES):
-                yield (word, accent or choose(rng, ACCENTS), variant, int(rng.integers(125, 215)),
-                       int(rng.integers(25, 75)), sex)
+                yield (
+                    word,
+                    accent or choose(rng, ACCENTS),
+                    variant,
+                    int(rng.integers(125, 215)),
+                    int(rng.integers(25, 75)),
+                    sex,
+                )
 
 
 class Words:
@@ -96,8 +149,9 @@ def _times(rng, low_s, high_s):
 
 def _voiced(phase, rng):
     """A waveform of `phase` (radians): sine, a few harmonics, square-like or saw-like."""
-    weights = choose(rng, ((1,), (1, rng.uniform(0, 0.5)), (1, 0, 0.33, 0, 0.2),
-                           (1, 0.5, 0.33, 0.25)))
+    weights = choose(
+        rng, ((1,), (1, rng.uniform(0, 0.5)), (1, 0, 0.33, 0, 0.2), (1, 0.5, 0.33, 0.25))
+    )
     return sum(w * np.sin((i + 1) * phase) for i, w in enumerate(weights)) / sum(weights)
 
 
@@ -133,8 +187,13 @@ def _bell(rng):
     t = _times(rng, 0.55, 0.93)
     base = rng.uniform(450, 1200)
     partials = ((1, 1, 5), (0.6, 2.76, 8), (0.4, 5.4, 12), (0.3, 0.5, 4), (0.2, 4.1, 10))
-    ring = sum(w * rng.uniform(0.5, 1.3) * np.exp(-t * d * rng.uniform(0.7, 1.4))
-               * np.sin(2 * pi * base * m * rng.uniform(0.97, 1.03) * t) for w, m, d in partials)
+    ring = sum(
+        w
+        * rng.uniform(0.5, 1.3)
+        * np.exp(-t * d * rng.uniform(0.7, 1.4))
+        * np.sin(2 * pi * base * m * rng.uniform(0.97, 1.03) * t)
+        for w, m, d in partials
+    )
     return 0.4 * _fade(ring, 40)
 
 
@@ -143,11 +202,12 @@ def _knock(rng):
     pcm = np.zeros(int(RATE_HZ * (gap * (hits - 1) + 0.1)) + 1)
     wood, dull = rng.uniform(0, 1), int(rng.integers(1, 40))  # how it rings, how muffled it is
     for i in range(hits):
-        rattle = np.convolve(rng.normal(0, 1, 1600), np.ones(dull) / dull ** 0.5, 'same')
-        thump = (wood * np.sin(2 * pi * rng.uniform(85, 210) * t) + rng.uniform(0.3, 0.9) * rattle
-                 ) * np.exp(-t * rng.uniform(35, 65))
+        rattle = np.convolve(rng.normal(0, 1, 1600), np.ones(dull) / dull**0.5, 'same')
+        thump = (
+            wood * np.sin(2 * pi * rng.uniform(85, 210) * t) + rng.uniform(0.3, 0.9) * rattle
+        ) * np.exp(-t * rng.uniform(35, 65))
         start = int(i * gap * RATE_HZ)
-        pcm[start:start + 1600] += thump[:len(pcm) - start]
+        pcm[start : start + 1600] += thump[: len(pcm) - start]
     return 0.7 * pcm
 
 
@@ -174,6 +234,6 @@ def make_second(sound, words, rng):
     tilt = rng.uniform(-0.6, 0.6)  # duller or sharper, as microphones are
     event = (event + tilt * np.append(0, event[:-1])) / (1 + abs(tilt))
     start = int(rng.integers(0, RATE_HZ - len(event) + 1))
-    second[start:start + len(event)] = event * rng.uniform(0.2, 0.95)
+    second[start : start + len(event)] = event * rng.uniform(0.2, 0.95)
     second += rng.normal(0, 10 ** rng.uniform(-4.2, -2.3), RATE_HZ).astype(np.float32)
     return np.clip(second, -1, 1), sound

@@ -8,6 +8,7 @@ back to bytes. Cuts text as llama.cpp's pre-tokenizer 'qwen2' does (ASCII is all
 needs), holds the special tokens of MiniCPM-o 2.6 under their own names, and is written into the
 GGUF as it is.
 """
+
 import re
 from collections import Counter
 
@@ -16,18 +17,56 @@ import numpy as np
 from . import questions, world
 
 SPECIAL = (
-    '<|endoftext|>', '<|im_start|>', '<|im_end|>', '<unk>',
-    '<image>', '</image>', '<ref>', '</ref>', '<box>', '</box>', '<quad>', '</quad>',
-    '<point>', '</point>', '<slice>', '</slice>', '<image_id>', '</image_id>', '<unit>', '</unit>',
-    '<asr>', '</asr>', '<query>', '</query>', '<|audio_start|>', '<|audio|>', '<|audio_end|>',
-    '<|spk_bos|>', '<|spk|>', '<|spk_eos|>', '<|tts_bos|>', '<|tts_eos|>', '<|listen|>',
-    '<|speak|>', '<|interrupt|>', '<|vad_start|>', '<|vad_end|>', '<reserved_43>', '<reserved_53>')
-SYSTEM_TEXT = ('You are a helpful assistant. You can accept video, audio and text input and '
-               'output voice and text. ')
+    '<|endoftext|>',
+    '<|im_start|>',
+    '<|im_end|>',
+    '<unk>',
+    '<image>',
+    '</image>',
+    '<ref>',
+    '</ref>',
+    '<box>',
+    '</box>',
+    '<quad>',
+    '</quad>',
+    '<point>',
+    '</point>',
+    '<slice>',
+    '</slice>',
+    '<image_id>',
+    '</image_id>',
+    '<unit>',
+    '</unit>',
+    '<asr>',
+    '</asr>',
+    '<query>',
+    '</query>',
+    '<|audio_start|>',
+    '<|audio|>',
+    '<|audio_end|>',
+    '<|spk_bos|>',
+    '<|spk|>',
+    '<|spk_eos|>',
+    '<|tts_bos|>',
+    '<|tts_eos|>',
+    '<|listen|>',
+    '<|speak|>',
+    '<|interrupt|>',
+    '<|vad_start|>',
+    '<|vad_end|>',
+    '<reserved_43>',
+    '<reserved_53>',
+)
+SYSTEM_TEXT = (
+    'You are a helpful assistant. You can accept video, audio and text input and '
+    'output voice and text. '
+)
 # The pattern of 'qwen2' for ASCII text.
-CUT = re.compile(r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])"
-                 r'|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]'
-                 r'| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
+CUT = re.compile(
+    r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])"
+    r'|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]'
+    r'| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
 
 
 def byte_letters():
@@ -59,8 +98,8 @@ def learn_merges(counts):
 def _join(word, pair):
     out, i = [], 0
     while i < len(word):
-        step = 2 if word[i:i + 2] == pair else 1
-        out.append(''.join(word[i:i + step]))
+        step = 2 if word[i : i + 2] == pair else 1
+        out.append(''.join(word[i : i + step]))
         i += step
     return tuple(out)
 
@@ -71,10 +110,22 @@ def grammar_words(samples=3000, seed=5):
     for i in range(samples):
         seconds = 2 + i % (world.MAX_SECONDS - 1)
         pictures, sounds, _ = world.script(seconds, rng)
-        pictures = [world.Picture(p.shape, p.color, p.count, world.choose(rng, world.COLUMNS),
-                                  world.choose(rng, world.ROWS)) for p in pictures]
-        sounds = [world.Sound(s.kind, s.word, world.choose(rng, world.VOICES) if s.word else None,
-                              s.pitch) for s in sounds]
+        pictures = [
+            world.Picture(
+                p.shape,
+                p.color,
+                p.count,
+                world.choose(rng, world.COLUMNS),
+                world.choose(rng, world.ROWS),
+            )
+            for p in pictures
+        ]
+        sounds = [
+            world.Sound(
+                s.kind, s.word, world.choose(rng, world.VOICES) if s.word else None, s.pitch
+            )
+            for s in sounds
+        ]
         clip = questions.Clip(tuple(pictures), tuple(sounds))
         for question in questions.ask_about(clip, 4, rng, with_options=bool(i % 2)):
             counts.update(CUT.findall(questions.asked(question)))
@@ -88,8 +139,17 @@ def grammar_words(samples=3000, seed=5):
 
 def content_words():
     """Every word an answer can be."""
-    groups = (world.COLORS, world.SHAPES, world.NUMBERS, world.COMMANDS, world.KINDS, world.VOICES,
-              world.PITCHES, world.COLUMNS, world.ROWS)
+    groups = (
+        world.COLORS,
+        world.SHAPES,
+        world.NUMBERS,
+        world.COMMANDS,
+        world.KINDS,
+        world.VOICES,
+        world.PITCHES,
+        world.COLUMNS,
+        world.ROWS,
+    )
     return tuple(dict.fromkeys(word for group in groups for word in group))
 
 
@@ -111,8 +171,9 @@ class Tokenizer:
     @classmethod
     def learn(cls):
         letters = byte_letters()
-        spelled = {tuple(letters[b] for b in word.encode()): n for word, n in
-                   grammar_words().items()}
+        spelled = {
+            tuple(letters[b] for b in word.encode()): n for word, n in grammar_words().items()
+        }
         return cls(learn_merges(spelled))
 
     def _encode_word(self, word):
@@ -133,10 +194,18 @@ class Tokenizer:
     def encode_template(self, text):
         """Ids of text that may hold special tokens."""
         parts = re.split('(' + '|'.join(re.escape(s) for s in SPECIAL) + ')', text)
-        return [i for part in parts if part
-                for i in ([self.ids[part]] if part in SPECIAL else self.encode(part))]
+        return [
+            i
+            for part in parts
+            if part
+            for i in ([self.ids[part]] if part in SPECIAL else self.encode(part))
+        ]
 
     def decode(self, ids):
-        raw = b''.join(bytes(self.bytes[c] for c in self.pieces[i]) if i < self.normal
-                       else self.pieces[i].encode() for i in ids)
+        raw = b''.join(
+            bytes(self.bytes[c] for c in self.pieces[i])
+            if i < self.normal
+            else self.pieces[i].encode()
+            for i in ids
+        )
         return raw.decode('utf-8', 'replace')

@@ -7,6 +7,7 @@ Seconds stand in streams of several, at any place of the encoder's 30 s of posit
 the streaming front end (features and convolutions run on over the edges of seconds), at times
 with the official one (every second by itself), and with the clamp of a louder past.
 """
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,14 @@ def make_batch(seconds, streams, words, rng):
 
 def slot_labels(sounds):
     """slot -> (n,) index into its pool, -100 where it has no value."""
-    values = {slot: [getattr(sound, slot) for sound in sounds]
-              for slot in ('word', 'kind', 'voice', 'pitch')}
-    return {slot: torch.tensor([codes.POOLS[slot].index(v) if v else -100 for v in column])
-            for slot, column in values.items()}
+    values = {
+        slot: [getattr(sound, slot) for sound in sounds]
+        for slot in ('word', 'kind', 'voice', 'pitch')
+    }
+    return {
+        slot: torch.tensor([codes.POOLS[slot].index(v) if v else -100 for v in column])
+        for slot, column in values.items()
+    }
 
 
 def loss_of(audio, pcm, sounds, rng):
@@ -50,9 +55,11 @@ def loss_of(audio, pcm, sounds, rng):
     rows = rows.flatten(0, 1).float()  # (seconds of all streams, 25, 256)
     targets = torch.from_numpy(np.stack([codes.sound_rows(s) for s in sounds]))
     labels = slot_labels(sounds)
-    return (30 * F.mse_loss(rows, targets)
-            + choice_loss(rows, codes.SOUND_SLOTS, codes.SOUND, labels)
-            + choice_loss(rows, codes.SOUND_SLOTS, codes.SOUND, {'word': labels['word']}))
+    return (
+        30 * F.mse_loss(rows, targets)
+        + choice_loss(rows, codes.SOUND_SLOTS, codes.SOUND, labels)
+        + choice_loss(rows, codes.SOUND_SLOTS, codes.SOUND, {'word': labels['word']})
+    )
 
 
 @torch.no_grad()
@@ -78,5 +85,11 @@ def train(audio, words, unseen, run: Run, steps=2200, batch=40, peak=2.5e-3):
         pcm, sounds = make_batch(seconds, batch // seconds, words, rng)
         run.update(loss_of(audio, pcm, sounds, rng), audio, optimizer)
         if run.due(step, 400):
-            run.report(step, {'seen': evaluate(audio, words), 'unseen': evaluate(audio, unseen),
-                              'unseen isolated': evaluate(audio, unseen, isolated=True)})
+            run.report(
+                step,
+                {
+                    'seen': evaluate(audio, words),
+                    'unseen': evaluate(audio, unseen),
+                    'unseen isolated': evaluate(audio, unseen, isolated=True),
+                },
+            )

@@ -9,6 +9,7 @@ heads read what this second holds (after layer 2) and what came before it (after
 head of layer 4 is told which second to look at; and the answer must be readable after layer 5
 already.
 """
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,8 @@ from .world import MAX_SECONDS, choose
 CURRICULUM = (
     (0.30, (1, 2, 3, 4), (0.05, 0.2, 0.4, 0.35)),
     (0.60, (2, 3, 4, 5, 6, 8), (0.2, 0.25, 0.25, 0.15, 0.1, 0.05)),
-    (1.01, (2, 3, 4, 5, 6, 8, 10, 12, 16), (0.2, 0.19, 0.19, 0.12, 0.1, 0.1, 0.04, 0.03, 0.03)))
+    (1.01, (2, 3, 4, 5, 6, 8, 10, 12, 16), (0.2, 0.19, 0.19, 0.12, 0.1, 0.1, 0.04, 0.03, 0.03)),
+)
 FAMILY_WEIGHTS = (0.7, 0.9, 2.0, 1.6, 1.0, 1.2)
 COUNTED = ('beep', 'speech', 'tone')
 
@@ -38,8 +40,9 @@ class Helpers(nn.Module):
         super().__init__()
         sizes = {slot: len(pool) for slot, pool in codes.POOLS.items()}
         self.now = nn.ModuleDict({s: nn.Linear(width, n) for s, n in sizes.items()})
-        self.before = nn.ModuleDict({s: nn.Linear(width, sizes[s])
-                                     for s in ('color', 'shape', 'kind', 'word')})
+        self.before = nn.ModuleDict(
+            {s: nn.Linear(width, sizes[s]) for s in ('color', 'shape', 'kind', 'word')}
+        )
         self.so_far = nn.ModuleDict({k: nn.Linear(width, MAX_SECONDS + 1) for k in COUNTED})
 
 
@@ -48,8 +51,10 @@ def helper_labels(clips):
     shape = (len(clips), clips[0].seconds)
     now = picture_labels([p for c in clips for p in c.pictures])
     now.update(sound_labels([s for c in clips for s in c.sounds]))
-    so_far = {kind: torch.tensor([[s.kind == kind for s in c.sounds] for c in clips]).cumsum(1)
-              for kind in COUNTED}
+    so_far = {
+        kind: torch.tensor([[s.kind == kind for s in c.sounds] for c in clips]).cumsum(1)
+        for kind in COUNTED
+    }
     return {name: label.view(shape) for name, label in now.items()}, so_far
 
 
@@ -68,10 +73,11 @@ def helper_loss(helpers, ends, clips):
 
 def pointing_loss(looks, prefix, asked_of, hidden):
     """looks (b, n, p): the more weight rests on the unit where the answer stands, the smaller."""
-    units = looks[..., prefix.header:].float().unflatten(-1, (-1, UNIT_ROWS)).sum(-1)
+    units = looks[..., prefix.header :].float().unflatten(-1, (-1, UNIT_ROWS)).sum(-1)
     skipped = (hidden[1] - hidden[0]) // UNIT_ROWS
-    wanted = torch.tensor([[-1 if q.second is None else q.second + skipped for q in row]
-                           for row in asked_of])
+    wanted = torch.tensor(
+        [[-1 if q.second is None else q.second + skipped for q in row] for row in asked_of]
+    )
     found = units.gather(2, wanted.clamp(min=0)[..., None])[..., 0]
     return -(found + 1e-3).log()[wanted >= 0].mean()
 
@@ -122,8 +128,9 @@ def loss_of(language, helpers, batch, help_weight=1.0):
     pointing = pointing_loss(take(looks[3], packed.answer_at), prefix, asked_of, hidden)
     loss = loss + help_weight * (0.4 * early + 0.5 * helping + 0.3 * pointing)
     right = answers.argmax(-1) == packed.answer
-    return loss, [(q.family, bool(ok)) for row, oks in zip(asked_of, right)
-                  for q, ok in zip(row, oks)]
+    return loss, [
+        (q.family, bool(ok)) for row, oks in zip(asked_of, right) for q, ok in zip(row, oks)
+    ]
 
 
 def make_prefixes(tokenizer):

@@ -7,6 +7,7 @@ Three teachers: the rows themselves (distance to their codes, and a choice among
 their slot), and two dense ones without which shapes come slowly: from the first layer, which part
 of every patch is covered; from the last, which shape a covered patch belongs to.
 """
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -45,11 +46,16 @@ def make_batch(count, rng, p_mixed=0.4):
 def slot_labels(pictures):
     """slot -> (n,) index into its pool, -100 where it has no value."""
     values = {
-        'color': [p.color for p in pictures], 'shape': [p.shape for p in pictures],
+        'color': [p.color for p in pictures],
+        'shape': [p.shape for p in pictures],
         'count': [COUNTS[p.count - 1] if p.count < 5 else None for p in pictures],
-        'column': [p.column for p in pictures], 'row': [p.row for p in pictures]}
-    return {slot: torch.tensor([codes.POOLS[slot].index(v) if v else -100 for v in column])
-            for slot, column in values.items()}
+        'column': [p.column for p in pictures],
+        'row': [p.row for p in pictures],
+    }
+    return {
+        slot: torch.tensor([codes.POOLS[slot].index(v) if v else -100 for v in column])
+        for slot, column in values.items()
+    }
 
 
 def slot_logits(rows, slots, slot, frame):
@@ -69,8 +75,12 @@ def choice_loss(rows, slots, frame, labels):
 
 def cell_loss(rows, cells):
     """Color and shape of every occupied third."""
-    at = [(n, i, SHAPES.index(c[0]), COLORS.index(c[1])) for n, nine in enumerate(cells)
-          for i, c in enumerate(nine) if c]
+    at = [
+        (n, i, SHAPES.index(c[0]), COLORS.index(c[1]))
+        for n, nine in enumerate(cells)
+        for i, c in enumerate(nine)
+        if c
+    ]
     n, i, shape, color = torch.tensor(at).T
     mine, total = rows[n, i].float() * SHARPNESS / codes.NORM, 0.0
     for slot, label in (('shape', shape), ('color', color)):
@@ -86,11 +96,13 @@ def loss_of(vision, heads, batch, described):
         rows = vision(frames, taps)
         covered, shapes = heads.cover(taps[0]).float(), heads.shape(taps[-1]).float()
     rows, pictures = rows.float(), [p for p, _ in described]
-    return (30 * F.mse_loss(rows, targets)
-            + choice_loss(rows, codes.PICTURE_SLOTS, codes.PICTURE, slot_labels(pictures))
-            + cell_loss(rows, [c for _, c in described])
-            + 2 * F.binary_cross_entropy_with_logits(covered, cover)
-            + F.cross_entropy(shapes.flatten(0, 1), owners.flatten(), ignore_index=-1))
+    return (
+        30 * F.mse_loss(rows, targets)
+        + choice_loss(rows, codes.PICTURE_SLOTS, codes.PICTURE, slot_labels(pictures))
+        + cell_loss(rows, [c for _, c in described])
+        + 2 * F.binary_cross_entropy_with_logits(covered, cover)
+        + F.cross_entropy(shapes.flatten(0, 1), owners.flatten(), ignore_index=-1)
+    )
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@
 Pure data and chance, no pixels and no samples. One second is one Picture (equal shapes of one
 colour) and one Sound (an event that lies wholly inside the second).
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,25 @@ KINDS = ('silence', 'beep', 'tone', 'noise', 'siren', 'bell', 'knock', 'speech')
 VOICES = ('man', 'woman')
 PITCHES = ('low', 'high')
 COMMANDS = ('stop', 'go', 'start', 'left', 'right', 'up', 'down', 'yes', 'no')
-NUMBERS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten',
-           'eleven', 'twelve', 'thirteen', 'fourteen', 'fifteen', 'sixteen')
+NUMBERS = (
+    'zero',
+    'one',
+    'two',
+    'three',
+    'four',
+    'five',
+    'six',
+    'seven',
+    'eight',
+    'nine',
+    'ten',
+    'eleven',
+    'twelve',
+    'thirteen',
+    'fourteen',
+    'fifteen',
+    'sixteen',
+)
 SPOKEN = COLORS + SHAPES + NUMBERS[1:7] + COMMANDS
 SPOKEN_GROUPS = ((COLORS, 0.37), (SHAPES, 0.27), (NUMBERS[1:7], 0.18), (COMMANDS, 0.18))
 MAX_SECONDS = 16
