@@ -1,0 +1,123 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""PyTorch accuracy by family and window length, with the picture blanked and with the sound
+removed.
+
+Two sources of clips: `quick` puts them together from a pool of encoded seconds (for curves during
+training), `full` draws every frame and speaks every second of a clip and encodes it as one stream.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+from .pool import Pool
+from .prompt import pack, take
+from .questions import FAMILIES, Clip, ask_about
+from .scenes import draw, random_size
+from .sounds import make_second
+from .train_llm import forward, make_prefixes
+from .world import script
+
+
+def answer(language, tokenizer, prefix, pictures, sounds, asked_of):
+    """-> (b, n) token ids the model says first."""
+    packed = pack(tokenizer, asked_of)
+    _, forked, _ = forward(language, prefix, packed, pictures, sounds)
+    return language.logits(take(forked[-1], packed.answer_at)).argmax(-1)
+
+
+def score(language, tokenizer, clips, pictures, sounds, rng, number=12, options=0.2):
+    """-> rows of (family, kind, seconds, right, chance)"""
+    prefix = make_prefixes(tokenizer)[clips[0].seconds]
+    rows = []
+    for with_options in (False, True):
+        n = round(number * (options if with_options else 1 - options))
+        if n == 0:
+            continue
+        asked_of = [ask_about(c, n, rng, with_options) for c in clips]
+        said = answer(language, tokenizer, prefix, pictures, sounds, asked_of)
+        for clip, questions, tokens in zip(clips, asked_of, said):
+            for q, token in zip(questions, tokens):
+                right = tokenizer.decode([int(token)]) == q.answer
+                rows.append((q.family, q.kind, clip.seconds, right, q.chance))
+    return rows
+
+
+@torch.no_grad()
+def quick(
+    language, tokenizer, pool: Pool, seconds=(2, 3, 4, 8), clips=24, seed=77, independent=0.78
+):
+    """Rows of `score` on clips from a pool, in float32."""
+    rng, rows = np.random.default_rng(seed), []
+    for length in seconds:
+        made, pictures, sounds = pool.clips(clips, length, rng, independent)
+        rows += score(language, tokenizer, made, pictures.float(), sounds.float(), rng)
+    return rows
+
+
+@torch.no_grad()
+def full(
+    models, tokenizer, words, seconds, clips, seed, blank=None, independent=0.78, isolated=False
+):
+    """Rows of `score` on clips drawn and spoken for this, in batches of eight."""
+    vision, audio, language = models
+    rows = []
+    for batch in range(clips // 8):
+        rng = np.random.default_rng((seed, seconds, batch))
+        size = random_size(rng)
+        made = [real_clip(seconds, words, rng, size, independent) for _ in range(8)]
+        frames = torch.from_numpy(np.stack([m[1] for m in made])).flatten(0, 1)
+        pcm = torch.from_numpy(np.stack([m[2] for m in made]))
+        if blank == 'picture':
+            frames = torch.full_like(frames, 128)
+        if blank == 'sound':
+            pcm = torch.zeros_like(pcm)
+        pictures = vision(frames).unflatten(0, (8, seconds)).half().float()
+        sounds = audio(pcm, isolated=isolated).half().float()
+        rows += score(language, tokenizer, [m[0] for m in made], pictures, sounds, rng)
+    return rows
+
+
+def real_clip(seconds, words, rng, size, independent):
+    """-> Clip, frames (seconds, H, W, 3), pcm (seconds * 16000,)"""
+    pictures, sounds, alone = script(seconds, rng, independent)
+    drawn = [draw(p, *size, rng) for p in pictures]
+    made = [make_second(s, words, rng) for s in sounds]
+    clip = Clip(tuple(d.picture for d in drawn), tuple(m[1] for m in made), alone)
+    return clip, np.stack([d.frame for d in drawn]), np.concatenate([m[0] for m in made])
+
+
+def shares(rows, key=lambda row: row[0]):
+    """name -> share right"""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row[3])
+    return {name: float(np.mean(groups[name])) for name in sorted(groups, key=str)}
+
+
+def summary(rows):
+    """Figures of one evaluation: overall, by family, by kind, by window."""
+    return {
+        'overall': float(np.mean([r[3] for r in rows])),
+        'families': shares(rows),
+        'windows': {str(k): v for k, v in shares(rows, lambda r: r[2]).items()},
+        'kinds': shares(rows, lambda r: r[1]),
+        'questions': len(rows),
+    }
+
+
+def table(named_rows):
+    """Markdown: a line per (name, rows), a column per family."""
+    lines = [
+        '| what | overall | ' + ' | '.join(FAMILIES) + ' | questions |',
+        '|---' * (len(FAMILIES) + 3) + '|',
+    ]
+    for name, rows in named_rows:
+        by = shares(rows)
+        cells = [f'{np.mean([r[3] for r in rows]):.3f}']
+        cells += [f'{by.get(family, 0):.3f}' for family in FAMILIES]
+        lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {len(rows)} |')
+    return '\n'.join(lines)

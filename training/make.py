@@ -1,0 +1,202 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Makes nano from nothing: python -m training.make --out build/nano
+
+Stages: words (espeak-ng), audio and vision encoders side by side, the pool of encoded seconds, the
+language model on two processes, export, score. Every stage leaves a file and is skipped where the
+file says it is finished; a killed stage goes on from its last checkpoint. Steps, not minutes, set
+the schedules, so a busy machine makes the same nano, later.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from . import codes, evaluate, pool, train_audio, train_llm, train_vision
+from .export import export
+from .model import Audio, Config, Language, Vision, parameters_of
+from .runs import Run
+from .sounds import Words
+from .tokenizer import Tokenizer
+
+NOTES = (
+    'nano is the architecture of MiniCPM-o 2.6 in {parameters:.1f} million parameters, trained '
+    'from nothing (seed {seed}) on synthetic seconds: colored shapes (8 colors, 6 shapes, 1 to 4 '
+    'of them) in pictures of 1:1, 4:3 or 16:9, and one sound a second (29 spoken English words, '
+    'beeps, tones, noise, sirens, bells, knocks). It answers the questions of '
+    'training/questions.py in one word, on windows of 1 to 16 s, best on 2 to 4 s; times are told '
+    'backwards from now. It knows nothing else: real pictures, free speech and free questions are '
+    'beyond it. espeak-ng spoke the training words and is not part of the model.'
+)
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--out', type=Path, default=Path('build/nano'))
+    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--vision-steps', type=int, default=3000)
+    parser.add_argument('--audio-steps', type=int, default=2600)
+    parser.add_argument('--llm-steps', type=int, default=3000)
+    parser.add_argument('--processes', type=int, default=2, help='of the LLM stage, one core each')
+    parser.add_argument('--stage', choices=('audio', 'vision', 'llm'), help=argparse.SUPPRESS)
+    parser.add_argument('--rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def load(out, name, module):
+    """The module with the weights its stage left."""
+    state = torch.load(out / f'{name}.pt', weights_only=True)['module']
+    inner = {k[6:]: v for k, v in state.items() if k.startswith('model.')}
+    module.load_state_dict(inner or state)
+    return module.eval()
+
+
+def models(out, tokenizer):
+    config = Config()
+    return (
+        load(out, 'vision', Vision(config)),
+        load(out, 'audio', Audio(config)),
+        load(out, 'llm', Language(config, codes.token_embeddings(tokenizer))),
+    )
+
+
+def _steps_done(out, name):
+    path = out / f'{name}.pt'
+    return torch.load(path, weights_only=True)['step'] if path.exists() else 0
+
+
+def _run_side_by_side(options, jobs):
+    """Start this program once per job (a list of extra arguments) and wait; stop all if one
+    fails.
+    """
+    base = [sys.executable, '-m', 'training.make', *sys.argv[1:]]
+    running = [subprocess.Popen([*base, *job]) for job in jobs]
+    try:
+        while any(p.poll() is None for p in running):
+            if any(p.poll() not in (None, 0) for p in running):
+                sys.exit('a stage failed; its messages are above')
+            time.sleep(1)
+    finally:
+        for p in running:
+            if p.poll() is None:
+                p.terminate()
+    if any(p.returncode for p in running):
+        sys.exit('a stage failed; its messages are above')
+
+
+def _encoder_stage(options):
+    torch.manual_seed(options.seed)
+    run = Run(options.out, options.stage, options.seed)
+    if options.stage == 'vision':
+        train_vision.train(Vision(Config()), run, options.vision_steps)
+    else:
+        words = [Words(options.out / 'words', unseen) for unseen in (False, True)]
+        train_audio.train(Audio(Config()), *words, run, options.audio_steps)
+
+
+def _llm_stage(options):
+    if options.processes > 1:
+        dist.init_process_group(
+            'gloo',
+            init_method=f'file://{(options.out / "meet").resolve()}',
+            rank=options.rank,
+            world_size=options.processes,
+        )
+    torch.manual_seed(options.seed)
+    tokenizer = Tokenizer.learn()
+    language = Language(Config(), codes.token_embeddings(tokenizer))
+    text, *senses = (
+        torch.from_numpy(codes.frame(f)) for f in (codes.TEXT, codes.SOUND, codes.PICTURE)
+    )
+    language.match(senses, text)
+    stored, held_out = (pool.Pool.load(options.out / f'{name}.pt') for name in ('pool', 'unseen'))
+
+    def check(language):
+        return evaluate.summary(evaluate.quick(language, tokenizer, held_out))
+
+    train_llm.train(
+        language,
+        tokenizer,
+        stored,
+        Run(options.out, 'llm', options.seed),
+        check,
+        options.llm_steps,
+    )
+
+
+def _make_pools(options):
+    config = Config()
+    vision, audio = (
+        load(options.out, name, kind(config))
+        for name, kind in (('vision', Vision), ('audio', Audio))
+    )
+    for name, unseen, number in (('pool', False, 20000), ('unseen', True, 4000)):
+        path = options.out / f'{name}.pt'
+        if not path.exists():
+            rng = np.random.default_rng((options.seed, 4, unseen))
+            words = Words(options.out / 'words', unseen)
+            pool.encode(vision, audio, words, rng, number, number).save(path)
+
+
+def _score(options, three, tokenizer):
+    """Markdown of the PyTorch accuracy on clips drawn and spoken anew, unseen voices."""
+    words = Words(options.out / 'words', unseen=True)
+    named = []
+    for seconds in (2, 3, 4, 6, 8, 12, 16):
+        named.append((f'{seconds} s', evaluate.full(three, tokenizer, words, seconds, 40, 5)))
+    short = [row for _, rows in named[:3] for row in rows]
+    for title, more in (
+        ('hard', {'independent': 1.0}),
+        ('no picture', {'blank': 'picture'}),
+        ('no sound', {'blank': 'sound'}),
+        ('isolated sound', {'isolated': True}),
+    ):
+        rows = [
+            row
+            for seconds in (2, 3, 4)
+            for row in evaluate.full(three, tokenizer, words, seconds, 40, 5, **more)
+        ]
+        named.append((f'2-4 s, {title}', rows))
+    text = evaluate.table([('2-4 s', short), *named])
+    (options.out / 'score.md').write_text(text + '\n')
+    print(text)
+
+
+def main():
+    options = _arguments()
+    torch.set_num_threads(1)
+    if options.stage in ('audio', 'vision'):
+        return _encoder_stage(options)
+    if options.stage == 'llm':
+        return _llm_stage(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for unseen in (False, True):
+        Words(options.out / 'words', unseen)
+    wanted = {'audio': options.audio_steps, 'vision': options.vision_steps}
+    jobs = [['--stage', s] for s, n in wanted.items() if _steps_done(options.out, s) < n]
+    _run_side_by_side(options, jobs)
+    _make_pools(options)
+    if _steps_done(options.out, 'llm') < options.llm_steps:
+        (options.out / 'meet').unlink(missing_ok=True)
+        _run_side_by_side(
+            options, [['--stage', 'llm', '--rank', str(r)] for r in range(options.processes)]
+        )
+    tokenizer = Tokenizer.learn()
+    three = models(options.out, tokenizer)
+    size = sum(parameters_of(m) for m in three) / 1e6
+    notes = NOTES.format(parameters=size, seed=options.seed)
+    export(options.out / 'f16', *three, tokenizer, notes)
+    _score(options, three, tokenizer)
+
+
+if __name__ == '__main__':
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    main()

@@ -1,0 +1,347 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""MiniCPM-o 2.6 in 3.8 million parameters: the same blocks, wired the same way, in PyTorch.
+
+Vision: SigLIP (patches of 14, bucketed positions, tanh GELU) and a resampler (2-D sin-cos on the
+keys, heads of 128). Audio: Whisper's encoder under a mask of one-second chunks, two linear
+layers, a mean over pairs. Language: Qwen2 (RMSNorm, rotary halves, grouped heads with biased QKV,
+SwiGLU, tied output). Module names are our own; export.py knows what the files call them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .scenes import PATCH
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shapes of the three modules. Widths of 256 keep every LLM row fit for 4-bit K-quants."""
+
+    width: int = 256  # of the LLM, the resampler and every embedding
+    layers: int = 6
+    heads: int = 4
+    kv_heads: int = 2
+    head_width: int = 64
+    ffn: int = 256
+    rope_base: float = 1e6
+    queries: int = 16
+    vision_width: int = 96
+    vision_layers: int = 4
+    vision_heads: int = 3
+    vision_grid: int = 8  # control points a side; all 70 x 70 positions lie between them
+    audio_width: int = 96
+    audio_layers: int = 3
+    audio_heads: int = 3
+    mels: int = 80
+    audio_positions: int = 1500
+
+
+def attend(q, k, v, mask=None):
+    """Softmax attention over (..., n, d); on a CPU in bfloat16 faster than the fused kernels."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, -1) @ v
+
+
+def split_heads(x, heads):
+    """(b, n, heads * d) -> (b, heads, n, d)"""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class EncoderLayer(nn.Module):
+    """Pre-LN transformer layer, as SigLIP (tanh GELU) and Whisper (erf GELU, keys without
+    bias).
+    """
+
+    def __init__(self, width, heads, eps, approximate, key_bias):
+        super().__init__()
+        self.heads, self.approximate = heads, approximate
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
+        self.q, self.v, self.out = (nn.Linear(width, width) for _ in range(3))
+        self.k = nn.Linear(width, width, bias=key_bias)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x, mask=None):
+        y = self.norm1(x)
+        q, k, v = (split_heads(p(y), self.heads) for p in (self.q, self.k, self.v))
+        x = x + self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate=self.approximate))
+
+
+def position_buckets(count):
+    """Row (or column) of the 70 x 70 position table for each of `count` patches."""
+    return (70 * np.arange(count)) // count
+
+
+def interpolation(buckets, grid):
+    """(n, grid) linear weights of the control points at bucket numbers 0..69."""
+    at = (np.asarray(buckets) + 0.5) / 70 * grid - 0.5
+    return np.maximum(0, 1 - np.abs(np.clip(at, 0, grid - 1)[:, None] - np.arange(grid)))
+
+
+def sin_cos_2d(rows, columns, width, omega=None):
+    """(rows * columns, width): sin and cos of the column, then of the row, a quarter each."""
+    if omega is None:
+        omega = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+    y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1) * omega
+    table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1)
+    return torch.tensor(table, dtype=torch.float32)
+
+
+class Vision(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.config, d, width = c, c.vision_width, c.width
+        self.patch = nn.Linear(3 * PATCH * PATCH, d)
+        # Smooth waves, so that near patches look alike from the start.
+        self.positions = nn.Parameter(
+            0.3 * sin_cos_2d(c.vision_grid, c.vision_grid, d, np.geomspace(1.6, 0.15, d // 4))
+        )
+        self.layers = nn.ModuleList(
+            EncoderLayer(d, c.vision_heads, 1e-6, 'tanh', True) for _ in range(c.vision_layers)
+        )
+        self.post_norm = nn.LayerNorm(d, eps=1e-6)
+        self.query = nn.Parameter(torch.randn(c.queries, width) * 0.3)
+        self.kv = nn.Linear(d, width, bias=False)
+        self.norm_q, self.norm_kv, self.norm_out = (
+            nn.LayerNorm(width, eps=1e-6) for _ in range(3)
+        )
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.project = nn.Linear(width, width, bias=False)
+
+    def position_rows(self, rows, columns):
+        """(rows * columns, d)"""
+        grid = self.config.vision_grid
+        y, x = (interpolation(position_buckets(n), grid) for n in (rows, columns))
+        weights = torch.tensor(np.kron(y, x), dtype=torch.float32)
+        return weights @ self.positions
+
+    def forward(self, frames, taps=None):
+        """(b, H, W, 3) uint8 -> (b, 16, width). `taps`, a list, receives every layer's output."""
+        rows, columns = frames.shape[1] // PATCH, frames.shape[2] // PATCH
+        x = (frames.float() / 127.5 - 1).unflatten(2, (columns, PATCH)).unflatten(1, (rows, PATCH))
+        x = x.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)  # (b, patches, 3 * 14 * 14)
+        x = self.patch(x) + self.position_rows(rows, columns)
+        for layer in self.layers:
+            x = layer(x)
+            if taps is not None:
+                taps.append(x)
+        value = self.norm_kv(self.kv(self.post_norm(x)))
+        key = value + sin_cos_2d(rows, columns, self.config.width)
+        heads = self.config.width // 128
+        q = split_heads(self.q(self.norm_q(self.query))[None], heads)
+        mixed = attend(q, split_heads(self.k(key), heads), split_heads(self.v(value), heads))
+        return self.project(self.norm_out(self.out(mixed.transpose(1, 2).flatten(2))))
+
+
+def mel_filters(mels=80, bins=201, rate_hz=16000):
+    """(mels, bins) triangles on Slaney's mel scale with Slaney's area normalisation."""
+
+    def to_hertz(mel):
+        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+
+    top = 15 + 27 * np.log(rate_hz / 2 / 1000) / np.log(6.4)
+    edges = to_hertz(np.linspace(0, top, mels + 2))
+    slopes = edges[:, None] - np.linspace(0, rate_hz / 2, bins)[None]
+    gaps = np.diff(edges)[:, None]
+    triangles = np.maximum(0, np.minimum(-slopes[:-2] / gaps[:-1], slopes[2:] / gaps[1:]))
+    return (triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32)
+
+
+class Audio(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.config, d = c, c.audio_width
+        self.register_buffer('filters', torch.tensor(mel_filters(c.mels)), persistent=False)
+        self.register_buffer('hann', torch.hann_window(400), persistent=False)
+        self.conv1 = nn.Conv1d(c.mels, d, 3, padding=1)
+        self.conv2 = nn.Conv1d(d, d, 3, stride=2, padding=1)
+        # A position is its place inside the second plus the number of its second, both learned.
+        self.inside = nn.Parameter(torch.randn(50, d) * 0.1)
+        self.second = nn.Parameter(torch.randn(c.audio_positions // 50, d) * 0.1)
+        self.layers = nn.ModuleList(
+            EncoderLayer(d, c.audio_heads, 1e-5, 'none', False) for _ in range(c.audio_layers)
+        )
+        self.post_norm = nn.LayerNorm(d)
+        self.linear1, self.linear2 = nn.Linear(d, c.width), nn.Linear(c.width, c.width)
+
+    def position_rows(self):
+        """(1500, d)"""
+        return (self.second[:, None] + self.inside[None]).flatten(0, 1)
+
+    @torch.no_grad()
+    def log_mel(self, pcm, louder=0.0):
+        """(b, n) samples -> (b, 80, n / 160). `louder` raises the clamp as a louder past would."""
+        power = (
+            torch.stft(
+                pcm.float(),
+                400,
+                160,
+                window=self.hann,
+                center=True,
+                pad_mode='reflect',
+                return_complex=True,
+            )[..., :-1].abs()
+            ** 2
+        )
+        mel = torch.clamp(self.filters @ power, min=1e-10).log10()
+        floor = mel.amax((1, 2), keepdim=True) + louder - 8
+        return (torch.maximum(mel, floor) + 4) / 4
+
+    def forward(self, pcm, first_second=0, isolated=False, louder=0.0):
+        """(b, seconds * 16000) -> (b, seconds, 25, width). `isolated`: the official front end,
+        which computes features and convolutions of every second by itself."""
+        batch, seconds = pcm.shape[0], pcm.shape[1] // 16000
+        mel = self.log_mel(pcm.reshape(-1, 16000) if isolated else pcm, louder)
+        x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
+        x = x.reshape(batch, seconds * 50, -1)
+        start = 50 * first_second
+        x = x + self.position_rows()[start : start + seconds * 50]
+        chunk = torch.arange(seconds * 50) // 50
+        mask = (
+            torch.zeros(seconds * 50, seconds * 50)
+            .masked_fill(chunk[None] > chunk[:, None], -1e4)
+            .to(x.dtype)
+        )
+        for layer in self.layers:
+            x = layer(x, mask)
+        x = self.linear2(F.relu(self.linear1(self.post_norm(x))))
+        return x.view(batch, seconds, 25, 2, -1).mean(3)
+
+
+class RmsNorm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight, 1e-6).to(x.dtype)
+
+
+def rotate(x, turn):
+    """Rotary positions on halves ('neox'); x (b, heads, n, d), turn two of (n, d)."""
+    half = x.shape[-1] // 2
+    return x * turn[0] + torch.cat([-x[..., half:], x[..., :half]], -1) * turn[1]
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.config, d, kv = c, c.width, c.kv_heads * c.head_width
+        self.norm1, self.norm2 = RmsNorm(d), RmsNorm(d)
+        self.q, self.k, self.v = nn.Linear(d, d), nn.Linear(d, kv), nn.Linear(d, kv)
+        self.out = nn.Linear(d, d, bias=False)
+        self.gate, self.up = nn.Linear(d, c.ffn, bias=False), nn.Linear(d, c.ffn, bias=False)
+        self.down = nn.Linear(c.ffn, d, bias=False)
+
+    def heads_of(self, x, turn):
+        """-> q, k, v of (b, heads, n, 64), keys and values repeated for their group."""
+        c, y = self.config, self.norm1(x)
+        group = c.heads // c.kv_heads
+        q = rotate(split_heads(self.q(y), c.heads), turn)
+        k = rotate(split_heads(self.k(y), c.kv_heads), turn).repeat_interleave(group, 1)
+        return q, k, split_heads(self.v(y), c.kv_heads).repeat_interleave(group, 1)
+
+    def finish(self, x, mixed):
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Language(nn.Module):
+    """Reads a prefix once and many questions behind it, each blind to the others: as live
+    sessions fork.
+    """
+
+    def __init__(self, c: Config, embeddings):
+        super().__init__()
+        self.config = c
+        self.embed = nn.Embedding.from_pretrained(torch.tensor(embeddings), freeze=False)
+        self.layers = nn.ModuleList(DecoderLayer(c) for _ in range(c.layers))
+        self.norm = RmsNorm(c.width)
+        for layer in self.layers:
+            for name, weight in layer.named_parameters():
+                if weight.dim() == 2:
+                    small = name.startswith(('out', 'down'))
+                    nn.init.normal_(weight, std=0.04 / ((2 * c.layers) ** 0.5 if small else 1))
+                elif name.endswith('bias'):
+                    nn.init.zeros_(weight)
+
+    @torch.no_grad()
+    def match(self, keys_of, queries, gain=0.4):
+        """Let attention start with a taste: from layer 2 on, a query in the directions `queries`
+        (n, d) is drawn to a key in those of `keys_of[i]` (n, d), one for every key head.
+
+        Only slow rotary pairs take part, which are the same near and far.
+        """
+        half = self.config.head_width // 2
+        slow = torch.cat([torch.arange(half // 2, half), torch.arange(half + half // 2, 2 * half)])
+        group = self.config.heads // self.config.kv_heads
+        for layer in self.layers[1:]:
+            for i, directions in enumerate(keys_of):
+                common = gain * torch.randn(len(slow), len(queries)) / len(slow) ** 0.5
+                layer.k.weight[i * 2 * half + slow] += common @ directions
+                for head in range(i * group, (i + 1) * group):
+                    layer.q.weight[head * 2 * half + slow] += common @ queries
+
+    def turns(self, positions, dtype):
+        half = self.config.head_width // 2
+        inverse = self.config.rope_base ** -(torch.arange(half) / half)
+        angle = positions.float()[:, None] * inverse
+        angle = torch.cat([angle, angle], -1)
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def forward(self, prefix, positions, questions, hidden_from=0):
+        """prefix (b, p, d) rows at `positions` (p,); questions (b, n, l, d) follow at
+        positions[-1] + 1.
+
+        Questions do not see prefix rows hidden_from[0]..hidden_from[1] (evicted seconds).
+        -> lists of every layer's output for prefix (b, p, d) and questions (b, n, l, d), and of
+        where its first head looks in the prefix, (b, n, l, p).
+        """
+        b, n, length, d = questions.shape
+        p, dtype = prefix.shape[1], prefix.dtype
+        far = torch.full((), -1e4, dtype=dtype)
+        causal = torch.triu(far.expand(p, p), 1)
+        own = torch.triu(far.expand(length, length), 1)
+        evicted = torch.zeros(p, dtype=dtype)
+        if hidden_from:
+            evicted[hidden_from[0] : hidden_from[1]] = far
+        turn = self.turns(positions, dtype)
+        follow = positions[-1] + 1 + torch.arange(length)
+        turn_q = tuple(t.repeat(n, 1) for t in self.turns(follow, dtype))
+        x, y, outs = prefix, questions.reshape(b, n * length, d), ([], [], [])
+        for layer in self.layers:
+            q, k, v = layer.heads_of(x, turn)
+            x = layer.finish(x, attend(q, k, v, causal))
+            mixed, looks = self._forked(layer.heads_of(y, turn_q), k, v, n, own, evicted)
+            y = layer.finish(y, mixed)
+            outs[0].append(x)
+            outs[1].append(y.view(b, n, length, d))
+            outs[2].append(looks.view(b, n, length, p))
+        return outs
+
+    def _forked(self, qkv, k, v, n, own, evicted):
+        """Attention of n forks (b, heads, n * l, d) over the shared prefix and over themselves."""
+        q, k_own, v_own = qkv
+        scale, p = q.shape[-1] ** -0.5, k.shape[2]
+        past = q @ k.transpose(-1, -2) * scale + evicted
+        q, k_own, v_own = (t.unflatten(2, (n, -1)) for t in (q, k_own, v_own))
+        mine = q @ k_own.transpose(-1, -2) * scale + own  # (b, heads, n, l, l)
+        weights = torch.softmax(torch.cat([past, mine.flatten(2, 3)], -1), -1)
+        mixed = (weights[..., p:].unflatten(2, (n, -1)) @ v_own).flatten(2, 3)
+        return weights[..., :p] @ v + mixed, weights[:, 0, :, :p]
+
+    def logits(self, hidden):
+        return F.linear(self.norm(hidden), self.embed.weight)
+
+
+def parameters_of(module):
+    return sum(p.numel() for p in module.parameters())

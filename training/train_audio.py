@@ -1,0 +1,95 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Teaches the audio encoder to say, in the sound frame of the code book, what a second holds.
+
+Seconds stand in streams of several, at any place of the encoder's 30 s of positions, mostly with
+the streaming front end (features and convolutions run on over the edges of seconds), at times
+with the official one (every second by itself), and with the clamp of a louder past.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import codes
+from .runs import Run, autocast, optimizers
+from .sounds import make_second
+from .train_vision import choice_loss, slot_logits
+from .world import SPOKEN, Sound, choose, random_sound
+
+SECONDS = ((1, 0.15), (2, 0.35), (4, 0.3), (8, 0.2))  # of a stream, and how often
+
+
+def random_event(rng):
+    if rng.random() < 0.62:
+        return Sound('speech', choose(rng, SPOKEN))
+    return random_sound(rng, p_speech=0.0)
+
+
+def make_batch(seconds, streams, words, rng):
+    """-> pcm (streams, seconds * 16000), list of streams * seconds Sounds"""
+    made = [make_second(random_event(rng), words, rng) for _ in range(seconds * streams)]
+    pcm = np.stack([m[0] for m in made]).reshape(streams, -1)
+    return torch.from_numpy(pcm), [m[1] for m in made]
+
+
+def slot_labels(sounds):
+    """slot -> (n,) index into its pool, -100 where it has no value."""
+    values = {
+        slot: [getattr(sound, slot) for sound in sounds]
+        for slot in ('word', 'kind', 'voice', 'pitch')
+    }
+    return {
+        slot: torch.tensor([codes.POOLS[slot].index(v) if v else -100 for v in column])
+        for slot, column in values.items()
+    }
+
+
+def loss_of(audio, pcm, sounds, rng):
+    seconds = pcm.shape[1] // 16000
+    first = int(rng.integers(0, 30 - seconds + 1)) if rng.random() < 0.7 else 0
+    louder = float(rng.uniform(0, 1.2)) if rng.random() < 0.4 else 0.0
+    with autocast():
+        rows = audio(pcm, first, isolated=bool(rng.random() < 0.2), louder=louder)
+    rows = rows.flatten(0, 1).float()  # (seconds of all streams, 25, 256)
+    targets = torch.from_numpy(np.stack([codes.sound_rows(s) for s in sounds]))
+    labels = slot_labels(sounds)
+    return (
+        30 * F.mse_loss(rows, targets)
+        + choice_loss(rows, codes.SOUND_SLOTS, codes.SOUND, labels)
+        + choice_loss(rows, codes.SOUND_SLOTS, codes.SOUND, {'word': labels['word']})
+    )
+
+
+@torch.no_grad()
+def evaluate(audio, words, batches=8, seed=998, isolated=False):
+    """slot -> share of seconds whose value is told right."""
+    rng, right, seen = np.random.default_rng(seed), {}, {}
+    for _ in range(batches):
+        pcm, sounds = make_batch(8, 8, words, rng)
+        rows = audio(pcm, isolated=isolated).flatten(0, 1).float()
+        for slot, label in slot_labels(sounds).items():
+            told = slot_logits(rows, codes.SOUND_SLOTS, slot, codes.SOUND).argmax(-1)
+            right[slot] = right.get(slot, 0) + (told == label)[label >= 0].sum().item()
+            seen[slot] = seen.get(slot, 0) + (label >= 0).sum().item()
+    return {slot: right[slot] / seen[slot] for slot in right}
+
+
+def train(audio, words, unseen, run: Run, steps=2200, batch=40, peak=2.5e-3):
+    """Train in place on `batch` seconds a step; resumes from the run's checkpoint."""
+    optimizer = optimizers(audio, peak, [audio.inside, audio.second])
+    for step in run.steps(audio, optimizer, steps, peak):
+        rng = np.random.default_rng((run.seed, 2, step))
+        seconds = choose(rng, [s for s, _ in SECONDS], [w for _, w in SECONDS])
+        pcm, sounds = make_batch(seconds, batch // seconds, words, rng)
+        run.update(loss_of(audio, pcm, sounds, rng), audio, optimizer)
+        if run.due(step, 400):
+            run.report(
+                step,
+                {
+                    'seen': evaluate(audio, words),
+                    'unseen': evaluate(audio, unseen),
+                    'unseen isolated': evaluate(audio, unseen, isolated=True),
+                },
+            )

@@ -1,0 +1,135 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The little world nano lives in: what one second can show and sound like, and scripts of seconds.
+
+Pure data and chance, no pixels and no samples. One second is one Picture (equal shapes of one
+colour) and one Sound (an event that lies wholly inside the second).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+COLORS = ('red', 'green', 'blue', 'yellow', 'white', 'black', 'purple', 'orange')
+SHAPES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
+COUNTS = ('one', 'two', 'three', 'four')
+COLUMNS = ('left', 'center', 'right')
+ROWS = ('top', 'middle', 'bottom')
+KINDS = ('silence', 'beep', 'tone', 'noise', 'siren', 'bell', 'knock', 'speech')
+VOICES = ('man', 'woman')
+PITCHES = ('low', 'high')
+COMMANDS = ('stop', 'go', 'start', 'left', 'right', 'up', 'down', 'yes', 'no')
+NUMBERS = (
+    'zero',
+    'one',
+    'two',
+    'three',
+    'four',
+    'five',
+    'six',
+    'seven',
+    'eight',
+    'nine',
+    'ten',
+    'eleven',
+    'twelve',
+    'thirteen',
+    'fourteen',
+    'fifteen',
+    'sixteen',
+)
+SPOKEN = COLORS + SHAPES + NUMBERS[1:7] + COMMANDS
+SPOKEN_GROUPS = ((COLORS, 0.37), (SHAPES, 0.27), (NUMBERS[1:7], 0.18), (COMMANDS, 0.18))
+MAX_SECONDS = 16
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`count` equal shapes; column and row (thirds of the frame) only where there is one shape."""
+
+    shape: str
+    color: str
+    count: int
+    column: str | None = None
+    row: str | None = None
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One event: `word` and `voice` for speech, `pitch` for beep and tone."""
+
+    kind: str
+    word: str | None = None
+    voice: str | None = None
+    pitch: str | None = None
+
+
+def choose(rng, items, weights=None):
+    """One of `items`, as itself (NumPy would turn strings into np.str_)."""
+    if weights is None:
+        return items[int(rng.integers(len(items)))]
+    total = np.cumsum(weights)
+    return items[int(np.searchsorted(total, rng.random() * total[-1], side='right'))]
+
+
+def random_picture(rng, p_single=0.6):
+    count = 1 if rng.random() < p_single else int(rng.integers(2, 5))
+    return Picture(choose(rng, SHAPES), choose(rng, COLORS), count)
+
+
+def random_sound(rng, used_words=(), p_speech=0.5):
+    """A sound without its voice (who speaks is found when it is spoken); words not in
+    `used_words`.
+    """
+    if rng.random() < p_speech:
+        groups = [g for g, _ in SPOKEN_GROUPS]
+        for _ in range(20):
+            word = choose(rng, choose(rng, groups, [w for _, w in SPOKEN_GROUPS]))
+            if word not in used_words:
+                return Sound('speech', word)
+    kind = choose(rng, KINDS[:-1], (0.2, 0.22, 0.2, 0.1, 0.1, 0.09, 0.09))
+    return Sound(kind, pitch=choose(rng, PITCHES) if kind in ('beep', 'tone') else None)
+
+
+def changed(picture, rng):
+    """The same picture with one attribute changed."""
+    what = choose(rng, ('color', 'shape', 'count'), (0.5, 0.35, 0.15))
+    shape, color, count = picture.shape, picture.color, picture.count
+    if what == 'color':
+        color = choose(rng, [c for c in COLORS if c != color])
+    elif what == 'shape':
+        shape = choose(rng, [s for s in SHAPES if s != shape])
+    else:
+        count = choose(rng, [n for n in (1, 2, 3, 4) if n != count])
+    return Picture(shape, color, count)
+
+
+def script(seconds, rng, p_independent=0.78):
+    """-> (list of Picture, list of Sound, is_independent), each `seconds` long.
+
+    Independent seconds are the heart: where scenes stand still, a picture answers for every sound
+    and nothing teaches which second belongs to which. Now and then an attribute is carried over
+    from the second before, so that 'the same as one second ago' has two answers.
+    """
+    independent = bool(rng.random() < p_independent)
+    if independent:
+        pictures = []
+        for _ in range(seconds):
+            new = random_picture(rng)
+            if pictures:
+                old = pictures[-1]
+                shape = old.shape if rng.random() < 0.15 else new.shape
+                color = old.color if rng.random() < 0.15 else new.color
+                new = Picture(shape, color, new.count)
+            pictures.append(new)
+    else:
+        base = random_picture(rng)
+        other = changed(base, rng)
+        first, last = sorted(int(i) for i in rng.integers(0, seconds + 1, 2))
+        pictures = [other if first <= i < last else base for i in range(seconds)]
+    sounds, used = [], set()
+    for _ in range(seconds):
+        sounds.append(random_sound(rng, used))
+        used.add(sounds[-1].word)
+    return pictures, sounds, independent
