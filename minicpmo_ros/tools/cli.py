@@ -13,7 +13,7 @@ import sys
 from minicpmo_ros.errors import Error
 from minicpmo_ros.process import prepare
 
-VERBS = ('check', 'synthetic')
+VERBS = ('check', 'score', 'synthetic')
 
 
 def main(arguments=None) -> int:

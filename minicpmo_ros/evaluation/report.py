@@ -1,0 +1,61 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A score's report as Markdown tables for a person."""
+from minicpmo_ros.evaluation.questions import SUBSETS
+from minicpmo_ros.evaluation.score import KEY
+
+
+def markdown(found: dict) -> str:
+    """Give a report as tables: families, windows, what the senses add, agreements."""
+    parts = [_table(found['rows']), _window_table(found['details']), _gain_table(found['rows'])]
+    if found['agreements']:
+        parts.append(_lines(('same answer', '', 'share'), [
+            (pair['a'], pair['b'], _percent(pair['same'])) for pair in found['agreements']]))
+    return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def _table(rows: list) -> str:
+    families = list(dict.fromkeys(family for row in rows for family in row['families']))
+    lines = [(*(row[name] for name in (*KEY, 'subset')), _percent(row['overall']),
+              *(_percent(row['families'].get(family)) for family in families),
+              _percent(row['same_as_f32']), str(row['questions'])) for row in rows]
+    for subset in SUBSETS:
+        row = next((row for row in rows if row['subset'] == subset), None)
+        if row:
+            lines.append(('chance', '', '', '', subset, '', *(
+                _percent(row['chance'].get(family)) for family in families), '', ''))
+    return _lines((*KEY, 'subset', 'overall', *families, 'same as f32', 'questions'), lines)
+
+
+def _window_table(details: list) -> str:
+    windows = sorted({w for detail in details for w in detail['windows']}, key=int)
+    lines = [(*(detail[name] for name in (*KEY, 'subset')), *(
+        _percent(detail['windows'].get(window, {}).get('right')) for window in windows))
+        for detail in details]
+    return _lines((*KEY, 'subset', *(f'{window} s' for window in windows)), lines)
+
+
+def _gain_table(rows: list) -> str:
+    """Points above the better of picture blanked and sound removed, where both were tried."""
+    by_key = {tuple(row[name] for name in (*KEY, 'subset')): row for row in rows}
+    lines, families = [], list(dict.fromkeys(f for row in rows for f in row['families']))
+    for row in rows:
+        blind = [by_key.get((*(row[name] for name in KEY[:3]), name, row['subset']))
+                 for name in ('no_picture', 'no_sound')]
+        if row['input'] == 'all' and all(blind):
+            gains = [row['families'][f] - max(b['families'][f] for b in blind) for f in families
+                     if f in row['families']]
+            lines.append((*(row[name] for name in KEY[:3]), row['subset'],
+                          *(f'{100 * gain:+.1f}' for gain in gains)))
+    title = (*KEY[:3], 'subset', *(f'{f}: above the better blank' for f in families))
+    return _lines(title, lines) if lines else ''
+
+
+def _lines(title: tuple, rows: list) -> str:
+    return '\n'.join('| ' + ' | '.join(cells) + ' |'
+                     for cells in (title, ('---',) * len(title), *rows))
+
+
+def _percent(share: float | None) -> str:
+    return '' if share is None else f'{100 * share:.1f}'
