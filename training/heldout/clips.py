@@ -1,0 +1,97 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Clips drawn and spoken second by second, one question of every family about each, and a folder
+of bags and questions.json. The same arguments give the same bytes (with the same espeak-ng).
+"""
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from minicpmo_ros.evaluation.clips import NS, write_clip
+from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
+from training.heldout import pictures, scripts, sounds
+from training.questions import FAMILIES, Clip, asked, make_question
+
+FIRST_SECOND, SECONDS_APART = 1_750_000_000, 100  # of the stamps, from clip to clip
+LENGTHS = (3, 2, 4, 3, 8, 2, 4, 3, 5, 2, 4, 6, 3, 2, 4, 3, 8, 2, 4, 3, 7, 2, 4, 6)
+HARD = (True, False, True, True, False)  # by turns
+SHOWN_AT_NS = NS // 2  # the one picture of a second
+NOTES = ('Drawn, spoken and asked by training/heldout; nothing of it was used in training. Stamps '
+         'are exact: second n of a clip is [start_s + n, start_s + n + 1).')
+
+
+@dataclass(frozen=True)
+class Made:
+    """A clip and what it holds."""
+
+    facts: Clip
+    frames: list  # JPEG bytes, one a second
+    samples: np.ndarray  # (16000 n,) float32
+
+
+def make_clip(seconds: int, hard: bool, rng) -> Made:
+    """Draw and speak one clip."""
+    size = scripts.pick(rng, pictures.SIZES)
+    stands = not hard or rng.random() < 0.5  # one place for the whole clip
+    script = scripts.pictures_of(seconds, hard, rng)
+    shown, frames, stage, layout = [], [], None, None
+    for picture in script:
+        if stage is None or not stands:
+            stage = pictures.make_stage(rng, size)
+        if layout is None or hard or len(layout.centres) != picture.count:
+            layout = pictures.make_layout(rng, size, picture.count)
+        if picture.count == 1:
+            column, row = layout.cell(size)
+            picture = replace(picture, column=column, row=row)
+        frames.append(pictures.draw(picture, layout, stage, rng))
+        shown.append(picture)
+    made = [sounds.make_second(sound, rng) for sound in scripts.sounds_of(script, rng)]
+    facts = Clip(tuple(shown), tuple(sound for _, sound in made), hard)
+    return Made(facts, frames, np.concatenate([samples for samples, _ in made]))
+
+
+def ask(facts: Clip, rng, with_options: bool) -> list | None:
+    """Give one training Question of every family, or None where the clip has none of one."""
+    questions = [make_question(facts, family, rng, with_options) for family in FAMILIES]
+    return None if None in questions else questions
+
+
+def make_set(folder: Path, count: int, seed: int, with_options: bool, progress=print):
+    """Write `count` clips and questions.json into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    questions, told = [], {}
+    for i in range(count):
+        seconds, hard = LENGTHS[i % len(LENGTHS)], HARD[i % len(HARD)]
+        rng = np.random.default_rng((seed, i))
+        asked_about = None
+        while asked_about is None:
+            made = make_clip(seconds, hard, rng)
+            asked_about = ask(made.facts, rng, with_options)
+        name, start_s = f'{i:03}.mcap', FIRST_SECOND + SECONDS_APART * i
+        frames = [(second * NS + SHOWN_AT_NS, data) for second, data in enumerate(made.frames)]
+        write_clip(folder / name, start_s, frames, made.samples)
+        told[name] = tell(made.facts)
+        questions += [_scored(q, name, start_s, made.facts) for q in asked_about]
+        if i % 50 == 49:
+            progress(f'{i + 1} of {count} clips')
+    QuestionSet(tuple(questions), f'held-out {seed}', NOTES, told).write(folder / 'questions.json')
+
+
+def _scored(question, clip: str, start_s: int, facts: Clip) -> ScoredQuestion:
+    return ScoredQuestion(
+        f'{Path(clip).stem}-{question.family}', clip, start_s, start_s + facts.seconds,
+        question.family, asked(question), (question.answer,), tuple(question.options),
+        question.kind, round(question.chance, 4), facts.independent)
+
+
+def tell(facts: Clip) -> list:
+    """Say what every second shows and sounds like."""
+    lines = []
+    for picture, sound in zip(facts.pictures, facts.sounds):
+        place = f', {picture.row} {picture.column}' if picture.column else ''
+        heard = {'speech': f'a {sound.voice} says "{sound.word}"'}.get(
+            sound.kind, ' '.join(filter(None, (sound.pitch, sound.kind))))
+        lines.append(f'{picture.count} {picture.color} {picture.shape}{place}; {heard}')
+    return lines
