@@ -1,10 +1,12 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Clips drawn and spoken second by second, one question of every family about each, and a folder
-of bags and questions.json. The same arguments give the same bytes (with the same espeak-ng).
+"""Clips drawn and spoken second by second, questions of every family about each, and a folder of
+bags with questions.json and choices.json. The same arguments give the same bytes (with the same
+espeak-ng).
 """
 from dataclasses import dataclass, replace
+from itertools import count as count_up
 from pathlib import Path
 
 import numpy as np
@@ -54,29 +56,40 @@ def make_clip(seconds: int, hard: bool, rng) -> Made:
 
 def ask(facts: Clip, rng, with_options: bool) -> list | None:
     """Give one training Question of every family, or None where the clip has none of one."""
-    questions = [make_question(facts, family, rng, with_options) for family in FAMILIES]
+    questions = []
+    for family in FAMILIES:
+        question = make_question(facts, family, rng, with_options)
+        # Most seconds hold speech: whoever always says so must not be right so often.
+        if question and question.answer == 'speech' and rng.random() < 0.75:
+            question = make_question(facts, family, rng, with_options)
+        questions.append(question)
     return None if None in questions else questions
 
 
-def make_set(folder: Path, count: int, seed: int, with_options: bool, progress=print):
-    """Write `count` clips and questions.json into a folder."""
+def make_set(folder: Path, count: int, seed: int, progress=print):
+    """Write `count` clips, questions.json (open) and choices.json (four options) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    questions, told = [], {}
+    files, told = {'questions': [], 'choices': []}, {}
     for i in range(count):
         seconds, hard = LENGTHS[i % len(LENGTHS)], HARD[i % len(HARD)]
-        rng = np.random.default_rng((seed, i))
-        asked_about = None
-        while asked_about is None:
-            made = make_clip(seconds, hard, rng)
-            asked_about = ask(made.facts, rng, with_options)
+        for take in count_up():
+            made = make_clip(seconds, hard, np.random.default_rng((seed, i, take)))
+            # Of its own chance, so that other words for a question leave the clips as they are.
+            rng = np.random.default_rng((seed, i, take, 1))
+            asked_about = [ask(made.facts, rng, with_options) for with_options in (False, True)]
+            if None not in asked_about:
+                break
         name, start_s = f'{i:03}.mcap', FIRST_SECOND + SECONDS_APART * i
         frames = [(second * NS + SHOWN_AT_NS, data) for second, data in enumerate(made.frames)]
         write_clip(folder / name, start_s, frames, made.samples)
         told[name] = tell(made.facts)
-        questions += [_scored(q, name, start_s, made.facts) for q in asked_about]
+        for questions, about in zip(files.values(), asked_about):
+            questions += [_scored(q, name, start_s, made.facts) for q in about]
         if i % 50 == 49:
             progress(f'{i + 1} of {count} clips')
-    QuestionSet(tuple(questions), f'held-out {seed}', NOTES, told).write(folder / 'questions.json')
+    for name, questions in files.items():
+        made_of = QuestionSet(tuple(questions), f'held-out {seed}, {name}', NOTES, told)
+        made_of.write(folder / f'{name}.json')
 
 
 def _scored(question, clip: str, start_s: int, facts: Clip) -> ScoredQuestion:
