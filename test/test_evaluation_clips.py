@@ -41,8 +41,12 @@ def test_sound_of_another_rate_is_resampled(tmp_path, monkeypatch):
     monkeypatch.setattr(clips, 'CHUNK', 4800)
     tone = 0.5 * np.sin(2 * np.pi * 500 * np.arange(96000) / 48000)
     write_clip(tmp_path / 'a.mcap', START_S, [], tone)
-    heard = np.concatenate([chunk for _, chunk in read_clip(tmp_path / 'a.mcap').sound])
-    assert len(heard) == 32000
+    *stamped, (no_stamp, rest) = read_clip(tmp_path / 'a.mcap').sound
+    begins = np.cumsum([0, *(len(chunk) for _, chunk in stamped)])
+    assert no_stamp is None and begins[-1] + len(rest) == 32000
+    for (stamp_ns, _), begin in zip(stamped, begins):
+        assert abs(stamp_ns - START_S * NS - begin * NS // 16000) <= 1
+    heard = np.concatenate([*(chunk for _, chunk in stamped), rest])
     assert np.argmax(np.abs(np.fft.rfft(heard))) == 1000
 
 
