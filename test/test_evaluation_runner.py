@@ -11,6 +11,7 @@ from scored_clips import START_S, sound, write_question_set, write_test_clip
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation import runner
+from minicpmo_ros.evaluation.answers import AnswerSet
 from minicpmo_ros.evaluation.clips import Clip, read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
@@ -168,6 +169,15 @@ def test_score_prints_tables_and_writes_the_report(nano_dir, questions, tmp_path
     assert [row['path'] for row in rows] == ['core'] * 4 + ['pytorch']
     assert {'a': 'core mixed', 'b': 'pytorch mixed', 'same': 1.0} in json.loads(
         out.read_text())['agreements']
+
+
+def test_score_of_saved_answers_needs_no_model(questions, tmp_path, capsys):
+    AnswerSet({q.id: 'red' for q in questions.questions}, 'pytorch').write(tmp_path / 'a.json')
+    arguments = ['score', '--questions', str(questions.folder / 'questions.json')]
+    assert cli.main([*arguments, '--answers', str(tmp_path / 'a.json')]) == 0
+    assert '| pytorch | f16 | streaming | all | all | 100.0 |' in capsys.readouterr().out
+    assert cli.main(arguments) == 2
+    assert 'Nothing to score' in capsys.readouterr().err
 
 
 def test_score_refuses_a_wrong_file_in_one_line(nano_dir, tmp_path, capsys):

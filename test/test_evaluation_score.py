@@ -69,3 +69,14 @@ def test_the_tables_hold_every_row_window_and_what_the_senses_add():
     assert '| chance |  |  |  | hard |  | 10.0 | 30.0 |  |  |' in text
     assert '| core | f16 | streaming | no_picture | all | 25.0 | 25.0 |' in text  # windows
     assert '| core | f16 | streaming | all | +50.0 | +75.0 |' in text
+
+
+def test_short_windows_have_rows_of_their_own():
+    questions = QuestionSet(tuple(
+        ScoredQuestion(str(i), 'c', 0, 4 + i % 2, 'scene', 'what?', ('red',)) for i in range(8)))
+    found = report(questions, [answers('10101011')])
+    assert [(row['overall'], row['questions']) for row in found['rows']] == [(0.625, 8)]
+    assert [(row['overall'], row['questions']) for row in found['short_rows']] == [(1.0, 4)]
+    assert 'Windows up to 4 s' in markdown(found)
+    assert 'Windows up to' not in markdown(report(questions.up_to(4), [answers('10101011')]))
+    assert report(questions.up_to(3), [answers('1')])['rows'] == []

@@ -96,6 +96,10 @@ class QuestionSet:
         """The first `count` questions."""
         return replace(self, questions=self.questions[:count])
 
+    def up_to(self, seconds: int) -> 'QuestionSet':
+        """The questions about windows of at most so many seconds."""
+        return replace(self, questions=tuple(q for q in self.questions if q.seconds <= seconds))
+
     def by_clip(self) -> dict:
         """Give the questions by clip, and within it by window, each in the file's order."""
         clips = {}

@@ -3,16 +3,24 @@
 
 """A score's report as Markdown tables for a person."""
 from minicpmo_ros.evaluation.questions import SUBSETS
-from minicpmo_ros.evaluation.score import KEY
+from minicpmo_ros.evaluation.score import KEY, SHORT_S
 
 
 def markdown(found: dict) -> str:
     """Give a report as tables: families, windows, what the senses add, agreements."""
-    parts = [_table(found['rows']), _window_table(found['details']), _gain_table(found['rows'])]
+    parts = ['Right answers, percent', _table(found['rows'])]
+    parts += ['By window', _window_table(found['details'])]
+    gains = [('Points above the better of picture blanked and sound removed', found['rows'])]
+    if 0 < len(found['short_rows']) and found['short_rows'] != found['rows']:
+        parts += [f'Windows up to {SHORT_S} s', _table(found['short_rows'])]
+        gains.append((f'The same, windows up to {SHORT_S} s', found['short_rows']))
+    for title, rows in gains:
+        table = _gain_table(rows)
+        parts += [title, table] if table else []
     if found['agreements']:
-        parts.append(_lines(('same answer', '', 'share'), [
-            (pair['a'], pair['b'], _percent(pair['same'])) for pair in found['agreements']]))
-    return '\n\n'.join(part for part in parts if part) + '\n'
+        parts += ['Same answers, percent', _lines(('one', 'other', 'same'), [
+            (pair['a'], pair['b'], _percent(pair['same'])) for pair in found['agreements']])]
+    return '\n\n'.join(parts) + '\n'
 
 
 def _table(rows: list) -> str:
@@ -37,19 +45,23 @@ def _window_table(details: list) -> str:
 
 
 def _gain_table(rows: list) -> str:
-    """Points above the better of picture blanked and sound removed, where both were tried."""
+    """Compare with the better of both blank inputs, where both were tried."""
     by_key = {tuple(row[name] for name in (*KEY, 'subset')): row for row in rows}
-    lines, families = [], list(dict.fromkeys(f for row in rows for f in row['families']))
+    families = list(dict.fromkeys(family for row in rows for family in row['families']))
+    lines = []
     for row in rows:
         blind = [by_key.get((*(row[name] for name in KEY[:3]), name, row['subset']))
                  for name in ('no_picture', 'no_sound')]
         if row['input'] == 'all' and all(blind):
-            gains = [row['families'][f] - max(b['families'][f] for b in blind) for f in families
-                     if f in row['families']]
             lines.append((*(row[name] for name in KEY[:3]), row['subset'],
-                          *(f'{100 * gain:+.1f}' for gain in gains)))
-    title = (*KEY[:3], 'subset', *(f'{f}: above the better blank' for f in families))
-    return _lines(title, lines) if lines else ''
+                          *(_gain(family, row, blind) for family in families)))
+    return _lines((*KEY[:3], 'subset', *families), lines) if lines else ''
+
+
+def _gain(family: str, row: dict, blind: list) -> str:
+    if family not in row['families']:
+        return ''
+    return f'{100 * (row["families"][family] - max(b["families"][family] for b in blind)):+.1f}'
 
 
 def _lines(title: tuple, rows: list) -> str:

@@ -3,12 +3,13 @@
 
 """How many answers are right: by family, subset, window and kind, and how many stay the same.
 
-A report is {"rows": [...], "details": [...], "agreements": [...]}. A row is an AnswerSet on a
-subset: {"path", "precision", "audio", "input", "subset", "overall", "families", "chance",
-"same_as_f32", "questions"}; same_as_f32 is the share of answers that are the same text as by the
-core in f32 with the same sound and input, None where there are none. Details have `windows` (by
-seconds) and `kinds` in the place of families. Agreements compare two AnswerSets with all input
-that differ in one of path, precision and audio. Shares are rounded to 4 digits.
+A report is {"rows": [...], "short_rows": [...], "details": [...], "agreements": [...]}. A row is
+an AnswerSet on a subset: {"path", "precision", "audio", "input", "subset", "overall", "families",
+"chance", "same_as_f32", "questions"}; same_as_f32 is the share of answers that are the same text
+as by the core in f32 with the same sound and input, None where there are none. Short rows count
+windows up to SHORT_S only. Details have `windows` (by seconds) and `kinds` in the place of
+families. Agreements compare two AnswerSets with all input that differ in one of path, precision
+and audio. Shares are rounded to 4 digits.
 """
 from collections import defaultdict
 from itertools import combinations
@@ -16,6 +17,7 @@ from itertools import combinations
 from minicpmo_ros.evaluation.answers import AnswerSet
 from minicpmo_ros.evaluation.questions import SUBSETS, QuestionSet, ScoredQuestion
 
+SHORT_S = 4  # what nano promises most for
 KEY = ('path', 'precision', 'audio', 'input')
 
 
@@ -31,6 +33,14 @@ def is_right(question: ScoredQuestion, text: str) -> bool:
 
 def report(questions: QuestionSet, answer_sets: list) -> dict:
     """Give the report; raises InputError where an AnswerSet lacks an answer."""
+    rows, details = _rows(questions, answer_sets)
+    short_rows, _ = _rows(questions.up_to(SHORT_S), answer_sets)
+    return {'rows': rows, 'short_rows': short_rows, 'details': details,
+            'agreements': _agreements([(a, a.of(questions)) for a in answer_sets])}
+
+
+def _rows(questions: QuestionSet, answer_sets: list) -> tuple:
+    """Give rows and details."""
     given = [(answers, answers.of(questions)) for answers in answer_sets]
     rows, details = [], []
     for answers, texts in given:
@@ -43,7 +53,7 @@ def report(questions: QuestionSet, answer_sets: list) -> dict:
                 facts = {**_facts(answers), 'subset': subset}
                 rows.append({**facts, **_row(chosen)})
                 details.append({**facts, **_detail(chosen)})
-    return {'rows': rows, 'details': details, 'agreements': _agreements(given)}
+    return rows, details
 
 
 def _facts(answers: AnswerSet) -> dict:
@@ -53,7 +63,7 @@ def _facts(answers: AnswerSet) -> dict:
 def _reference(answers: AnswerSet, given: list) -> list:
     wanted = {**_facts(answers), 'path': 'core', 'precision': 'f32'}
     found = [texts for other, texts in given if _facts(other) == wanted]
-    return found[0] if found else [None] * len(answers.answers)
+    return found[0] if found else [None] * len(given[0][1])
 
 
 def _row(chosen: list) -> dict:

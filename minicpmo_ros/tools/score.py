@@ -21,8 +21,9 @@ AUDIO = ('streaming', 'offline')
 
 def add_arguments(parser) -> None:
     """Declare the options."""
-    parser.add_argument('directories', type=Path, metavar='DIR', nargs='+',
-                        help='model directories, of one model in several precisions')
+    parser.add_argument('directories', type=Path, metavar='DIR', nargs='*',
+                        help='model directories, of one model in several precisions; none: only '
+                        'the answers given by --answers are scored')
     parser.add_argument('--questions', type=Path, metavar='FILE',
                         help='questions.json beside its clips; default: those that ship')
     parser.add_argument('--limit', type=_count, metavar='N', help='ask only the first N')
@@ -46,6 +47,8 @@ def run(arguments) -> None:
     from minicpmo_ros.evaluation.score import report
     from minicpmo_ros.models.directory import ModelDirectory
 
+    if not arguments.directories and not arguments.answers:
+        raise InputError('Nothing to score was given. Give model directories, or --answers.')
     path = arguments.questions or shipped_questions()
     questions = QuestionSet.read(path)
     if arguments.limit:
