@@ -19,6 +19,9 @@ from training.questions import FAMILIES, Clip, asked, make_question
 FIRST_SECOND, SECONDS_APART = 1_750_000_000, 100  # of the stamps, from clip to clip
 LENGTHS = (3, 2, 4, 3, 8, 2, 4, 3, 5, 2, 4, 6, 3, 2, 4, 3, 8, 2, 4, 3, 7, 2, 4, 6)
 HARD = (True, False, True, True, False)  # by turns
+# Answers that are often right, and how often another question is drawn instead: who always gives
+# them must not be right so often.
+LIKELY = {'speech': 0.75, 'one': 0.5}
 SHOWN_AT_NS = NS // 2  # the one picture of a second
 NOTES = ('Drawn, spoken and asked by training/heldout; nothing of it was used in training. Stamps '
          'are exact: second n of a clip is [start_s + n, start_s + n + 1).')
@@ -59,8 +62,7 @@ def ask(facts: Clip, rng, with_options: bool) -> list | None:
     questions = []
     for family in FAMILIES:
         question = make_question(facts, family, rng, with_options)
-        # Most seconds hold speech: whoever always says so must not be right so often.
-        if question and question.answer == 'speech' and rng.random() < 0.75:
+        if question and rng.random() < LIKELY.get(question.answer, 0):
             question = make_question(facts, family, rng, with_options)
         questions.append(question)
     return None if None in questions else questions
