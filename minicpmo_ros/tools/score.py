@@ -35,8 +35,10 @@ def add_arguments(parser) -> None:
                         help='also score these answers, given by another path; repeatable')
     parser.add_argument('--save', type=Path, metavar='FOLDER', help='write all answers there')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the report there')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'gpu'), default='auto')
-    parser.add_argument('--threads', type=_count, default=len(os.sched_getaffinity(0)))
+    parser.add_argument('--device', choices=('auto', 'cpu', 'gpu'), default='auto',
+                        help='where the model runs; auto: GPU where there is one')
+    parser.add_argument('--threads', type=_count, default=len(os.sched_getaffinity(0)),
+                        help='of computation on the CPU')
 
 
 def run(arguments) -> None:
