@@ -1,0 +1,200 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A file of questions about clips, and the answers that count as right.
+
+The file is JSON: {"format": FORMAT, "name": ..., "notes": ..., "clips": {...}, "questions":
+[...]}; each question is an object with the fields of ScoredQuestion, and `clips` may tell a person
+what each clip shows. Everything is checked when it is read; what is wrong is an InputError that
+names the question and the field.
+"""
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from minicpmo_ros.errors import InputError
+
+FORMAT = 'minicpmo_ros questions 1'
+MAX_FILE_BYTES = 64 * 2 ** 20
+LONGEST_WINDOW_S = 3600
+SUBSETS = ('all', 'hard')
+
+
+@dataclass(frozen=True)
+class ScoredQuestion:
+    """One question, asked when the second before `end_s` has been read."""
+
+    id: str
+    clip: str            # a bag, relative to the file
+    start_s: int         # of the window: the seconds [start_s, end_s) of the clip's stamps
+    end_s: int
+    family: str
+    text: str            # as it is asked, options included
+    answers: tuple       # texts that count as right
+    choices: tuple = ()  # the answer is held to one of these; none: it is open
+    kind: str = ''       # of question, within the family
+    chance: float = 0.0  # of a guess that knows neither picture nor sound
+    hard: bool = False   # of a clip whose seconds have nothing to do with each other
+
+    @property
+    def seconds(self) -> int:
+        """Length of the window."""
+        return self.end_s - self.start_s
+
+    @property
+    def window(self) -> tuple:
+        """What questions must share to be answered from one prefill."""
+        return self.clip, self.start_s, self.end_s
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of one file, in its order."""
+
+    questions: tuple
+    name: str = ''
+    notes: str = ''
+    clips: dict = field(default_factory=dict)  # clip: what it shows, second by second
+    folder: Path = Path()                      # that the clips' paths are relative to
+
+    @classmethod
+    def read(cls, path) -> 'QuestionSet':
+        """Read and check a file; raises InputError."""
+        path = Path(path)
+        data = read_json(path, FORMAT)
+        if not isinstance(data.get('questions'), list) or not data['questions']:
+            raise InputError(f'{path}: it has no list of questions.')
+        questions = tuple(_read_question(path, i, entry)
+                          for i, entry in enumerate(data['questions']))
+        seen = set()
+        for question in questions:
+            if question.id in seen:
+                raise InputError(f'{path}: two questions have the id {question.id!r}; ids are '
+                                 'unique.')
+            seen.add(question.id)
+            if not (path.parent / question.clip).is_file():
+                raise InputError(f'{path}: the clip {question.clip} of the question '
+                                 f'{question.id!r} is not there. Fetch the clips with the file.')
+        return cls(questions, str(data.get('name', '')), str(data.get('notes', '')),
+                   dict(data.get('clips') or {}), path.parent)
+
+    def write(self, path) -> None:
+        """Write the file, a question a line; the same questions give the same bytes."""
+        head = {'format': FORMAT, 'name': self.name, 'notes': self.notes, 'clips': self.clips}
+        lines = [json.dumps(asdict(q), ensure_ascii=False) for q in self.questions]
+        text = json.dumps(head, ensure_ascii=False, indent=1)[:-2]
+        Path(path).write_text(text + ',\n "questions": [\n' + ',\n'.join(lines) + '\n]}\n',
+                              encoding='utf-8')
+
+    @property
+    def families(self) -> tuple:
+        """In the order of their first question."""
+        return tuple(dict.fromkeys(q.family for q in self.questions))
+
+    def first(self, count: int) -> 'QuestionSet':
+        """The first `count` questions."""
+        return replace(self, questions=self.questions[:count])
+
+    def up_to(self, seconds: int) -> 'QuestionSet':
+        """The questions about windows of at most so many seconds."""
+        return replace(self, questions=tuple(q for q in self.questions if q.seconds <= seconds))
+
+    def by_clip(self) -> dict:
+        """Give the questions by clip, and within it by window, each in the file's order."""
+        clips = {}
+        for question in self.questions:
+            clips.setdefault(question.clip, {}).setdefault(question.window, []).append(question)
+        return clips
+
+    def path_of(self, clip: str) -> Path:
+        """Where a clip lies."""
+        return self.folder / clip
+
+
+def read_json(path: Path, expected_format: str) -> dict:
+    """Read a JSON object that says it is of this format; raises InputError."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f'{path}: it is larger than {MAX_FILE_BYTES >> 20} MiB.')
+        data = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
+    except OSError as error:
+        raise InputError(f'{path}: it cannot be read ({error.strerror}).') from error
+    except (ValueError, RecursionError) as error:  # of JSON, UTF-8 or a repeated name
+        raise InputError(f'{path}: it is not JSON ({error}).') from error
+    found = data.get('format') if isinstance(data, dict) else None
+    if found != expected_format:
+        raise InputError(f'{path}: its format is {found!r}, {expected_format!r} is expected.')
+    return data
+
+
+def _without_repeats(pairs: list) -> dict:
+    read = {}
+    for name, value in pairs:
+        if name in read:
+            raise ValueError(f'the name {name!r} occurs twice')
+        read[name] = value
+    return read
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_second(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** 31
+
+
+def _is_texts(value) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_share(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _is_inside(value) -> bool:
+    """A path that does not leave the folder."""
+    if not _is_text(value) or '\\' in value or '\0' in value:
+        return False
+    path = PurePosixPath(value)
+    return not path.is_absolute() and '..' not in path.parts
+
+
+CHECKS: dict[str, tuple[Callable, str]] = {
+    'id': (_is_text, 'a text'),
+    'clip': (_is_inside, 'a path relative to the file'),
+    'start_s': (_is_second, 'a whole number of seconds'),
+    'end_s': (_is_second, 'a whole number of seconds'),
+    'family': (_is_text, 'a text'),
+    'text': (_is_text, 'a text'),
+    'answers': (lambda v: _is_texts(v) and bool(v), 'a list of one text or more'),
+    'choices': (_is_texts, 'a list of texts'),
+    'kind': (lambda v: isinstance(v, str), 'a text'),
+    'chance': (_is_share, 'a number from 0 to 1'),
+    'hard': (lambda v: isinstance(v, bool), 'true or false'),
+}
+REQUIRED = ('id', 'clip', 'start_s', 'end_s', 'family', 'text', 'answers')
+
+
+def _read_question(path: Path, index: int, entry) -> ScoredQuestion:
+    if not isinstance(entry, dict):
+        raise InputError(f'{path}: question {index} is not an object.')
+    where = f'{path}: question {index} ({entry.get("id")!r})'
+    for name in REQUIRED:
+        if name not in entry:
+            raise InputError(f'{where} has no {name}.')
+    for name, value in entry.items():
+        if name not in CHECKS:
+            raise InputError(f'{where} has {name!r}; known are {", ".join(CHECKS)}.')
+        is_right, allowed = CHECKS[name]
+        if not is_right(value):
+            raise InputError(f'{where}: {name} is {str(value)[:80]!r}, {allowed} is expected.')
+    tuples = {name: tuple(entry[name]) for name in ('answers', 'choices') if name in entry}
+    question = ScoredQuestion(**{**entry, **tuples})
+    if not 1 <= question.seconds <= LONGEST_WINDOW_S:
+        raise InputError(f'{where}: its window is [{question.start_s}, {question.end_s}); 1 to '
+                         f'{LONGEST_WINDOW_S} s are allowed.')
+    if question.choices and not set(question.answers) <= set(question.choices):
+        raise InputError(f'{where}: an answer is not among its choices.')
+    return question

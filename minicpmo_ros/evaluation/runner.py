@@ -1,0 +1,239 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Questions answered by the engine's own parts without ROS, as fast as they go.
+
+A clip goes the way live input goes: Seeing and Hearing, UnitAssembler, Session. Every clip is
+decoded and encoded once for all questions and variants about it; the questions about one window
+share its prefill, each on its own fork. Answers are greedy; on a CPU the same directory and the
+same questions give the same bytes, whatever was asked before.
+"""
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicpmo_ros.encoders.siglip import VisionEncoder
+from minicpmo_ros.encoders.whisper import AudioEncoder
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.answers import AUDIO, INPUTS, AnswerSet, precision_name
+from minicpmo_ros.evaluation.clips import Clip, read_clip
+from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.ggml.runtime import Backend
+from minicpmo_ros.language.context import ContextOptions
+from minicpmo_ros.language.model import ModelOptions
+from minicpmo_ros.language.prompt import LAYOUTS
+from minicpmo_ros.live.hearing import Hearing
+from minicpmo_ros.live.question import Finish, Question
+from minicpmo_ros.live.seconds import SecondSplitter
+from minicpmo_ros.live.seeing import Seeing
+from minicpmo_ros.live.session import Session, SessionOptions
+from minicpmo_ros.live.status import Status
+from minicpmo_ros.live.units import UnitAssembler
+from minicpmo_ros.media.log_mel import log_mel
+from minicpmo_ros.media.picture import decode_compressed
+from minicpmo_ros.models.directory import ModelDirectory
+
+GREY = 128
+FRAMES = 100  # of the spectrum, a second
+LEFT, RIGHT = 2, 1  # frames beside a second that its encoding reaches
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the clips are presented."""
+
+    input: str = 'all'        # no_picture: pictures are grey; no_sound: samples are zero
+    audio: str = 'streaming'  # offline: the spectrum of the whole clip, with one maximum
+
+    def __post_init__(self):
+        """Check the two names."""
+        for name, allowed in (('input', INPUTS), ('audio', AUDIO)):
+            if getattr(self, name) not in allowed:
+                raise InputError(f'{name} is {getattr(self, name)!r}; allowed are '
+                                 f'{", ".join(allowed)}.')
+
+
+@dataclass(frozen=True)
+class CoreOptions:
+    """As the live nodes' parameters of these names, with their defaults."""
+
+    device: str = 'auto'
+    threads: int = 2
+    prompt: str = 'en'
+    n_ctx: int = 4096
+    n_ubatch: int = 128
+    kv_type: str = 'f16'
+    max_tokens: int = 16
+    max_tiles: int = 1
+    unchanged_threshold: float = 1.0
+
+
+class Core:
+    """A loaded model: clips to units, units and questions to answers. One thread uses it."""
+
+    def __init__(self, model: ModelDirectory, options: CoreOptions | None = None):
+        self.model, self.options = model, options or CoreOptions()
+        o = self.options
+        layout = LAYOUTS.get(f'{model.family}/{o.prompt}')
+        if layout is None:
+            raise InputError(f'There is no prompt {o.prompt!r} for {model.family}; known are '
+                             f'{", ".join(LAYOUTS)}.')
+        self._backend = Backend(o.device, threads=o.threads)
+        try:
+            self.vision = VisionEncoder.load(model.vision_path, self._backend, o.max_tiles)
+            self.audio = AudioEncoder.load(model.audio_path, self._backend)
+            on_cpu = o.device == 'cpu'
+            self.session = Session.load(
+                model.llm_path, layout, ModelOptions(0 if on_cpu else -1, repack=False),
+                ContextOptions(o.n_ctx, o.n_ubatch, kv_type=o.kv_type, threads=o.threads,
+                               offload_kv=not on_cpu),
+                SessionOptions(max_tokens=o.max_tokens))
+        except BaseException:
+            self._backend.close()
+            raise
+
+    def close(self) -> None:
+        """Free everything."""
+        self.session.close()
+        self._backend.close()
+
+    def see(self, clip: Clip, grey: bool = False) -> list:
+        """Give the SeenSeconds of a clip."""
+        seeing = Seeing(self.vision, self.options.max_tiles, self.options.unchanged_threshold)
+        seen, last = [], None
+        for stamp_ns, name, data in clip.pictures:
+            seen += seeing.advance(stamp_ns)
+            seeing.offer(stamp_ns, lambda name=name, data=data: _decode(data, name, grey))
+            last = stamp_ns
+        return _checked(seen + (seeing.close(last // 10 ** 9) if last is not None else []))
+
+    def hear(self, clip: Clip, offline: bool = False, silent: bool = False) -> list:
+        """Give (second, rows or None) of a clip's sound."""
+        sound = [(stamp_ns, samples * 0 if silent else samples)
+                 for stamp_ns, samples in clip.sound]
+        if offline:
+            return self._hear_offline(sound)
+        hearing = Hearing(self.audio)
+        heard = [second for chunk in sound for second in hearing.push(*chunk)] + hearing.flush()
+        return [(second.second, second.rows) for second in _checked(heard)]
+
+    def _hear_offline(self, sound: list) -> list:
+        """Encode a whole clip's spectrum under the chunk-causal mask, which the stream is."""
+        splitter = SecondSplitter(look_ahead_samples=0)
+        cut = [second for chunk in sound for second in splitter.push(*chunk)] + splitter.flush()
+        if not cut:
+            return []
+        stream = self.audio.stream()
+        if len(cut) > stream.max_seconds or any(s.restarted for s in cut[1:]):
+            raise InputError(f'A clip of {len(cut)} s cannot be heard offline; one piece of 1 to '
+                             f'{stream.max_seconds} s can.')
+        mel = log_mel(np.concatenate([second.samples for second in cut]))  # (100 n, 80)
+        mel = np.pad(mel, ((LEFT, RIGHT), (0, 0)))  # as the encoder's convolutions pad
+        return [(second.second, stream.step(mel[FRAMES * i:FRAMES * (i + 1) + LEFT + RIGHT])
+                 .astype(np.float16)) for i, second in enumerate(cut)]
+
+    def answer(self, units: list, questions: list) -> list:
+        """Read units into an empty window and give the text that answers each question."""
+        session = self.session
+        session.reset()
+        for unit in units:
+            session.append(unit)
+        if session.window.seconds != [unit.second for unit in units]:
+            raise InputError(f'A window of {len(units)} s does not fit into {self.options.n_ctx} '
+                             'positions. Raise n_ctx.')
+        return [self._answer(question) for question in questions]
+
+    def _answer(self, question) -> str:
+        answering = self.session.ask(Question(question.text, question.choices))
+        try:
+            while answering.answer is None:
+                answering.step()
+        finally:
+            answering.end(Finish.ERROR)  # does nothing where it has ended
+        return answering.answer.text
+
+
+class _Encoded:
+    """One clip's seconds, each stream encoded when a variant first asks for it."""
+
+    def __init__(self, core: Core, clip: Clip):
+        self._core, self._clip, self._done = core, clip, {}
+
+    def units(self, variant: Variant) -> list:
+        """Give the units of the whole clip."""
+        grey, silent = variant.input == 'no_picture', variant.input == 'no_sound'
+        offline = variant.audio == 'offline'
+        seen = self._once(('see', grey), lambda: self._core.see(self._clip, grey))
+        heard = self._once(('hear', offline, silent),
+                           lambda: self._core.hear(self._clip, offline, silent))
+        return assemble(seen, heard)
+
+    def _once(self, key: tuple, make: Callable) -> list:
+        if key not in self._done:
+            self._done[key] = make()
+        return self._done[key]
+
+
+def assemble(seen: list, heard: list) -> list:
+    """Pair SeenSeconds and (second, rows) of sound into Units, in order."""
+    assembler = UnitAssembler(max_pending=len(seen) + len(heard) + 1)
+    for picture in seen:
+        assembler.add_picture(picture.second, picture.rows,
+                              (picture.tiles_wide, picture.tiles_high), 0.0)
+    for second, rows in heard:
+        assembler.add_sound(second, rows, 0.0)
+    units = assembler.due(math.inf)
+    if assembler.jumps or assembler.late:
+        raise InputError('The stamps of the clip go back; one that was recorded once is needed.')
+    return units
+
+
+def answer_all(core: Core, questions: QuestionSet, variants: list,
+               on_progress: Callable[[int, int], None] | None = None) -> list:
+    """Answer every question once in every variant; give an AnswerSet a variant.
+
+    on_progress(done, total) is called after each clip, in questions.
+    """
+    answers = [{} for _ in variants]
+    done, total = 0, len(questions.questions) * len(variants)
+    for name, windows in questions.by_clip().items():
+        path = questions.path_of(name)
+        try:
+            encoded = _Encoded(core, read_clip(path))
+            for variant, texts in zip(variants, answers):
+                units = encoded.units(variant)
+                for window, asked in windows.items():
+                    texts.update(zip((q.id for q in asked),
+                                     core.answer(_of_window(units, *window[1:]), asked)))
+                    done += len(asked)
+        except InputError as error:
+            raise InputError(f'{path}: {error}') from error
+        if on_progress is not None:
+            on_progress(done, total)
+    precision = precision_name(core.model.precision)
+    return [AnswerSet({q.id: texts[q.id] for q in questions.questions}, 'core', precision,
+                      variant.audio, variant.input, core.model.model_id)
+            for variant, texts in zip(variants, answers)]
+
+
+def _of_window(units: list, start_s: int, end_s: int) -> list:
+    inside = [unit for unit in units if start_s <= unit.second < end_s]
+    if len(inside) != end_s - start_s:
+        raise InputError(f'{len(inside)} seconds of the window [{start_s}, {end_s}) have a '
+                         'picture or a sound. Correct start_s and end_s.')
+    return inside
+
+
+def _decode(data: bytes, name: str, grey: bool) -> np.ndarray:
+    picture = decode_compressed(data, name)  # (H, W, 3)
+    return np.full_like(picture, GREY) if grey else picture
+
+
+def _checked(seconds: list) -> list:
+    """Refuse a clip of which a second was lost: its score would mean nothing."""
+    for second in seconds:
+        if second.status == Status.LOST:
+            raise InputError(f'The second {second.second} was lost: {second.reason}')
+    return seconds

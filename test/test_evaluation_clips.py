@@ -1,0 +1,89 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Clips as bags: what is written is read, the same bytes each time; others are refused."""
+import numpy as np
+import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
+from scored_clips import START_S, jpeg, write_test_clip
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation import clips
+from minicpmo_ros.evaluation.clips import NS, read_clip, write_clip
+
+
+def test_a_clip_keeps_its_stamps_pictures_and_samples(tmp_path, rng):
+    pictures = [(i * NS + 123456789, jpeg((40 * i, 90, 200))) for i in range(3)]
+    samples = rng.uniform(-0.9, 0.9, 40123).astype(np.float32)
+    write_clip(tmp_path / 'a.mcap', START_S, pictures, samples)
+    clip = read_clip(tmp_path / 'a.mcap')
+    assert [(at, data) for at, _, data in clip.pictures] == [
+        (START_S * NS + at, data) for at, data in pictures]
+    stamps = [stamp for stamp, _ in clip.sound]
+    assert stamps == [START_S * NS + i * NS // 10 for i in range(26)]
+    heard = np.concatenate([chunk for _, chunk in clip.sound])
+    assert heard.dtype == np.float32 and len(heard) == len(samples)
+    np.testing.assert_allclose(heard, samples * 32767 / 32768, atol=0.51 / 32768)
+
+
+def test_the_same_clip_gives_the_same_bytes(tmp_path):
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        write_test_clip(tmp_path / name / 'clip.mcap', 2)
+    first, second = (tmp_path / name / 'clip.mcap' for name in ('a', 'b'))
+    assert first.read_bytes() == second.read_bytes()
+    assert [path.name for path in (tmp_path / 'a').iterdir()] == ['clip.mcap']
+
+
+def test_sound_of_another_rate_is_resampled(tmp_path, monkeypatch):
+    """A 48 kHz tone of 500 Hz is one of 500 Hz at 16 kHz."""
+    monkeypatch.setattr(clips, 'SAMPLE_RATE_HZ', 48000)
+    monkeypatch.setattr(clips, 'CHUNK', 4800)
+    tone = 0.5 * np.sin(2 * np.pi * 500 * np.arange(96000) / 48000)
+    write_clip(tmp_path / 'a.mcap', START_S, [], tone)
+    *stamped, (no_stamp, rest) = read_clip(tmp_path / 'a.mcap').sound
+    begins = np.cumsum([0, *(len(chunk) for _, chunk in stamped)])
+    assert no_stamp is None and begins[-1] + len(rest) == 32000
+    for (stamp_ns, _), begin in zip(stamped, begins):
+        assert abs(stamp_ns - START_S * NS - begin * NS // 16000) <= 1
+    heard = np.concatenate([*(chunk for _, chunk in stamped), rest])
+    assert np.argmax(np.abs(np.fft.rfft(heard))) == 1000
+
+
+@pytest.mark.parametrize('spoil', [
+    lambda data: b'', lambda data: b'nothing', lambda data: data[:len(data) // 2],
+    lambda data: data[:200] + bytes(200) + data[400:]], ids=['empty', 'other', 'cut', 'zeroed'])
+def test_a_damaged_bag_is_refused_in_words(tmp_path, spoil):
+    path = tmp_path / 'clip.mcap'
+    write_test_clip(path, 2)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(InputError, match=r'clip\.mcap: it (is not a bag|has neither)'):
+        read_clip(path)
+
+
+def test_a_bag_without_a_clip_is_refused(tmp_path):
+    write_clip(tmp_path / 'a.mcap', START_S, [], np.zeros(0))
+    with pytest.raises(InputError, match='neither'):
+        read_clip(tmp_path / 'a.mcap')
+    with pytest.raises(InputError, match='not a bag'):
+        read_clip(tmp_path / 'nothing.mcap')
+
+
+def test_two_cameras_are_refused_by_name(tmp_path):
+    types = clips._type_store()
+    message = clips._messages(types, START_S, [(0, jpeg((0, 0, 0)))], np.zeros(0))[1][2]
+    with Writer(tmp_path / 'bag', version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic in ('/right', '/left'):
+            connection = writer.add_connection(topic, clips.PICTURE, typestore=types)
+            writer.write(connection, 0, types.serialize_cdr(message, clips.PICTURE))
+    with pytest.raises(InputError, match='/left, /right'):
+        read_clip(tmp_path / 'bag')
+
+
+def test_sound_without_its_format_is_refused(tmp_path, monkeypatch):
+    written = clips._messages
+    monkeypatch.setattr(clips, '_messages', lambda *a: [
+        row for row in written(*a) if row[1] != clips.SOUND_INFO])
+    write_clip(tmp_path / 'a.mcap', START_S, [], np.zeros(16000))
+    with pytest.raises(InputError, match='0 formats'):
+        read_clip(tmp_path / 'a.mcap')

@@ -1,0 +1,86 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The generator of held-out clips: the same each time, whole, and not what training has."""
+import shutil
+
+import numpy as np
+import pytest
+
+from minicpmo_ros.evaluation.clips import read_clip
+from minicpmo_ros.evaluation.questions import QuestionSet
+
+pytest.importorskip('training.questions', reason='training/ is not in this tree')
+from training.heldout import clips, pictures, scripts, sounds  # noqa: E402
+from training.questions import FAMILIES  # noqa: E402
+from training.world import COLORS, SHAPES, Picture, Sound  # noqa: E402
+
+needs_espeak = pytest.mark.skipif(shutil.which('espeak-ng') is None, reason='no espeak-ng here')
+
+
+@needs_espeak
+def test_the_same_arguments_give_the_same_files(tmp_path):
+    for name in 'ab':
+        clips.make_set(tmp_path / name, 2, seed=5)
+    files = sorted(path.name for path in (tmp_path / 'a').iterdir())
+    assert files == ['000.mcap', '001.mcap', 'choices.json', 'questions.json']
+    for name in files:
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+    clips.make_set(tmp_path / 'c', 1, seed=6)
+    assert (tmp_path / 'a' / '000.mcap').read_bytes() != (tmp_path / 'c' / '000.mcap').read_bytes()
+
+
+@needs_espeak
+def test_every_clip_has_one_question_of_every_family_and_all_its_seconds(tmp_path):
+    clips.make_set(tmp_path, 3, seed=7)
+    for name in ('questions', 'choices'):
+        questions = QuestionSet.read(tmp_path / f'{name}.json')
+        for clip, windows in questions.by_clip().items():
+            (_, start_s, end_s), asked = *windows, windows[next(iter(windows))]
+            assert [q.family for q in asked] == list(FAMILIES)
+            held = read_clip(questions.path_of(clip))
+            assert [at // 10 ** 9 for at, _, _ in held.pictures] == list(range(start_s, end_s))
+            assert sum(len(samples) for _, samples in held.sound) == 16000 * (end_s - start_s)
+            assert len(questions.clips[clip]) == end_s - start_s
+        assert all(len(q.choices) in ((0,) if name == 'questions' else (2, 3, 4))
+                   for q in questions.questions)
+
+
+@needs_espeak
+def test_voices_and_speeds_are_none_of_training(rng):
+    from training import sounds as trained
+
+    cast = set(sounds.MEN) | set(sounds.WOMEN)
+    assert not {accent for accent, _ in cast} & set(trained.ACCENTS)
+    assert not {variant for _, variant in cast} & {*trained.MEN, *trained.WOMEN}
+    for voice in ('man', 'woman'):
+        pcm = sounds.speak('purple', voice, rng)
+        assert 0.2 * 16000 < len(pcm) <= sounds.LONGEST and np.abs(pcm).max() == 1
+
+
+@pytest.mark.parametrize('kind', scripts.EVENTS)
+def test_an_event_lies_inside_its_second(rng, kind):
+    pitch = 'low' if kind in ('beep', 'tone') else None
+    for _ in range(5):
+        second, sound = sounds.make_second(Sound(kind, pitch=pitch), rng)
+        assert second.shape == (16000,) and second.dtype == np.float32
+        assert sound.kind == kind and np.abs(second).max() <= 1
+        assert (np.abs(second).max() > 0.1) == (kind != 'silence')
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_a_shape_is_drawn_in_its_color_where_the_layout_says(rng, shape):
+    from minicpmo_ros.media.picture import decode_compressed
+
+    for color in COLORS:
+        stage = pictures.make_stage(rng, (320, 240))
+        layout = pictures.make_layout(rng, (320, 240), 1)
+        seen = decode_compressed(pictures.draw(Picture(shape, color, 1), layout, stage, rng))
+        ink = np.array(pictures.INKS[color]) + layout.tint
+        (centre_x, centre_y), = layout.centres
+        y, x = np.indices((240, 320))
+        is_inked = np.abs(seen - ink).max(2) < 45
+        is_inked &= np.hypot(x - centre_x, y - centre_y) < 1.3 * layout.radius
+        assert is_inked.sum() > 0.6 * layout.radius ** 2
+        assert np.hypot(x[is_inked].mean() - centre_x,
+                        y[is_inked].mean() - centre_y) < 0.35 * layout.radius

@@ -1,0 +1,34 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Makes held-out clips and questions: python -m training.heldout build/heldout
+
+Writes one MCAP bag a clip and one question of every family about each, twice: questions.json with
+open answers, choices.json with four options and answers held to them. Needs espeak-ng beside
+environment/requirements.txt.
+
+    python -m training.heldout demo/clips --clips 24 --seed 24
+
+makes the clips that ship; the default makes 1,800 questions of each sort.
+"""
+import argparse
+import shutil
+from pathlib import Path
+
+from training.heldout.clips import make_set
+
+
+def main():
+    """Read the arguments, write the files."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('folder', type=Path)
+    parser.add_argument('--clips', type=int, default=300)
+    parser.add_argument('--seed', type=int, default=1)
+    options = parser.parse_args()
+    if shutil.which('espeak-ng') is None:
+        parser.error('espeak-ng is missing: sudo apt install espeak-ng')
+    make_set(options.folder, options.clips, options.seed)
+
+
+if __name__ == '__main__':
+    main()
