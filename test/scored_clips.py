@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Small clips and questions about them, for the tests of the evaluation."""
+
 import io
 
 import numpy as np
@@ -27,8 +28,9 @@ def jpeg(color, width=64, height=48) -> bytes:
 def sound(seconds: int) -> np.ndarray:
     """Give a tone that rises every second, (16000 n,) float32."""
     t = np.arange(16000) / 16000
-    return np.concatenate([0.4 * np.sin(2 * np.pi * 200 * (i + 1) * t)
-                           for i in range(seconds)]).astype(np.float32)
+    return np.concatenate(
+        [0.4 * np.sin(2 * np.pi * 200 * (i + 1) * t) for i in range(seconds)]
+    ).astype(np.float32)
 
 
 def write_test_clip(path, seconds: int, start_s: int = START_S) -> None:
@@ -44,8 +46,18 @@ def write_question_set(folder, lengths=(2, 3)) -> QuestionSet:
         start_s = START_S + 100 * i
         write_test_clip(folder / f'{i}.mcap', seconds, start_s)
         for family in FAMILIES:
-            questions.append(ScoredQuestion(
-                f'{i}-{family}', f'{i}.mcap', start_s, start_s + seconds, family,
-                f'what about the {family}?', ('red',), chance=0.25, hard=bool(i % 2)))
+            questions.append(
+                ScoredQuestion(
+                    f'{i}-{family}',
+                    f'{i}.mcap',
+                    start_s,
+                    start_s + seconds,
+                    family,
+                    f'what about the {family}?',
+                    ('red',),
+                    chance=0.25,
+                    hard=bool(i % 2),
+                )
+            )
     QuestionSet(tuple(questions), 'test').write(folder / 'questions.json')
     return QuestionSet.read(folder / 'questions.json')

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Clips as bags: what is written is read, the same bytes each time; others are refused."""
+
 import numpy as np
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -18,7 +19,8 @@ def test_a_clip_keeps_its_stamps_pictures_and_samples(tmp_path, rng):
     write_clip(tmp_path / 'a.mcap', START_S, pictures, samples)
     clip = read_clip(tmp_path / 'a.mcap')
     assert [(at, data) for at, _, data in clip.pictures] == [
-        (START_S * NS + at, data) for at, data in pictures]
+        (START_S * NS + at, data) for at, data in pictures
+    ]
     stamps = [stamp for stamp, _ in clip.sound]
     assert stamps == [START_S * NS + i * NS // 10 for i in range(26)]
     heard = np.concatenate([chunk for _, chunk in clip.sound])
@@ -50,9 +52,16 @@ def test_sound_of_another_rate_is_resampled(tmp_path, monkeypatch):
     assert np.argmax(np.abs(np.fft.rfft(heard))) == 1000
 
 
-@pytest.mark.parametrize('spoil', [
-    lambda data: b'', lambda data: b'nothing', lambda data: data[:len(data) // 2],
-    lambda data: data[:200] + bytes(200) + data[400:]], ids=['empty', 'other', 'cut', 'zeroed'])
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda data: b'',
+        lambda data: b'nothing',
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:200] + bytes(200) + data[400:],
+    ],
+    ids=['empty', 'other', 'cut', 'zeroed'],
+)
 def test_a_damaged_bag_is_refused_in_words(tmp_path, spoil):
     path = tmp_path / 'clip.mcap'
     write_test_clip(path, 2)
@@ -82,8 +91,9 @@ def test_two_cameras_are_refused_by_name(tmp_path):
 
 def test_sound_without_its_format_is_refused(tmp_path, monkeypatch):
     written = clips._messages
-    monkeypatch.setattr(clips, '_messages', lambda *a: [
-        row for row in written(*a) if row[1] != clips.SOUND_INFO])
+    monkeypatch.setattr(
+        clips, '_messages', lambda *a: [row for row in written(*a) if row[1] != clips.SOUND_INFO]
+    )
     write_clip(tmp_path / 'a.mcap', START_S, [], np.zeros(16000))
     with pytest.raises(InputError, match='0 formats'):
         read_clip(tmp_path / 'a.mcap')

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """The file of questions: read as written, and a wrong one refused in words."""
+
 import json
 
 import pytest
@@ -23,23 +24,26 @@ def test_questions_are_read_as_written(tmp_path):
     assert list(questions.by_clip()['1.mcap']) == [('1.mcap', START_S + 100, START_S + 103)]
 
 
-@pytest.mark.parametrize('change, told', [
-    ({'id': ''}, 'id'),
-    ({'clip': '../0.mcap'}, "clip is '../0.mcap'"),
-    ({'clip': '/0.mcap'}, 'relative'),
-    ({'clip': 'x.mcap'}, 'x.mcap of the question'),
-    ({'start_s': 1.5}, 'whole number'),
-    ({'start_s': True}, 'whole number'),
-    ({'end_s': START_S}, 'its window is'),
-    ({'answers': []}, 'one text or more'),
-    ({'answers': 'red'}, 'one text or more'),
-    ({'choices': ['green', 'blue']}, 'not among its choices'),
-    ({'chance': 7}, 'from 0 to 1'),
-    ({'hard': 'yes'}, 'true or false'),
-    ({'colour': 'red'}, "'colour'; known are id"),
-    ({'text': None}, 'text is'),
-    ({'id': '0-source'}, 'two questions'),
-])
+@pytest.mark.parametrize(
+    'change, told',
+    [
+        ({'id': ''}, 'id'),
+        ({'clip': '../0.mcap'}, "clip is '../0.mcap'"),
+        ({'clip': '/0.mcap'}, 'relative'),
+        ({'clip': 'x.mcap'}, 'x.mcap of the question'),
+        ({'start_s': 1.5}, 'whole number'),
+        ({'start_s': True}, 'whole number'),
+        ({'end_s': START_S}, 'its window is'),
+        ({'answers': []}, 'one text or more'),
+        ({'answers': 'red'}, 'one text or more'),
+        ({'choices': ['green', 'blue']}, 'not among its choices'),
+        ({'chance': 7}, 'from 0 to 1'),
+        ({'hard': 'yes'}, 'true or false'),
+        ({'colour': 'red'}, "'colour'; known are id"),
+        ({'text': None}, 'text is'),
+        ({'id': '0-source'}, 'two questions'),
+    ],
+)
 def test_a_wrong_field_is_refused_by_name(tmp_path, change, told):
     write_question_set(tmp_path)
     path = tmp_path / 'questions.json'
@@ -50,13 +54,20 @@ def test_a_wrong_field_is_refused_by_name(tmp_path, change, told):
         QuestionSet.read(path)
 
 
-@pytest.mark.parametrize('text, told', [
-    ('{', 'not JSON'), ('[]', 'format is None'), ('{"format": 3}', 'format is 3'),
-    ('{"format": "minicpmo_ros questions 1"}', 'no list of questions'),
-    ('{"format": "minicpmo_ros questions 1", "questions": [7]}', 'not an object'),
-    ('{"format": "minicpmo_ros questions 1", "questions": [{"id": "a"}]}', 'has no clip'),
-    ('{"a": 1, "a": 2}', 'occurs twice'), ('[' * 100000, 'not JSON'), ('\xff', 'not JSON'),
-])
+@pytest.mark.parametrize(
+    'text, told',
+    [
+        ('{', 'not JSON'),
+        ('[]', 'format is None'),
+        ('{"format": 3}', 'format is 3'),
+        ('{"format": "minicpmo_ros questions 1"}', 'no list of questions'),
+        ('{"format": "minicpmo_ros questions 1", "questions": [7]}', 'not an object'),
+        ('{"format": "minicpmo_ros questions 1", "questions": [{"id": "a"}]}', 'has no clip'),
+        ('{"a": 1, "a": 2}', 'occurs twice'),
+        ('[' * 100000, 'not JSON'),
+        ('\xff', 'not JSON'),
+    ],
+)
 def test_what_is_no_file_of_questions_is_refused(tmp_path, text, told):
     path = tmp_path / 'questions.json'
     path.write_bytes(text.encode('latin-1'))

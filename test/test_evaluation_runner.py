@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Clips through the engine without ROS: the same each time, and dependent on what they show."""
+
 import json
 from dataclasses import replace
 
@@ -67,7 +68,7 @@ def test_answers_do_not_depend_on_what_was_asked_before(core, questions, given):
     backwards = replace(questions, questions=questions.questions[::-1])
     assert answer_all(core, backwards, VARIANTS[:1])[0].answers == given[0].answers
     alone = replace(questions, questions=questions.questions[2:3])
-    answer, = answer_all(core, alone, VARIANTS[:1])[0].answers.values()
+    (answer,) = answer_all(core, alone, VARIANTS[:1])[0].answers.values()
     assert answer == given[0].answers['1-scene']
 
 
@@ -91,39 +92,47 @@ def test_blank_inputs_change_their_own_rows_only(core, questions):
 def test_offline_sound_is_the_stream_where_the_maximum_is_the_same(core):
     """The first second holds the loudest sound; only the clip's two ends differ then."""
     samples = sound(3) * np.repeat([1.0, 0.5, 0.5], 16000).astype(np.float32)
-    clip = Clip((), ((START_S * 10 ** 9, samples),))
+    clip = Clip((), ((START_S * 10**9, samples),))
     streamed, offline = core.hear(clip), core.hear(clip, offline=True)
     assert [second for second, _ in offline] == [START_S + i for i in range(3)]
     for (_, a), (_, b) in zip(streamed[:2], offline[:2]):
         np.testing.assert_allclose(a.astype('f4'), b.astype('f4'), atol=4e-3 * np.abs(a).max())
-    loud_later = Clip((), ((START_S * 10 ** 9, samples[::-1].copy()),))
+    loud_later = Clip((), ((START_S * 10**9, samples[::-1].copy()),))
     a, b = core.hear(loud_later)[0][1], core.hear(loud_later, offline=True)[0][1]
     assert a.shape == b.shape == (25, 256) and b.dtype == np.float16
 
 
 def test_a_window_is_the_units_of_its_seconds(core, questions, monkeypatch):
     read = []
-    monkeypatch.setattr(core.session, 'append', lambda unit, append=core.session.append: (
-        read.append(unit.second), append(unit))[1])
+    monkeypatch.setattr(
+        core.session,
+        'append',
+        lambda unit, append=core.session.append: (read.append(unit.second), append(unit))[1],
+    )
     late = replace(questions.questions[3], start_s=START_S + 101)
-    answer_all(core, replace(questions, questions=(*questions.questions[2:3], late)),
-               VARIANTS[:1])
+    answer_all(core, replace(questions, questions=(*questions.questions[2:3], late)), VARIANTS[:1])
     assert read == [START_S + 100 + i for i in (0, 1, 2, 1, 2)]
 
 
 def test_questions_about_one_window_share_its_encoding_and_prefill(core, questions, monkeypatch):
     calls = []
-    monkeypatch.setattr(core.vision, 'encode', lambda *a, f=core.vision.encode: (
-        calls.append('picture'), f(*a))[1])
-    monkeypatch.setattr(core.session, 'append', lambda unit, f=core.session.append: (
-        calls.append('unit'), f(unit))[1])
+    monkeypatch.setattr(
+        core.vision, 'encode', lambda *a, f=core.vision.encode: (calls.append('picture'), f(*a))[1]
+    )
+    monkeypatch.setattr(
+        core.session,
+        'append',
+        lambda unit, f=core.session.append: (calls.append('unit'), f(unit))[1],
+    )
     answer_all(core, questions, [Variant(), Variant('no_sound')])
-    assert calls.count('picture') == 5    # 2 + 3 seconds, for both variants
+    assert calls.count('picture') == 5  # 2 + 3 seconds, for both variants
     assert calls.count('unit') == 10
 
 
-@pytest.mark.parametrize('change, told', [
-    ({'end_s': START_S + 9}, '2 seconds of the window'), ({'start_s': START_S - 1}, '2 seconds')])
+@pytest.mark.parametrize(
+    'change, told',
+    [({'end_s': START_S + 9}, '2 seconds of the window'), ({'start_s': START_S - 1}, '2 seconds')],
+)
 def test_a_window_beyond_the_clip_is_refused(core, questions, change, told):
     wrong = replace(questions, questions=(replace(questions.questions[0], **change),))
     with pytest.raises(InputError, match=told):
@@ -148,18 +157,45 @@ def test_a_window_that_does_not_fit_is_refused(nano_dir, tmp_path):
 
 def test_score_prints_tables_and_writes_the_report(nano_dir, questions, tmp_path, capsys):
     out = tmp_path / 'build' / 'score.json'
-    arguments = ['score', str(nano_dir), '--questions', str(questions.folder / 'questions.json'),
-                 '--limit', '2', '--json', str(out), '--save', str(tmp_path / 'answers'),
-                 '--audio', 'streaming,offline', '--device', 'cpu', '--threads', '2']
+    arguments = [
+        'score',
+        str(nano_dir),
+        '--questions',
+        str(questions.folder / 'questions.json'),
+        '--limit',
+        '2',
+        '--json',
+        str(out),
+        '--save',
+        str(tmp_path / 'answers'),
+        '--audio',
+        'streaming,offline',
+        '--device',
+        'cpu',
+        '--threads',
+        '2',
+    ]
     assert cli.main(arguments) == 0
     table = capsys.readouterr().out
     report = json.loads(out.read_text())
     assert [(r['input'], r['audio'], r['questions']) for r in report['rows']] == [
-        ('all', 'streaming', 2), ('no_picture', 'streaming', 2), ('no_sound', 'streaming', 2),
-        ('all', 'offline', 2)]
+        ('all', 'streaming', 2),
+        ('no_picture', 'streaming', 2),
+        ('no_sound', 'streaming', 2),
+        ('all', 'offline', 2),
+    ]
     assert set(report['rows'][0]) == {
-        'path', 'precision', 'audio', 'input', 'subset', 'overall', 'families', 'chance',
-        'same_as_f32', 'questions'}
+        'path',
+        'precision',
+        'audio',
+        'input',
+        'subset',
+        'overall',
+        'families',
+        'chance',
+        'same_as_f32',
+        'questions',
+    }
     assert '| core | mixed | streaming | no_sound | all |' in table
     saved = tmp_path / 'answers' / 'core-mixed.json'
     pytorch = tmp_path / 'pytorch.json'
@@ -167,8 +203,9 @@ def test_score_prints_tables_and_writes_the_report(nano_dir, questions, tmp_path
     assert cli.main([*arguments, '--answers', str(pytorch)]) == 0
     rows = json.loads(out.read_text())['rows']
     assert [row['path'] for row in rows] == ['core'] * 4 + ['pytorch']
-    assert {'a': 'core mixed', 'b': 'pytorch mixed', 'same': 1.0} in json.loads(
-        out.read_text())['agreements']
+    assert {'a': 'core mixed', 'b': 'pytorch mixed', 'same': 1.0} in json.loads(out.read_text())[
+        'agreements'
+    ]
 
 
 def test_score_of_saved_answers_needs_no_model(questions, tmp_path, capsys):

@@ -2,20 +2,36 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Counting right answers."""
+
 from minicpmo_ros.evaluation.answers import AnswerSet
 from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
 from minicpmo_ros.evaluation.report import markdown
 from minicpmo_ros.evaluation.score import is_right, report
 
-QUESTIONS = QuestionSet(tuple(
-    ScoredQuestion(str(i), 'c', 0, 2 + i % 2, ('scene', 'count')[i // 4], 'what?', ('red', 'a'),
-                   kind='color', chance=(0.1, 0.3)[i % 2], hard=i in (0, 5)) for i in range(8)))
+QUESTIONS = QuestionSet(
+    tuple(
+        ScoredQuestion(
+            str(i),
+            'c',
+            0,
+            2 + i % 2,
+            ('scene', 'count')[i // 4],
+            'what?',
+            ('red', 'a'),
+            kind='color',
+            chance=(0.1, 0.3)[i % 2],
+            hard=i in (0, 5),
+        )
+        for i in range(8)
+    )
+)
 RIGHT, WRONG = 'red', 'blue'
 
 
 def answers(pattern, **facts):
-    return AnswerSet({str(i): RIGHT if mark == '1' else WRONG for i, mark in enumerate(pattern)},
-                     **facts)
+    return AnswerSet(
+        {str(i): RIGHT if mark == '1' else WRONG for i, mark in enumerate(pattern)}, **facts
+    )
 
 
 def test_a_right_answer_is_the_text_itself_but_for_case_and_stop():
@@ -29,41 +45,81 @@ def test_a_right_answer_is_the_text_itself_but_for_case_and_stop():
 def test_rows_are_those_of_the_score_file():
     found = report(QUESTIONS, [answers('11000000', precision='f32'), answers('10000001')])
     assert [(row['precision'], row['subset']) for row in found['rows']] == [
-        ('f32', 'all'), ('f32', 'hard'), ('f16', 'all'), ('f16', 'hard')]
+        ('f32', 'all'),
+        ('f32', 'hard'),
+        ('f16', 'all'),
+        ('f16', 'hard'),
+    ]
     assert found['rows'][2] == {
-        'path': 'core', 'precision': 'f16', 'audio': 'streaming', 'input': 'all', 'subset': 'all',
-        'overall': 0.25, 'families': {'scene': 0.25, 'count': 0.25},
-        'chance': {'scene': 0.2, 'count': 0.2}, 'same_as_f32': 0.75, 'questions': 8}
+        'path': 'core',
+        'precision': 'f16',
+        'audio': 'streaming',
+        'input': 'all',
+        'subset': 'all',
+        'overall': 0.25,
+        'families': {'scene': 0.25, 'count': 0.25},
+        'chance': {'scene': 0.2, 'count': 0.2},
+        'same_as_f32': 0.75,
+        'questions': 8,
+    }
     assert found['rows'][3] == {
-        'path': 'core', 'precision': 'f16', 'audio': 'streaming', 'input': 'all',
-        'subset': 'hard', 'overall': 0.5, 'families': {'scene': 1.0, 'count': 0.0},
-        'chance': {'scene': 0.1, 'count': 0.3}, 'same_as_f32': 1.0, 'questions': 2}
+        'path': 'core',
+        'precision': 'f16',
+        'audio': 'streaming',
+        'input': 'all',
+        'subset': 'hard',
+        'overall': 0.5,
+        'families': {'scene': 1.0, 'count': 0.0},
+        'chance': {'scene': 0.1, 'count': 0.3},
+        'same_as_f32': 1.0,
+        'questions': 2,
+    }
     assert found['details'][2]['windows'] == {
-        '2': {'right': 0.25, 'questions': 4}, '3': {'right': 0.25, 'questions': 4}}
+        '2': {'right': 0.25, 'questions': 4},
+        '3': {'right': 0.25, 'questions': 4},
+    }
     assert found['details'][2]['kinds']['scene/color'] == {'right': 0.25, 'questions': 4}
 
 
 def test_the_reference_has_the_same_sound_and_input():
-    sets = [answers('00000000', precision='f32'),
-            answers('11110000', precision='f32', input='no_picture'),
-            answers('11111111', input='no_picture'), answers('11111111', audio='offline')]
-    same = {(row['precision'], row['input'], row['audio']): row['same_as_f32']
-            for row in report(QUESTIONS, sets)['rows'] if row['subset'] == 'all'}
-    assert same == {('f32', 'all', 'streaming'): 1.0, ('f32', 'no_picture', 'streaming'): 1.0,
-                    ('f16', 'no_picture', 'streaming'): 0.5, ('f16', 'all', 'offline'): None}
+    sets = [
+        answers('00000000', precision='f32'),
+        answers('11110000', precision='f32', input='no_picture'),
+        answers('11111111', input='no_picture'),
+        answers('11111111', audio='offline'),
+    ]
+    same = {
+        (row['precision'], row['input'], row['audio']): row['same_as_f32']
+        for row in report(QUESTIONS, sets)['rows']
+        if row['subset'] == 'all'
+    }
+    assert same == {
+        ('f32', 'all', 'streaming'): 1.0,
+        ('f32', 'no_picture', 'streaming'): 1.0,
+        ('f16', 'no_picture', 'streaming'): 0.5,
+        ('f16', 'all', 'offline'): None,
+    }
 
 
 def test_agreements_compare_what_differs_in_one_way():
-    sets = [answers('11110000'), answers('11110001', audio='offline'),
-            answers('11110011', path='graph'), answers('00000000', input='no_sound')]
+    sets = [
+        answers('11110000'),
+        answers('11110001', audio='offline'),
+        answers('11110011', path='graph'),
+        answers('00000000', input='no_sound'),
+    ]
     assert report(QUESTIONS, sets)['agreements'] == [
         {'a': 'core f16', 'b': 'core f16 offline', 'same': 0.875},
-        {'a': 'core f16', 'b': 'graph f16', 'same': 0.75}]
+        {'a': 'core f16', 'b': 'graph f16', 'same': 0.75},
+    ]
 
 
 def test_the_tables_hold_every_row_window_and_what_the_senses_add():
-    sets = [answers('11110111'), answers('11000000', input='no_picture'),
-            answers('10000000', input='no_sound')]
+    sets = [
+        answers('11110111'),
+        answers('11000000', input='no_picture'),
+        answers('10000000', input='no_sound'),
+    ]
     text = markdown(report(QUESTIONS, sets))
     assert '| core | f16 | streaming | all | all | 87.5 | 100.0 | 75.0 |  | 8 |' in text
     assert '| chance |  |  |  | hard |  | 10.0 | 30.0 |  |  |' in text
@@ -72,8 +128,11 @@ def test_the_tables_hold_every_row_window_and_what_the_senses_add():
 
 
 def test_short_windows_have_rows_of_their_own():
-    questions = QuestionSet(tuple(
-        ScoredQuestion(str(i), 'c', 0, 4 + i % 2, 'scene', 'what?', ('red',)) for i in range(8)))
+    questions = QuestionSet(
+        tuple(
+            ScoredQuestion(str(i), 'c', 0, 4 + i % 2, 'scene', 'what?', ('red',)) for i in range(8)
+        )
+    )
     found = report(questions, [answers('10101011')])
     assert [(row['overall'], row['questions']) for row in found['rows']] == [(0.625, 8)]
     assert [(row['overall'], row['questions']) for row in found['short_rows']] == [(1.0, 4)]

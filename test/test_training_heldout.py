@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """The generator of held-out clips: the same each time, whole, and not what training has."""
+
 import shutil
 
 import numpy as np
@@ -39,11 +40,13 @@ def test_every_clip_has_one_question_of_every_family_and_all_its_seconds(tmp_pat
             (_, start_s, end_s), asked = *windows, windows[next(iter(windows))]
             assert [q.family for q in asked] == list(FAMILIES)
             held = read_clip(questions.path_of(clip))
-            assert [at // 10 ** 9 for at, _, _ in held.pictures] == list(range(start_s, end_s))
+            assert [at // 10**9 for at, _, _ in held.pictures] == list(range(start_s, end_s))
             assert sum(len(samples) for _, samples in held.sound) == 16000 * (end_s - start_s)
             assert len(questions.clips[clip]) == end_s - start_s
-        assert all(len(q.choices) in ((0,) if name == 'questions' else (2, 3, 4))
-                   for q in questions.questions)
+        assert all(
+            len(q.choices) in ((0,) if name == 'questions' else (2, 3, 4))
+            for q in questions.questions
+        )
 
 
 @needs_espeak
@@ -77,10 +80,12 @@ def test_a_shape_is_drawn_in_its_color_where_the_layout_says(rng, shape):
         layout = pictures.make_layout(rng, (320, 240), 1)
         seen = decode_compressed(pictures.draw(Picture(shape, color, 1), layout, stage, rng))
         ink = np.array(pictures.INKS[color]) + layout.tint
-        (centre_x, centre_y), = layout.centres
+        ((centre_x, centre_y),) = layout.centres
         y, x = np.indices((240, 320))
         is_inked = np.abs(seen - ink).max(2) < 45
         is_inked &= np.hypot(x - centre_x, y - centre_y) < 1.3 * layout.radius
-        assert is_inked.sum() > 0.6 * layout.radius ** 2
-        assert np.hypot(x[is_inked].mean() - centre_x,
-                        y[is_inked].mean() - centre_y) < 0.35 * layout.radius
+        assert is_inked.sum() > 0.6 * layout.radius**2
+        assert (
+            np.hypot(x[is_inked].mean() - centre_x, y[is_inked].mean() - centre_y)
+            < 0.35 * layout.radius
+        )

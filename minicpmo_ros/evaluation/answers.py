@@ -6,6 +6,7 @@
 The file is JSON: {"format": FORMAT, "path": ..., "precision": ..., "audio": ..., "input": ...,
 "model": ..., "answers": {id: text, ...}}. The same answers give the same bytes.
 """
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +26,21 @@ ALLOWED = {'path': PATHS, 'precision': PRECISIONS, 'audio': AUDIO, 'input': INPU
 class AnswerSet:
     """Answers by question, and how they came about."""
 
-    answers: dict            # id of the question: text
-    path: str = 'core'       # without ROS; graph: through the live graph; pytorch: as trained
-    precision: str = 'f16'   # of the model
+    answers: dict  # id of the question: text
+    path: str = 'core'  # without ROS; graph: through the live graph; pytorch: as trained
+    precision: str = 'f16'  # of the model
     audio: str = 'streaming'  # offline: the spectrum of the whole clip, with one maximum
-    input: str = 'all'       # no_picture: pictures are grey; no_sound: samples are zero
-    model: str = ''          # its model_id
+    input: str = 'all'  # no_picture: pictures are grey; no_sound: samples are zero
+    model: str = ''  # its model_id
 
     def __post_init__(self):
         """Check the four names."""
         for name, allowed in ALLOWED.items():
             if getattr(self, name) not in allowed:
-                raise InputError(f'The {name} of answers is {getattr(self, name)!r}; allowed are '
-                                 f'{", ".join(allowed)}.')
+                raise InputError(
+                    f'The {name} of answers is {getattr(self, name)!r}; allowed are '
+                    f'{", ".join(allowed)}.'
+                )
 
     @classmethod
     def read(cls, path) -> 'AnswerSet':
@@ -55,17 +58,20 @@ class AnswerSet:
     def write(self, path) -> None:
         """Write the file."""
         facts = {name: value for name, value in vars(self).items() if name != 'answers'}
-        text = json.dumps({'format': FORMAT, **facts, 'answers': self.answers},
-                          ensure_ascii=False, indent=1)
+        text = json.dumps(
+            {'format': FORMAT, **facts, 'answers': self.answers}, ensure_ascii=False, indent=1
+        )
         Path(path).write_text(text + '\n', encoding='utf-8')
 
     def of(self, questions: QuestionSet) -> list:
         """Give the texts in the order of the questions; InputError where one was not answered."""
         missing = [q.id for q in questions.questions if q.id not in self.answers]
         if missing:
-            raise InputError(f'{len(missing)} of {len(questions.questions)} questions have no '
-                             f'answer by {self.title}, {missing[0]!r} first. Do the answers '
-                             'belong to these questions?')
+            raise InputError(
+                f'{len(missing)} of {len(questions.questions)} questions have no '
+                f'answer by {self.title}, {missing[0]!r} first. Do the answers '
+                'belong to these questions?'
+            )
         return [self.answers[q.id] for q in questions.questions]
 
     @property

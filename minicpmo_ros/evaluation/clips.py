@@ -7,6 +7,7 @@ A clip has pictures (sensor_msgs/CompressedImage) and sound (audio_common_msgs/A
 with one AudioInfo), each on one topic of any name; either may lack. Stamps are those of the
 headers. Sound is given at 16 kHz, mono, whatever it was recorded in.
 """
+
 import os
 import tempfile
 from dataclasses import dataclass
@@ -19,17 +20,19 @@ from minicpmo_ros.media.log_mel import SAMPLE_RATE_HZ
 from minicpmo_ros.media.pcm import to_float_mono
 from minicpmo_ros.media.resample import Resampler
 
-NS = 10 ** 9
+NS = 10**9
 CHUNK = SAMPLE_RATE_HZ // 10  # samples of one message that is written
 PICTURE = 'sensor_msgs/msg/CompressedImage'
-SOUND, SOUND_DATA, SOUND_INFO = (f'audio_common_msgs/msg/{name}' for name in (
-    'AudioDataStamped', 'AudioData', 'AudioInfo'))
+SOUND, SOUND_DATA, SOUND_INFO = (
+    f'audio_common_msgs/msg/{name}' for name in ('AudioDataStamped', 'AudioData', 'AudioInfo')
+)
 TOPICS = {PICTURE: '/image/compressed', SOUND: '/audio', SOUND_INFO: '/audio_info'}
 DEFINITIONS = {  # as ros-drivers has them
     SOUND_DATA: 'uint8[] data',
     SOUND: 'std_msgs/Header header\naudio_common_msgs/AudioData audio',
     SOUND_INFO: 'uint8 channels\nuint32 sample_rate\nstring sample_format\nuint32 bitrate\n'
-                'string coding_format'}
+    'string coding_format',
+}
 RAW_CODINGS = ('wave', 'pcm', 'raw', '')
 
 
@@ -38,7 +41,7 @@ class Clip:
     """What a camera and a microphone sent, in the order of the stamps."""
 
     pictures: tuple  # of (stamp_ns, format, bytes), JPEG or PNG
-    sound: tuple     # of (stamp_ns, samples (n,) float32 at 16 kHz, mono)
+    sound: tuple  # of (stamp_ns, samples (n,) float32 at 16 kHz, mono)
 
 
 def read_clip(path) -> Clip:
@@ -48,14 +51,21 @@ def read_clip(path) -> Clip:
     try:
         with AnyReader([Path(path)]) as reader:
             streams = {kind: _one_topic(path, reader.connections, kind) for kind in TOPICS}
-            messages = {kind: [reader.deserialize(raw, connection.msgtype)
-                               for connection, _, raw in reader.messages(connections)]
-                        if connections else [] for kind, connections in streams.items()}
+            messages = {
+                kind: [
+                    reader.deserialize(raw, connection.msgtype)
+                    for connection, _, raw in reader.messages(connections)
+                ]
+                if connections
+                else []
+                for kind, connections in streams.items()
+            }
     except InputError:
         raise
     except Exception as error:  # damaged bags raise almost anything
-        raise InputError(f'{path}: it is not a bag that can be read ({error}). Record it anew, '
-                         'as MCAP.') from error
+        raise InputError(
+            f'{path}: it is not a bag that can be read ({error}). Record it anew, as MCAP.'
+        ) from error
     if not messages[PICTURE] and not messages[SOUND]:
         raise InputError(f'{path}: it has neither {PICTURE} nor {SOUND}.')
     pictures = sorted((_stamp_ns(m), m.format, m.data.tobytes()) for m in messages[PICTURE])
@@ -75,8 +85,10 @@ def write_clip(path, start_s: int, pictures: list, samples: np.ndarray) -> None:
         writer = Writer(Path(folder) / path.stem, version=9, storage_plugin=StoragePlugin.MCAP)
         writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         with writer:
-            connections = {kind: writer.add_connection(topic, kind, typestore=types)
-                           for kind, topic in TOPICS.items()}
+            connections = {
+                kind: writer.add_connection(topic, kind, typestore=types)
+                for kind, topic in TOPICS.items()
+            }
             for at_ns, kind, message in _messages(types, start_s, pictures, samples):
                 writer.write(connections[kind], at_ns, types.serialize_cdr(message, kind))
         os.replace(Path(folder) / path.stem / f'{path.stem}.mcap', path)
@@ -84,20 +96,28 @@ def write_clip(path, start_s: int, pictures: list, samples: np.ndarray) -> None:
 
 def _messages(types, start_s: int, pictures: list, samples: np.ndarray) -> list:
     """Give (when it is recorded, kind, message) in order; sound comes when it is complete."""
-    info = types.types[SOUND_INFO](channels=1, sample_rate=SAMPLE_RATE_HZ, sample_format='S16LE',
-                                   bitrate=16 * SAMPLE_RATE_HZ, coding_format='wave')
+    info = types.types[SOUND_INFO](
+        channels=1,
+        sample_rate=SAMPLE_RATE_HZ,
+        sample_format='S16LE',
+        bitrate=16 * SAMPLE_RATE_HZ,
+        coding_format='wave',
+    )
     start_ns = start_s * NS
     rows = [(start_ns, SOUND_INFO, info)]
     for after_ns, data in pictures:
         message = types.types[PICTURE](
-            header=_header(types, start_ns + after_ns, 'camera'), format='jpeg',
-            data=np.frombuffer(data, np.uint8))
+            header=_header(types, start_ns + after_ns, 'camera'),
+            format='jpeg',
+            data=np.frombuffer(data, np.uint8),
+        )
         rows.append((start_ns + after_ns, PICTURE, message))
     pcm = np.clip(np.rint(np.asarray(samples) * 32767), -32768, 32767).astype('<i2')  # (n,)
     for begin in range(0, len(pcm), CHUNK):
-        part = pcm[begin:begin + CHUNK]
-        begin_ns, end_ns = (start_ns + n * NS // SAMPLE_RATE_HZ for n in (begin,
-                                                                          begin + len(part)))
+        part = pcm[begin : begin + CHUNK]
+        begin_ns, end_ns = (
+            start_ns + n * NS // SAMPLE_RATE_HZ for n in (begin, begin + len(part))
+        )
         data = types.types[SOUND_DATA](data=part.view(np.uint8))
         message = types.types[SOUND](header=_header(types, begin_ns, 'microphone'), audio=data)
         rows.append((end_ns, SOUND, message))
@@ -123,8 +143,10 @@ def _one_topic(path, connections: list, kind: str) -> list:
     found = [c for c in connections if c.msgtype == kind]
     topics = sorted({c.topic for c in found})
     if len(topics) > 1:
-        raise InputError(f'{path}: {kind} is on {", ".join(topics)}; one topic of it is allowed. '
-                         'Leave the others out of the bag.')
+        raise InputError(
+            f'{path}: {kind} is on {", ".join(topics)}; one topic of it is allowed. '
+            'Leave the others out of the bag.'
+        )
     return found
 
 
@@ -138,8 +160,9 @@ def _samples(path, messages: list, infos: list) -> list:
         return []
     formats = {(i.sample_rate, i.channels, i.sample_format, i.coding_format) for i in infos}
     if len(formats) != 1:
-        raise InputError(f'{path}: {len(formats)} formats of its sound are told by {SOUND_INFO}, '
-                         'one is needed.')
+        raise InputError(
+            f'{path}: {len(formats)} formats of its sound are told by {SOUND_INFO}, one is needed.'
+        )
     rate_hz, channels, sample_format, coding = formats.pop()
     if coding not in RAW_CODINGS:
         raise InputError(f'{path}: its sound is coded as {coding!r}; raw PCM is allowed.')

@@ -8,6 +8,7 @@ The file is JSON: {"format": FORMAT, "name": ..., "notes": ..., "clips": {...}, 
 what each clip shows. Everything is checked when it is read; what is wrong is an InputError that
 names the question and the field.
 """
+
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from minicpmo_ros.errors import InputError
 
 FORMAT = 'minicpmo_ros questions 1'
-MAX_FILE_BYTES = 64 * 2 ** 20
+MAX_FILE_BYTES = 64 * 2**20
 LONGEST_WINDOW_S = 3600
 SUBSETS = ('all', 'hard')
 
@@ -26,16 +27,16 @@ class ScoredQuestion:
     """One question, asked when the second before `end_s` has been read."""
 
     id: str
-    clip: str            # a bag, relative to the file
-    start_s: int         # of the window: the seconds [start_s, end_s) of the clip's stamps
+    clip: str  # a bag, relative to the file
+    start_s: int  # of the window: the seconds [start_s, end_s) of the clip's stamps
     end_s: int
     family: str
-    text: str            # as it is asked, options included
-    answers: tuple       # texts that count as right
+    text: str  # as it is asked, options included
+    answers: tuple  # texts that count as right
     choices: tuple = ()  # the answer is held to one of these; none: it is open
-    kind: str = ''       # of question, within the family
+    kind: str = ''  # of question, within the family
     chance: float = 0.0  # of a guess that knows neither picture nor sound
-    hard: bool = False   # of a clip whose seconds have nothing to do with each other
+    hard: bool = False  # of a clip whose seconds have nothing to do with each other
 
     @property
     def seconds(self) -> int:
@@ -56,7 +57,7 @@ class QuestionSet:
     name: str = ''
     notes: str = ''
     clips: dict = field(default_factory=dict)  # clip: what it shows, second by second
-    folder: Path = Path()                      # that the clips' paths are relative to
+    folder: Path = Path()  # that the clips' paths are relative to
 
     @classmethod
     def read(cls, path) -> 'QuestionSet':
@@ -65,27 +66,37 @@ class QuestionSet:
         data = read_json(path, FORMAT)
         if not isinstance(data.get('questions'), list) or not data['questions']:
             raise InputError(f'{path}: it has no list of questions.')
-        questions = tuple(_read_question(path, i, entry)
-                          for i, entry in enumerate(data['questions']))
+        questions = tuple(
+            _read_question(path, i, entry) for i, entry in enumerate(data['questions'])
+        )
         seen = set()
         for question in questions:
             if question.id in seen:
-                raise InputError(f'{path}: two questions have the id {question.id!r}; ids are '
-                                 'unique.')
+                raise InputError(
+                    f'{path}: two questions have the id {question.id!r}; ids are unique.'
+                )
             seen.add(question.id)
             if not (path.parent / question.clip).is_file():
-                raise InputError(f'{path}: the clip {question.clip} of the question '
-                                 f'{question.id!r} is not there. Fetch the clips with the file.')
-        return cls(questions, str(data.get('name', '')), str(data.get('notes', '')),
-                   dict(data.get('clips') or {}), path.parent)
+                raise InputError(
+                    f'{path}: the clip {question.clip} of the question '
+                    f'{question.id!r} is not there. Fetch the clips with the file.'
+                )
+        return cls(
+            questions,
+            str(data.get('name', '')),
+            str(data.get('notes', '')),
+            dict(data.get('clips') or {}),
+            path.parent,
+        )
 
     def write(self, path) -> None:
         """Write the file, a question a line; the same questions give the same bytes."""
         head = {'format': FORMAT, 'name': self.name, 'notes': self.notes, 'clips': self.clips}
         lines = [json.dumps(asdict(q), ensure_ascii=False) for q in self.questions]
         text = json.dumps(head, ensure_ascii=False, indent=1)[:-2]
-        Path(path).write_text(text + ',\n "questions": [\n' + ',\n'.join(lines) + '\n]}\n',
-                              encoding='utf-8')
+        Path(path).write_text(
+            text + ',\n "questions": [\n' + ',\n'.join(lines) + '\n]}\n', encoding='utf-8'
+        )
 
     @property
     def families(self) -> tuple:
@@ -142,7 +153,7 @@ def _is_text(value) -> bool:
 
 
 def _is_second(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** 31
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
 
 
 def _is_texts(value) -> bool:
@@ -193,8 +204,10 @@ def _read_question(path: Path, index: int, entry) -> ScoredQuestion:
     tuples = {name: tuple(entry[name]) for name in ('answers', 'choices') if name in entry}
     question = ScoredQuestion(**{**entry, **tuples})
     if not 1 <= question.seconds <= LONGEST_WINDOW_S:
-        raise InputError(f'{where}: its window is [{question.start_s}, {question.end_s}); 1 to '
-                         f'{LONGEST_WINDOW_S} s are allowed.')
+        raise InputError(
+            f'{where}: its window is [{question.start_s}, {question.end_s}); 1 to '
+            f'{LONGEST_WINDOW_S} s are allowed.'
+        )
     if question.choices and not set(question.answers) <= set(question.choices):
         raise InputError(f'{where}: an answer is not among its choices.')
     return question

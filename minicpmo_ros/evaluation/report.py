@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """A score's report as Markdown tables for a person."""
+
 from minicpmo_ros.evaluation.questions import SUBSETS
 from minicpmo_ros.evaluation.score import KEY, SHORT_S
 
@@ -18,29 +19,56 @@ def markdown(found: dict) -> str:
         table = _gain_table(rows)
         parts += [title, table] if table else []
     if found['agreements']:
-        parts += ['Same answers, percent', _lines(('one', 'other', 'same'), [
-            (pair['a'], pair['b'], _percent(pair['same'])) for pair in found['agreements']])]
+        parts += [
+            'Same answers, percent',
+            _lines(
+                ('one', 'other', 'same'),
+                [(pair['a'], pair['b'], _percent(pair['same'])) for pair in found['agreements']],
+            ),
+        ]
     return '\n\n'.join(parts) + '\n'
 
 
 def _table(rows: list) -> str:
     families = list(dict.fromkeys(family for row in rows for family in row['families']))
-    lines = [(*(row[name] for name in (*KEY, 'subset')), _percent(row['overall']),
-              *(_percent(row['families'].get(family)) for family in families),
-              _percent(row['same_as_f32']), str(row['questions'])) for row in rows]
+    lines = [
+        (
+            *(row[name] for name in (*KEY, 'subset')),
+            _percent(row['overall']),
+            *(_percent(row['families'].get(family)) for family in families),
+            _percent(row['same_as_f32']),
+            str(row['questions']),
+        )
+        for row in rows
+    ]
     for subset in SUBSETS:
         row = next((row for row in rows if row['subset'] == subset), None)
         if row:
-            lines.append(('chance', '', '', '', subset, '', *(
-                _percent(row['chance'].get(family)) for family in families), '', ''))
+            lines.append(
+                (
+                    'chance',
+                    '',
+                    '',
+                    '',
+                    subset,
+                    '',
+                    *(_percent(row['chance'].get(family)) for family in families),
+                    '',
+                    '',
+                )
+            )
     return _lines((*KEY, 'subset', 'overall', *families, 'same as f32', 'questions'), lines)
 
 
 def _window_table(details: list) -> str:
     windows = sorted({w for detail in details for w in detail['windows']}, key=int)
-    lines = [(*(detail[name] for name in (*KEY, 'subset')), *(
-        _percent(detail['windows'].get(window, {}).get('right')) for window in windows))
-        for detail in details]
+    lines = [
+        (
+            *(detail[name] for name in (*KEY, 'subset')),
+            *(_percent(detail['windows'].get(window, {}).get('right')) for window in windows),
+        )
+        for detail in details
+    ]
     return _lines((*KEY, 'subset', *(f'{window} s' for window in windows)), lines)
 
 
@@ -50,11 +78,18 @@ def _gain_table(rows: list) -> str:
     families = list(dict.fromkeys(family for row in rows for family in row['families']))
     lines = []
     for row in rows:
-        blind = [by_key.get((*(row[name] for name in KEY[:3]), name, row['subset']))
-                 for name in ('no_picture', 'no_sound')]
+        blind = [
+            by_key.get((*(row[name] for name in KEY[:3]), name, row['subset']))
+            for name in ('no_picture', 'no_sound')
+        ]
         if row['input'] == 'all' and all(blind):
-            lines.append((*(row[name] for name in KEY[:3]), row['subset'],
-                          *(_gain(family, row, blind) for family in families)))
+            lines.append(
+                (
+                    *(row[name] for name in KEY[:3]),
+                    row['subset'],
+                    *(_gain(family, row, blind) for family in families),
+                )
+            )
     return _lines((*KEY[:3], 'subset', *families), lines) if lines else ''
 
 
@@ -65,8 +100,9 @@ def _gain(family: str, row: dict, blind: list) -> str:
 
 
 def _lines(title: tuple, rows: list) -> str:
-    return '\n'.join('| ' + ' | '.join(cells) + ' |'
-                     for cells in (title, ('---',) * len(title), *rows))
+    return '\n'.join(
+        '| ' + ' | '.join(cells) + ' |' for cells in (title, ('---',) * len(title), *rows)
+    )
 
 
 def _percent(share: float | None) -> str:

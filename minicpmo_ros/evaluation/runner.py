@@ -8,6 +8,7 @@ decoded and encoded once for all questions and variants about it; the questions 
 share its prefill, each on its own fork. Answers are greedy; on a CPU the same directory and the
 same questions give the same bytes, whatever was asked before.
 """
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,15 +45,16 @@ LEFT, RIGHT = 2, 1  # frames beside a second that its encoding reaches
 class Variant:
     """How the clips are presented."""
 
-    input: str = 'all'        # no_picture: pictures are grey; no_sound: samples are zero
+    input: str = 'all'  # no_picture: pictures are grey; no_sound: samples are zero
     audio: str = 'streaming'  # offline: the spectrum of the whole clip, with one maximum
 
     def __post_init__(self):
         """Check the two names."""
         for name, allowed in (('input', INPUTS), ('audio', AUDIO)):
             if getattr(self, name) not in allowed:
-                raise InputError(f'{name} is {getattr(self, name)!r}; allowed are '
-                                 f'{", ".join(allowed)}.')
+                raise InputError(
+                    f'{name} is {getattr(self, name)!r}; allowed are {", ".join(allowed)}.'
+                )
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,28 @@ class Core:
         o = self.options
         layout = LAYOUTS.get(f'{model.family}/{o.prompt}')
         if layout is None:
-            raise InputError(f'There is no prompt {o.prompt!r} for {model.family}; known are '
-                             f'{", ".join(LAYOUTS)}.')
+            raise InputError(
+                f'There is no prompt {o.prompt!r} for {model.family}; known are '
+                f'{", ".join(LAYOUTS)}.'
+            )
         self._backend = Backend(o.device, threads=o.threads)
         try:
             self.vision = VisionEncoder.load(model.vision_path, self._backend, o.max_tiles)
             self.audio = AudioEncoder.load(model.audio_path, self._backend)
             on_cpu = o.device == 'cpu'
             self.session = Session.load(
-                model.llm_path, layout, ModelOptions(0 if on_cpu else -1, repack=False),
-                ContextOptions(o.n_ctx, o.n_ubatch, kv_type=o.kv_type, threads=o.threads,
-                               offload_kv=not on_cpu),
-                SessionOptions(max_tokens=o.max_tokens))
+                model.llm_path,
+                layout,
+                ModelOptions(0 if on_cpu else -1, repack=False),
+                ContextOptions(
+                    o.n_ctx,
+                    o.n_ubatch,
+                    kv_type=o.kv_type,
+                    threads=o.threads,
+                    offload_kv=not on_cpu,
+                ),
+                SessionOptions(max_tokens=o.max_tokens),
+            )
         except BaseException:
             self._backend.close()
             raise
@@ -107,12 +119,13 @@ class Core:
             seen += seeing.advance(stamp_ns)
             seeing.offer(stamp_ns, lambda name=name, data=data: _decode(data, name, grey))
             last = stamp_ns
-        return _checked(seen + (seeing.close(last // 10 ** 9) if last is not None else []))
+        return _checked(seen + (seeing.close(last // 10**9) if last is not None else []))
 
     def hear(self, clip: Clip, offline: bool = False, silent: bool = False) -> list:
         """Give (second, rows or None) of a clip's sound."""
-        sound = [(stamp_ns, samples * 0 if silent else samples)
-                 for stamp_ns, samples in clip.sound]
+        sound = [
+            (stamp_ns, samples * 0 if silent else samples) for stamp_ns, samples in clip.sound
+        ]
         if offline:
             return self._hear_offline(sound)
         hearing = Hearing(self.audio)
@@ -127,12 +140,19 @@ class Core:
             return []
         stream = self.audio.stream()
         if len(cut) > stream.max_seconds or any(s.restarted for s in cut[1:]):
-            raise InputError(f'A clip of {len(cut)} s cannot be heard offline; one piece of 1 to '
-                             f'{stream.max_seconds} s can.')
+            raise InputError(
+                f'A clip of {len(cut)} s cannot be heard offline; one piece of 1 to '
+                f'{stream.max_seconds} s can.'
+            )
         mel = log_mel(np.concatenate([second.samples for second in cut]))  # (100 n, 80)
         mel = np.pad(mel, ((LEFT, RIGHT), (0, 0)))  # as the encoder's convolutions pad
-        return [(second.second, stream.step(mel[FRAMES * i:FRAMES * (i + 1) + LEFT + RIGHT])
-                 .astype(np.float16)) for i, second in enumerate(cut)]
+        return [
+            (
+                second.second,
+                stream.step(mel[FRAMES * i : FRAMES * (i + 1) + LEFT + RIGHT]).astype(np.float16),
+            )
+            for i, second in enumerate(cut)
+        ]
 
     def answer(self, units: list, questions: list) -> list:
         """Read units into an empty window and give the text that answers each question."""
@@ -141,8 +161,10 @@ class Core:
         for unit in units:
             session.append(unit)
         if session.window.seconds != [unit.second for unit in units]:
-            raise InputError(f'A window of {len(units)} s does not fit into {self.options.n_ctx} '
-                             'positions. Raise n_ctx.')
+            raise InputError(
+                f'A window of {len(units)} s does not fit into {self.options.n_ctx} '
+                'positions. Raise n_ctx.'
+            )
         return [self._answer(question) for question in questions]
 
     def _answer(self, question) -> str:
@@ -166,8 +188,9 @@ class _Encoded:
         grey, silent = variant.input == 'no_picture', variant.input == 'no_sound'
         offline = variant.audio == 'offline'
         seen = self._once(('see', grey), lambda: self._core.see(self._clip, grey))
-        heard = self._once(('hear', offline, silent),
-                           lambda: self._core.hear(self._clip, offline, silent))
+        heard = self._once(
+            ('hear', offline, silent), lambda: self._core.hear(self._clip, offline, silent)
+        )
         return assemble(seen, heard)
 
     def _once(self, key: tuple, make: Callable) -> list:
@@ -180,8 +203,9 @@ def assemble(seen: list, heard: list) -> list:
     """Pair SeenSeconds and (second, rows) of sound into Units, in order."""
     assembler = UnitAssembler(max_pending=len(seen) + len(heard) + 1)
     for picture in seen:
-        assembler.add_picture(picture.second, picture.rows,
-                              (picture.tiles_wide, picture.tiles_high), 0.0)
+        assembler.add_picture(
+            picture.second, picture.rows, (picture.tiles_wide, picture.tiles_high), 0.0
+        )
     for second, rows in heard:
         assembler.add_sound(second, rows, 0.0)
     units = assembler.due(math.inf)
@@ -190,8 +214,12 @@ def assemble(seen: list, heard: list) -> list:
     return units
 
 
-def answer_all(core: Core, questions: QuestionSet, variants: list,
-               on_progress: Callable[[int, int], None] | None = None) -> list:
+def answer_all(
+    core: Core,
+    questions: QuestionSet,
+    variants: list,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list:
     """Answer every question once in every variant; give an AnswerSet a variant.
 
     on_progress(done, total) is called after each clip, in questions.
@@ -205,24 +233,38 @@ def answer_all(core: Core, questions: QuestionSet, variants: list,
             for variant, texts in zip(variants, answers):
                 units = encoded.units(variant)
                 for window, asked in windows.items():
-                    texts.update(zip((q.id for q in asked),
-                                     core.answer(_of_window(units, *window[1:]), asked)))
+                    texts.update(
+                        zip(
+                            (q.id for q in asked),
+                            core.answer(_of_window(units, *window[1:]), asked),
+                        )
+                    )
                     done += len(asked)
         except InputError as error:
             raise InputError(f'{path}: {error}') from error
         if on_progress is not None:
             on_progress(done, total)
     precision = precision_name(core.model.precision)
-    return [AnswerSet({q.id: texts[q.id] for q in questions.questions}, 'core', precision,
-                      variant.audio, variant.input, core.model.model_id)
-            for variant, texts in zip(variants, answers)]
+    return [
+        AnswerSet(
+            {q.id: texts[q.id] for q in questions.questions},
+            'core',
+            precision,
+            variant.audio,
+            variant.input,
+            core.model.model_id,
+        )
+        for variant, texts in zip(variants, answers)
+    ]
 
 
 def _of_window(units: list, start_s: int, end_s: int) -> list:
     inside = [unit for unit in units if start_s <= unit.second < end_s]
     if len(inside) != end_s - start_s:
-        raise InputError(f'{len(inside)} seconds of the window [{start_s}, {end_s}) have a '
-                         'picture or a sound. Correct start_s and end_s.')
+        raise InputError(
+            f'{len(inside)} seconds of the window [{start_s}, {end_s}) have a '
+            'picture or a sound. Correct start_s and end_s.'
+        )
     return inside
 
 

@@ -11,6 +11,7 @@ windows up to SHORT_S only. Details have `windows` (by seconds) and `kinds` in t
 families. Agreements compare two AnswerSets with all input that differ in one of path, precision
 and audio. Shares are rounded to 4 digits.
 """
+
 from collections import defaultdict
 from itertools import combinations
 
@@ -35,8 +36,12 @@ def report(questions: QuestionSet, answer_sets: list) -> dict:
     """Give the report; raises InputError where an AnswerSet lacks an answer."""
     rows, details = _rows(questions, answer_sets)
     short_rows, _ = _rows(questions.up_to(SHORT_S), answer_sets)
-    return {'rows': rows, 'short_rows': short_rows, 'details': details,
-            'agreements': _agreements([(a, a.of(questions)) for a in answer_sets])}
+    return {
+        'rows': rows,
+        'short_rows': short_rows,
+        'details': details,
+        'agreements': _agreements([(a, a.of(questions)) for a in answer_sets]),
+    }
 
 
 def _rows(questions: QuestionSet, answer_sets: list) -> tuple:
@@ -47,8 +52,11 @@ def _rows(questions: QuestionSet, answer_sets: list) -> tuple:
         reference = _reference(answers, given)
         for subset in SUBSETS:
             # Of every chosen question: itself, the text, the text by f32 or None.
-            chosen = [entry for entry in zip(questions.questions, texts, reference)
-                      if subset == 'all' or entry[0].hard]
+            chosen = [
+                entry
+                for entry in zip(questions.questions, texts, reference)
+                if subset == 'all' or entry[0].hard
+            ]
             if chosen:
                 facts = {**_facts(answers), 'subset': subset}
                 rows.append({**facts, **_row(chosen)})
@@ -72,18 +80,25 @@ def _row(chosen: list) -> dict:
     return {
         'overall': _right(chosen),
         'families': {family: _right(group) for family, group in by_family.items()},
-        'chance': {family: round(sum(entry[0].chance for entry in group) / len(group), 4)
-                   for family, group in by_family.items()},
+        'chance': {
+            family: round(sum(entry[0].chance for entry in group) / len(group), 4)
+            for family, group in by_family.items()
+        },
         'same_as_f32': _share(a == b for _, a, b in chosen) if has_reference else None,
-        'questions': len(chosen)}
+        'questions': len(chosen),
+    }
 
 
 def _detail(chosen: list) -> dict:
     windows = _grouped(chosen, lambda question: str(question.seconds))
     kinds = _grouped(chosen, lambda question: f'{question.family}/{question.kind}')
-    return {name: {value: {'right': _right(group), 'questions': len(group)}
-                   for value, group in groups.items()}
-            for name, groups in (('windows', windows), ('kinds', kinds))}
+    return {
+        name: {
+            value: {'right': _right(group), 'questions': len(group)}
+            for value, group in groups.items()
+        }
+        for name, groups in (('windows', windows), ('kinds', kinds))
+    }
 
 
 def _agreements(given: list) -> list:
@@ -91,8 +106,9 @@ def _agreements(given: list) -> list:
     for (a, texts), (b, others) in combinations(given, 2):
         differences = sum(_facts(a)[name] != _facts(b)[name] for name in KEY)
         if differences == 1 and a.input == b.input == 'all':
-            found.append({'a': a.title, 'b': b.title,
-                          'same': _share(x == y for x, y in zip(texts, others))})
+            found.append(
+                {'a': a.title, 'b': b.title, 'same': _share(x == y for x, y in zip(texts, others))}
+            )
     return found
 
 

@@ -6,6 +6,7 @@
 Prints accuracy by family, window and input, and how often the answers are those of an f32 model
 among the directories. The same files give the same answers each time.
 """
+
 import json
 import os
 import sys
@@ -21,24 +22,57 @@ AUDIO = ('streaming', 'offline')
 
 def add_arguments(parser) -> None:
     """Declare the options."""
-    parser.add_argument('directories', type=Path, metavar='DIR', nargs='*',
-                        help='model directories, of one model in several precisions; none: only '
-                        'the answers given by --answers are scored')
-    parser.add_argument('--questions', type=Path, metavar='FILE',
-                        help='questions.json beside its clips; default: those that ship')
+    parser.add_argument(
+        'directories',
+        type=Path,
+        metavar='DIR',
+        nargs='*',
+        help='model directories, of one model in several precisions; none: only '
+        'the answers given by --answers are scored',
+    )
+    parser.add_argument(
+        '--questions',
+        type=Path,
+        metavar='FILE',
+        help='questions.json beside its clips; default: those that ship',
+    )
     parser.add_argument('--limit', type=_count, metavar='N', help='ask only the first N')
-    parser.add_argument('--inputs', type=_list_of(INPUTS), default=INPUTS, metavar='LIST',
-                        help=f'of {",".join(INPUTS)}: with pictures blanked, with sound removed')
-    parser.add_argument('--audio', type=_list_of(AUDIO), default=AUDIO[:1], metavar='LIST',
-                        help=f'of {",".join(AUDIO)}; offline: a whole clip has one spectrum')
-    parser.add_argument('--answers', type=Path, metavar='FILE', action='append', default=[],
-                        help='also score these answers, given by another path; repeatable')
+    parser.add_argument(
+        '--inputs',
+        type=_list_of(INPUTS),
+        default=INPUTS,
+        metavar='LIST',
+        help=f'of {",".join(INPUTS)}: with pictures blanked, with sound removed',
+    )
+    parser.add_argument(
+        '--audio',
+        type=_list_of(AUDIO),
+        default=AUDIO[:1],
+        metavar='LIST',
+        help=f'of {",".join(AUDIO)}; offline: a whole clip has one spectrum',
+    )
+    parser.add_argument(
+        '--answers',
+        type=Path,
+        metavar='FILE',
+        action='append',
+        default=[],
+        help='also score these answers, given by another path; repeatable',
+    )
     parser.add_argument('--save', type=Path, metavar='FOLDER', help='write all answers there')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the report there')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'gpu'), default='auto',
-                        help='where the model runs; auto: GPU where there is one')
-    parser.add_argument('--threads', type=_count, default=len(os.sched_getaffinity(0)),
-                        help='of computation on the CPU')
+    parser.add_argument(
+        '--device',
+        choices=('auto', 'cpu', 'gpu'),
+        default='auto',
+        help='where the model runs; auto: GPU where there is one',
+    )
+    parser.add_argument(
+        '--threads',
+        type=_count,
+        default=len(os.sched_getaffinity(0)),
+        help='of computation on the CPU',
+    )
 
 
 def run(arguments) -> None:
@@ -72,8 +106,12 @@ def run(arguments) -> None:
 def _answers(model, questions, arguments) -> list:
     from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
 
-    variants = [Variant(name, audio) for audio in arguments.audio for name in arguments.inputs
-                if audio == 'streaming' or name == 'all']
+    variants = [
+        Variant(name, audio)
+        for audio in arguments.audio
+        for name in arguments.inputs
+        if audio == 'streaming' or name == 'all'
+    ]
     core = Core(model, CoreOptions(device=arguments.device, threads=arguments.threads))
     try:
         return answer_all(core, questions, variants, _progress(model.path))
@@ -87,8 +125,9 @@ def _progress(path: Path):
     """Tell how far it is, on a terminal."""
     if not sys.stderr.isatty():
         return None
-    return lambda done, total: print(f'\r{path}: {done} of {total} questions', end='',
-                                     file=sys.stderr, flush=True)
+    return lambda done, total: print(
+        f'\r{path}: {done} of {total} questions', end='', file=sys.stderr, flush=True
+    )
 
 
 def shipped_questions() -> Path:
@@ -101,8 +140,10 @@ def shipped_questions() -> Path:
     try:
         return Path(get_package_share_directory('minicpmo_ros')) / 'demo/clips/questions.json'
     except (LookupError, OSError) as error:
-        raise InputError('The questions that ship are in the source tree and in an installed '
-                         'package that is sourced. Source it, or give --questions.') from error
+        raise InputError(
+            'The questions that ship are in the source tree and in an installed '
+            'package that is sourced. Source it, or give --questions.'
+        ) from error
 
 
 def _count(text: str) -> int:
@@ -118,4 +159,5 @@ def _list_of(allowed: tuple):
         if not set(names) <= set(allowed):
             raise ArgumentTypeError(f'{text!r} is not a list of {",".join(allowed)}')
         return names
+
     return read

@@ -11,6 +11,7 @@ environment/requirements.txt.
 
 makes the clips that ship; the default makes 1,800 questions of each sort.
 """
+
 import argparse
 import shutil
 from pathlib import Path

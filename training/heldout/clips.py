@@ -5,6 +5,7 @@
 bags with questions.json and choices.json. The same arguments give the same bytes (with the same
 espeak-ng).
 """
+
 from dataclasses import dataclass, replace
 from itertools import count as count_up
 from pathlib import Path
@@ -23,8 +24,10 @@ HARD = (True, False, True, True, False)  # by turns
 # them must not be right so often.
 LIKELY = {'speech': 0.75, 'one': 0.5}
 SHOWN_AT_NS = NS // 2  # the one picture of a second
-NOTES = ('Drawn, spoken and asked by training/heldout; nothing of it was used in training. Stamps '
-         'are exact: second n of a clip is [start_s + n, start_s + n + 1).')
+NOTES = (
+    'Drawn, spoken and asked by training/heldout; nothing of it was used in training. Stamps '
+    'are exact: second n of a clip is [start_s + n, start_s + n + 1).'
+)
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,18 @@ def make_set(folder: Path, count: int, seed: int, progress=print):
 
 def _scored(question, clip: str, start_s: int, facts: Clip) -> ScoredQuestion:
     return ScoredQuestion(
-        f'{Path(clip).stem}-{question.family}', clip, start_s, start_s + facts.seconds,
-        question.family, asked(question), (question.answer,), tuple(question.options),
-        question.kind, round(question.chance, 4), facts.independent)
+        f'{Path(clip).stem}-{question.family}',
+        clip,
+        start_s,
+        start_s + facts.seconds,
+        question.family,
+        asked(question),
+        (question.answer,),
+        tuple(question.options),
+        question.kind,
+        round(question.chance, 4),
+        facts.independent,
+    )
 
 
 def tell(facts: Clip) -> list:
@@ -107,6 +119,7 @@ def tell(facts: Clip) -> list:
     for picture, sound in zip(facts.pictures, facts.sounds):
         place = f', {picture.row} {picture.column}' if picture.column else ''
         heard = {'speech': f'a {sound.voice} says "{sound.word}"'}.get(
-            sound.kind, ' '.join(filter(None, (sound.pitch, sound.kind))))
+            sound.kind, ' '.join(filter(None, (sound.pitch, sound.kind)))
+        )
         lines.append(f'{picture.count} {picture.color} {picture.shape}{place}; {heard}')
     return lines

@@ -6,6 +6,7 @@ floors and cloths, seen by a camera with noise, a vignette and JPEG.
 
 A Stage is what stays through a clip (the place and the camera), a Layout where the shapes are.
 """
+
 import io
 from dataclasses import dataclass
 from math import cos, pi, sin, sqrt
@@ -17,9 +18,16 @@ from training.world import COLUMNS, ROWS
 
 SIZES = ((240, 240), (320, 320), (320, 240), (400, 300), (320, 180), (448, 252))
 SCALE = 4  # of the drawing, before it is scaled down
-INKS = {'red': (206, 36, 42), 'green': (42, 152, 62), 'blue': (44, 74, 206),
-        'yellow': (228, 212, 54), 'white': (238, 239, 236), 'black': (24, 23, 26),
-        'purple': (128, 44, 156), 'orange': (238, 138, 38)}
+INKS = {
+    'red': (206, 36, 42),
+    'green': (42, 152, 62),
+    'blue': (44, 74, 206),
+    'yellow': (228, 212, 54),
+    'white': (238, 239, 236),
+    'black': (24, 23, 26),
+    'purple': (128, 44, 156),
+    'orange': (238, 138, 38),
+}
 JPEG_QUALITY = 88
 
 
@@ -28,8 +36,8 @@ class Stage:
     """A place and a camera."""
 
     backdrop: np.ndarray  # (H, W, 3) float32
-    noise: float          # of the camera, grey levels
-    shadow: float         # share of light a shape takes from what lies right below it
+    noise: float  # of the camera, grey levels
+    shadow: float  # share of light a shape takes from what lies right below it
 
     @property
     def size(self) -> tuple:
@@ -44,8 +52,8 @@ class Layout:
     centres: tuple  # of (x, y)
     radius: float
     turn: float
-    style: float    # 0..1: thick or thin, sharp or round
-    tint: tuple     # of the ink, grey levels
+    style: float  # 0..1: thick or thin, sharp or round
+    tint: tuple  # of the ink, grey levels
 
     def cell(self, size: tuple) -> tuple:
         """(column, row) of one shape alone, in thirds of the picture."""
@@ -59,7 +67,7 @@ def make_stage(rng, size: tuple) -> Stage:
     maker = (_plaster, _bricks, _planks, _cloth, _lawn)[int(rng.integers(5))]
     texture = maker(rng, width, height)
     texture = texture / max(1.0, np.abs(texture).max() / 26)  # (H, W), grey levels
-    y, x = np.mgrid[-1:1:height * 1j, -1:1:width * 1j]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     light = x * rng.uniform(-14, 14) + y * rng.uniform(-14, 14)
     vignette = -rng.uniform(0, 22) * (x * x + y * y) / 2
     grey = rng.uniform(85, 165) + texture + light + vignette
@@ -77,20 +85,24 @@ def make_layout(rng, size: tuple, count: int) -> Layout:
     if count == 1:
         radius = min(side * rng.uniform(0.15, 0.215), 0.28 * height)
         spots = [(n * (int(rng.integers(3)) + rng.uniform(0.25, 0.75)) / 3) for n in size]
-        centres = [tuple(float(np.clip(s, 0.85 * radius, n - 0.85 * radius))
-                         for s, n in zip(spots, size))]
+        centres = [
+            tuple(float(np.clip(s, 0.85 * radius, n - 0.85 * radius)) for s, n in zip(spots, size))
+        ]
     else:
         radius, centres = side * rng.uniform(0.105, 0.135), []
         while len(centres) < count:
             centres, radius = [], radius * 0.97
             for _ in range(80):
                 spot = tuple(float(rng.uniform(1.1 * radius, n - 1.1 * radius)) for n in size)
-                if all((spot[0] - x) ** 2 + (spot[1] - y) ** 2 > (2.3 * radius) ** 2
-                       for x, y in centres):
+                if all(
+                    (spot[0] - x) ** 2 + (spot[1] - y) ** 2 > (2.3 * radius) ** 2
+                    for x, y in centres
+                ):
                     centres.append(spot)
         centres = centres[:count]
-    return Layout(tuple(centres), radius, rng.uniform(-0.25, 0.25), rng.random(),
-                  tuple(rng.normal(0, 7, 3)))
+    return Layout(
+        tuple(centres), radius, rng.uniform(-0.25, 0.25), rng.random(), tuple(rng.normal(0, 7, 3))
+    )
 
 
 def outline(shape: str, style: float) -> list:
@@ -99,12 +111,19 @@ def outline(shape: str, style: float) -> list:
         rim = [(cos(2 * pi * i / 72), sin(2 * pi * i / 72)) for i in range(72)]
         hole = 0.5 + 0.14 * style
         return [[(0.94 * x, 0.94 * y) for x, y in rim]] + (
-            [[(hole * x, hole * y) for x, y in rim]] if shape == 'ring' else [])
+            [[(hole * x, hole * y) for x, y in rim]] if shape == 'ring' else []
+        )
     if shape == 'square':
         half, cut = 0.82, 0.12 * style  # with the corners taken off a little
         edge = [(half - cut, half), (half, half - cut)]
-        return [[*edge, *((x, -y) for x, y in edge[::-1]), *((-x, -y) for x, y in edge),
-                 *((-x, y) for x, y in edge[::-1])]]
+        return [
+            [
+                *edge,
+                *((x, -y) for x, y in edge[::-1]),
+                *((-x, -y) for x, y in edge),
+                *((-x, y) for x, y in edge[::-1]),
+            ]
+        ]
     if shape == 'triangle':
         high = 1.06 + 0.1 * style
         return [[(0, -high), (0.98, 0.66), (-0.98, 0.66)]]
@@ -117,8 +136,15 @@ def outline(shape: str, style: float) -> list:
             quarter = [(-y, x) for x, y in quarter]
         return [corners]
     inner = 0.41 + 0.07 * style  # of a star
-    return [[((1.05 if i % 2 == 0 else inner) * sin(pi * i / 5),
-              -(1.05 if i % 2 == 0 else inner) * cos(pi * i / 5)) for i in range(10)]]
+    return [
+        [
+            (
+                (1.05 if i % 2 == 0 else inner) * sin(pi * i / 5),
+                -(1.05 if i % 2 == 0 else inner) * cos(pi * i / 5),
+            )
+            for i in range(10)
+        ]
+    ]
 
 
 def draw(picture, layout: Layout, stage: Stage, rng) -> bytes:
@@ -154,8 +180,13 @@ def _cover(shape: str, layout: Layout, size: tuple) -> Image.Image:
     reach, c, s = layout.radius * SCALE, cos(layout.turn), sin(layout.turn)
     for x0, y0 in layout.centres:
         for value, corners in zip((255, 0), outline(shape, layout.style)):
-            pen.polygon([(x0 * SCALE + reach * (c * x - s * y),
-                          y0 * SCALE + reach * (s * x + c * y)) for x, y in corners], fill=value)
+            pen.polygon(
+                [
+                    (x0 * SCALE + reach * (c * x - s * y), y0 * SCALE + reach * (s * x + c * y))
+                    for x, y in corners
+                ],
+                fill=value,
+            )
     return large.resize(size, Image.LANCZOS)
 
 
@@ -167,7 +198,7 @@ def _soft(rng, width: int, height: int, cells: int) -> np.ndarray:
 
 
 def _plaster(rng, width, height):
-    return sum(rng.uniform(2, 9) / n ** 0.3 * _soft(rng, width, height, n) for n in (3, 7, 19, 60))
+    return sum(rng.uniform(2, 9) / n**0.3 * _soft(rng, width, height, n) for n in (3, 7, 19, 60))
 
 
 def _bricks(rng, width, height):
@@ -196,6 +227,9 @@ def _cloth(rng, width, height):
 
 def _lawn(rng, width, height):
     blades = rng.normal(0, 12, (height, width)).astype(np.float32)
-    smooth = np.asarray(Image.fromarray(blades).resize((width // 2, height // 2), Image.BOX)
-                        .resize((width, height), Image.BILINEAR))
+    smooth = np.asarray(
+        Image.fromarray(blades)
+        .resize((width // 2, height // 2), Image.BOX)
+        .resize((width, height), Image.BILINEAR)
+    )
     return smooth * rng.uniform(0.7, 2) + 6 * _soft(rng, width, height, 8)

@@ -6,6 +6,7 @@
 In a hard clip the seconds have nothing to do with each other; in the others the picture stands
 still, changes once, or is another for one second. No word is said twice in a clip.
 """
+
 from dataclasses import replace
 
 from training.world import COLORS, COMMANDS, NUMBERS, PITCHES, SHAPES, Picture, Sound
@@ -29,8 +30,7 @@ def pictures_of(seconds: int, hard: bool, rng) -> list:
     if plot == 'still':
         return [base] * seconds
     at = int(rng.integers(1, seconds)) if plot == 'change' else int(rng.integers(seconds))
-    return [other if (i >= at if plot == 'change' else i == at) else base
-            for i in range(seconds)]
+    return [other if (i >= at if plot == 'change' else i == at) else base for i in range(seconds)]
 
 
 def sounds_of(pictures: list, rng) -> list:
@@ -56,7 +56,9 @@ def _picture(rng) -> Picture:
 
 def _changed(picture: Picture, rng) -> Picture:
     """The same with another color, shape or number."""
-    name, pool = pick(rng, (('color', COLORS), ('color', COLORS), ('shape', SHAPES),
-                            ('count', (1, 2, 3, 4))))
-    return replace(picture, **{
-        name: pick(rng, [value for value in pool if value != getattr(picture, name)])})
+    name, pool = pick(
+        rng, (('color', COLORS), ('color', COLORS), ('shape', SHAPES), ('count', (1, 2, 3, 4)))
+    )
+    return replace(
+        picture, **{name: pick(rng, [value for value in pool if value != getattr(picture, name)])}
+    )

@@ -7,6 +7,7 @@ events by modes, filters and modulation.
 A second is (16000,) float32 in [-1, 1]; its event lies wholly inside it. espeak-ng is a tool:
 its program speaks, nothing of it is shipped.
 """
+
 import io
 import subprocess
 import wave
@@ -20,10 +21,16 @@ from training.world import Sound
 RATE_HZ = 16000
 LONGEST = int(0.95 * RATE_HZ)
 # (accent, variant): no accent, no variant of them and no speed below was used in training.
-MEN = tuple((accent, variant) for accent in ('en-gb-x-rp', 'en-gb-x-gbclan', 'en-gb-x-gbcwmd')
-            for variant in ('m6', 'adam', 'marcelo', 'pablo', 'edward', 'zac', 'quincy'))
-WOMEN = tuple((accent, variant) for accent in ('en-gb-x-rp', 'en-gb-x-gbclan', 'en-gb-x-gbcwmd')
-              for variant in ('f4', 'steph2', 'steph3'))
+MEN = tuple(
+    (accent, variant)
+    for accent in ('en-gb-x-rp', 'en-gb-x-gbclan', 'en-gb-x-gbcwmd')
+    for variant in ('m6', 'adam', 'marcelo', 'pablo', 'edward', 'zac', 'quincy')
+)
+WOMEN = tuple(
+    (accent, variant)
+    for accent in ('en-gb-x-rp', 'en-gb-x-gbclan', 'en-gb-x-gbcwmd')
+    for variant in ('f4', 'steph2', 'steph3')
+)
 SLOW, FAST = (108, 124), (216, 236)  # words a minute
 
 
@@ -32,7 +39,7 @@ def make_second(sound: Sound, rng) -> tuple:
     event, sound = _event(sound, rng)
     second = _room(rng)
     start = int(rng.integers(0, RATE_HZ - len(event) + 1))
-    second[start:start + len(event)] += rng.uniform(0.25, 0.85) * event
+    second[start : start + len(event)] += rng.uniform(0.25, 0.85) * event
     return np.clip(second, -1, 1).astype(np.float32), sound
 
 
@@ -66,15 +73,18 @@ def speak(word: str, voice: str, rng) -> np.ndarray:
 
 
 def _take(word: str, name: str, speed: int, pitch: int) -> np.ndarray:
-    done = subprocess.run(['espeak-ng', '-v', name, '-s', str(speed), '-p', str(pitch),
-                           '--stdout', word], capture_output=True, check=True)
+    done = subprocess.run(
+        ['espeak-ng', '-v', name, '-s', str(speed), '-p', str(pitch), '--stdout', word],
+        capture_output=True,
+        check=True,
+    )
     with wave.open(io.BytesIO(done.stdout)) as header:
         rate_hz = header.getframerate()
     # What is piped has no length in its header: the samples are all that follows it.
     pcm = np.frombuffer(done.stdout[44:], '<i2').astype(np.float32) / 32768
     pcm = soxr.resample(pcm, rate_hz, RATE_HZ)
     loud = np.flatnonzero(np.abs(pcm) > 0.02 * np.abs(pcm).max())
-    return pcm[max(0, loud[0] - 240):loud[-1] + 480]
+    return pcm[max(0, loud[0] - 240) : loud[-1] + 480]
 
 
 def _room(rng) -> np.ndarray:
@@ -90,7 +100,7 @@ def _swell(samples: np.ndarray, rise_s: float = 0.012) -> np.ndarray:
     n = min(int(rise_s * RATE_HZ), len(samples) // 2)
     curve = 0.5 - 0.5 * np.cos(pi * (np.arange(n) + 0.5) / n)
     samples[:n] *= curve
-    samples[len(samples) - n:] *= curve[::-1]
+    samples[len(samples) - n :] *= curve[::-1]
     return samples
 
 
@@ -120,8 +130,9 @@ def _noise(rng) -> np.ndarray:
     low, high = rng.uniform(60, 600), rng.uniform(3000, 7500)
     band = 1 / (1 + (low / np.maximum(hertz, 1)) ** 4) / (1 + (hertz / high) ** 4)
     rush = np.fft.irfft(np.fft.rfft(rng.normal(0, 1, n)) * np.sqrt(band), n)
-    unsteady = 1 + rng.uniform(0, 0.4) * np.sin(2 * pi * rng.uniform(2, 8) * np.arange(n)
-                                               / RATE_HZ)
+    unsteady = 1 + rng.uniform(0, 0.4) * np.sin(
+        2 * pi * rng.uniform(2, 8) * np.arange(n) / RATE_HZ
+    )
     return _swell(rush * unsteady, 0.03)
 
 
@@ -140,11 +151,23 @@ def _siren(rng) -> np.ndarray:
 def _bell(rng) -> np.ndarray:
     """Modes of a small bell: hum, prime, tierce, quint, nominal and what lies above."""
     t, prime = _clock(rng.uniform(0.6, 0.92)), rng.uniform(500, 1050)
-    modes = ((0.5, 0.35, 3.5), (1, 1, 4.5), (1.19, 0.5, 5), (1.5, 0.3, 6), (2, 0.8, 6),
-             (2.74, 0.45, 9), (3.76, 0.3, 12), (5.1, 0.2, 16))
-    ring = sum(loud * rng.uniform(0.6, 1.3) * np.exp(-fade * rng.uniform(0.8, 1.3) * t)
-               * np.sin(2 * pi * prime * ratio * rng.uniform(0.992, 1.008) * t)
-               for ratio, loud, fade in modes)
+    modes = (
+        (0.5, 0.35, 3.5),
+        (1, 1, 4.5),
+        (1.19, 0.5, 5),
+        (1.5, 0.3, 6),
+        (2, 0.8, 6),
+        (2.74, 0.45, 9),
+        (3.76, 0.3, 12),
+        (5.1, 0.2, 16),
+    )
+    ring = sum(
+        loud
+        * rng.uniform(0.6, 1.3)
+        * np.exp(-fade * rng.uniform(0.8, 1.3) * t)
+        * np.sin(2 * pi * prime * ratio * rng.uniform(0.992, 1.008) * t)
+        for ratio, loud, fade in modes
+    )
     ring[:80] *= np.linspace(0, 1, 80)
     return ring * np.minimum(1, (t[-1] - t) / 0.03)
 
@@ -156,9 +179,11 @@ def _knock(rng) -> np.ndarray:
     low, high = rng.uniform(95, 190), rng.uniform(240, 420)
     pcm = np.zeros(int(gap_s * (blows - 1) * RATE_HZ) + len(t) + 1)
     for i in range(blows):
-        blow = (np.sin(2 * pi * low * t) * np.exp(-42 * t)
-                + 0.5 * np.sin(2 * pi * high * t) * np.exp(-60 * t)
-                + 0.5 * rng.normal(0, 1, len(t)) * np.exp(-160 * t))
+        blow = (
+            np.sin(2 * pi * low * t) * np.exp(-42 * t)
+            + 0.5 * np.sin(2 * pi * high * t) * np.exp(-60 * t)
+            + 0.5 * rng.normal(0, 1, len(t)) * np.exp(-160 * t)
+        )
         start = int(i * gap_s * RATE_HZ)
-        pcm[start:start + len(t)] += rng.uniform(0.7, 1) * blow
+        pcm[start : start + len(t)] += rng.uniform(0.7, 1) * blow
     return pcm
