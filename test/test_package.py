@@ -95,6 +95,43 @@ def test_every_import_is_declared():
                 assert named.get(top, top) in declared, f'{top} of {path} is not in package.xml'
 
 
+def source_environment(tmp_path, commands, **variables):
+    """Run bash as strict as our scripts are, in a tree that has env.sh; give what it prints."""
+    (tmp_path / 'environment').mkdir()
+    shutil.copy(ROOT / 'environment' / 'env.sh', tmp_path / 'environment')
+    done = subprocess.run(
+        ['bash', '-euo', 'pipefail', '-c', commands],
+        env={'PATH': os.environ['PATH'], **variables},
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize('given', ['', '/usr/local/cuda/lib64', '/a:/b'])
+def test_the_environment_keeps_the_library_path_of_the_user(tmp_path, given):
+    told = source_environment(
+        tmp_path,
+        'for _ in 1 2; do source environment/env.sh; echo "$LD_LIBRARY_PATH"; done',
+        **({'LD_LIBRARY_PATH': given} if given else {}),
+    )
+    assert told[0] == told[1]  # twice is as good as once
+    folders = told[0].split(':')
+    assert folders[0] == f'{tmp_path}/.venv/lib' and folders[2:] == given.split(':') * bool(given)
+
+
+def test_the_environment_of_a_distribution_can_be_sourced_by_strict_scripts(tmp_path):
+    for name in ('install/local_setup.bash', '.venv/bin/activate'):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text('[ -n "$NEVER_SET" ] || export SOURCED="${SOURCED:-}+"\n')
+    told = source_environment(
+        tmp_path,
+        'source environment/env.sh; echo $MINICPMO_ROS $SOURCED $-',
+        ROS_DISTRO='humble',
+    )
+    assert told[:2] == ['distribution', '++'] and 'u' in told[2]
+
+
 def test_colcon_builds_the_package(tmp_path):
     """Without any target of the Makefile, from the tracked files alone."""
     listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
