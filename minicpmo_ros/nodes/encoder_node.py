@@ -62,24 +62,23 @@ class EncoderNode(ManagedNode):
     """
 
     INBOX_CAPACITY: int
-    _worker = _input = None
+    _worker = _leaving = _input = None
 
     def __init__(self, name: str, message_type, arbiter: DeviceArbiter | None = None):
         super().__init__(name)
         self._arbiter = arbiter or DeviceArbiter()
         self._publisher = self.create_publisher(message_type, '~/embedding', EMBEDDING_QOS)
-        self._stop = threading.Event()
         self._told = {}
         self.inbox = Inbox(self.INBOX_CAPACITY)
 
     def on_setup(self, options) -> None:
         """Check the files, then load in the worker."""
         checked = open_model(model_path(options.model_dir))
-        self._stop = threading.Event()
+        self._stop, self.inbox = threading.Event(), Inbox(self.INBOX_CAPACITY)
         self._options = options
         self._worker = threading.Thread(
             target=self._work,
-            args=(options, checked, self._stop),
+            args=(options, checked, self._stop, self.inbox, self._leaving),
             name=self.get_name(),
             daemon=True,
         )
@@ -96,15 +95,19 @@ class EncoderNode(ManagedNode):
             self._input = None
 
     def on_release(self) -> None:
-        """End the worker; the encoder is freed with its last reference."""
+        """Tell the worker to end; the encoder is freed with its last reference."""
         if self._worker is not None:
             self._stop.set()
-            self._worker.join(timeout=1.0)
-            self._worker = None
+            self._leaving, self._worker = self._worker, None
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the worker that was told to end."""
+        if self._leaving is not None:
+            self._leaving.join(timeout_s)
 
     def publish(self, message) -> None:
-        """Publish an embedding; for the worker."""
-        self.post(lambda: self._publisher.publish(message))
+        """Publish an embedding, if the node is active; for the worker."""
+        self.post(lambda: self._input is not None and self._publisher.publish(message))
 
     def tell(self, key: str, text: str) -> None:
         """Warn at most once in ten seconds for each key."""
@@ -114,13 +117,16 @@ class EncoderNode(ManagedNode):
             self.get_logger().warning(text)
 
     # The worker.
-    def _work(self, options, checked, stop) -> None:
+    def _work(self, options, checked, stop, inbox, before) -> None:
+        if before is not None:
+            before.join()  # two encoders at a time may not fit into memory
         try:
-            model = checked.result()
-            state = self.load(options, model, self._between)
+            model, pause = checked.result(), _Pause(stop)
+            pause.check()
+            state = self.load(options, model, pause)
             self.get_logger().info(f'ready: {model.space}')
             while not stop.is_set():
-                self._work_once(state)
+                self._work_once(state, inbox, pause)
         except _Stopped:
             pass
         except Error as error:
@@ -129,9 +135,9 @@ class EncoderNode(ManagedNode):
             error = EngineError(f'the worker ended unexpectedly: {traceback.format_exc()}')
             self.post(lambda: stop.is_set() or self.fail(error))
 
-    def _work_once(self, state) -> None:
-        items = self.inbox.take(TICK_S)
-        with self._arbiter.hold(Priority.ENCODER) as self._let_others:
+    def _work_once(self, state, inbox, pause) -> None:
+        items = inbox.take(TICK_S)
+        with self._arbiter.hold(Priority.ENCODER) as pause.let_others:
             for item in items:
                 self._attempt(self.encode, state, item)
             self._attempt(self.tick, state, time.monotonic())
@@ -143,11 +149,22 @@ class EncoderNode(ManagedNode):
         except Error as error:
             self.tell('input', str(error))
 
-    def _between(self) -> None:
-        """Let a question go first, between two slices of an encoder's work."""
+
+class _Pause:
+    """What one worker does between two slices of its encoder's work."""
+
+    def __init__(self, stop: threading.Event):
+        self._stop, self.let_others = stop, None
+
+    def __call__(self) -> None:
+        """Let a question go first, or end."""
+        self.check()
+        self.let_others()
+
+    def check(self) -> None:
+        """End the worker, if the node is being stopped."""
         if self._stop.is_set():
             raise _Stopped
-        self._let_others()
 
 
 class _Stopped(Exception):

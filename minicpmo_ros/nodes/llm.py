@@ -72,10 +72,27 @@ PARAMETERS = (
 )  # fmt: skip
 
 
-def make_loader(options, checked):
-    """Give what the engine calls in its thread to load the session."""
+class LoadError(EngineError):
+    """Loading failed in the engine's thread."""
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(f'{reason}. {remedy}')
+        self.reason, self.remedy = reason, remedy
+
+
+def make_loader(options, checked, leaving: list, warn):
+    """Give what the engine calls in its thread to load the session.
+
+    `leaving` holds the engine before, if there was one: two models at a time may not fit into
+    memory, so its end is waited for.
+    """
 
     def load(on_progress, abort) -> Session:
+        while leaving:
+            if leaving[0].close(timeout_s=5.0):
+                leaving.clear()
+            else:
+                warn('the model before has not ended yet; loading waits for it')
         model = checked.result()
         layout = LAYOUTS.get(f'{model.family}/{options.prompt}')
         if layout is None:
@@ -126,7 +143,7 @@ class LlmNode(ManagedNode):
     PARAMETERS = PARAMETERS
     engine = None
     _inputs = ()
-    _action = None
+    _action = _leaving = None
 
     def __init__(self, arbiter: DeviceArbiter | None = None, **kwargs):
         super().__init__('llm', **kwargs)
@@ -144,25 +161,26 @@ class LlmNode(ManagedNode):
         AskingService(self, asker)
         self._action = AskingAction(self, asker)
         self.create_service(Trigger, '~/reset', self._on_reset)
-        self.create_timer(STATUS_PERIOD_S, self._publish_status)
+        self.steady_timer(STATUS_PERIOD_S, self._publish_status)
 
     # The lifecycle.
     def on_setup(self, options) -> None:
         """Check the files, then load in the engine's thread."""
-        self._failure = self._model = None
+        self._failure = None
         checked = open_model(model_path(options.model_dir))
-        self.engine = Engine(
-            make_loader(options, checked),
+        leaving, self._leaving = [self._leaving] if self._leaving else [], None
+        engine = Engine(
+            make_loader(options, checked, leaving, self.get_logger().warning),
             EngineOptions(
                 unit_deadline_s=options.unit_deadline,
                 max_backlog=options.max_backlog,
                 max_waiting=options.max_waiting,
             ),
             self._arbiter,
-            on_change=lambda status: self.post(lambda: self._on_engine_change(status)),
+            on_change=lambda status: self.post(lambda: self._on_engine_change(engine, status)),
         )
-        self._checked = checked
-        self.engine.start()
+        self._checked, self.engine = checked, engine
+        engine.start()
 
     def on_start(self) -> None:
         """Take embeddings."""
@@ -182,11 +200,15 @@ class LlmNode(ManagedNode):
         self._inputs = []
 
     def on_release(self) -> None:
-        """End the engine: what is being answered ends as cancelled."""
+        """Tell the engine to end: what is being answered ends as cancelled."""
         if self.engine is not None:
-            if not self.engine.close(timeout_s=1.5):
-                self.get_logger().error('the engine did not end in time; it is left behind')
-            self.engine = None
+            self.engine.close(timeout_s=0.0)
+            self._leaving, self.engine, self._model = self.engine, None, None
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the engine that was told to end."""
+        if self._leaving is not None and not self._leaving.close(timeout_s):
+            self.get_logger().error('the engine did not end in time; it is left behind')
 
     def on_refused(self, error: Error) -> None:
         """Keep why, for whoever asks and for ~/status."""
@@ -206,12 +228,14 @@ class LlmNode(ManagedNode):
             return f'There is no model: {self._failure}'
         return 'No model is loaded. Configure the node first.'
 
-    def _on_engine_change(self, status: EngineStatus) -> None:
-        if status.state == 'ready' and self._model is None:
+    def _on_engine_change(self, engine: Engine, status: EngineStatus) -> None:
+        if engine is not self.engine:
+            pass  # one that was told to end: what it says is not about the one there is now
+        elif status.state == 'ready' and self._model is None:
             self._model = self._checked.result()
             self.get_logger().info(f'ready: {self._model.space}')
-        elif status.state == 'failed' and self.engine is not None:
-            self.fail(EngineError(f'{status.reason}. {status.remedy}'))
+        elif status.state == 'failed':
+            self.fail(LoadError(status.reason, status.remedy))
         self._publish_status()
 
     # Input.
@@ -267,6 +291,8 @@ class LlmNode(ManagedNode):
             if isinstance(failure, ModelFileError):
                 message.reason = f'{failure.path}: {failure.problem}'
                 message.remedy = failure.remedy
+            elif isinstance(failure, LoadError):
+                message.reason, message.remedy = failure.reason, failure.remedy
             else:
                 message.reason = str(failure)
         message.model = self._model.space if self._model is not None else ''

@@ -11,19 +11,23 @@ once:
     on_setup(options)    check parameters and files, start loading; raise Error to refuse
     on_start()           subscribe
     on_stop()            unsubscribe
-    on_release()         stop workers, free the model
+    on_release()         tell workers to stop and to free the model
+    join(timeout_s)      wait for that; when the node is destroyed
 """
 
 import threading
 import traceback
 from collections import deque
 
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 
 from minicpmo_ros.errors import Error
 from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
 
+# Of the two seconds in which a signal ends a process.
+JOIN_TIMEOUT_S = 1.5
 AUTOSTART = Parameter('autostart', True, 'Configure and activate the node by itself once it spins')
 LATCHED = QoSProfile(
     depth=1,
@@ -43,11 +47,12 @@ class ManagedNode(LifecycleNode):
         super().__init__(name, cli_args=['--ros-args', *remaps] if remaps else None)
         self._configured = False
         self.table = ParameterTable(self, (AUTOSTART, *self.PARAMETERS), lambda: self._configured)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._posted = deque()
         self._bell = self.create_guard_condition(self._run_posted)
         self._ended = threading.Event()
         if self.table.values().autostart:
-            self._autostart = self.create_timer(0.0, self._start_by_itself)
+            self._autostart = self.steady_timer(0.0, self._start_by_itself)
 
     # Hooks of the nodes.
     def on_setup(self, options) -> None:
@@ -60,10 +65,17 @@ class ManagedNode(LifecycleNode):
         """Take no more input."""
 
     def on_release(self) -> None:
-        """Stop workers and free what was loaded."""
+        """Tell workers to stop and to free what was loaded; the next ones wait for that."""
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the workers that were told to stop."""
 
     def on_refused(self, error: Error) -> None:
         """Tell others why the node could not be configured."""
+
+    def steady_timer(self, period_s: float, callback):
+        """Make a timer that runs also while simulated time stands still."""
+        return self.create_timer(period_s, callback, clock=self._steady)
 
     def post(self, call) -> None:
         """Run `call` on the executor's thread; for worker threads."""
@@ -159,4 +171,5 @@ class ManagedNode(LifecycleNode):
         if self._ended is not None:
             self._ended.set()
             self._stop_and_release()
+            self.join(JOIN_TIMEOUT_S)
         super().destroy_node()
