@@ -18,10 +18,12 @@ from rclpy.qos import (
     QoSReliabilityPolicy,
 )
 
+from minicpmo_ros.nodes.messages import stamp_ns_of
 from minicpmo_ros.nodes.parameters import Parameter
 from minicpmo_ros.nodes.polling import Poller
 
 LOOK_PERIOD_S = 0.5
+LOOK_AGAIN_PERIOD_S = 2.0  # a microphone may come back with another type or QoS
 # Sound and its format come on two topics, in no certain order.
 EARLY_CHUNKS = 200
 # Chunks that may wait in the middleware: two seconds at 10 ms each.
@@ -52,15 +54,16 @@ class AudioInput:
     def __init__(self, node, options, on_chunk):
         self._node, self._on_chunk = node, on_chunk
         self._format = None
+        self._is_told = not options.audio_sample_rate  # by audio_info, what the bytes are
         if options.audio_sample_rate:
             self._format = AudioFormat(
                 options.audio_sample_rate, options.audio_channels, options.audio_sample_format
             )
-        self._sound = self._info = None
+        self._sound = self._info = None  # (what is subscribed to, subscription)
         self._early = deque(maxlen=EARLY_CHUNKS)  # (stamp_ns, data) that came before their format
         self._told_s = -60.0
         self._poller = Poller(node)
-        self._looking = node.create_timer(LOOK_PERIOD_S, self._look)
+        self._looking = node.steady_timer(LOOK_PERIOD_S, self._look)
         self._look()
 
     def close(self) -> None:
@@ -70,47 +73,54 @@ class AudioInput:
 
     def _look(self) -> None:
         """Subscribe to what is published by now."""
-        if self._sound is None:
-            self._sound = self._subscribe_sound()
-        if self._info is None and self._format is None:
-            self._info = self._subscribe_info()
-        if self._sound is not None and (self._info is not None or self._format is not None):
-            self._looking.cancel()
+        self._sound = self._subscribed(self._sound, self._wanted_sound())
+        if self._is_told:
+            self._info = self._subscribed(self._info, self._wanted_info())
+        if self._sound is not None and (self._info is not None or not self._is_told):
+            self._looking.timer_period_ns = int(LOOK_AGAIN_PERIOD_S * 1e9)
+
+    def _subscribed(self, current, wanted):
+        """Subscribe as wanted, if that is anything new; give (wanted, subscription) or None."""
+        if wanted is None or (current is not None and current[0] == wanted):
+            return current
+        if current is not None:
+            self._poller.unsubscribe(current[1])
+        return wanted, self._poller.subscribe(*wanted)
 
     def _publishers(self, topic: str):
         return self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(topic))
 
-    def _subscribe_sound(self):
-        types = sorted({info.topic_type for info in self._publishers('audio')})
-        if not types:
-            return None
+    def _wanted_sound(self):
+        """Give how to subscribe to `audio`, or None: as it is, or not at all yet."""
         handlers = {
             'audio_common_msgs/msg/AudioDataStamped': self._on_stamped,
             'audio_common_msgs/msg/AudioData': self._on_plain,
         }
-        for name in types:
-            if name in handlers:
-                message_type = self._message_type(name)
-                return message_type and self._poller.subscribe(
-                    message_type, 'audio', handlers[name], AUDIO_QOS
-                )
-        self._tell(f'audio is published as {", ".join(types)}; taken are {", ".join(handlers)}')
-        return None
+        types = sorted({info.topic_type for info in self._publishers('audio')})
+        taken = [name for name in handlers if name in types]
+        if types and not taken:
+            self._tell(
+                f'audio is published as {", ".join(types)}; taken are {", ".join(handlers)}'
+            )
+        message_type = taken and self._message_type(taken[0])
+        return (message_type, 'audio', handlers[taken[0]], AUDIO_QOS) if message_type else None
 
-    def _subscribe_info(self):
-        publishers = self._publishers('audio_info')
-        message_type = publishers and self._message_type('audio_common_msgs/msg/AudioInfo')
+    def _wanted_info(self):
+        """Give how to subscribe to `audio_info`, or None: as it is, or not at all yet."""
+        given = [info.qos_profile for info in self._publishers('audio_info')]
+        message_type = given and self._message_type('audio_common_msgs/msg/AudioInfo')
         if not message_type:
             return None
         # A latched publisher is heard late only by a latched subscription, a plain one not
-        # at all by it.
-        latched = all(
-            info.qos_profile.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
-            for info in publishers
+        # at all by it; and a best-effort one not at all by a reliable one.
+        latched = all(qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL for qos in given)
+        reliable = all(qos.reliability == QoSReliabilityPolicy.RELIABLE for qos in given)
+        qos = QoSProfile(
+            depth=1,
+            durability=QoSDurabilityPolicy['TRANSIENT_LOCAL' if latched else 'VOLATILE'],
+            reliability=QoSReliabilityPolicy['RELIABLE' if reliable else 'BEST_EFFORT'],
         )
-        durability = 'TRANSIENT_LOCAL' if latched else 'VOLATILE'
-        qos = QoSProfile(depth=1, durability=QoSDurabilityPolicy[durability])
-        return self._poller.subscribe(message_type, 'audio_info', self._on_info, qos)
+        return message_type, 'audio_info', self._on_info, qos
 
     def _message_type(self, name: str):
         try:
@@ -134,10 +144,8 @@ class AudioInput:
             self._on_chunk(*self._early.popleft(), self._format)
 
     def _on_stamped(self, message) -> None:
-        stamp = message.header.stamp
-        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
         # A stamp of zero is what a publisher sends that knows none.
-        self._take(stamp_ns or None, message.audio.data)
+        self._take(stamp_ns_of(message) or None, message.audio.data)
 
     def _on_plain(self, message) -> None:
         self._take(None, message.data)

@@ -23,6 +23,11 @@ def to_time(stamp_ns: int) -> Time:
     return Time(sec=max(-(2**31), min(2**31 - 1, seconds)), nanosec=nanoseconds)
 
 
+def stamp_ns_of(message) -> int:
+    """Give the stamp of a message's header in nanoseconds."""
+    return message.header.stamp.sec * NS + message.header.stamp.nanosec
+
+
 def put_rows(message, rows) -> None:
     """Write rows (tokens, width) float16 into an embedding message."""
     message.tokens, message.width = rows.shape

@@ -52,6 +52,11 @@ class Poller:
         self._subscriptions.append(subscription)
         return subscription
 
+    def unsubscribe(self, subscription) -> None:
+        """Read a subscription no more; for the executor's thread."""
+        self._subscriptions.remove(subscription)
+        self._node.destroy_subscription(subscription)
+
     def close(self) -> None:
         """End the thread and unsubscribe."""
         self._stop.set()
@@ -65,7 +70,7 @@ class Poller:
                 try:
                     self._drain(subscription)
                 except InvalidHandle:
-                    return  # the node is being destroyed
+                    continue  # unsubscribed in this moment
 
     def _drain(self, subscription) -> None:
         with subscription.handle:

@@ -27,6 +27,7 @@ SAMPLE_RATE_HZ = 16_000
 RAW_CODINGS = ('wave', 'pcm', 'raw', '')
 # Two seconds of the shortest chunks; longer ones are bounded by what a message may hold.
 INBOX_CHUNKS = 200
+LONGEST_EMPTY_S = 10  # a longer gap in the stamps is a jump, its seconds are not published
 
 
 @dataclass
@@ -82,6 +83,10 @@ class StreamingEncoder(EncoderNode):
         if stamp_ns is None:
             stamp_ns = self._count(ear, arrival_ns, len(samples))
         end_ns = stamp_ns + len(samples) * NS // audio_format.sample_rate_hz
+        if not len(samples):
+            return  # an empty chunk says nothing, its stamp neither
+        if ear.is_flushed and ear.next_second is not None:
+            self._resume(ear, end_ns // NS)
         stamp_ns -= ear.resampler.lag_ns
         samples = ear.resampler.push(samples)  # (m,) at 16 kHz
         resample_ms = (time.perf_counter() - started_s) * 1e3
@@ -98,8 +103,16 @@ class StreamingEncoder(EncoderNode):
             ear.position_ns = None
             ear.is_flushed = True
         if ear.is_flushed and ear.next_second is not None:
-            for second in range(ear.next_second, ear.clock.last_over(now_s) + 1):
+            over = ear.clock.last_over(now_s) + 1
+            if over - ear.next_second > LONGEST_EMPTY_S:
+                ear.next_second = over
+            for second in range(ear.next_second, over):
                 self._publish(ear, HeardSecond(second, status=Status.EMPTY))
+
+    def _resume(self, ear: Ear, second: int) -> None:
+        """Go back with a source that was paused and goes on where it was."""
+        if second < ear.next_second - 1:
+            ear.next_second = None
 
     def _take_format(self, ear: Ear, audio_format: AudioFormat) -> None:
         if audio_format.coding_format not in RAW_CODINGS:
