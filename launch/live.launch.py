@@ -79,7 +79,15 @@ def generate_launch_description():
                 executable='media_player',
                 name='media_player',
                 namespace=given('namespace'),
-                parameters=[{'file': given('play'), 'wait_for_subscribers': True}],
+                parameters=[
+                    {
+                        'file': given('play'),
+                        'wait_for_subscribers': True,
+                        # The one who plays is where simulated time comes from.
+                        'publish_clock': given('use_sim_time'),
+                    }
+                ],
+                arguments=['--ros-args', '--log-level', given('log_level')],
                 remappings=inputs,
                 output='screen',
                 condition=IfCondition(PythonExpression(["'", given('play'), "' != ''"])),

@@ -19,6 +19,8 @@ import numpy as np
 import rclpy
 from audio_common_msgs.msg import AudioDataStamped, AudioInfo
 from PIL import Image
+from rclpy.clock import Clock as RosClock
+from rclpy.clock import ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rosgraph_msgs.msg import Clock
@@ -76,16 +78,20 @@ class MediaPlayer(Node):
         self._pictures = self.create_publisher(CompressedImage, 'image/compressed', CAMERA_QOS)
         self._sound = self.create_publisher(AudioDataStamped, 'audio', MICROPHONE_QOS)
         self._info = self.create_publisher(AudioInfo, 'audio_info', LATCHED)
-        self._clock_publisher = None
+        self._clock_publisher, self._clock = None, self.get_clock()
         if self._options.publish_clock:
             self._clock_publisher = self.create_publisher(Clock, '/clock', 10)
+            self._clock = RosClock()  # the system's: this node is where simulated time comes from
+        self._picture_ns = int(1e9 / (facts.frame_rate_hz or 25))
         self._queue = queue.Queue(QUEUE_ITEMS)  # of Item; then None or the Error that ended it
         self._next = None
         self._begun_s = self._begun_ns = None  # monotonic, and in the node's time
         self._stop = threading.Event()
         self._worker = threading.Thread(target=self._read, name='media_player', daemon=True)
         self._worker.start()
-        self.create_timer(PUBLISH_PERIOD_S, self._publish_due)
+        # Steady, or simulated time would have to run before the node that makes it run.
+        self._steady = RosClock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(PUBLISH_PERIOD_S, self._publish_due, clock=self._steady)
 
     def destroy_node(self):
         """Stop reading, then destroy; also called for a node that was not made to the end."""
@@ -99,10 +105,10 @@ class MediaPlayer(Node):
         end = None
         try:
             begin_ns = self._read_once(0)
-            while self._options.loop and not self._stop.is_set():
+            while self._options.loop and begin_ns and not self._stop.is_set():
                 begin_ns = self._read_once(begin_ns)
-        except Error as error:
-            end = error
+        except Exception as error:  # the timer tells it, and ends the process
+            end = error if isinstance(error, Error) else InputError(f'reading failed: {error!r}')
         self._put(end)
 
     def _read_once(self, begin_ns: int) -> int:
@@ -112,7 +118,8 @@ class MediaPlayer(Node):
         streams += [self._sound_items(begin_ns)] * self._has_sound
         for item in self._in_order(*streams):
             self._put(item)
-            end_ns = max(end_ns, item.due_ns)
+            shown_ns = self._picture_ns if item.publisher is self._pictures else 0
+            end_ns = max(end_ns, item.due_ns + shown_ns)
         return end_ns
 
     def _in_order(self, *streams):
@@ -177,8 +184,10 @@ class MediaPlayer(Node):
         self._next = self._next or self._take()
         if self._next is None or (self._options.wait_for_subscribers and not self._is_heard()):
             return False
+        self._begun_ns = self._clock.now().nanoseconds
+        if not self._begun_ns:
+            return False  # simulated time that does not run yet
         self._begun_s = time.monotonic()
-        self._begun_ns = self.get_clock().now().nanoseconds
         self.get_logger().info(f'playing {self._options.file}')
         return True
 

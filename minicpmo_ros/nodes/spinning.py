@@ -27,33 +27,34 @@ def run(make_nodes, args=None) -> int:
     prepare()
     rclpy.init(args=args)
     executor = SingleThreadedExecutor()
-    nodes = []
+    nodes, code = [], 1
     try:
         nodes = list(make_nodes())
         for node in nodes:
             executor.add_node(node)
         executor.spin()
+        code = 0
     except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        code = 0
     except Error as error:
         print(f'{error}', file=sys.stderr)
-        return 1
     except Exception:
         # A signal in the middle of making a node takes the context from under it.
         if rclpy.ok():
             raise
+        code = 0
     finally:
-        _end(nodes, executor)
-    return 0
+        _end(nodes, executor, code)
+    return code
 
 
-def _end(nodes, executor) -> None:
+def _end(nodes, executor, code: int) -> None:
     # The second signal of an impatient user must not turn a clean end into a traceback.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     # A worker deep in a computation must not keep a robot from shutting down: what has not
     # ended in time is left to the operating system.
-    watchdog = threading.Timer(GRACE_S, os._exit, args=(0,))
+    watchdog = threading.Timer(GRACE_S, os._exit, args=(code,))
     watchdog.daemon = True
     watchdog.start()
     for node in nodes:
