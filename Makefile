@@ -13,7 +13,7 @@ installed := $(shell find minicpmo_ros msg srv action launch config demo models 
   -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt package.xml setup.py setup.cfg
 in_env := source environment/env.sh &&
 
-.PHONY: help build live test lint clean setup setup-test
+.PHONY: help build live test score nano lint clean setup setup-test
 
 help: ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,21 @@ lint: setup-test ## style
 
 test: setup-test build/installed lint ## everything that must hold, in under 15 minutes
 	@$(in_env) python -m pytest
+
+score: build ## how often nano is right about the held-out clips; build/score.json
+	@$(in_env) python -m minicpmo_ros.tools.cli quantize models/nano build/nano_f32 --force \
+	  --llm f32 --vision f32 --audio f32 && \
+	python -m minicpmo_ros.tools.cli score build/nano_f32 models/nano models/nano_q4 \
+	  --questions $(or $(wildcard build/heldout/questions.json),demo/clips/questions.json) \
+	  --audio streaming,offline --json build/score.json
+
+build/nano-venv: environment/requirements-training.txt
+	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet -r $<
+	@touch $@
+
+nano: build/nano-venv ## train a nano of your own into build/nano: 90 minutes on two idle cores; goes on where it was
+	@command -v espeak-ng >/dev/null || { echo "missing: sudo apt install espeak-ng"; exit 1; }
+	@build/nano-venv/bin/python -m training.make --out build/nano
 
 clean: ## remove what was built here; compiled llama.cpp stays in the user's cache
 	rm -rf .venv build install log

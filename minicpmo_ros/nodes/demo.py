@@ -4,12 +4,12 @@
 """The whole graph on one screen: play a clip, ask about it, print answers and a table.
 
 Starts the installed `live` and `media_player` just as the launch file does, in the namespace
-/demo, and talks to them by topics, the service and the action only.
+/demo, and talks to them by topics, the service and the action only. The clip is one that the
+embedded model was never trained on; what it holds is printed, so that you can judge the answers.
 """
 
 import argparse
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -26,15 +26,15 @@ from rclpy.qos import QoSProfile
 
 from minicpmo_ros.action import Ask as AskAction
 from minicpmo_ros.errors import EngineError, Error
-from minicpmo_ros.models.synthetic import write_model
+from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.msg import Answer, AudioEmbedding, ImageEmbedding, Status
 from minicpmo_ros.nodes.managed import LATCHED
 from minicpmo_ros.process import prepare
 from minicpmo_ros.srv import Ask
 
 NAMESPACE = '/demo'
-QUESTIONS = ('What do you see now?', 'What do you hear now?')
-UNITS_BEFORE_ASKING = 6
+CLIP = '010.mcap'
+FAMILIES = ('scene', 'source', 'mislead')  # what is shown, what is heard, both at once
 MAX_TOKENS = 16
 READY_TIMEOUT_S, STREAM_TIMEOUT_S, ANSWER_TIMEOUT_S = 120.0, 60.0, 60.0
 FINISH = {Answer.STOP: 'end', Answer.LENGTH: 'length', Answer.CANCELLED: 'cancelled'}
@@ -122,19 +122,6 @@ def executable(name: str, *arguments: str):
             print(f'{name} ended with exit code {code}', file=sys.stderr)
 
 
-def synthetic_model() -> Path:
-    """Give a directory with the tiny model of random weights, written on first use."""
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    directory = cache / 'minicpmo_ros' / 'models' / 'random-tiny-1'
-    if not (directory / 'manifest.yaml').exists():
-        print(f'writing a tiny model of random weights to {directory}')
-        partial = directory.with_name(f'{directory.name}.{os.getpid()}')
-        write_model(partial, 'tiny')
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
-    return directory
-
-
 def show_evidence(answer: Answer) -> None:
     """Print what an answer is based on."""
     seconds = answer.window_end.sec - answer.window_start.sec
@@ -156,6 +143,7 @@ def table(watcher: Watcher, answers: list[Answer]) -> str:
     pre = median(m.preprocess_ms for m in seen) + median(m.preprocess_ms for m in heard)
     vision, audio = median(m.encode_ms for m in seen), median(m.encode_ms for m in heard)
     prefill = median(watcher.prefill_ms)
+    generation = median(a.tokens_per_second for a in answers if a.answer_tokens > 1)
     rows = (
         ('preprocessing', f'{pre:.1f} ms'),
         ('vision', f'{vision:.1f} ms'),
@@ -163,7 +151,7 @@ def table(watcher: Watcher, answers: list[Answer]) -> str:
         ('prefill', f'{prefill:.1f} ms'),
         ('whole unit', f'{pre + vision + audio + prefill:.1f} ms'),
         ('first token', f'{median(a.first_token_ms for a in answers):.1f} ms'),
-        ('generation', f'{median(a.tokens_per_second for a in answers):.1f} tokens/s'),
+        ('generation', f'{generation:.1f} tokens/s' if generation else 'one token an answer'),
         ('units in the window', f'{watcher.status.units}'),
         ('memory of the process', f'{watcher.status.memory_mib:.0f} MiB'),
     )
@@ -177,33 +165,34 @@ def median(values) -> float:
     return statistics.median(values) if values else 0.0
 
 
-def converse(watcher: Watcher) -> list[Answer]:
-    """Ask one question by the service and one by the action."""
-    print(f'Q: {QUESTIONS[0]}   (service)')
-    first = watcher.ask_by_service(QUESTIONS[0])
-    print(f'A: {first.text}')
-    show_evidence(first)
-
-    print(f'Q: {QUESTIONS[1]}   (action, as the words come)')
+def converse(watcher: Watcher, questions: tuple) -> list[Answer]:
+    """Ask all but the last question by the service, the last one by the action."""
+    answers = []
+    for question in questions[:-1]:
+        print(f'Q: {question}   (service)')
+        answers.append(watcher.ask_by_service(question))
+        print(f'A: {answers[-1].text}')
+        show_evidence(answers[-1])
+    print(f'Q: {questions[-1]}   (action, the words as they come)')
+    print('A: ', end='', flush=True)
     pieces = []
 
     def on_text(text: str) -> None:
         pieces.append(text)
         print(text, end='', flush=True)
 
-    print('A: ', end='', flush=True)
-    second = watcher.ask_by_action(QUESTIONS[1], on_text)
+    answers.append(watcher.ask_by_action(questions[-1], on_text))
     # The result may overtake the last words on their way.
-    print(second.text[len(''.join(pieces)) :])
-    show_evidence(second)
-    return [first, second]
+    print(answers[-1].text[len(''.join(pieces)) :])
+    show_evidence(answers[-1])
+    return answers
 
 
-def demo(model_dir: Path, clip: Path) -> None:
-    """Run the graph, converse, print."""
+def demo(model_dir: str, clip: Path, seconds: int, questions: tuple) -> None:
+    """Run the graph, play the clip once, converse, print."""
     config = Path(get_package_share_directory('minicpmo_ros')) / 'config' / 'nano.yaml'
     live = ('--params-file', str(config), '-p', f'model_dir:={model_dir}')
-    player = ('-p', f'file:={clip}', '-p', 'loop:=true', '-p', 'wait_for_subscribers:=true')
+    player = ('-p', f'file:={clip}', '-p', 'wait_for_subscribers:=true')
     watcher = Watcher()
     try:
         with executable('live', *live) as eyes, executable('media_player', *player) as camera:
@@ -218,34 +207,39 @@ def demo(model_dir: Path, clip: Path) -> None:
             watcher.spin_until(is_ready, READY_TIMEOUT_S, 'loading the model')
             print(f'model {watcher.status.model} is ready; watching and listening to {clip.name}')
             watcher.spin_until(
-                lambda: watcher.status.units >= UNITS_BEFORE_ASKING,
+                lambda: watcher.status.units_read >= seconds,
                 STREAM_TIMEOUT_S,
-                f'seeing and hearing {UNITS_BEFORE_ASKING} seconds',
+                f'seeing and hearing {seconds} seconds',
             )
-            answers = converse(watcher)
+            answers = converse(watcher, questions)
             print(table(watcher, answers))
     finally:
         watcher.destroy_node()
 
 
+def held_out_clip(folder: Path, name: str) -> tuple:
+    """Print what a held-out clip holds; give its path, its seconds and questions about it."""
+    held_out = QuestionSet.read(folder / 'questions.json')
+    print(f'What {name} holds, second by second:')
+    for line in held_out.clips[name]:
+        print(f'  - {line}')
+    asked = {q.family: q.text for q in held_out.questions if q.clip == name}
+    return folder / name, len(held_out.clips[name]), tuple(asked[f] for f in FAMILIES)
+
+
 def main() -> int:
     """Run the demo; give the exit code."""
     parser = argparse.ArgumentParser(prog='demo', description=__doc__.splitlines()[0])
-    parser.add_argument('--model-dir', type=Path, help='default: a tiny model of random weights')
-    parser.add_argument('--clip', type=Path, help='video to play; default: the one that ships')
+    parser.add_argument('--model-dir', default='nano', help='directory, or an embedded model')
+    parser.add_argument('--clip', default=CLIP, help='one of the held-out clips (%(default)s)')
     arguments, _ = parser.parse_known_args()
     prepare()
     # Of this machine alone, and of nobody else's robot, unless the user says otherwise.
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     rclpy.init()
     try:
-        share = Path(get_package_share_directory('minicpmo_ros'))
-        clip = arguments.clip or share / 'demo' / 'scene.mp4'
-        model_dir = arguments.model_dir
-        if model_dir is None:
-            model_dir = synthetic_model()
-            print('The weights are random: the answers mean nothing, the path they took is real.')
-        demo(model_dir, clip)
+        clips = Path(get_package_share_directory('minicpmo_ros')) / 'demo' / 'clips'
+        demo(arguments.model_dir, *held_out_clip(clips, arguments.clip))
     except (KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
         return 130
     except Error as error:

@@ -1,15 +1,15 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A camera and a microphone for machines that have none: plays a file on their topics.
+"""A camera and a microphone for machines that have none: plays a file or bag on their topics.
 
-Publishes `image/compressed` (JPEG), `audio` (stamped 16-bit mono PCM at the file's own rate)
-and `audio_info` (latched), stamped in the node's time from the moment playing begins. A worker
-reads ahead and encodes; a timer publishes what is due. A picture falls due at its stamp, a
-piece of sound at its end, as a microphone gives it.
+Publishes `image/compressed`, `audio` (stamped 16-bit mono PCM at the file's own rate; a bag's at
+16 kHz) and `audio_info` (latched), stamped in the node's time from the moment playing begins,
+which is a whole second: the file's seconds are the stream's. A worker reads ahead and encodes;
+a timer publishes what is due. A picture falls due at its stamp, a piece of sound at its end, as
+a microphone gives it.
 """
 
-import io
 import queue
 import threading
 import time
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import rclpy
 from audio_common_msgs.msg import AudioDataStamped, AudioInfo
-from PIL import Image
 from rclpy.clock import Clock as RosClock
 from rclpy.clock import ClockType
 from rclpy.node import Node
@@ -27,10 +26,10 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.errors import Error, InputError
-from minicpmo_ros.media.files import probe, read_audio, read_video
 from minicpmo_ros.nodes.managed import LATCHED
 from minicpmo_ros.nodes.messages import to_time
 from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
+from minicpmo_ros.nodes.playable import NS, Playable, open_playable
 from minicpmo_ros.nodes.spinning import run
 
 PUBLISH_PERIOD_S = 0.01
@@ -39,13 +38,13 @@ QUEUE_ITEMS = 64
 CAMERA_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.RELIABLE)
 MICROPHONE_QOS = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
 PARAMETERS = (
-    Parameter('file', '', 'Video or sound to play'),
+    Parameter('file', '', 'Video, sound or bag (MCAP, sqlite3) to play'),
     Parameter('loop', False, 'Begin again at the end; stamps go on'),
     Parameter('rate', 1.0, 'Speed; stamps keep the pace of the file', 'times real time', 0.1, 10),
     Parameter('wait_for_subscribers', False, 'Begin when all that is played is subscribed to'),
     Parameter('exit_at_end', False, 'End the process after the last picture and sound'),
     Parameter('fps', 0.0, 'Pictures a second at most; 0: all', 'hertz', 0, 1000),
-    Parameter('jpeg_quality', 90, 'Of the pictures', '', 1, 100),
+    Parameter('jpeg_quality', 90, 'Of the pictures of a video', '', 1, 100),
     Parameter('chunk_ms', 100, 'Length of a piece of sound', 'milliseconds', 5, 10_000),
     Parameter('publish_clock', False, 'Publish /clock, for nodes with use_sim_time'),
 )  # fmt: skip
@@ -70,19 +69,17 @@ class MediaPlayer(Node):
         super().__init__('media_player')
         self._options = ParameterTable(self, PARAMETERS, lambda: True).values()
         if not self._options.file:
-            raise InputError('parameter file is empty; give a video or sound: -p file:=CLIP')
-        facts = probe(self._options.file)
-        if not facts.width and not facts.sample_rate_hz:
-            raise InputError(f'{self._options.file}: no pictures and no sound in it')
-        self._has_pictures, self._has_sound = facts.width > 0, facts.sample_rate_hz > 0
+            raise InputError('parameter file is empty; give a video, sound or bag: -p file:=CLIP')
+        media = self._open()
+        self._has_pictures, self._has_sound = media.pictures is not None, media.sound is not None
         self._pictures = self.create_publisher(CompressedImage, 'image/compressed', CAMERA_QOS)
         self._sound = self.create_publisher(AudioDataStamped, 'audio', MICROPHONE_QOS)
         self._info = self.create_publisher(AudioInfo, 'audio_info', LATCHED)
-        self._clock_publisher, self._clock = None, self.get_clock()
+        self._clock_publisher, self._stamp_clock = None, self.get_clock()
         if self._options.publish_clock:
             self._clock_publisher = self.create_publisher(Clock, '/clock', 10)
-            self._clock = RosClock()  # the system's: this node is where simulated time comes from
-        self._picture_ns = int(1e9 / (facts.frame_rate_hz or 25))
+            # The system's: this node is where simulated time comes from.
+            self._stamp_clock = RosClock()
         self._queue = queue.Queue(QUEUE_ITEMS)  # of Item; then None or the Error that ended it
         self._next = None
         self._begun_s = self._begun_ns = None  # monotonic, and in the node's time
@@ -100,6 +97,9 @@ class MediaPlayer(Node):
             self._worker.join(timeout=1.0)
         super().destroy_node()
 
+    def _open(self) -> Playable:
+        return open_playable(self._options.file, self._options.jpeg_quality)
+
     # The worker: reads, encodes, queues in the order of falling due.
     def _read(self) -> None:
         end = None
@@ -113,12 +113,14 @@ class MediaPlayer(Node):
 
     def _read_once(self, begin_ns: int) -> int:
         """Queue the whole file from `begin_ns` on; give where it ends."""
-        end_ns = begin_ns
-        streams = [self._picture_items(begin_ns)] * self._has_pictures
-        streams += [self._sound_items(begin_ns)] * self._has_sound
+        end_ns, media, streams = begin_ns, self._open(), []
+        if media.pictures is not None:
+            streams.append(self._picture_items(media, begin_ns))
+        if media.sound is not None:
+            streams.append(self._sound_items(media, begin_ns))
         for item in self._in_order(*streams):
             self._put(item)
-            shown_ns = self._picture_ns if item.publisher is self._pictures else 0
+            shown_ns = media.picture_ns if item.publisher is self._pictures else 0
             end_ns = max(end_ns, item.due_ns + shown_ns)
         return end_ns
 
@@ -129,36 +131,27 @@ class MediaPlayer(Node):
             yield heads[first]
             heads[first] = next(first, None)
 
-    def _picture_items(self, begin_ns: int):
-        step_ns = int(1e9 / self._options.fps) if self._options.fps else 0
+    def _picture_items(self, media: Playable, begin_ns: int):
+        step_ns = int(NS / self._options.fps) if self._options.fps else 0
         next_ns = 0
-        for stamp_ns, picture in read_video(self._options.file):
-            if stamp_ns < next_ns:
+        for offset_ns, name, data in media.pictures:
+            if offset_ns < next_ns:
                 continue
-            next_ns = stamp_ns - stamp_ns % step_ns + step_ns if step_ns else 0
-            at_ns = begin_ns + stamp_ns
-            yield Item(at_ns, at_ns, self._pictures, self._jpeg(picture))
+            next_ns = offset_ns - offset_ns % step_ns + step_ns if step_ns else 0
+            message = CompressedImage(format=name)
+            message.data.frombytes(data)
+            yield Item(begin_ns + offset_ns, begin_ns + offset_ns, self._pictures, message)
 
-    def _jpeg(self, picture) -> CompressedImage:
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, 'JPEG', quality=self._options.jpeg_quality)
-        message = CompressedImage(format='jpeg')
-        message.data.frombytes(file.getvalue())
-        return message
-
-    def _sound_items(self, begin_ns: int):
-        rate_hz, pieces = read_audio(self._options.file)
-        told = False
-        for stamp_ns, samples in rechunked(pieces, rate_hz, self._options.chunk_ms):
-            if not told:
-                info = AudioInfo(channels=1, sample_rate=rate_hz, sample_format='S16LE',
-                                 bitrate=rate_hz * 16, coding_format='wave')  # fmt: skip
-                yield Item(begin_ns, begin_ns, self._info, info)
-                told = True
+    def _sound_items(self, media: Playable, begin_ns: int):
+        rate_hz = media.rate_hz
+        info = AudioInfo(channels=1, sample_rate=rate_hz, sample_format='S16LE',
+                         bitrate=rate_hz * 16, coding_format='wave')  # fmt: skip
+        yield Item(begin_ns, begin_ns, self._info, info)
+        for offset_ns, samples in rechunked(media.sound, rate_hz, self._options.chunk_ms):
             message = AudioDataStamped()
             message.audio.data.frombytes(to_s16(samples).tobytes())
-            end_ns = stamp_ns + len(samples) * 1_000_000_000 // rate_hz
-            yield Item(begin_ns + end_ns, begin_ns + stamp_ns, self._sound, message)
+            end_ns = offset_ns + len(samples) * NS // rate_hz
+            yield Item(begin_ns + end_ns, begin_ns + offset_ns, self._sound, message)
 
     def _put(self, item) -> None:
         while not self._stop.is_set():
@@ -184,10 +177,11 @@ class MediaPlayer(Node):
         self._next = self._next or self._take()
         if self._next is None or (self._options.wait_for_subscribers and not self._is_heard()):
             return False
-        self._begun_ns = self._clock.now().nanoseconds
-        if not self._begun_ns:
+        now_ns = self._stamp_clock.now().nanoseconds
+        if not now_ns:
             return False  # simulated time that does not run yet
-        self._begun_s = time.monotonic()
+        self._begun_ns = -(-now_ns // NS) * NS
+        self._begun_s = time.monotonic() + (self._begun_ns - now_ns) / NS
         self.get_logger().info(f'playing {self._options.file}')
         return True
 

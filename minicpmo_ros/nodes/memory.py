@@ -5,7 +5,7 @@
 
 import threading
 
-PERIOD_S = 5.0
+PERIOD_S = 2.0
 
 
 def pss_mib() -> float:

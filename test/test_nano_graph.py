@@ -1,0 +1,74 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""nano sees and hears: held-out clips in on topics, answers out by the service.
+
+Which questions nano answers rightly was found by the core without ROS and written down
+beforehand; the live graph must say the same, word by word.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from ros_source import Source
+from std_srvs.srv import Trigger
+
+from minicpmo_ros.evaluation.clips import read_clip
+from minicpmo_ros.evaluation.questions import QuestionSet
+
+CLIPS = Path(__file__).parents[1] / 'demo' / 'clips'
+# {question id: what the core without ROS answers}, for all questions about the clips played here
+EXPECTED = json.loads((Path(__file__).parent / 'nano_answers.json').read_text())
+NS = 10**9
+APART_S = 1000  # between the stamps of two clips: time goes on
+
+
+@pytest.fixture(scope='module')
+def questions():
+    return QuestionSet.read(CLIPS / 'questions.json')
+
+
+def play(graph, source, clip, shift_s):
+    """Publish a clip second by second, each when the one before has been read."""
+    first = clip.pictures[0][0] // NS
+    count = clip.sound[-1][0] // NS - first + 1
+    read_before = graph.status.units_read
+    for i in range(count):
+        for stamp_ns, _, data in clip.pictures:
+            if stamp_ns // NS == first + i:
+                source.picture(stamp_ns + shift_s * NS, data)
+        for stamp_ns, samples in clip.sound:
+            if stamp_ns // NS == first + i:
+                source.sound(stamp_ns + shift_s * NS, samples)
+        graph.spin_until(
+            lambda i=i: graph.status.units_read - read_before >= i, f'second {i} to be read'
+        )
+    # Nothing follows the last second: silence tells that it is over.
+    graph.spin_until(
+        lambda: graph.status.units_read - read_before >= count, 'the last second to be read'
+    )
+
+
+def test_nano_answers_about_held_out_clips_through_the_live_graph(graph, questions):
+    graph.start('live', '-p', 'model_dir:=nano', *graph.lossless)
+    graph.wait_ready()
+    source = Source(graph)
+    source.wait_heard()
+    reset = graph.create_client(Trigger, 'llm/reset')
+    graph.spin_until(reset.service_is_ready, 'the service')
+    names = sorted({q.clip for q in questions.questions if q.id in EXPECTED})
+    right = 0
+    for k, name in enumerate(names):
+        assert graph.result_of(reset.call_async(Trigger.Request()), 'the reset').success
+        graph.spin_until(lambda: graph.status.units == 0, 'an empty window')
+        play(graph, source, read_clip(CLIPS / name), k * APART_S)
+        for question in questions.questions:
+            if question.clip == name:
+                reply = graph.ask(question.text, choices=list(question.choices))
+                assert reply.success, reply.reason
+                assert reply.answer.units == question.seconds
+                assert reply.answer.text == EXPECTED[question.id], question
+                right += reply.answer.text.strip() in question.answers
+    # Chance is below a third in every family.
+    assert right >= 0.8 * len(EXPECTED)
