@@ -110,6 +110,17 @@ def test_cleanup_does_not_wait_for_a_load_but_the_next_load_does(graph, stuck, n
     assert calls == ['begin', 'end', 'begin', 'end']
 
 
+def test_who_is_ready_names_the_model(node, monkeypatch):
+    messages = []
+    monkeypatch.setattr(node._statuses, 'publish', messages.append)
+    node.trigger_configure()
+    end_s = time.monotonic() + 60
+    while node.engine.status().state != 'ready' and time.monotonic() < end_s:
+        threading.Event().wait(0.01)  # the node does not spin: what the engine says is not read
+    node._publish_status()
+    assert messages[-1].state == Status.READY and messages[-1].model
+
+
 def test_what_an_engine_of_before_says_is_not_about_the_one_of_now(graph, node):
     graph.spin_until(lambda: node.engine and node.engine.status().state == 'ready', 'the model')
     before = node.engine

@@ -229,12 +229,8 @@ class LlmNode(ManagedNode):
         return 'No model is loaded. Configure the node first.'
 
     def _on_engine_change(self, engine: Engine, status: EngineStatus) -> None:
-        if engine is not self.engine:
-            pass  # one that was told to end: what it says is not about the one there is now
-        elif status.state == 'ready' and self._model is None:
-            self._model = self._checked.result()
-            self.get_logger().info(f'ready: {self._model.space}')
-        elif status.state == 'failed':
+        # What an engine says that was told to end is not about the one there is now.
+        if engine is self.engine and status.state == 'failed':
             self.fail(LoadError(status.reason, status.remedy))
         self._publish_status()
 
@@ -274,6 +270,9 @@ class LlmNode(ManagedNode):
     def _publish_status(self) -> None:
         """Publish what is, on every change and once a second."""
         status = self.engine.status() if self.engine is not None else EngineStatus()
+        if status.state == 'ready' and self._model is None:
+            self._model = self._checked.result()
+            self.get_logger().info(f'ready: {self._model.space}')
         message = self._status_message(status)
         self._statuses.publish(message)
         now_s = time.monotonic()
