@@ -8,6 +8,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 export PYTHON CMAKE_ARGS
+# The targets share .venv and build/; what can run at once does so inside them.
+.NOTPARALLEL:
 
 installed := $(shell find minicpmo_ros msg srv action launch config demo models \
   -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt package.xml setup.py setup.cfg

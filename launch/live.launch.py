@@ -3,13 +3,13 @@
 
 """Live eyes and ears: the three nodes in one process, or with composed:=false in three."""
 
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.conditions import IfCondition, UnlessCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchDescription
 
 ARGUMENTS = (
     ('preset', 'nano', 'Name of a YAML in share/minicpmo_ros/config'),
@@ -47,7 +47,11 @@ def generate_launch_description():
             namespace=given('namespace'),
             parameters=[
                 given('params_file'),
-                {'use_sim_time': given('use_sim_time'), 'model_dir': given('model_dir')},
+                {
+                    'use_sim_time': given('use_sim_time'),
+                    # Of any directory's name the text, not what YAML would make of it.
+                    'model_dir': ParameterValue(given('model_dir'), value_type=str),
+                },
                 *parameters,
             ],
             remappings=[*inputs, *remappings],

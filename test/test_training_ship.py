@@ -25,4 +25,3 @@ def test_a_shipped_set_is_intact_here_and_where_it_is_installed(name):
 
 def test_both_sets_are_small_enough_to_carry():
     assert sum(path.stat().st_size for path in MODELS.rglob('*.*')) <= LARGEST_BYTES
-
