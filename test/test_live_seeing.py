@@ -6,7 +6,7 @@
 import numpy as np
 import pytest
 
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.live.seeing import LONGEST_EMPTY_S, NS, Seeing
 from minicpmo_ros.live.status import Status
 
@@ -163,6 +163,24 @@ def test_zero_threshold_or_another_size_is_never_reused(encoder, camera, width, 
     seeing.offer(at(0), camera.shot(0))
     seeing.offer(at(1), camera.shot(1, width=width))
     assert [seen.reused for seen in seeing.close(1)] == [False, False]
+
+
+def test_a_device_that_fails_costs_its_second_alone(encoder, camera):
+    seeing = Seeing(encoder)
+    for second in range(3):
+        seeing.offer(at(second), camera.shot(second, grey=50 * second))
+    encode, calls = encoder.encode, []
+
+    def failing(tiles, between=None):
+        calls.append(1)
+        if len(calls) == 2:
+            raise EngineError('the device is gone')
+        return encode(tiles, between)
+
+    encoder.encode = failing
+    seen = seeing.close(2)
+    assert [one.status for one in seen] == [Status.OK, Status.LOST, Status.OK]
+    assert seen[1].rows is None and 'the device is gone' in seen[1].reason
 
 
 def fail(error):

@@ -15,7 +15,7 @@ from time import perf_counter
 
 import numpy as np
 
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.live.status import Status
 from minicpmo_ros.media.geometry import TilePlan, plan_tiles, slice_picture
 from minicpmo_ros.media.picture import thumbnail
@@ -170,7 +170,10 @@ class Seeing:
         started_s = perf_counter()
         at_once = self._encoder.max_tiles
         batches = [[overview], *(tiles[i : i + at_once] for i in range(0, len(tiles), at_once))]
-        rows = np.concatenate([self._encoder.encode(batch, self._between) for batch in batches])
+        try:
+            rows = np.concatenate([self._encoder.encode(b, self._between) for b in batches])
+        except EngineError as error:  # of this picture; those of other seconds are given
+            return replace(new, status=Status.LOST, reason=str(error))
         new = replace(new, encode_ms=_ms_since(started_s))
         if not np.abs(rows).max() < LARGEST:  # NaN is not less than anything
             return replace(
