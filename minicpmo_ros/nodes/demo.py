@@ -103,10 +103,10 @@ def checked(reply) -> Answer:
 
 
 @contextmanager
-def executable(name: str, *arguments: str):
+def executable(name: str, *arguments: str, namespace: str = NAMESPACE):
     """Run an installed executable of this package; end it by SIGINT and wait for it."""
     path = Path(get_package_prefix('minicpmo_ros')) / 'lib' / 'minicpmo_ros' / name
-    command = [str(path), '--ros-args', '-r', f'__ns:={NAMESPACE}', *arguments]
+    command = [str(path), '--ros-args', '-r', f'__ns:={namespace}', *arguments]
     # A session of its own: Ctrl-C in the terminal reaches this program, which ends the others.
     process = subprocess.Popen(command, start_new_session=True)
     try:

@@ -1,0 +1,216 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Questions answered by the live graph: clips in on topics, answers out by the service.
+
+Starts the installed `live` in a namespace of its own and plays each clip second by second, each
+when the llm has read the one before. Windows are whole clips; others are refused. The answers go
+to a file that `minicpmo score --answers` scores.
+"""
+
+import argparse
+import io
+import os
+import sys
+import time
+from pathlib import Path
+
+import rclpy
+from audio_common_msgs.msg import AudioDataStamped, AudioInfo
+from PIL import Image
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CompressedImage
+from std_srvs.srv import Trigger
+
+from minicpmo_ros.errors import EngineError, Error, InputError
+from minicpmo_ros.evaluation.answers import INPUTS, AnswerSet, precision_name
+from minicpmo_ros.evaluation.clips import NS, SAMPLE_RATE_HZ, read_clip
+from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.evaluation.runner import GREY, CoreOptions
+from minicpmo_ros.media.picture import decode_compressed
+from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.msg import Status
+from minicpmo_ros.nodes.demo import checked, executable
+from minicpmo_ros.nodes.managed import LATCHED
+from minicpmo_ros.nodes.messages import to_time
+from minicpmo_ros.process import prepare
+from minicpmo_ros.srv import Ask
+
+TIMEOUT_S = 120.0
+APART_S = 1000  # between the stamps of two clips: time goes on
+DEEP = QoSProfile(depth=100)
+LOSSLESS = (('image/compressed', 'depth:=20'), ('image/compressed', 'reliability:=reliable'))
+LOSSLESS += (('audio', 'reliability:=reliable'),)
+
+
+class Examiner(Node):
+    """Plays clips to the graph and asks it."""
+
+    def __init__(self, namespace: str):
+        super().__init__('graph_score', namespace=namespace)
+        self.status, self.process = None, None
+        self.create_subscription(Status, 'llm/status', self._on_status, LATCHED)
+        self._pictures = self.create_publisher(CompressedImage, 'image/compressed', DEEP)
+        self._sound = self.create_publisher(AudioDataStamped, 'audio', DEEP)
+        self._info = self.create_publisher(AudioInfo, 'audio_info', LATCHED)
+        self._info.publish(
+            AudioInfo(
+                channels=1,
+                sample_rate=SAMPLE_RATE_HZ,
+                sample_format='S16LE',
+                coding_format='wave',
+            )
+        )
+        self._ask = self.create_client(Ask, 'llm/ask')
+        self._reset = self.create_client(Trigger, 'llm/reset')
+
+    def _on_status(self, message) -> None:
+        if message.state == Status.FAILED:
+            raise EngineError(f'{message.reason}. {message.remedy}')
+        self.status = message
+
+    def spin_until(self, condition, what: str) -> None:
+        """Spin until `condition()`; raise Error when it takes too long or `live` ended."""
+        end_s = time.monotonic() + TIMEOUT_S
+        while not condition():
+            if time.monotonic() > end_s:
+                raise Error(f'{what} took longer than {TIMEOUT_S:.0f} s; see the log above')
+            if self.process.poll() is not None:
+                raise Error(f'{what} was not done: live ended; see the log above')
+            rclpy.spin_once(self, timeout_sec=0.05)
+
+    def wait_ready(self) -> None:
+        """Wait until the model is loaded and both topics are subscribed to."""
+        self.spin_until(
+            lambda: self.status is not None and self.status.state == Status.READY, 'loading'
+        )
+        for publisher in (self._pictures, self._sound):
+            self.spin_until(publisher.get_subscription_count, 'subscribing')
+        for client in (self._ask, self._reset):
+            self.spin_until(client.service_is_ready, 'finding the services')
+
+    def _call(self, client, request, what: str):
+        future = client.call_async(request)
+        self.spin_until(future.done, what)
+        return future.result()
+
+    def play(self, clip, seconds: range, shift_s: int, shown: str) -> None:
+        """Empty the window and publish a clip's seconds in lock-step with what is read."""
+        reply = self._call(self._reset, Trigger.Request(), 'the reset')
+        if not reply.success:
+            raise EngineError(f'no reset: {reply.message}')
+        self.spin_until(lambda: self.status.units == 0, 'emptying the window')
+        before = self.status.units_read
+        for i, second in enumerate(seconds):
+            for stamp_ns, name, data in clip.pictures:
+                if stamp_ns // NS == second:
+                    self._show(stamp_ns + shift_s * NS, name, data, shown == 'no_picture')
+            for stamp_ns, samples in clip.sound:
+                if stamp_ns // NS == second:
+                    self._sing(stamp_ns + shift_s * NS, samples, shown == 'no_sound')
+            self.spin_until(lambda i=i: self.status.units_read >= before + i, f'second {second}')
+        # Nothing follows the last second: silence tells that it is over.
+        self.spin_until(
+            lambda: self.status.units_read >= before + len(seconds), 'reading the last second'
+        )
+
+    def _show(self, stamp_ns: int, name: str, data: bytes, grey: bool) -> None:
+        if grey:
+            height, width = decode_compressed(data, name).shape[:2]
+            file = io.BytesIO()
+            Image.new('RGB', (width, height), (GREY,) * 3).save(file, 'PNG')
+            name, data = 'png', file.getvalue()
+        message = CompressedImage(format=name)
+        message.header.stamp = to_time(stamp_ns)
+        message.data.frombytes(data)
+        self._pictures.publish(message)
+
+    def _sing(self, stamp_ns: int, samples, silent: bool) -> None:
+        message = AudioDataStamped()
+        message.header.stamp = to_time(stamp_ns)
+        pcm = (samples * (0 if silent else 32768)).round().clip(-32768, 32767)
+        message.audio.data.frombytes(pcm.astype('<i2').tobytes())
+        self._sound.publish(message)
+
+    def ask(self, question) -> str:
+        """Give the answer's text; raise Error where it is not about the whole window."""
+        request = Ask.Request(
+            question=question.text,
+            choices=list(question.choices),
+            max_tokens=CoreOptions().max_tokens,
+        )
+        answer = checked(self._call(self._ask, request, 'the answer'))
+        if answer.units != question.seconds:
+            raise Error(f'{question.id}: {answer.units} of {question.seconds} s were read')
+        return answer.text
+
+
+def answer_all(examiner: Examiner, questions: QuestionSet, shown: str) -> dict:
+    """Ask every question; give {id: text} and tell on stderr how long is left."""
+    texts, began_s = {}, time.monotonic()
+    for k, (name, windows) in enumerate(questions.by_clip().items()):
+        clip = read_clip(questions.path_of(name))
+        stamps = [entry[0] // NS for entry in clip.pictures + clip.sound]
+        whole = range(min(stamps), max(stamps) + 1)
+        for window, asked in windows.items():
+            if range(*window[1:]) != whole:
+                raise InputError(f'{name}: the window {window[1:]} is not the whole clip.')
+            examiner.play(clip, whole, k * APART_S, shown)
+            texts.update((question.id, examiner.ask(question)) for question in asked)
+        left_s = (time.monotonic() - began_s) * (len(questions.questions) / len(texts) - 1)
+        print(f'{len(texts)}/{len(questions.questions)}, {left_s:.0f} s left', file=sys.stderr)
+    return texts
+
+
+def score(model_dir: Path, questions: QuestionSet, shown: str) -> AnswerSet:
+    """Run the graph and give its answers."""
+    model, namespace = ModelDirectory.open(model_dir), f'/graph_score_{os.getpid()}'
+    overrides = [
+        part
+        for topic, policy in LOSSLESS
+        for part in ('-p', f'qos_overrides.{namespace}/{topic}.subscription.{policy}')
+    ]
+    examiner = Examiner(namespace)
+    options = ('-p', f'model_dir:={model_dir.resolve()}', *overrides)
+    try:
+        with executable('live', *options, namespace=namespace) as examiner.process:
+            examiner.wait_ready()
+            texts = answer_all(examiner, questions, shown)
+    finally:
+        examiner.destroy_node()
+    return AnswerSet(
+        texts, 'graph', precision_name(model.precision), input=shown, model=model.model_id
+    )
+
+
+def main() -> int:
+    """Answer and write the file; give the exit code."""
+    parser = argparse.ArgumentParser(prog='graph_score', description=__doc__.splitlines()[0])
+    parser.add_argument('model_dir', type=Path)
+    parser.add_argument('--questions', type=Path, required=True, metavar='FILE')
+    parser.add_argument('--out', type=Path, required=True, metavar='ANSWERS.json')
+    parser.add_argument('--input', choices=INPUTS, default='all')
+    parser.add_argument('--limit', type=int, metavar='N', help='ask only the first N')
+    arguments = parser.parse_args()
+    prepare()
+    # Of this machine alone, and of nobody else's robot, unless the user says otherwise.
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    rclpy.init()
+    try:
+        questions = QuestionSet.read(arguments.questions)
+        if arguments.limit:
+            questions = questions.first(arguments.limit)
+        score(arguments.model_dir, questions, arguments.input).write(arguments.out)
+    except (KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
+        return 130
+    except Error as error:
+        print(f'graph_score: {error}', file=sys.stderr)
+        return 1
+    finally:
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
