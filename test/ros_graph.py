@@ -20,6 +20,7 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 
 from minicpmo_ros.action import Ask as AskAction
 from minicpmo_ros.msg import Status
@@ -92,7 +93,8 @@ class Graph(Node):
         self.own_executor = SingleThreadedExecutor()
         self.own_executor.add_node(self)
         self.create_subscription(Status, 'llm/status', self.statuses.append, LATCHED)
-        self.ask_client = self.create_client(Ask, 'llm/ask')
+        # At the default depth of 10, replies that come at the same moment vanish here.
+        self.ask_client = self.create_client(Ask, 'llm/ask', qos_profile=QoSProfile(depth=256))
         self.action_client = ActionClient(self, AskAction, 'llm/ask')
 
     @property

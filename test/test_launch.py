@@ -48,12 +48,11 @@ def test_live_starts_with_every_preset_as_launched(graph, tiny_model_dir, preset
     graph.start('live', '--params-file', str(preset), '-p', f'model_dir:={tiny_model_dir}',
                 '-p', 'use_sim_time:=false', '--log-level', 'info')  # fmt: skip
     graph.wait_ready()
-    present = set(graph.get_node_names())
-    assert set(NODES) <= present
-    topics = dict(graph.get_topic_names_and_types())
+    graph.spin_until(lambda: set(NODES) <= set(graph.get_node_names()), 'the three nodes')
     for name in ('streaming_encoder/embedding', 'vision_encoder/embedding', 'llm/answer',
                  'llm/answer_delta', 'llm/status'):  # fmt: skip
-        assert f'{graph.namespace}/{name}' in topics
+        topic = f'{graph.namespace}/{name}'
+        graph.spin_until(lambda topic=topic: graph.count_publishers(topic), topic)
     for node, given in preset_parameters(preset).items():
         client = graph.create_client(ListParameters, f'{node}/list_parameters')
         graph.spin_until(client.service_is_ready, node)

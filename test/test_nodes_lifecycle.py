@@ -49,7 +49,8 @@ def test_twenty_rounds_leave_no_thread_and_no_memory(graph, tiny_model_dir):
     for i in range(5, 20):
         go_round(i)
     assert memory_kib(process, 'Threads') <= threads
-    assert memory_kib(process, 'VmRSS') <= rss + 20 * 1024
+    # A model left behind would be 15 times some 20 MiB; what is freed may lie in fragments.
+    assert memory_kib(process, 'VmRSS') <= rss + 64 * 1024
     assert process.end() == 0
     assert 'Traceback' not in process.log
 

@@ -22,7 +22,7 @@ def autocast():
 def optimizers(module, peak, own_kind=()):
     """[Muon, AdamW]: hidden matrices turn as a whole (Muon), the rest steps entry by entry.
 
-    Muon needed about a third of AdamW's steps here. `own_kind`: matrices that are tables or meet
+    `own_kind`: matrices that are tables or meet
     the input, not maps between hidden states; those stay with AdamW, as do norms, biases and
     heads.
     """

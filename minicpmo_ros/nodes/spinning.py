@@ -25,6 +25,9 @@ GRACE_S = 1.7
 def run(make_nodes, args=None) -> int:
     """Spin the nodes that `make_nodes()` gives until a signal; give the exit code."""
     prepare()
+    # rclpy's own handler shuts the context down, which ends the spinning. Python's would raise
+    # KeyboardInterrupt besides, at any line: in the middle of making a node, or in a finalizer.
+    signal.signal(signal.SIGINT, lambda *_: None)
     rclpy.init(args=args)
     executor = SingleThreadedExecutor()
     nodes, code = [], 1
@@ -34,7 +37,7 @@ def run(make_nodes, args=None) -> int:
             executor.add_node(node)
         executor.spin()
         code = 0
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         code = 0
     except Error as error:
         print(f'{error}', file=sys.stderr)
