@@ -17,7 +17,7 @@ import numpy as np
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.log_mel import SAMPLE_RATE_HZ
-from minicpmo_ros.media.pcm import to_float_mono
+from minicpmo_ros.media.pcm import RAW_CODINGS, to_float_mono
 from minicpmo_ros.media.resample import Resampler
 
 NS = 10**9
@@ -33,7 +33,6 @@ DEFINITIONS = {  # as ros-drivers has them
     SOUND_INFO: 'uint8 channels\nuint32 sample_rate\nstring sample_format\nuint32 bitrate\n'
     'string coding_format',
 }
-RAW_CODINGS = ('wave', 'pcm', 'raw', '')
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from minicpmo_ros.language.prompt import LAYOUTS
 from minicpmo_ros.live.hearing import Hearing
 from minicpmo_ros.live.question import Finish, Question
 from minicpmo_ros.live.seconds import SecondSplitter
-from minicpmo_ros.live.seeing import Seeing
+from minicpmo_ros.live.seeing import UNCHANGED_THRESHOLD, Seeing
 from minicpmo_ros.live.session import Session, SessionOptions
 from minicpmo_ros.live.status import Status
 from minicpmo_ros.live.units import UnitAssembler
@@ -69,7 +69,7 @@ class CoreOptions:
     kv_type: str = 'f16'
     max_tokens: int = 16
     max_tiles: int = 1
-    unchanged_threshold: float = 1.0
+    unchanged_threshold: float = UNCHANGED_THRESHOLD
 
 
 class Core:

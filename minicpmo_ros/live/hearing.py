@@ -18,7 +18,7 @@ import numpy as np
 
 from minicpmo_ros.errors import EngineError
 from minicpmo_ros.live.seconds import SampledSecond, SecondSplitter
-from minicpmo_ros.live.status import Status
+from minicpmo_ros.live.status import LARGEST, Status
 from minicpmo_ros.media.log_mel import (
     BANDS,
     FLOOR,
@@ -27,8 +27,6 @@ from minicpmo_ros.media.log_mel import (
     clamp_and_scale,
     isolated_log_mel,
 )
-
-LARGEST = 6e4  # of an embedding's numbers: far above what a model gives, within float16
 
 
 @dataclass(frozen=True)

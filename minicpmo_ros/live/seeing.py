@@ -16,12 +16,12 @@ from time import perf_counter
 import numpy as np
 
 from minicpmo_ros.errors import EngineError, InputError
-from minicpmo_ros.live.status import Status
+from minicpmo_ros.live.status import LARGEST, Status
 from minicpmo_ros.media.geometry import TilePlan, plan_tiles, slice_picture
 from minicpmo_ros.media.picture import thumbnail
 
 NS = 1_000_000_000
-LARGEST = 6e4  # of an embedding's numbers: far above what a model gives, within float16
+UNCHANGED_THRESHOLD = 8.0  # levels of 255: above a camera's noise in a mean over a cell
 LONGEST_EMPTY_S = 10  # a longer gap in the stamps is a jump, its seconds are not given
 
 
@@ -65,7 +65,7 @@ class Seeing:
         self,
         vision_encoder,
         max_tiles: int = 1,
-        unchanged_threshold: float = 8.0,
+        unchanged_threshold: float = UNCHANGED_THRESHOLD,
         between: Callable[[], None] | None = None,
         max_behind: int | None = None,
     ):

@@ -5,6 +5,9 @@
 
 from enum import IntEnum
 
+# Of an embedding's numbers: far above what a model gives, within float16 (65504).
+LARGEST = 6e4
+
 
 class Status(IntEnum):
     """The `status` of AudioEmbedding.msg and ImageEmbedding.msg."""

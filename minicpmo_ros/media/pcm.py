@@ -18,6 +18,8 @@ _FORMATS = {
 }
 SAMPLE_FORMATS = tuple(_FORMATS)
 MAX_CHANNELS = 64
+# What AudioInfo's coding_format says of sound that is not compressed.
+RAW_CODINGS = ('wave', 'pcm', 'raw', '')
 
 
 def to_float_mono(data, sample_format: str, channels: int) -> np.ndarray:

@@ -11,10 +11,9 @@ import numpy as np
 from builtin_interfaces.msg import Time
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.live.status import LARGEST
 
 NS = 1_000_000_000
-# Larger than any embedding a model gives, far below float16's largest 65504.
-LARGEST = 6e4
 
 
 def to_time(stamp_ns: int) -> Time:

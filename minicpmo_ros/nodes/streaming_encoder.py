@@ -12,7 +12,7 @@ from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.live.hearing import HeardSecond, Hearing
 from minicpmo_ros.live.pacing import NS, StreamClock
 from minicpmo_ros.live.status import Status
-from minicpmo_ros.media.pcm import to_float_mono
+from minicpmo_ros.media.pcm import RAW_CODINGS, to_float_mono
 from minicpmo_ros.media.resample import Resampler
 from minicpmo_ros.msg import AudioEmbedding
 from minicpmo_ros.nodes.audio_input import PARAMETERS as INPUT_PARAMETERS
@@ -24,7 +24,6 @@ from minicpmo_ros.nodes.parameters import Parameter
 from minicpmo_ros.nodes.spinning import run
 
 SAMPLE_RATE_HZ = 16_000
-RAW_CODINGS = ('wave', 'pcm', 'raw', '')
 # Two seconds of the shortest chunks; longer ones are bounded by what a message may hold.
 INBOX_CHUNKS = 200
 LONGEST_EMPTY_S = 10  # a longer gap in the stamps is a jump, its seconds are not published

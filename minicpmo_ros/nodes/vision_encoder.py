@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from minicpmo_ros.encoders.siglip import VisionEncoder
 from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.live.pacing import NS, StreamClock
-from minicpmo_ros.live.seeing import Seeing
+from minicpmo_ros.live.seeing import UNCHANGED_THRESHOLD, Seeing
 from minicpmo_ros.msg import ImageEmbedding
 from minicpmo_ros.nodes.encoder_node import EncoderNode
 from minicpmo_ros.nodes.loading import MODEL_PARAMETERS, thread_count
@@ -48,8 +48,8 @@ class VisionNode(EncoderNode):
         Parameter('vision.max_tiles', 1, 'Pictures a frame is cut into at most, beside the '
                   'overview; 1: overview only. Each costs 64 positions of the context',
                   '', 1, 9),
-        Parameter('vision.unchanged_threshold', 8.0, 'A picture reuses the last embedding when no '
-                  'colour of its 32x32 thumbnail differs by as much; 0: never',
+        Parameter('vision.unchanged_threshold', UNCHANGED_THRESHOLD, 'A picture reuses the last '
+                  'embedding when no colour of its 32x32 thumbnail differs by as much; 0: never',
                   'levels of 255', 0, 255),
     )  # fmt: skip
 
