@@ -9,9 +9,43 @@ The families mirror the omni-source tasks of StreamingBench. Times are told from
 
 from dataclasses import dataclass
 
-from .kinds import GUESS, KINDS_OF
+from .kinds import (
+    color_at,
+    color_when,
+    column_at,
+    count_at,
+    kind_at,
+    kind_when,
+    pitch_of,
+    row_at,
+    shape_at,
+    shape_when,
+    voice_of,
+    word_at,
+    word_when,
+)
+from .kinds_across import (
+    color_beside,
+    count_events,
+    count_when,
+    kind_beside,
+    said_despite_sight,
+    seen_despite_word,
+    seen_when_named,
+    shape_beside,
+    word_beside,
+)
 from .world import choose
 
+KINDS_OF = {
+    'scene': (color_at, shape_at, column_at, row_at, count_at),
+    'source': (kind_at, word_at, voice_of, pitch_of),
+    'align': (color_when, shape_when, kind_when, word_when),
+    'temporal': (color_beside, shape_beside, kind_beside, word_beside),
+    'count': (count_when, count_events),
+    'mislead': (seen_despite_word, seen_despite_word, said_despite_sight, seen_when_named),
+}
+GUESS = {'row_at': 1 / 3, 'column_at': 1 / 3, 'voice_of': 1 / 2, 'pitch_of': 1 / 2}
 FAMILIES = tuple(KINDS_OF)
 
 

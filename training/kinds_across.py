@@ -1,0 +1,160 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Kinds of questions across seconds and senses: temporal, count, mislead.
+
+What a kind is, says kinds.py.
+"""
+
+from .kinds import heard, single_sound, tempting, unique
+from .world import COLORS, COUNTS, KINDS, NUMBERS, SHAPES, SPOKEN, choose
+
+
+# ---- temporal: what comes before and after
+def _next_to(clip, indices):
+    """(index, neighbour, its side) of every index that has a second beside it."""
+    return [
+        (i, i + d, 'after' if d > 0 else 'before')
+        for i in indices
+        for d in (-1, 1)
+        if 0 <= i + d < clip.seconds
+    ]
+
+
+def _seen_beside(clip, rng, name, pool):
+    """Before or after a color or shape that is shown in one second only."""
+    values = [getattr(p, name) for p in clip.pictures]
+    found = _next_to(clip, [i for i in range(clip.seconds) if unique(values, i)])
+    if not found:
+        return None
+    i, beside, side = choose(rng, found)
+    this = values[i] if name == 'color' else f'the {values[i]}'
+    return (
+        f'what {name} comes {side} {this}?',
+        values[beside],
+        tempting(values, values[beside], pool),
+        max(i, beside),
+    )
+
+
+def color_beside(clip, rng):
+    return _seen_beside(clip, rng, 'color', COLORS)
+
+
+def shape_beside(clip, rng):
+    return _seen_beside(clip, rng, 'shape', SHAPES)
+
+
+def _heard_beside(clip, rng, name, pool, question):
+    """Before or after a sound that is heard in one second only."""
+    i = single_sound(clip, rng)
+    values = [getattr(s, name) for s in clip.sounds]
+    found = [] if i is None else [f for f in _next_to(clip, [i]) if values[f[1]]]
+    if not found:
+        return None
+    i, beside, side = choose(rng, found)
+    return (
+        f'{question} {side} {heard(clip.sounds[i])}?',
+        values[beside],
+        tempting(values, values[beside], pool),
+        max(i, beside),
+    )
+
+
+def kind_beside(clip, rng):
+    return _heard_beside(clip, rng, 'kind', KINDS, 'what do you hear')
+
+
+def word_beside(clip, rng):
+    return _heard_beside(clip, rng, 'word', SPOKEN, 'what word is said')
+
+
+# ---- count
+def count_when(clip, rng):
+    i = single_sound(clip, rng, lambda i: clip.sounds[i].word not in NUMBERS)
+    if i is None:
+        return None
+    return (
+        f'how many shapes are shown when you hear {heard(clip.sounds[i])}?',
+        COUNTS[clip.pictures[i].count - 1],
+        tempting((), COUNTS[clip.pictures[i].count - 1], COUNTS),
+        i,
+    )
+
+
+def count_events(clip, rng):
+    kind, name = choose(rng, (('beep', 'beeps'), ('speech', 'words'), ('tone', 'tones')))
+    number = [s.kind for s in clip.sounds].count(kind)
+    if number > 8:
+        return None
+    pool = NUMBERS[: min(clip.seconds, 8) + 1]
+    return (
+        f'how many {name} do you hear?',
+        NUMBERS[number],
+        tempting((), NUMBERS[number], pool),
+        None,
+    )
+
+
+# ---- mislead: the voice names one thing, the picture shows another
+def seen_despite_word(clip, rng):
+    found = []
+    for i, (p, s) in enumerate(zip(clip.pictures, clip.sounds)):
+        if s.word in COLORS and s.word != p.color:
+            found.append(
+                (f'what color is the shape when you hear {heard(s)}?', p.color, s.word, COLORS, i)
+            )
+        if s.word in SHAPES and s.word != p.shape:
+            found.append(
+                (f'what shape is shown when you hear {heard(s)}?', p.shape, s.word, SHAPES, i)
+            )
+        if s.word in NUMBERS and s.word != COUNTS[p.count - 1]:
+            found.append(
+                (
+                    f'how many shapes are shown when you hear {heard(s)}?',
+                    COUNTS[p.count - 1],
+                    s.word,
+                    COUNTS,
+                    i,
+                )
+            )
+    if not found:
+        return None
+    text, answer, lure, pool, i = choose(rng, found)
+    return text, answer, tempting((lure,), answer, pool), i
+
+
+def _named(clip, rng):
+    """(index, name, value seen there, pool) of the only color (or shape) word, misleading."""
+    found = []
+    for pool, name in ((COLORS, 'color'), (SHAPES, 'shape')):
+        at = [i for i, s in enumerate(clip.sounds) if s.word in pool]
+        if len(at) == 1 and clip.sounds[at[0]].word != getattr(clip.pictures[at[0]], name):
+            found.append((at[0], name, getattr(clip.pictures[at[0]], name), pool))
+    return choose(rng, found) if found else None
+
+
+def said_despite_sight(clip, rng):
+    found = _named(clip, rng)
+    if found is None:
+        return None
+    i, name, seen, pool = found
+    return (
+        f'what {name} does the voice say?',
+        clip.sounds[i].word,
+        tempting((seen,), clip.sounds[i].word, pool),
+        i,
+    )
+
+
+def seen_when_named(clip, rng):
+    found = _named(clip, rng)
+    if found is None:
+        return None
+    i, name, seen, pool = found
+    return (
+        f'what {name} is shown when the voice says a {name}?',
+        seen,
+        tempting((clip.sounds[i].word,), seen, pool),
+        i,
+    )
