@@ -157,6 +157,8 @@ class ManagedNode(LifecycleNode):
             self.on_refused(error)
             return TransitionCallbackReturn.FAILURE
         except Exception:
+            if not self.context.ok():  # a signal took the context from under the transition
+                return TransitionCallbackReturn.FAILURE
             # rclpy would turn this into an error state without a word.
             self.get_logger().error(f'transition failed: {traceback.format_exc()}')
             return TransitionCallbackReturn.ERROR
