@@ -41,12 +41,22 @@ lint: setup-test ## style
 test: setup-test build/installed lint ## everything that must hold, in under 15 minutes
 	@$(in_env) python -m pytest
 
-score: build ## how often nano is right about the held-out clips; build/score.json
-	@$(in_env) python -m minicpmo_ros.tools.cli quantize models/nano build/nano_f32 --force \
-	  --llm f32 --vision f32 --audio f32 && \
-	python -m minicpmo_ros.tools.cli score build/nano_f32 models/nano models/nano_q4 \
-	  --questions $(or $(wildcard build/heldout/questions.json),demo/clips/questions.json) \
-	  --audio streaming,offline --json build/score.json
+# The large held-out set where it was made (python -m training.heldout build/heldout), else the
+# clips that ship; PyTorch's answers where training.answer left them.
+score_questions = $(or $(wildcard build/heldout/questions.json),demo/clips/questions.json)
+quantized = python -m minicpmo_ros.tools.cli quantize models/nano --force
+
+score: build ## how often nano is right, by sense, precision and path; build/score.json
+	@$(in_env) mkdir -p build/answers && \
+	$(quantized) build/nano_f32 --type f32 && \
+	$(quantized) build/nano_q8_0 --type q8_0 && \
+	$(quantized) build/nano_q4 --type q4_0 && \
+	python -m minicpmo_ros.nodes.graph_score models/nano --questions $(score_questions) \
+	  --out build/answers/graph.json && \
+	python -m minicpmo_ros.tools.cli score \
+	  build/nano_f32 models/nano build/nano_q8_0 models/nano_q4 build/nano_q4 \
+	  --questions $(score_questions) --audio streaming,offline --json build/score.json \
+	  $(addprefix --answers ,build/answers/graph.json $(wildcard build/answers/pytorch.json))
 
 build/nano-venv: environment/requirements-training.txt
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet -r $<
