@@ -4,6 +4,7 @@
 """Every executable ends on SIGINT and SIGTERM within two seconds, with exit code 0."""
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,35 @@ def test_a_signal_ends_it(graph, tiny_model_dir, executable, number):
     topic = graph.resolve_topic_name(NODES[executable])
     graph.spin_until(lambda: graph.count_publishers(topic), 'the node')
     assert process.end(number) == 0, process.log
+    assert 'Traceback' not in process.log
+
+
+def catches(process, number) -> bool:
+    """Say whether the process has a handler for a signal: Python itself takes a while to come."""
+    status = Path(f'/proc/{process.popen.pid}/status').read_text()
+    caught = next(line for line in status.splitlines() if line.startswith('SigCgt'))
+    return bool(int(caught.split()[1], 16) >> number - 1 & 1)
+
+
+def test_a_signal_at_any_moment_of_the_start_ends_it(graph, tiny_model_dir):
+    # While it imports, initialises ROS, makes its nodes, configures, loads and activates.
+    for i, moment_s in enumerate((0.0, 0.1, 0.3, 0.45, 0.55, 0.65, 0.8, 1.0)):
+        process = graph.start('live', '-p', f'model_dir:={tiny_model_dir}')
+        graph.spin_until(lambda p=process: catches(p, signal.SIGTERM), 'a handler')
+        time.sleep(moment_s)
+        if i % 3 == 2:
+            process.popen.send_signal(SIGNALS[i % 2])  # an impatient user's
+        assert process.end(SIGNALS[(i + 1) % 2]) == 0, (moment_s, process.log)
+        assert 'Traceback' not in process.log, (moment_s, process.log)
+
+
+@pytest.mark.parametrize('wrong', ['a: {', '/**:\n\tllm: 1', '/**/llm:\n  n_ctx: 4096'])
+def test_a_file_of_parameters_that_cannot_be_read_is_told_in_a_sentence(graph, tmp_path, wrong):
+    path = tmp_path / 'wrong.yaml'
+    path.write_text(wrong)
+    process = graph.start('llm', '--params-file', str(path))
+    assert process.popen.wait(30) == 1
+    assert 'the arguments cannot be read' in process.log and str(path) in process.log
     assert 'Traceback' not in process.log
 
 

@@ -19,10 +19,12 @@ INPUTS = {
 }
 
 
-def make_nodes() -> list:
+def make_nodes():
     """Give the three nodes, the llm's inputs connected to the encoders' outputs."""
     arbiter = DeviceArbiter()
-    return [StreamingEncoder(arbiter), VisionNode(arbiter), LlmNode(arbiter, remappings=INPUTS)]
+    yield StreamingEncoder(arbiter)
+    yield VisionNode(arbiter)
+    yield LlmNode(arbiter, remappings=INPUTS)
 
 
 def main(args=None) -> int:

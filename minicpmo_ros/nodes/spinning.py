@@ -4,7 +4,7 @@
 """The one way every executable of this package runs and ends.
 
 SIGINT and SIGTERM end the process within two seconds with exit code 0, whatever a worker is
-doing; a wrong parameter at start ends it with a sentence and exit code 1.
+doing; a wrong argument or parameter at start ends it with a sentence and exit code 1.
 """
 
 import os
@@ -15,25 +15,24 @@ import threading
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
-from minicpmo_ros.errors import Error
+from minicpmo_ros.errors import Error, InputError
 from minicpmo_ros.process import prepare
 
 # What is left of the two seconds after the nodes have been told to stop.
 GRACE_S = 1.7
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(make_nodes, args=None) -> int:
     """Spin the nodes that `make_nodes()` gives until a signal; give the exit code."""
     prepare()
-    # rclpy's own handler shuts the context down, which ends the spinning. Python's would raise
-    # KeyboardInterrupt besides, at any line: in the middle of making a node, or in a finalizer.
-    signal.signal(signal.SIGINT, lambda *_: None)
-    rclpy.init(args=args)
-    executor = SingleThreadedExecutor()
-    nodes, code = [], 1
+    nodes, code, executor = [], 1, None
     try:
-        nodes = list(make_nodes())
-        for node in nodes:
+        _init(args)
+        executor = SingleThreadedExecutor()
+        # One by one: what was made before a parameter was refused is ended too.
+        for node in make_nodes():
+            nodes.append(node)
             executor.add_node(node)
         executor.spin()
         code = 0
@@ -51,10 +50,26 @@ def run(make_nodes, args=None) -> int:
     return code
 
 
+def _init(args) -> None:
+    """Initialise ROS; a signal that comes meanwhile ends what follows."""
+    signalled = []
+    # rclpy's own handler shuts the context down, which ends the spinning, and then calls these.
+    # Python's would raise KeyboardInterrupt, at any line: in the middle of making a node, or in
+    # a finalizer.
+    _on_signals(lambda number, _: signalled.append(number))
+    try:
+        rclpy.init(args=args)
+    except Exception as error:
+        if signalled:
+            raise ExternalShutdownException from None
+        raise InputError(f'the arguments cannot be read: {error}') from None
+    if signalled:
+        raise ExternalShutdownException
+
+
 def _end(nodes, executor, code: int) -> None:
     # The second signal of an impatient user must not turn a clean end into a traceback.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    _on_signals(lambda *_: None)
     # A worker deep in a computation must not keep a robot from shutting down: what has not
     # ended in time is left to the operating system.
     watchdog = threading.Timer(GRACE_S, os._exit, args=(code,))
@@ -62,6 +77,13 @@ def _end(nodes, executor, code: int) -> None:
     watchdog.start()
     for node in nodes:
         node.destroy_node()
-    executor.shutdown(timeout_sec=0)
+    if executor is not None:
+        executor.shutdown(timeout_sec=0)
     rclpy.try_shutdown()
+    _on_signals(signal.SIG_IGN)  # what Python is left to do would end by it
     watchdog.cancel()
+
+
+def _on_signals(handler) -> None:
+    for number in SIGNALS:
+        signal.signal(number, handler)
