@@ -106,7 +106,7 @@ def run_core(directory: Path) -> dict:
     seeing, hearing = Seeing(vision), Hearing(audio)
     session = Session.load(model.llm_path, MINICPMO_2_6_EN, None, ContextOptions(threads=1))
     vision.encode = meter.timed('model', vision.encode)
-    hearing._ear.step = meter.timed('model', hearing._ear.step)
+    hearing._ears.step = meter.timed('model', hearing._ears.step)
     session.context.decode = meter.timed('model', session.context.decode)
     resampler = Resampler(RATE_HZ)
     close = meter.timed('preparing', seeing.close)

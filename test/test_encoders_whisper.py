@@ -220,6 +220,49 @@ def test_a_full_stream_raises_until_it_is_restarted(encoder, mel):
     np.testing.assert_array_equal(stream.step(step_mel(mel, 0)), first)
 
 
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('heard', [1, 2])
+def test_a_stream_goes_on_where_a_shorter_one_is(files, backend, mel, form, heard):
+    """So the cache of the second stream need not be long, and nothing is encoded twice."""
+    encoder = AudioEncoder.load(files['f32'], backend, **FORMS[form])
+    wanted = encode(encoder.stream(), mel)
+    short, stream = encoder.stream(max_seconds=2), encoder.stream()
+    encode(stream, mel[::-1])  # full of something else
+    tokens = encode(short, mel, range(heard))
+    stream.take_over(short)
+    assert (stream.seconds, short.seconds) == (heard, heard)
+    short.restart()
+    encode(short, mel[::-1], [0])  # the copy is the stream's own
+    tokens = np.concatenate([tokens, encode(stream, mel, range(heard, SECONDS))])
+    assert distance(tokens, wanted) < 1e-6
+
+
+def test_a_short_stream_is_full_earlier(encoder, mel):
+    stream = encoder.stream(max_seconds=2)
+    np.testing.assert_array_equal(
+        encode(stream, mel, [0, 1]), encode(encoder.stream(), mel, [0, 1])
+    )
+    assert stream.full and stream.max_seconds == 2
+    assert stream.size_bytes < encoder.stream().size_bytes
+    with pytest.raises(ContextFullError):
+        stream.step(step_mel(mel, 2))
+    for seconds in (0, -1, SECONDS + 1):
+        with pytest.raises(ValueError, match=f'1..{SECONDS}'):
+            encoder.stream(max_seconds=seconds)
+
+
+def test_what_cannot_be_taken_over_is_refused(files, backend, encoder, mel):
+    stream, short = encoder.stream(), encoder.stream(max_seconds=1)
+    encode(stream, mel, [0, 1])
+    with pytest.raises(ContextFullError, match='100 positions are needed, 50'):
+        short.take_over(stream)
+    other = AudioEncoder.load(files['f32'], backend)
+    for wrong in (other.stream(), encoder.stream(isolated=True)):
+        with pytest.raises(ValueError, match='same encoder'):
+            stream.take_over(wrong)
+    assert (stream.seconds, short.seconds) == (2, 0)
+
+
 def test_the_published_positions_last_for_30_seconds(tmp_path, backend):
     tensors = random_tensors(d=32, layers=1, ffn=32, width=32, seconds=30)
     encoder = AudioEncoder.load(write_audio(tmp_path / 'a.gguf', tensors, heads=2), backend)

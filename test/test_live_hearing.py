@@ -27,14 +27,14 @@ class FakeEncoder:
     def __init__(self):
         self.mels = []
 
-    def stream(self, isolated=False):
-        return FakeStream(self, isolated)
+    def stream(self, isolated=False, max_seconds=None):
+        return FakeStream(self, isolated, max_seconds)
 
 
 class FakeStream:
-    def __init__(self, encoder, isolated):
+    def __init__(self, encoder, isolated, max_seconds):
         self._encoder, self._isolated, self.seconds = encoder, isolated, 0
-        self.max_seconds = encoder.max_seconds
+        self.max_seconds = max_seconds or encoder.max_seconds
 
     def restart(self):
         self.seconds = 0
@@ -146,23 +146,6 @@ def test_flush_gives_the_waiting_second_and_the_stream_goes_on_exactly(encoder, 
     assert np.abs(encoder.mels[1] - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize('isolated, seconds', [(False, 30), (True, 29)])
-def test_encoder_begins_anew_when_it_is_full(encoder, isolated, seconds, rng):
-    heard = hear(Hearing(encoder, isolated), sound(61, rng))
-    assert [h.second for h in heard if h.restarted] == [0, seconds, 2 * seconds]
-    assert len(heard) == 61 and {h.status for h in heard} == {Status.OK}
-
-
-def test_restarted_encoder_is_as_a_new_one(tiny_encoder, rng):
-    samples = sound(2 * tiny_encoder.facts.max_seconds + 1, rng)
-    samples[:RATE] *= 5  # loud at first: its maximum must be forgotten
-    begin = tiny_encoder.facts.max_seconds
-    late = hear(Hearing(tiny_encoder), samples)[begin : begin + 5]
-    new = hear(Hearing(tiny_encoder), samples[RATE * begin : RATE * (begin + 5) + 200])
-    for a, b in zip(late, new):
-        assert np.array_equal(a.rows, b.rows)
-
-
 def test_stream_restarts_after_a_long_gap_or_a_step_back(tiny_encoder, rng):
     samples = sound(2.5, rng)
     hearing = Hearing(tiny_encoder)
@@ -171,6 +154,7 @@ def test_stream_restarts_after_a_long_gap_or_a_step_back(tiny_encoder, rng):
         again = hear(hearing, samples, begin_ns=begin_s * NS)[-3:]
         assert [h.second - begin_s for h in again] == [0, 1, 2]
         assert [h.restarted for h in again] == [True, False, False]
+        assert [h.begins_stream for h in again] == [True, False, False]
         assert np.array_equal(again[0].rows, first[0].rows)
         assert np.array_equal(again[1].rows, first[1].rows)
 
@@ -205,6 +189,7 @@ def test_what_cannot_be_used_is_lost_and_the_encoder_begins_anew(encoder, scale,
     assert words in lost.reason
     assert [h.status for h in (ok, again, then)] == [Status.OK] * 3
     assert [h.restarted for h in (ok, lost, again, then)] == [True, False, True, False]
+    assert not again.begins_stream, 'time has not jumped'
 
 
 @pytest.mark.parametrize('amplitude', [0, 1e-4, 1.0, 1e30])
@@ -244,3 +229,25 @@ def test_timings_and_an_empty_second(encoder, rng):
     assert heard.preprocess_ms > 0 and heard.encode_ms > 0
     empty = HeardSecond(7)
     assert (empty.status, empty.rows, empty.level_dbfs) == (Status.EMPTY, None, -math.inf)
+
+
+@pytest.mark.parametrize('begins_stream, published', [(False, [30]), (True, [28, 29, 30])])
+def test_only_time_that_goes_back_is_published_again(begins_stream, published):
+    """An encoder that begins anew in a second told as silent before must not clear the window."""
+    from types import SimpleNamespace
+
+    from minicpmo_ros.nodes.streaming_encoder import StreamingEncoder
+
+    ear, out = SimpleNamespace(next_second=30), []
+
+    def publish(ear, heard, _ms):
+        ear.next_second = heard.second + 1
+        out.append(heard.second)
+
+    node = SimpleNamespace(_publish=publish, tell=None)
+    heard = [
+        HeardSecond(n, restarted=n == 28, begins_stream=begins_stream and n == 28)
+        for n in (28, 29, 30)
+    ]
+    StreamingEncoder._publish_heard(node, ear, heard)
+    assert out == published

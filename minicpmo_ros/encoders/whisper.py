@@ -18,6 +18,7 @@ from minicpmo_ros.encoders.whisper_graph import (
     MEL_FRAMES,
     RIGHT,
     StepGraph,
+    copy_caches,
     new_caches,
     step_inputs,
 )
@@ -97,29 +98,33 @@ class AudioEncoder:
         """Tokens that a step gives."""
         return self.facts.tokens_per_second
 
-    def stream(self, isolated: bool = False) -> 'AudioStream':
-        """A new stream at second 0."""
-        return AudioStream(self, isolated)
+    def stream(self, isolated: bool = False, max_seconds: int | None = None) -> 'AudioStream':
+        """A new stream at second 0, with room for max_seconds; default: all that there can be."""
+        return AudioStream(self, isolated, max_seconds)
 
 
 class AudioStream:
-    """Consecutive seconds of one sound; one thread at a time. All memory is taken at once."""
+    """Consecutive seconds of one sound; one thread at a time. All memory is taken at once.
 
-    def __init__(self, encoder: AudioEncoder, isolated: bool = False):
+    max_seconds: how many fit; as published 30 at most.
+    """
+
+    def __init__(
+        self, encoder: AudioEncoder, isolated: bool = False, max_seconds: int | None = None
+    ):
         self.encoder, self.isolated, self.seconds = encoder, isolated, 0
         facts, fixed = encoder.facts, encoder.fixed_graph
+        self.max_seconds = facts.max_seconds if max_seconds is None else max_seconds
+        if not 1 <= self.max_seconds <= facts.max_seconds:
+            raise ValueError(f'max_seconds {max_seconds} is not in 1..{facts.max_seconds}')
+        kv_type = _KV_TYPES[encoder.kv_type]
         self._caches = new_caches(
-            encoder.backend, facts, encoder.attention, _KV_TYPES[encoder.kv_type], fixed
+            encoder.backend, facts, encoder.attention, kv_type, fixed, self.max_seconds
         )
         self._n_keys = self._caches['k.0'].shape[0] if fixed else 0
         describe = StepGraph(facts, encoder.weights, self._caches, encoder.attention)
-        seconds = [ALL_SECONDS] if fixed else range(facts.max_seconds)
+        seconds = [ALL_SECONDS] if fixed else range(self.max_seconds)
         self._graphs = GraphCache(encoder.backend, describe, seconds, describe.max_nodes, keep=1)
-
-    @property
-    def max_seconds(self) -> int:
-        """How many seconds fit (30 as published)."""
-        return self.encoder.facts.max_seconds
 
     @property
     def full(self) -> bool:
@@ -134,6 +139,26 @@ class AudioStream:
     def restart(self) -> None:
         """Begin anew at second 0."""
         self.seconds = 0
+
+    def take_over(self, other: 'AudioStream') -> None:
+        """Go on where another stream of the same encoder is, as if this one had been it.
+
+        Its keys and values are copied, on the device. Errors: ContextFullError where they do not
+        fit; EngineError.
+        """
+        if other.encoder is not self.encoder or other.isolated != self.isolated:
+            raise ValueError('only a stream of the same encoder and kind can be taken over')
+        if other.seconds > self.max_seconds:
+            room = self.max_seconds * POSITIONS_PER_SECOND
+            raise ContextFullError(
+                other.seconds * POSITIONS_PER_SECOND, room, 'Make the audio stream longer'
+            )
+        if other.seconds:
+            encoder = self.encoder
+            copy_caches(
+                encoder.facts, encoder.attention, other._caches, self._caches, other.seconds
+            )
+        self.seconds = other.seconds
 
     def step(self, mel: np.ndarray, between: Callable[[], None] | None = None) -> np.ndarray:
         """Encode the next second.

@@ -19,6 +19,7 @@ import numpy as np
 from minicpmo_ros.encoders.whisper_layout import POSITIONS_PER_SECOND as CHUNK
 from minicpmo_ros.encoders.whisper_layout import WhisperFacts
 from minicpmo_ros.ggml.builder import Builder
+from minicpmo_ros.ggml.graph import GraphCache
 from minicpmo_ros.ggml.library import GgmlType
 from minicpmo_ros.ggml.runtime import Backend, Tensor, Tensors
 from minicpmo_ros.ggml.weights import Weights
@@ -102,7 +103,8 @@ class _Chunk:
         if second == ALL_SECONDS:
             self.n_keys = step.caches['k.0'].shape[0]
             self.mask = g.input('mask', (CHUNK, self.n_keys), GgmlType.F16)
-            self.ids = g.input('ids', (CHUNK,), GgmlType.I32, below=step.facts.positions)
+            below = min(self.n_keys, step.facts.positions)
+            self.ids = g.input('ids', (CHUNK,), GgmlType.I32, below=below)
         else:
             self.n_keys = self.start + CHUNK
 
@@ -136,10 +138,10 @@ class _Chunk:
 
 
 def new_caches(
-    backend: Backend, facts: WhisperFacts, kind: str, kv_type: GgmlType, masked: bool
+    backend: Backend, facts: WhisperFacts, kind: str, kv_type: GgmlType, masked: bool, seconds: int
 ) -> Tensors:
-    """Room for the keys and values of a whole stream, allocated once."""
-    positions = facts.max_seconds * CHUNK
+    """Room for the keys and values of so many seconds, allocated once."""
+    positions = seconds * CHUNK
     if masked:
         positions = -(-positions // _MASK_MULTIPLE) * _MASK_MULTIPLE
     rows = (positions, facts.d_model)
@@ -149,6 +151,21 @@ def new_caches(
         shapes[f'k.{i}'] = (rows, kv_type)
         shapes[f'v.{i}'] = (rows if kind == 'flash' else turned, kv_type)
     return Tensors(backend, shapes)
+
+
+def copy_caches(facts: WhisperFacts, kind: str, source: Tensors, target: Tensors, seconds: int):
+    """Copy the keys and values of the first seconds, on the device they are on."""
+
+    def describe(g: Builder, count: int) -> None:
+        for i in range(facts.layers):
+            for name, axis in ((f'k.{i}', 0), (f'v.{i}', 0 if kind == 'flash' else -1)):
+                part = g.slice(source[name], axis, 0, count)
+                copied = g.slice(target[name], axis, 0, count)
+                g.store(copied, part)
+        g.output('copied', g.slice(target['k.0'], 0, 0, 1))  # (1, d_model); a graph has one
+
+    graphs = GraphCache(target.backend, describe, [], 6 * facts.layers + 2)
+    graphs.run(seconds * CHUNK, {})
 
 
 def step_inputs(mel: np.ndarray, second: int, padded_left: bool, n_keys: int = 0) -> dict:

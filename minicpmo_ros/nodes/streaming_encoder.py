@@ -133,8 +133,9 @@ class StreamingEncoder(EncoderNode):
 
     def _publish_heard(self, ear: Ear, seconds: list, resample_ms: float = 0.0) -> None:
         for heard in seconds:
-            # What was published as without sound while the source was silent stays so.
-            if heard.restarted or ear.next_second is None or heard.second >= ear.next_second:
+            # What was published as without sound while the source was silent stays so; an earlier
+            # second would clear the window, and the encoder's own restarts are no reason for that.
+            if heard.begins_stream or ear.next_second is None or heard.second >= ear.next_second:
                 self._publish(ear, heard, resample_ms)
                 resample_ms = 0.0
             if heard.reason:
