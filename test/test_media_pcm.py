@@ -7,6 +7,7 @@ import array
 
 import numpy as np
 import pytest
+from sounds import pcm_of as encode
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.pcm import to_float_mono
@@ -14,37 +15,39 @@ from minicpmo_ros.media.pcm import to_float_mono
 WAVE = np.sin(np.arange(400) / 7).astype(np.float64) * 0.9
 
 
-def encode(values, name) -> bytes:
-    """Encode floats in [-1, 1) independently of the module under test."""
-    if name == 'u8':
-        return bytes(int(round(v * 128)) + 128 for v in values)
-    if name[0] == 'f':
-        return np.asarray(values).astype('<' + {'f32': 'f4', 'f64': 'f8'}[name]).tobytes()
-    size = int(name[1:]) // 8
-    return b''.join(
-        int(v * 2 ** (8 * size - 1)).to_bytes(size, 'little', signed=True) for v in values
-    )
-
-
+@pytest.mark.parametrize('big_endian', [False, True])
 @pytest.mark.parametrize(
     'name, error',
     [
         ('u8', 1 / 256),
+        ('s8', 1 / 256),
         ('s16', 1 / 32768),
         ('s24', 2e-7),
+        ('s24_32', 2e-7),
         ('s32', 1e-7),
         ('f32', 1e-7),
         ('f64', 1e-7),
     ],
 )
-def test_every_format_gives_the_same_samples(name, error):
-    for written in (name, name.upper() + 'LE'):
-        samples = to_float_mono(encode(WAVE, name), written, 1)
+def test_every_format_gives_the_same_samples(name, error, big_endian):
+    order = 'BE' if big_endian else 'LE'
+    names = [name.upper() + order, name + order.lower()]
+    names += [] if big_endian else [name]
+    names += {
+        's16': [f'S16_{order}'],
+        's24': [f'S24_3{order}'],
+        's24_32': [f'S24_{order}', f's24-32{order}'],
+        's32': [f'S32_{order}'],
+        'f32': [f'FLOAT_{order}'],
+        'f64': [f'FLOAT64_{order}'],
+    }.get(name, [name.upper()])
+    for written in names:
+        samples = to_float_mono(encode(WAVE, name, big_endian), written, 1)
         assert samples.dtype == np.float32
         assert np.abs(samples - WAVE).max() <= error
 
 
-@pytest.mark.parametrize('name', ['u8', 's16', 's24', 's32', 'f32', 'f64'])
+@pytest.mark.parametrize('name', ['u8', 's8', 's16', 's24', 's24_32', 's32', 'f32', 'f64'])
 def test_extremes_stay_in_range_and_silence_is_zero(name):
     samples = to_float_mono(encode([-1, 0, 1 - 2**-7], name), name, 1)
     assert samples[0] == -1 and samples[1] == 0 and 0.99 < samples[2] <= 1
@@ -85,7 +88,10 @@ def list_as_array(data) -> array.array:
         (bytes(4), 's16', 1000, '1000 channels'),
         (bytes(4), 's12', 1, 's16'),
         (bytes(4), '', 1, 's16'),
-        (bytes(4), 'S16BE', 1, 'S16BE'),
+        (bytes(4), 'S18LE', 1, 'S18LE'),
+        (bytes(4), 'S16ME', 1, 'S16ME'),
+        (bytes(4), 'u16', 1, 'u8, s8, s16'),
+        (bytes(6), 'S24_LE', 1, '4 bytes each'),
         (np.float32([0, np.nan]).tobytes(), 'f32', 1, 'NaN'),
         (np.float64([0, -np.inf]).tobytes(), 'f64', 1, 'NaN'),
     ],
