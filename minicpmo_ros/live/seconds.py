@@ -15,6 +15,10 @@ are counted and the stamps watched. A chunk that begins, compared with the count
 - over 2 s later, or over 0.5 s before the chunk before it (a recording that starts over): begins
   the stream anew, and the open second is filled up with zeros.
 
+One stamp that is over 0.2 s late or steps back may be a glitch: its chunk waits for the next one.
+If that agrees, or none comes before the flush, the stamp was true; if that goes on where the
+stream was, the chunk takes its place between them or, where it has none there, is left out.
+
 A chunk not stamped later than the one before is a copy or out of order and is left out, but
 for stamps that stand still, which are not believed. All of this is counted, second by second.
 """
@@ -46,7 +50,7 @@ class SampledSecond:
     padded_samples: int = 0  # zeros before the begin or after the end of a stream
     gap_samples: int = 0  # zeros for sound that never came
     drift_samples: int = 0  # zeros put in (> 0) or samples left out (< 0) at the second's begin
-    overlap_samples: int = 0  # left out, because their time had been heard already
+    overlap_samples: int = 0  # left out: their time was heard already or is wrong
 
 
 @dataclass
@@ -78,6 +82,7 @@ class SecondSplitter:
         self._end = None  # where the next sample goes, in samples since stamp 0
         self._first_second = None  # of the stream
         self._stamps = None
+        self._doubtful = None  # (stamp, samples) of a chunk that waits to be confirmed
         self._counts = defaultdict(Counter)  # by second: the ..._samples of SampledSecond
 
     def push(self, stamp_ns: int | None, samples: np.ndarray) -> list[SampledSecond]:
@@ -90,17 +95,12 @@ class SecondSplitter:
         samples = _checked(samples)
         if not len(samples):
             return []
-        if stamp_ns is None and self._end is not None:
-            self._append_over_edges(samples)
-            return self._take_whole(self._look_ahead_samples)
-        stamp = (stamp_ns or 0) * SAMPLE_RATE_HZ // NS
-        ended = []
-        if self._end is None or self._is_elsewhere(stamp):
-            ended = self.flush()
-            self._begin(stamp)
+        stamp = None if stamp_ns is None else stamp_ns * SAMPLE_RATE_HZ // NS
+        ended = self._settle(stamp) if self._doubtful else []
+        if self._end is not None and stamp is not None and self._is_doubtful(stamp):
+            self._doubtful = stamp, samples
         else:
-            samples = self._align(stamp, samples)
-        self._append_over_edges(samples)
+            ended += self._put(stamp, samples)
         return ended + self._take_whole(self._look_ahead_samples)
 
     def flush(self, close: bool = True) -> list[SampledSecond]:
@@ -109,10 +109,40 @@ class SecondSplitter:
         close: the open second too, filled up with zeros; sound that comes for it later is left
         out. The stream may go on either way.
         """
+        ended = self._settle(None) if close and self._doubtful else []
         if close and self._end is not None:
             self._append_zeros(-self._end % SAMPLE_RATE_HZ, 'padded_samples')
             self._stamps = _Stamps(self._stamps.last)
-        return self._take_whole(look_ahead_samples=0)
+        return ended + self._take_whole(look_ahead_samples=0)
+
+    def _settle(self, stamp: int | None) -> list[SampledSecond]:
+        """Say by the next chunk's stamp (None: there is none) where the doubtful one belongs."""
+        (begin, samples), self._doubtful = self._doubtful, None
+        length = len(samples)
+        fits_between = stamp is not None and (
+            abs(self._offset(stamp) - length) < min(JUMP, length / 2)
+        )
+        later = 0 if stamp is None else stamp - begin - length
+        if fits_between:
+            self._append_over_edges(samples)
+        elif later >= -JUMP and (later <= JUMP or self._is_doubtful(stamp)):
+            return self._put(begin, samples)
+        else:
+            self._count('overlap_samples', length)
+        return []
+
+    def _put(self, stamp: int | None, samples: np.ndarray) -> list[SampledSecond]:
+        """Put a chunk where its stamp says; give the seconds of the stream that ends with it."""
+        ended = []
+        if self._end is None:
+            self._begin(stamp or 0)
+        elif stamp is not None and self._is_elsewhere(stamp):
+            ended = self.flush()
+            self._begin(stamp)
+        elif stamp is not None:
+            samples = self._align(stamp, samples)
+        self._append_over_edges(samples)
+        return ended
 
     def _offset(self, stamp: int) -> int:
         """Say by how many samples a stamp is later than the count of samples."""
@@ -121,6 +151,9 @@ class SecondSplitter:
     def _is_elsewhere(self, stamp: int) -> bool:
         steps_back = stamp < self._stamps.last - LONGEST_STEP_BACK
         return steps_back or self._offset(stamp) > LONGEST_GAP
+
+    def _is_doubtful(self, stamp: int) -> bool:
+        return self._is_elsewhere(stamp) or self._offset(stamp) > JUMP
 
     def _begin(self, stamp: int) -> None:
         self._stamps = _Stamps(stamp)
