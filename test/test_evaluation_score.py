@@ -6,7 +6,7 @@
 from minicpmo_ros.evaluation.answers import AnswerSet
 from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
 from minicpmo_ros.evaluation.report import markdown
-from minicpmo_ros.evaluation.score import is_right, report
+from minicpmo_ros.evaluation.score import report
 
 QUESTIONS = QuestionSet(
     tuple(
@@ -37,9 +37,9 @@ def answers(pattern, **facts):
 def test_a_right_answer_is_the_text_itself_but_for_case_and_stop():
     question = QUESTIONS.questions[0]
     for text in ('red', ' Red.', '"RED"', 'a\n'):
-        assert is_right(question, text)
+        assert question.is_right(text)
     for text in ('', 'reddish', 'not red', 'red red', 'blue'):
-        assert not is_right(question, text)
+        assert not question.is_right(text)
 
 
 def test_rows_are_those_of_the_score_file():

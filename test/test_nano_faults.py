@@ -23,7 +23,6 @@ from minicpmo_ros.encoders.whisper import AudioEncoder, AudioStream
 from minicpmo_ros.errors import EngineError, ModelFileError
 from minicpmo_ros.evaluation import runner
 from minicpmo_ros.evaluation.questions import QuestionSet
-from minicpmo_ros.evaluation.score import is_right
 from minicpmo_ros.ggml.builder import Builder
 from minicpmo_ros.ggml.header import read_header
 from minicpmo_ros.ggml.runtime import Backend
@@ -45,7 +44,7 @@ class Told:
 
     @property
     def right(self) -> float:
-        return np.mean([is_right(*pair) for pair in zip(self.questions, self.texts)])
+        return np.mean([q.is_right(text) for q, text in zip(self.questions, self.texts)])
 
     def same(self, other: 'Told') -> float:
         return np.mean([a == b for a, b in zip(self.texts, other.texts)])

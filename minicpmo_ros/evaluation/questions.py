@@ -3,22 +3,26 @@
 
 """A file of questions about clips, and the answers that count as right.
 
-The file is JSON: {"format": FORMAT, "name": ..., "notes": ..., "clips": {...}, "questions":
-[...]}; each question is an object with the fields of ScoredQuestion, and `clips` may tell a person
-what each clip shows. Everything is checked when it is read; what is wrong is an InputError that
-names the question and the field.
+The file is JSON or YAML: {"format": FORMAT, "name": ..., "notes": ..., "clips": {...},
+"questions": [...]}; each question is an object with the fields of ScoredQuestion, and `clips` may
+tell a person what each clip shows. Everything is checked when it is read; what is wrong is an
+InputError that names the question and the field.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 
+import yaml
+
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.scoring import is_letter, is_text
 
 FORMAT = 'minicpmo_ros questions 1'
 MAX_FILE_BYTES = 64 * 2**20
-LONGEST_WINDOW_S = 3600
+LONGEST_WINDOW_S = 24 * 3600
+RULES = ('text', 'letter')
 SUBSETS = ('all', 'hard')
 
 
@@ -28,8 +32,8 @@ class ScoredQuestion:
 
     id: str
     clip: str  # a bag, relative to the file
-    start_s: int  # of the window: the seconds [start_s, end_s) of the clip's stamps
-    end_s: int
+    start_s: int  # of the window: the seconds [start_s, end_s) of the clip's stamps; the question
+    end_s: int  # is asked at its end
     family: str
     text: str  # as it is asked, options included
     answers: tuple  # texts that count as right
@@ -37,11 +41,26 @@ class ScoredQuestion:
     kind: str = ''  # of question, within the family
     chance: float = 0.0  # of a guess that knows neither picture nor sound
     hard: bool = False  # of a clip whose seconds have nothing to do with each other
+    rule: str = 'text'  # by which an answer is right, as scoring has them
+    options: tuple = ()  # told in the text, for the tolerant reading of a letter
+    relative: bool = False  # start_s and end_s count from the clip's first second
 
     @property
     def seconds(self) -> int:
         """Length of the window."""
         return self.end_s - self.start_s
+
+    def is_right(self, text: str) -> bool:
+        """Tell whether a text answers this question, by its rule."""
+        rule = is_text if self.rule == 'text' else is_letter
+        return rule(self.answers if self.rule == 'text' else self.answers[0], text)
+
+    def at(self, first_s: int) -> 'ScoredQuestion':
+        """Give the question with its window in stamps; first_s: the clip's first second."""
+        if not self.relative:
+            return self
+        start_s, end_s = self.start_s + first_s, self.end_s + first_s
+        return replace(self, start_s=start_s, end_s=end_s, relative=False)
 
     @property
     def window(self) -> tuple:
@@ -76,7 +95,7 @@ class QuestionSet:
                     f'{path}: two questions have the id {question.id!r}; ids are unique.'
                 )
             seen.add(question.id)
-            if not (path.parent / question.clip).is_file():
+            if not (path.parent / question.clip).exists():
                 raise InputError(
                     f'{path}: the clip {question.clip} of the question '
                     f'{question.id!r} is not there. Fetch the clips with the file.'
@@ -92,7 +111,7 @@ class QuestionSet:
     def write(self, path) -> None:
         """Write the file, a question a line; the same questions give the same bytes."""
         head = {'format': FORMAT, 'name': self.name, 'notes': self.notes, 'clips': self.clips}
-        lines = [json.dumps(asdict(q), ensure_ascii=False) for q in self.questions]
+        lines = [json.dumps(_told(q), ensure_ascii=False) for q in self.questions]
         text = json.dumps(head, ensure_ascii=False, indent=1)[:-2]
         Path(path).write_text(
             text + ',\n "questions": [\n' + ',\n'.join(lines) + '\n]}\n', encoding='utf-8'
@@ -123,20 +142,35 @@ class QuestionSet:
         return self.folder / clip
 
 
+def _told(question: ScoredQuestion) -> dict:
+    """What a file says of a question; rarer fields only where they are not at their default."""
+    rare = {
+        f.name: f.default for f in fields(question) if f.name in ('rule', 'options', 'relative')
+    }
+    told = vars(question).items()
+    return {name: value for name, value in told if name not in rare or value != rare[name]}
+
+
 def read_json(path: Path, expected_format: str) -> dict:
-    """Read a JSON object that says it is of this format; raises InputError."""
+    """Read a JSON or YAML object that says it is of this format; raises InputError."""
+    is_yaml = path.suffix in ('.yaml', '.yml')
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(f'{path}: it is larger than {MAX_FILE_BYTES >> 20} MiB.')
-        data = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
+        data = yaml.safe_load(path.read_bytes()) if is_yaml else _parsed(path.read_bytes())
     except OSError as error:
         raise InputError(f'{path}: it cannot be read ({error.strerror}).') from error
-    except (ValueError, RecursionError) as error:  # of JSON, UTF-8 or a repeated name
-        raise InputError(f'{path}: it is not JSON ({error}).') from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # or UTF-8, a repeated name
+        kind = 'YAML' if is_yaml else 'JSON'
+        raise InputError(f'{path}: it is not {kind} ({error}).') from error
     found = data.get('format') if isinstance(data, dict) else None
     if found != expected_format:
         raise InputError(f'{path}: its format is {found!r}, {expected_format!r} is expected.')
     return data
+
+
+def _parsed(data: bytes):
+    return json.loads(data, object_pairs_hook=_without_repeats)
 
 
 def _without_repeats(pairs: list) -> dict:
@@ -184,8 +218,11 @@ CHECKS: dict[str, tuple[Callable, str]] = {
     'kind': (lambda v: isinstance(v, str), 'a text'),
     'chance': (_is_share, 'a number from 0 to 1'),
     'hard': (lambda v: isinstance(v, bool), 'true or false'),
+    'rule': (lambda v: v in RULES, f'one of {", ".join(RULES)}'),
+    'options': (_is_texts, 'a list of texts'),
+    'relative': (lambda v: isinstance(v, bool), 'true or false'),
 }
-REQUIRED = ('id', 'clip', 'start_s', 'end_s', 'family', 'text', 'answers')
+REQUIRED = tuple(f.name for f in fields(ScoredQuestion) if f.default is MISSING)
 
 
 def _read_question(path: Path, index: int, entry) -> ScoredQuestion:
@@ -201,7 +238,8 @@ def _read_question(path: Path, index: int, entry) -> ScoredQuestion:
         is_right, allowed = CHECKS[name]
         if not is_right(value):
             raise InputError(f'{where}: {name} is {str(value)[:80]!r}, {allowed} is expected.')
-    tuples = {name: tuple(entry[name]) for name in ('answers', 'choices') if name in entry}
+    lists = ('answers', 'choices', 'options')
+    tuples = {name: tuple(entry[name]) for name in lists if name in entry}
     question = ScoredQuestion(**{**entry, **tuples})
     if not 1 <= question.seconds <= LONGEST_WINDOW_S:
         raise InputError(

@@ -16,20 +16,10 @@ from collections import defaultdict
 from itertools import combinations
 
 from minicpmo_ros.evaluation.answers import AnswerSet
-from minicpmo_ros.evaluation.questions import SUBSETS, QuestionSet, ScoredQuestion
+from minicpmo_ros.evaluation.questions import SUBSETS, QuestionSet
 
 SHORT_S = 4  # what nano promises most for
 KEY = ('path', 'precision', 'audio', 'input')
-
-
-def normal(text: str) -> str:
-    """What of a text is compared: not its case, its outer spaces, quotes and full stop."""
-    return ' '.join(text.casefold().split()).strip('"\'.!?, ')
-
-
-def is_right(question: ScoredQuestion, text: str) -> bool:
-    """Tell whether a text answers the question."""
-    return normal(text) in {normal(answer) for answer in question.answers}
 
 
 def report(questions: QuestionSet, answer_sets: list) -> dict:
@@ -121,7 +111,7 @@ def _grouped(chosen: list, name_of) -> dict:
 
 
 def _right(group: list) -> float:
-    return _share(is_right(question, text) for question, text, _ in group)
+    return _share(question.is_right(text) for question, text, _ in group)
 
 
 def _share(truths) -> float:

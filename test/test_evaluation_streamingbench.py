@@ -1,0 +1,156 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""StreamingBench's annotation files are read whole, asked and scored the official way."""
+
+import json
+
+import pytest
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.evaluation.scoring import extract_letter, is_letter
+from minicpmo_ros.evaluation.streamingbench import (
+    START_S,
+    question_set,
+    read_annotations,
+    seconds_of,
+)
+
+TASKS = ('Scene Understanding', 'Source Discrimination', 'Multimodal Alignment')
+
+
+def entry(number, **changes):
+    question = {
+        'task_type': TASKS[number % 3],
+        'question': f'Which lamp is lit in room {number}?',
+        'time_stamp': '00:01:10',
+        'answer': 'ABCD'[number % 4],
+        'options': ['A. Red', 'B. Blue', 'C. Green', 'D. None'],
+        'required_ability': 'episodic memory',
+        **changes,
+    }
+    return {
+        'time': '[0:01:00 - 0:02:00]',
+        'video_categories': 'demo',
+        'video_path': f'./videos/sample_{number // 5}_demo.mp4',
+        'questions': [question],
+    }
+
+
+def write(path, entries):
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def test_a_file_is_read_whole(tmp_path):
+    annotated, defects = read_annotations(
+        write(tmp_path / 'a.json', [entry(i) for i in range(15)])
+    )
+    assert len(annotated) == 15 and not defects
+    assert [sum(a.task == task for a in annotated) for task in TASKS] == [5, 5, 5]
+    assert {a.bag for a in annotated} == {f'sample_{i}_demo.mcap' for i in range(3)}
+
+
+def test_several_questions_of_one_entry_are_read(tmp_path):
+    two = entry(0)
+    two['questions'] += entry(1)['questions']
+    annotated, _ = read_annotations(write(tmp_path / 'a.json', [two, entry(2)]))
+    assert [a.index for a in annotated] == [0, 1, 2]
+
+
+def test_malformed_questions_are_listed_and_used_as_officially_where_they_can(tmp_path):
+    entries = [
+        entry(0, options=['A. Red', 'B. Blue', 'B. Blue', 'C. Green', 'D. None']),
+        entry(1, options=['Red', 'Blue', 'Green', 'None']),
+        entry(2, time_stamp='0:01:10'),
+        entry(3, answer='E'),
+        entry(4, options=['A. Red']),
+        entry(5, time_stamp='soon'),
+        {'questions': []},
+        'nothing',
+    ]
+    del entries[1]['questions'][0]['required_ability']
+    annotated, defects = read_annotations(write(tmp_path / 'a.json', entries))
+    assert [a.index for a in annotated] == [0, 1, 2]
+    assert annotated[0].options == ('A. Red', 'B. Blue', 'B. Blue', 'C. Green')
+    assert annotated[1].options == ('A. Red', 'B. Blue', 'C. Green', 'D. None')
+    assert annotated[2].at_s == 70
+    assert len(defects) == 7
+    assert 'first four' in defects[0] and "'0:01:10'" in defects[1] and "'E'" in defects[2]
+
+
+@pytest.mark.parametrize('text', ['{}', '[]', '[1]', 'nothing', '[{"questions": []}]'])
+def test_another_file_is_refused_in_words(tmp_path, text):
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(InputError, match=r'a\.json'):
+        read_annotations(tmp_path / 'a.json')
+
+
+def test_windows_end_where_the_question_is_asked(tmp_path):
+    entries = [entry(0), entry(1, time_stamp='00:00:20'), entry(2, time_stamp='00:00:00')]
+    annotated, _ = read_annotations(write(tmp_path / 'a.json', entries))
+    windows = [q.window[1:] for q in question_set(annotated, tmp_path).questions]
+    assert windows == [
+        (START_S + 10, START_S + 70),
+        (START_S, START_S + 20),
+        (START_S, START_S + 1),
+    ]
+    whole = question_set(annotated, tmp_path, context_s=-1).questions
+    assert whole[0].window[1:] == (START_S, START_S + 70)
+
+
+def test_the_set_survives_its_file(tmp_path):
+    annotated, _ = read_annotations(write(tmp_path / 'a.json', [entry(0)]))
+    (tmp_path / annotated[0].bag).touch()
+    made = question_set(annotated, tmp_path)
+    made.write(tmp_path / 'questions.json')
+    assert QuestionSet.read(tmp_path / 'questions.json').questions == made.questions
+    asked = made.questions[0]
+    assert asked.text.endswith(
+        'Question: Which lamp is lit in room 0?\n\n'
+        'Options:\nA. Red\nB. Blue\nC. Green\nD. None\n\nThe best option is:'
+    )
+    assert asked.is_right('A. Red') and not asked.is_right('The answer is A')
+
+
+def test_time_stamps_are_sums_to_the_base_of_60():
+    told = {'00:01:10': 70, '1:10': 70, '70': 70, '05:11:00': 18660, '0:00:07.9': 7}
+    assert {text: seconds_of(text) for text in told} == told
+    for text in ('', 'soon', '-1', '1:x', 'nan', 'inf'):
+        with pytest.raises(ValueError):
+            seconds_of(text)
+
+
+OPTIONS = ('A. A red lamp', 'B. Blue', 'C. Green', 'D. None of them')
+
+
+@pytest.mark.parametrize(
+    'text, letter',
+    [
+        ('B', 'B'),
+        ('B.', 'B'),
+        ('(B)', 'B'),
+        ('b', 'B'),
+        ('B. Blue', 'B'),
+        ('**C**', 'C'),
+        ('Option D', 'D'),
+        ('The best option is: B', 'B'),
+        ('The answer is (C) Green.', 'C'),
+        ('Answer: A', 'A'),
+        ('It is blue.', 'B'),
+        ('A red lamp is lit', 'A'),
+        ('A green lamp', 'C'),
+        ('I think it is D', 'D'),
+        ('Blue or green', ''),
+        ('Because of that', ''),
+        ('', ''),
+    ],
+)
+def test_a_letter_is_found_where_the_answer_means_one(text, letter):
+    assert extract_letter(text, OPTIONS) == letter
+
+
+def test_the_official_rule_reads_one_character():
+    assert is_letter('B', 'B') and is_letter('B', 'Blue')
+    assert not is_letter('B', ' B') and not is_letter('B', 'b') and not is_letter('B', '')
