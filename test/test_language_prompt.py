@@ -6,7 +6,7 @@
 import numpy as np
 import pytest
 
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.language.model import LanguageModel
 from minicpmo_ros.language.prompt import LAYOUTS, MINICPMO_2_6_EN, CompiledPrompt
 
@@ -43,8 +43,9 @@ def expected(model, *parts):
     )
 
 
-@pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
-def test_the_prefix_is_a_users_system_turn_and_an_open_turn(model, layout):
+@pytest.mark.parametrize('language', ['en', 'zh'])
+def test_the_prefix_is_a_users_system_turn_and_an_open_turn(model, language):
+    layout = LAYOUTS[f'minicpm-o-2.6/{language}']
     prompt = CompiledPrompt(layout, model.vocabulary, model.token_rows)
     np.testing.assert_array_equal(
         prompt.prefix,
@@ -135,6 +136,11 @@ def test_special_tokens_in_a_system_text_stay_text(model):
         prompt.prefix,
         expected(model, '<|im_start|>user\n', plain, '<|im_end|>\n<|im_start|>user\n'),
     )
+
+
+def test_a_layout_is_refused_where_the_vocabulary_lacks_its_tokens(model):
+    with pytest.raises(ModelFileError, match='think>'):
+        CompiledPrompt(LAYOUTS['minicpm-o-4.5/en'], model.vocabulary, model.token_rows)
 
 
 def test_stops_are_the_ends_of_turn_and_of_speech(model, prompt):

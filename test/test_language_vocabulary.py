@@ -28,7 +28,7 @@ def make_model(tmp_path, monkeypatch):
     def make(change):
         table = synthetic.make_tokens(synthetic.SHAPES['tiny'].vocabulary)
         change(table)
-        monkeypatch.setattr(synthetic, 'make_tokens', lambda _: table)
+        monkeypatch.setattr(synthetic, 'make_tokens', lambda *_: table)
         synthetic.write_llm(tmp_path / 'llm.gguf', synthetic.SHAPES['tiny'])
         return LanguageModel.load(tmp_path / 'llm.gguf')
 

@@ -128,8 +128,8 @@ def test_plain_qwen_lacks_the_special_tokens(directory):
 
 
 def test_special_tokens_stored_as_text_are_refused(directory, monkeypatch):
-    def tokens(count):
-        table = make_tokens(count)
+    def tokens(*given):
+        table = make_tokens(*given)
         table.types[table.id_of('<image>')] = NORMAL
         return table
 

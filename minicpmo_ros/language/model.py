@@ -49,7 +49,9 @@ class LanguageModel:
         self._weights = _Weights(pointer)
         self.width = llama.llama_model_n_embd(pointer)
         self.context_length = llama.llama_model_n_ctx_train(pointer)  # positions it was made for
-        self.head_width = self.width // llama.llama_model_n_head(pointer)
+        heads = self.width // llama.llama_model_n_head(pointer)
+        key = f'{header.metadata["general.architecture"]}.attention.key_length'
+        self.head_width = header.metadata.get(key, heads)  # Qwen3's need not share the width
         self.size_bytes = llama.llama_model_size(pointer)
         self.vocabulary = Vocabulary(self._weights, path)
         self.token_rows = TokenRows(path, header)

@@ -5,16 +5,19 @@
 
 The live sequence is prefix, unit, unit, ...; a question is read behind the last unit, inside the
 same user's turn. Rows are embeddings, (n, width) float32; nothing stands between the parts of a
-unit. The layouts follow the official streaming code of MiniCPM-o 2.6.
+unit. The layouts follow the official streaming code of MiniCPM-o 2.6 and 4.5.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.language.token_rows import TokenRows
 from minicpmo_ros.language.vocabulary import Vocabulary
+
+_SPECIAL_NAME = re.compile(r'<\|?[a-z_/]+\|?>')
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,10 @@ class PromptLayout:
     stops: tuple = ('<|im_end|>', '<|endoftext|>', '<|tts_eos|>')
 
     @property
-    def special_tokens(self) -> tuple:
+    def special_tokens(self) -> frozenset:
         """All tokens the layout cannot do without."""
-        return (
-            '<|im_start|>',
-            *self.stops,
-            self.unit_open,
-            *self.picture,
-            *self.tile,
-            *self.sound,
-            '<|spk_bos|>',
-            '<|spk|>',
-            '<|spk_eos|>',
-            '<|tts_bos|>',
-        )
+        texts = [str(getattr(self, each.name)) for each in fields(self)[1:]]
+        return frozenset(_SPECIAL_NAME.findall(' '.join(texts)))
 
 
 MINICPMO_2_6_EN = PromptLayout(
@@ -59,7 +52,21 @@ MINICPMO_2_6_EN = PromptLayout(
     'and text. '
 )
 MINICPMO_2_6_ZH = PromptLayout('你是一个AI助手。你能接受视频，音频和文本输入并输出语音和文本。')
-LAYOUTS = {'minicpm-o-2.6/en': MINICPMO_2_6_EN, 'minicpm-o-2.6/zh': MINICPMO_2_6_ZH}
+# Half duplex. Its system turn has a role of its own and, without a voice to imitate, no text;
+# a unit has no mark of its own; an answer opens behind thoughts that are left out.
+MINICPMO_4_5 = PromptLayout(
+    '',
+    system_open='<|im_start|>system\n',
+    unit_open='',
+    answer_open='<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n',
+    speech_open='<|tts_bos|>',
+)
+LAYOUTS = {
+    'minicpm-o-2.6/en': MINICPMO_2_6_EN,
+    'minicpm-o-2.6/zh': MINICPMO_2_6_ZH,
+    'minicpm-o-4.5/en': MINICPMO_4_5,
+    'minicpm-o-4.5/zh': MINICPMO_4_5,
+}
 
 
 class CompiledPrompt:

@@ -15,15 +15,16 @@ from minicpmo_ros.errors import ModelFileError
 from minicpmo_ros.ggml.header import Header, StringArray, read_header
 from minicpmo_ros.ggml.types import NO_WEIGHTS
 from minicpmo_ros.models.manifest import (
+    ARCHITECTURES,
     FILE_NAME,
     ROLES,
+    VISION_VERSIONS,
     Manifest,
     read_manifest,
     sha256_of,
 )
 from minicpmo_ros.models.tokens import REQUIRED
 
-ARCHITECTURES = {'minicpm-o-2.6': 'qwen2', 'minicpm-o-4.5': 'qwen3'}  # by family
 WHAT = {'llm': 'a language model', 'vision': 'a vision file', 'audio': 'an audio file'}
 SPECIAL_TYPES = (3, 4)  # control and user-defined: what is parsed as one token
 GET_THE_SET = 'Use the three files of one model'
@@ -58,7 +59,12 @@ class ModelDirectory:
         _check_width(headers['vision'], vision.output_width, width)
         audio = whisper_layout.read_facts(headers['audio'])
         _check_width(headers['audio'], audio.width, width)
-        return cls(path, manifest, headers, width, (*llm_warnings, *vision.warnings))
+        warnings = (
+            *llm_warnings,
+            *vision.warnings,
+            *_version_warnings(headers['vision'], manifest.family),
+        )
+        return cls(path, manifest, headers, width, warnings)
 
     @property
     def llm_path(self) -> Path:
@@ -149,6 +155,16 @@ def _check_width(header: Header, found: int, width: int) -> None:
         )
 
 
+def _version_warnings(vision: Header, family: str):
+    """Tell when the vision file is likely another model's of the same width."""
+    version, usual = vision.metadata.get('clip.minicpmv_version'), VISION_VERSIONS[family]
+    if version is not None and version not in usual:
+        yield (
+            f'{vision.path}: its minicpmv_version is {version}, that of {family} is {usual[0]}: '
+            'is it the vision file of another MiniCPM-V?'
+        )
+
+
 def _check_llm(header: Header, family: str) -> tuple:
     """Return the embedding width and warnings."""
     architecture = ARCHITECTURES[family]
@@ -168,7 +184,7 @@ def _check_llm(header: Header, family: str) -> tuple:
                 f'the tensor {name} has the type {info.type.name}, which is not one of weights',
                 FETCH_AGAIN,
             )
-    _check_special_tokens(header, tokens, REQUIRED.get(family, REQUIRED['minicpm-o-2.6']))
+    _check_special_tokens(header, tokens, REQUIRED[family])
     warnings = []
     if f'{architecture}.rope.freq_base' not in header.metadata:
         warnings.append(f'{header.path}: it has no rope.freq_base, llama.cpp takes 10000')

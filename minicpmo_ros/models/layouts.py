@@ -3,9 +3,10 @@
 
 """The published GGUF layouts of MiniCPM-o as lists of tensors, with random weights described.
 
-LLM: llama.cpp's qwen2. Vision: llama.cpp's `clip` with minicpmv_version 4. Audio: 360CVGroup's
-`whisper` file. Shapes are in NumPy order, rows first. Standard deviations keep activations near
-one and attention neither uniform nor one-hot, so that outputs depend on inputs.
+LLM: llama.cpp's qwen2 for 2.6, qwen3 for 4.5. Vision: llama.cpp's `clip` with the projector of
+MiniCPM-V. Audio: 360CVGroup's `whisper` file. Shapes are in NumPy order, rows first. Standard
+deviations keep activations near one and attention neither uniform nor one-hot, so that outputs
+depend on inputs.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 
 from minicpmo_ros.encoders.siglip_positions import sine_grid
 from minicpmo_ros.ggml.types import GgmlType as Type
+from minicpmo_ros.models.manifest import ARCHITECTURES
 from minicpmo_ros.models.shapes import Shape
 
 PRECISIONS = {
@@ -71,7 +73,7 @@ def _rms_norm(name, n, mean=1.0) -> TensorPlan:
 
 def llm_tensors(shape: Shape) -> list:
     """List the tensors of the language model."""
-    d, kv = shape.width, shape.width // shape.llm_heads * shape.llm_kv_heads
+    d = shape.width
     embedding = (shape.vocabulary, d)
     if shape.llm_tied:
         plans = [
@@ -89,17 +91,37 @@ def llm_tensors(shape: Shape) -> list:
         block = f'blk.{i}.'
         plans += [
             _rms_norm(block + 'attn_norm', d),
-            *_linear(block + 'attn_q', d, d, ATTENTION_GAIN),
-            *_linear(block + 'attn_k', kv, d, ATTENTION_GAIN),
-            _matrix(block + 'attn_v', kv, d, role=sensitive),
-            _bias(block + 'attn_v', kv),
-            _matrix(block + 'attn_output', d, d),
+            *_llm_attention(shape, block, sensitive),
             _rms_norm(block + 'ffn_norm', d),
             _matrix(block + 'ffn_gate', shape.llm_ffn, d),
             _matrix(block + 'ffn_up', shape.llm_ffn, d),
             _matrix(block + 'ffn_down', d, shape.llm_ffn, role=sensitive),
         ]
     return plans
+
+
+def _llm_attention(shape: Shape, block: str, sensitive: str) -> list:
+    """Qwen2 adds biases to queries, keys and values; Qwen3 normalises each head's instead."""
+    d, head = shape.width, shape.llm_head_width
+    q, kv = head * shape.llm_heads, head * shape.llm_kv_heads
+    output = _matrix(block + 'attn_output', d, q)
+    value = _matrix(block + 'attn_v', kv, d, role=sensitive)
+    if ARCHITECTURES[shape.family] == 'qwen3':
+        return [
+            _matrix(block + 'attn_q', q, d),
+            _rms_norm(block + 'attn_q_norm', head, ATTENTION_GAIN),
+            _matrix(block + 'attn_k', kv, d),
+            _rms_norm(block + 'attn_k_norm', head, ATTENTION_GAIN),
+            value,
+            output,
+        ]
+    return [
+        *_linear(block + 'attn_q', q, d, ATTENTION_GAIN),
+        *_linear(block + 'attn_k', kv, d, ATTENTION_GAIN),
+        value,
+        _bias(block + 'attn_v', kv),
+        output,
+    ]
 
 
 def takes_more_bits(layer: int, layers: int) -> bool:

@@ -13,6 +13,9 @@ from minicpmo_ros.errors import ModelFileError
 
 FILE_NAME = 'manifest.yaml'
 ROLES = ('llm', 'vision', 'audio')
+ARCHITECTURES = {'minicpm-o-2.6': 'qwen2', 'minicpm-o-4.5': 'qwen3'}  # of the LLM, by family
+# llama.cpp's numbers for the vision files of a family; the first is the published one.
+VISION_VERSIONS = {'minicpm-o-2.6': (4,), 'minicpm-o-4.5': (100045, 45, 451)}
 HASH_CHUNK_BYTES = 1 << 22
 
 

@@ -3,7 +3,7 @@
 
 """The sizes of a MiniCPM-o: one frozen record for the three networks, and the ones we write."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,15 @@ class Shape:
     audio_positions: int = 1500  # 30 s
     audio_pool: int = 2
     llm_tied: bool = False  # the output matrix is the token embedding
+    llm_head: int = 0  # width of an attention head; 0: the heads share the embedding's width
     context_length: int = 32768
     rope_base: float = 1e6
     family: str = 'minicpm-o-2.6'
+
+    @property
+    def llm_head_width(self) -> int:
+        """Width of one attention head of the language model."""
+        return self.llm_head or self.width // self.llm_heads
 
     @property
     def audio_ffn(self) -> int:
@@ -129,5 +135,26 @@ MINICPM_O_2_6 = Shape(
     audio_layers=24,
     audio_heads=16,
 )
+# The published MiniCPM-o 4.5: Qwen3-8B, and five positions of sound to a token.
+MINICPM_O_4_5 = replace(
+    MINICPM_O_2_6,
+    name='4.5',
+    width=4096,
+    llm_layers=36,
+    llm_heads=32,
+    llm_kv_heads=8,
+    llm_ffn=12288,
+    vocabulary=151748,
+    audio_pool=5,
+    context_length=40960,
+    family='minicpm-o-4.5',
+)
+# Its heads are wider than their share of the embedding, as Qwen3 allows.
+TINY_4_5 = replace(
+    TINY, name='tiny-4.5', llm_head=96, audio_pool=5, vision_layers=1, family='minicpm-o-4.5'
+)
 
-SHAPES = {shape.name: shape for shape in (TINY, NANO, SMALL, HALF_B, MINICPM_O_2_6)}
+SHAPES = {
+    shape.name: shape
+    for shape in (TINY, NANO, SMALL, HALF_B, MINICPM_O_2_6, TINY_4_5, MINICPM_O_4_5)
+}

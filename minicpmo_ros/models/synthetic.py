@@ -18,11 +18,17 @@ from minicpmo_ros.media.log_mel import filter_bank
 from minicpmo_ros.models import layouts
 from minicpmo_ros.models.gguf_copy import byte_count
 from minicpmo_ros.models.layouts import PRECISIONS
-from minicpmo_ros.models.manifest import FileEntry, Manifest, write_manifest
+from minicpmo_ros.models.manifest import (
+    ARCHITECTURES,
+    VISION_VERSIONS,
+    FileEntry,
+    Manifest,
+    write_manifest,
+)
 from minicpmo_ros.models.quantize_rules import fitting_type
 from minicpmo_ros.models.random_rows import RandomRows, encode
 from minicpmo_ros.models.shapes import SHAPES, Shape
-from minicpmo_ros.models.tokens import make_tokens
+from minicpmo_ros.models.tokens import TokenTable, make_tokens
 
 FILE_TYPES = {'f32': 0, 'f16': 1, 'q4_0': 2, 'q8_0': 7, 'q4_K': 15}  # llama.cpp's file types
 CHAT_TEMPLATE = (
@@ -71,8 +77,8 @@ def write_model(
 
 
 def write_llm(path, shape: Shape, seed: int = 1, precision: str = 'f16') -> None:
-    """Write a language model in llama.cpp's qwen2 layout."""
-    writer = gguf.GGUFWriter(path, 'qwen2')
+    """Write a language model in llama.cpp's layout for the family: qwen2 or qwen3."""
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[shape.family])
     writer.add_name(f'random-{shape.name}-{seed}')
     writer.add_file_type(FILE_TYPES[precision])
     writer.add_context_length(shape.context_length)
@@ -81,14 +87,16 @@ def write_llm(path, shape: Shape, seed: int = 1, precision: str = 'f16') -> None
     writer.add_feed_forward_length(shape.llm_ffn)
     writer.add_head_count(shape.llm_heads)
     writer.add_head_count_kv(shape.llm_kv_heads)
+    if ARCHITECTURES[shape.family] == 'qwen3':
+        writer.add_key_length(shape.llm_head_width)
+        writer.add_value_length(shape.llm_head_width)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_layer_norm_rms_eps(1e-6)
-    _add_tokens(writer, shape.vocabulary)
+    _add_tokens(writer, make_tokens(shape.vocabulary, shape.family))
     _write(writer, layouts.llm_tensors(shape), RandomRows(seed), precision)
 
 
-def _add_tokens(writer: gguf.GGUFWriter, count: int) -> None:
-    tokens = make_tokens(count)
+def _add_tokens(writer: gguf.GGUFWriter, tokens: TokenTable) -> None:
     writer.add_tokenizer_model('gpt2')
     writer.add_tokenizer_pre('qwen2')
     writer.add_token_list(tokens.texts)
@@ -109,7 +117,7 @@ def write_vision(
     ffn_naming: str = 'swapped',
     pad_ffn: bool = False,
 ) -> None:
-    """Write SigLIP and resampler in llama.cpp's clip layout, minicpmv_version 4."""
+    """Write SigLIP and resampler in llama.cpp's clip layout."""
     writer = gguf.GGUFWriter(path, 'clip')
     writer.add_bool('clip.has_text_encoder', False)
     writer.add_bool('clip.has_vision_encoder', True)
@@ -117,7 +125,7 @@ def write_vision(
     writer.add_file_type(1 if precision != 'f32' else 0)
     writer.add_description('image encoder for MiniCPM-V')
     writer.add_string('clip.projector_type', 'resampler')
-    writer.add_int32('clip.minicpmv_version', 4)
+    writer.add_int32('clip.minicpmv_version', VISION_VERSIONS[shape.family][0])
     writer.add_uint32('clip.minicpmv_query_num', shape.queries)
     for key, value in {
         'image_size': shape.image_size,

@@ -9,7 +9,7 @@ the special tokens in the published order, so that a vocabulary of 151700 has th
 
 from dataclasses import dataclass
 
-NORMAL, CONTROL = 1, 3  # llama.cpp's token types
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # llama.cpp's token types
 
 # Ids 151643..151699 of MiniCPM-o 2.6.
 SPECIAL_2_6 = (
@@ -71,6 +71,29 @@ SPECIAL_2_6 = (
     '<reserved_43>',
     '<reserved_53>',
 )
+# Ids 151643..151747 of MiniCPM-o 4.5; the places of ids that mean nothing here are reserved.
+SPECIAL_4_5 = (
+    *SPECIAL_2_6[:22],
+    '<tool_response>',
+    '</tool_response>',
+    '<think>',
+    '</think>',
+    *SPECIAL_2_6[22:38],
+    *(f'<reserved_{place}>' for place in range(151685, 151697)),
+    *SPECIAL_2_6[42:55],
+    *(f'<reserved_{place}>' for place in range(151710, 151716)),
+    '<|turn_bos|>',
+    '<|turn_eos|>',
+    '<|chunk_eos|>',
+    '<|chunk_bos|>',
+    '<|chunk_tts_bos|>',
+    '<|chunk_tts_eos|>',
+    '<|tts_pad|>',
+    *(f'<reserved_{place}>' for place in range(151723, 151748)),
+)
+SPECIAL = {'minicpm-o-2.6': SPECIAL_2_6, 'minicpm-o-4.5': SPECIAL_4_5}
+# Qwen3 adds these as words of its own, not as control tokens.
+WORDS_OF_QWEN3 = ('<think>', '</think>', '<tool_response>', '</tool_response>')
 UNKNOWN_ID = 128244  # of '<unk>', the placeholder that embeddings replace
 
 # Without these a live session cannot be laid out.
@@ -91,7 +114,22 @@ REQUIRED = {
         '<|spk_eos|>',
         '<|tts_bos|>',
         '<|tts_eos|>',
-    )
+    ),
+    'minicpm-o-4.5': (
+        '<|endoftext|>',
+        '<|im_start|>',
+        '<|im_end|>',
+        '<think>',
+        '</think>',
+        '<image>',
+        '</image>',
+        '<slice>',
+        '</slice>',
+        '<|audio_start|>',
+        '<|audio_end|>',
+        '<|tts_bos|>',
+        '<|tts_eos|>',
+    ),
 }
 
 # Merges rank in this order, so words with their space come before those without.
@@ -142,15 +180,16 @@ def byte_alphabet() -> list:
     return [chr(byte if byte in plain else next(spare)) for byte in range(256)]
 
 
-def make_tokens(count: int) -> TokenTable:
+def make_tokens(count: int, family: str = 'minicpm-o-2.6') -> TokenTable:
     """Build a vocabulary of `count` tokens for Qwen's byte-level BPE."""
+    special = SPECIAL[family]
     texts, merges = byte_alphabet(), []
     for word in WORDS:
         for end in range(2, len(word) + 1):
             if word[:end] not in texts:
                 merges.append(f'{word[: end - 1]} {word[end - 1]}')
                 texts.append(word[:end])
-    n_filling = count - len(texts) - 1 - len(SPECIAL_2_6)
+    n_filling = count - len(texts) - 1 - len(special)
     if n_filling < 0:
         raise ValueError(
             f'a vocabulary of {count} is too small, at least {count - n_filling} are needed'
@@ -160,6 +199,6 @@ def make_tokens(count: int) -> TokenTable:
     unknown = min(UNKNOWN_ID, len(texts))
     texts.insert(unknown, '<unk>')
     types.insert(unknown, CONTROL)
-    texts += SPECIAL_2_6
-    types += [CONTROL] * len(SPECIAL_2_6)
+    texts += special
+    types += [USER_DEFINED if text in WORDS_OF_QWEN3 else CONTROL for text in special]
     return TokenTable(texts, types, merges)

@@ -19,7 +19,9 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         'directory', type=Path, metavar='DIR', help='where to write; made if it is not there'
     )
-    parser.add_argument('--shape', choices=SHAPES, default='tiny', help='2.6 has the true sizes')
+    parser.add_argument(
+        '--shape', choices=SHAPES, default='tiny', help='2.6 and 4.5 have the true sizes'
+    )
     parser.add_argument('--seed', type=_seed, default=1, help='the same seed gives the same bytes')
     for role in ('llm', 'vision', 'audio'):
         parser.add_argument(
