@@ -21,6 +21,7 @@ from minicpmo_ros.errors import (
 )
 from minicpmo_ros.language.context import ContextOptions
 from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
+from minicpmo_ros.language.sampling import SamplingOptions
 from minicpmo_ros.live.engine import Engine, EngineOptions
 from minicpmo_ros.live.question import Answer, Finish, Question
 from minicpmo_ros.live.session import Session, SessionOptions, UnitReport
@@ -581,3 +582,32 @@ def test_a_real_failure_is_survived(real_engine, monkeypatch):
         assert Asker(real_engine).result().finish == Finish.ERROR
         assert Asker(real_engine).result().finish in (Finish.STOP, Finish.LENGTH)
     assert real_engine.status().rebuilds == 1
+
+
+def test_a_piece_of_work_that_does_not_end_is_seen(engine, session):
+    gate, begun = threading.Event(), threading.Event()
+
+    def hang(_):
+        begun.set()
+        gate.wait(WAIT_S)
+
+    assert engine.status().busy_s == 0.0
+    session.at_step = hang
+    done = threading.Event()
+    engine.ask(Question('?'), on_done=lambda _: done.set())
+    assert begun.wait(WAIT_S)
+    first = engine.status().busy_s
+    assert engine.status().busy_s > first > 0.0
+    gate.set()
+    assert done.wait(WAIT_S)
+    until(lambda: engine.status().busy_s == 0.0)
+
+
+def test_another_way_to_choose_tokens_holds_from_the_next_question_on(engine, session):
+    session.options = SessionOptions()
+    hot = SamplingOptions(temperature=2.0)
+    engine.retune(hot)
+    done = threading.Event()
+    engine.ask(Question('?'), on_done=lambda _: done.set())
+    assert done.wait(WAIT_S)
+    assert session.options == SessionOptions(sampling=hot)

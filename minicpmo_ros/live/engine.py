@@ -33,14 +33,18 @@ from minicpmo_ros.errors import (
     ModelFileError,
 )
 from minicpmo_ros.language.context import AbortFlag
+from minicpmo_ros.language.sampling import SamplingOptions
 from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
 from minicpmo_ros.live.asking import Asking, call_safely
 from minicpmo_ros.live.engine_status import EngineStatus
+from minicpmo_ros.live.pacing import Instant
 from minicpmo_ros.live.question import Answer, Finish, Question
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.units import Unit, UnitAssembler, UnitInbox
 
 log = logging.getLogger(__name__)
+
+SHORTEST_WAIT_S = 0.01  # for a deadline in simulated time, which may be slow
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Engine:
     `load(on_progress, abort)` returns the Session; it is called in the engine's thread and is
     expected to stop when on_progress returns False or the AbortFlag is set. `on_change(status)` is
     called in that thread when a state, a unit, a question or a reset has changed the status.
+    `now()`: the instant that units wait by; it may know simulated time.
     """
 
     def __init__(
@@ -67,7 +72,9 @@ class Engine:
         options: EngineOptions | None = None,
         arbiter: DeviceArbiter | None = None,
         on_change: Callable[[EngineStatus], None] | None = None,
+        now: Callable[[], Instant] = lambda: Instant(time.monotonic()),
     ):
+        self._now = now
         self.options = options or EngineOptions()
         self._load, self._on_change = load, on_change
         self._arbiter = arbiter or DeviceArbiter()
@@ -82,6 +89,8 @@ class Engine:
         self._reset = self._closing = False
         self._session = self._current = None  # of the engine's thread alone
         self._answer_s = self._last_unit_s = 0.0
+        self._begun_s = None  # monotonic: the piece of work at hand
+        self._sampling = None  # instead of the session's
         self._thread = threading.Thread(target=self._run, name='llm', daemon=True)
 
     # --- for any thread -----------------------------------------------------------------------
@@ -126,11 +135,17 @@ class Engine:
             self._reset = True
             self._wake.notify_all()
 
+    def retune(self, sampling: SamplingOptions) -> None:
+        """Choose tokens in another way, from the next question on that is begun."""
+        self._sampling = sampling
+
     def status(self) -> EngineStatus:
         """Return a snapshot."""
         with self._wake:
+            begun_s = self._begun_s
             return replace(
                 self._status,
+                busy_s=time.monotonic() - begun_s if begun_s is not None else 0.0,
                 waiting=len(self._waiting),
                 units_dropped=self._inbox.dropped,
                 late=self._inbox.assembler.late,
@@ -155,8 +170,9 @@ class Engine:
         with self._wake:
             if self._closing:
                 return
-            add(*half, time.monotonic())
-            self._inbox.collect(time.monotonic())
+            now = self._now()
+            add(*half, now)
+            self._inbox.collect(now)
             self._wake.notify_all()
 
     # --- the engine's thread ------------------------------------------------------------------
@@ -168,7 +184,7 @@ class Engine:
             self._publish()
             self._set_state('ready', progress=1.0)
             while self._work():
-                pass
+                self._begun_s = None
         except CancelledError:
             pass
         except Exception as error:
@@ -178,6 +194,7 @@ class Engine:
         self._end_all()
         if self._session is not None:
             self._session.close()
+        self._begun_s = None
         if self._status.state != 'failed':
             self._set_state('unloaded')
 
@@ -191,9 +208,10 @@ class Engine:
         with self._wake:
             if not self._has_work():
                 self._wake.wait(self._patience_s())  # any news may bring a nearer deadline
+            self._begun_s = time.monotonic()
             if self._closing:
                 return False
-            self._inbox.collect(time.monotonic())
+            self._inbox.collect(self._now())
             reset, self._reset = self._reset, False
             taken_back = [asking for asking in self._waiting if asking.cancelled]
             for asking in taken_back:
@@ -225,8 +243,8 @@ class Engine:
         )
 
     def _patience_s(self) -> float | None:
-        deadline_s = self._inbox.assembler.next_deadline_s()
-        return None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+        patience_s = self._inbox.assembler.patience_s(self._now())
+        return None if patience_s is None else max(SHORTEST_WAIT_S, patience_s)
 
     def _next_unit(self) -> Unit | None:
         """Take the oldest waiting unit, if it is its turn; the lock is held."""
@@ -244,6 +262,8 @@ class Engine:
     def _begin(self, asking: Asking) -> None:
         turn = self._arbiter.acquire(Priority.QUESTION)  # until the answer is finished
         try:
+            if self._sampling is not None:
+                self._session.options = replace(self._session.options, sampling=self._sampling)
             answering = self._session.ask(asking.question, asking.asked_s)
         except Exception as error:
             turn.release()

@@ -29,6 +29,7 @@ class EngineStatus:
     evicted: int = 0  # units that left the window
     rebuilds: int = 0  # times llama.cpp failed and the window was lost
     prefill_ms: float = 0.0  # of the newest unit
+    busy_s: float = 0.0  # since the piece of work at hand was begun; 0: none is
 
     def why_not_ready(self) -> str:
         """Tell a person who asks too early, or in vain."""
