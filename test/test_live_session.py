@@ -18,6 +18,7 @@ from minicpmo_ros.language.sampling import SamplingOptions
 from minicpmo_ros.live.question import Finish, Question
 from minicpmo_ros.live.session import FORK, LIVE, Session, SessionOptions
 from minicpmo_ros.live.units import Unit
+from minicpmo_ros.models import synthetic
 
 SMALL = SessionOptions(max_tokens=24, max_question_tokens=40)
 WHAT = Question('what do you see')
@@ -256,12 +257,18 @@ def test_the_system_prompt_still_speaks_after_hundreds_of_units(open_session):
     assert divergence(a, b) > 1e-3
 
 
-def test_units_wait_while_an_answer_holds_the_room(session):
+def full(session):
+    """Fill a session until the next unit would push out others; return the next second."""
     second = 0
-    while not session.window.to_evict(94):
+    while not session.window.leaving(94):
         session.append(unit(second))
         second += 1
-    answering = session.ask(WHAT)
+    return second
+
+
+def test_units_wait_while_an_answer_holds_the_room(session):
+    second = full(session)
+    answering = session.ask(Question('x' * 40, grammar='root ::= [a-z]{100}'))
     assert not session.can_append(unit(second))
     with pytest.raises(ContextFullError, match='wait'):
         session.append(unit(second))
@@ -273,12 +280,148 @@ def test_units_wait_while_an_answer_holds_the_room(session):
     assert session.evicted == 1
 
 
-def test_room_for_a_question_is_always_kept(session):
-    """The longest question and answer, in a window as full as it gets."""
-    fill(session, [unit(s) for s in range(20)])
-    question = Question('x' * 40, grammar='root ::= [a-z]{100}')
-    given = answer(session, question)[0]
-    assert given.finish == Finish.LENGTH and given.answer_tokens == 24
+def test_what_a_short_question_does_not_need_is_lent_to_the_window(open_session):
+    """And taken back: the longest question and answer fit afterwards."""
+    options = SessionOptions(max_tokens=150, max_question_tokens=150)
+    session, alone = open_session(options, n_ctx=1024), open_session(options, n_ctx=1024)
+    second = full(session)
+    full(alone)
+    short = Question('x', grammar='root ::= [a-z]{8}', max_tokens=8)
+    answering, lent = session.ask(short), 0
+    while session.can_append(unit(second)):
+        session.append(unit(second))
+        second, lent = second + 1, lent + 1
+    assert lent >= (300 - 20) // 94 and session.window.end > session.window.capacity
+    while answering.answer is None:
+        answering.step()
+    assert answering.answer.text == answer(alone, short)[0].text
+    assert session.window.end <= session.window.capacity and session.evicted >= lent
+    given = answer(session, Question('x' * 150, grammar='root ::= "a" root'))[0]
+    assert given.answer_tokens == 150
+
+
+def test_room_for_a_question_is_always_kept(open_session):
+    """The longest question and answer behind a window that is full to its last position."""
+    session = open_session()
+    rest = session.window.capacity - session.window.end
+    wide = rest % 27 + 27  # one unit that fills what units of sound leave over
+    session.append(Unit(0, rows(wide - 3, 1), (0, 0), None))
+    fill(session, [unit(s, picture=None) for s in range(1, rest // 27)])
+    assert session.window.end == session.window.capacity and session.evicted == 0
+    answering = session.ask(Question('x' * 40, grammar='root ::= [a-z]{100}'))
+    ends = []
+    while answering.answer is None:
+        answering.step()
+        ends.append(session.context.next_position(FORK))
+    assert answering.answer.finish == Finish.LENGTH and answering.answer.answer_tokens == 24
+    assert ends[-2] == session.context.n_ctx - 2  # one more is read, the last one only said
+
+
+# --- what has left leaves no trace --------------------------------------------------------------
+
+POLICIES = ('recent', 'long')
+
+
+@pytest.fixture(scope='module')
+def one_layer(tmp_path_factory):
+    """A model of one layer: a cell holds what its own row says, and nothing of those before it.
+
+    So what later logits owe to a second is owed to its cells alone. In deeper models the cells of
+    younger seconds were computed with the older ones in sight and keep that.
+    """
+    path = tmp_path_factory.mktemp('one_layer') / 'llm.gguf'
+    synthetic.write_llm(path, replace(synthetic.SHAPES['tiny'], llm_layers=1))
+    model = LanguageModel.load(path)
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def open_shallow(one_layer):
+    sessions = []
+
+    def make(policy, **context_options):
+        options = replace(SMALL, window_policy=policy)
+        context_options = ContextOptions(**{'n_ctx': 1792, 'threads': 1, **context_options})
+        sessions.append(Session(one_layer, MINICPMO_2_6_EN, context_options, options))
+        return sessions[-1]
+
+    yield make
+    for session in sessions:
+        session.context.close()
+
+
+@pytest.mark.parametrize('policy', POLICIES)
+def test_evicted_seconds_change_no_logit(open_shallow, policy):
+    """Two histories that differ in every second that left give the same bits."""
+    n_seconds = 70
+    session = fill(open_shallow(policy), [unit(s) for s in range(n_seconds)])
+    kept = set(session.window.seconds)
+    assert len(kept) < n_seconds / 2 and (policy == 'recent' or max(kept) - min(kept) > len(kept))
+    others = [s if s in kept else 500 + s for s in range(n_seconds)]
+    other = fill(open_shallow(policy), [unit(s, key, key) for s, key in enumerate(others)])
+    assert other.window.seconds == session.window.seconds
+    np.testing.assert_array_equal(first_logits(session), first_logits(other))
+    for key in (max(kept), min(kept)):  # while those that stayed do
+        others = [400 if s == key else s for s in range(n_seconds)]
+        other = fill(open_shallow(policy), [unit(s, k, k) for s, k in enumerate(others)])
+        assert divergence(first_logits(session), first_logits(other)) > 1e-5
+
+
+@pytest.mark.parametrize('kv_type, bound', [('f16', 1e-5), ('q8_0', 1e-3)])
+@pytest.mark.parametrize('policy', POLICIES)
+def test_what_stays_is_as_if_nothing_else_had_ever_been(open_shallow, policy, kv_type, bound):
+    """Gaps are closed: every cell stands where a new session would have put it."""
+    session = fill(open_shallow(policy, kv_type=kv_type), [unit(s) for s in range(70)])
+    fresh = fill(open_shallow(policy, kv_type='f32'), [unit(s) for s in session.window.seconds])
+    assert session.window.spans == fresh.window.spans and session.evicted > 40
+    assert divergence(first_logits(fresh), first_logits(session)) < bound
+
+
+@pytest.mark.parametrize('policy', POLICIES)
+def test_an_emptied_window_is_a_new_one(open_session, policy):
+    options = replace(SMALL, window_policy=policy)
+    session = fill(open_session(options), [unit(s) for s in range(30)])
+    answer(session)
+    session.reset()
+    fill(session, [unit(s) for s in range(40, 43)])
+    fresh = fill(open_session(options), [unit(s) for s in range(40, 43)])
+    assert divergence(first_logits(session), first_logits(fresh)) < 1e-5
+
+
+@pytest.mark.parametrize('policy', POLICIES)
+def test_a_question_after_evictions_is_answered_on_a_fork_as_without_one(open_session, policy):
+    """Forks are exact: the same rows read at the live end give the same logits."""
+    session = fill(
+        open_session(replace(SMALL, window_policy=policy), n_ctx=1024),
+        [unit(s) for s in range(60)],
+    )
+    forked = first_logits(session)
+    rows_read = session.prompt.question(session.model.vocabulary.encode(WHAT.text))
+    direct = session.context.decode(rows_read, LIVE, want_logits=True)
+    assert divergence(direct, forked) < 1e-5
+
+
+def test_thousands_of_units_keep_positions_and_cells_bounded(open_session):
+    options = replace(SMALL, window_policy='long')
+    session = open_session(options, n_ctx=256)
+    capacity, picture = session.window.capacity, rows(1, 1)
+    for second in range(5000):
+        session.append(Unit(second, picture, (0, 0), None))
+        assert session.window.end <= capacity
+    assert session.context.next_position(LIVE) == session.window.end < session.context.n_ctx
+    assert session.evicted == 5000 - len(session.window.seconds)
+    assert llama.llama_memory_seq_pos_min(session.context._memory, LIVE) == 0
+    assert np.isfinite(first_logits(session)).all()
+
+
+def test_an_answer_names_the_seconds_it_is_based_on(open_session):
+    session = open_session(replace(SMALL, window_policy='long'), n_ctx=1024)
+    fill(session, [unit(s) for s in range(40)])
+    given = answer(session)[0]
+    assert list(given.seconds) == session.window.seconds and given.units == len(given.seconds)
+    assert given.window_start_s == given.seconds[0] and given.window_end_s == 40
+    assert given.window_end_s - given.window_start_s > given.units + 4  # with gaps
 
 
 # --- what is refused --------------------------------------------------------------------------

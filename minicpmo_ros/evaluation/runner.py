@@ -67,6 +67,7 @@ class CoreOptions:
     n_ctx: int = 4096
     n_ubatch: int = 128
     kv_type: str = 'f16'
+    window_policy: str = 'recent'
     max_tokens: int = 16
     max_tiles: int = 1
     unchanged_threshold: float = UNCHANGED_THRESHOLD
@@ -100,7 +101,7 @@ class Core:
                     threads=o.threads,
                     offload_kv=not on_cpu,
                 ),
-                SessionOptions(max_tokens=o.max_tokens),
+                SessionOptions(max_tokens=o.max_tokens, window_policy=o.window_policy),
             )
         except BaseException:
             self._backend.close()

@@ -100,7 +100,8 @@ class Context:
         self._pointer = pointer
         self._free = weakref.finalize(self, llama.llama_free, pointer)
         self._memory = llama.llama_get_memory(pointer)
-        self.n_ctx = llama.llama_n_ctx(pointer)
+        # Rounded up it may promise positions that the model does not know.
+        self.n_ctx = min(llama.llama_n_ctx(pointer), model.context_length)
         self.n_batch = llama.llama_n_batch(pointer)
         if not llama.llama_memory_can_shift(self._memory):
             raise EngineError('this context cannot shift positions')

@@ -25,6 +25,7 @@ class Answering:
         self._todo = session.prompt.question(self.question_ids)  # rows not yet read
         self._max_tokens = min(question.max_tokens or options.max_tokens, options.max_tokens)
         self._grammar = self._read_grammar()
+        self.n_positions = len(self._todo) + self._max_tokens  # it takes at most
         sampling = options.sampling
         if question.temperature is not None and not question.temperature < 0:
             sampling = replace(sampling, temperature=question.temperature)
@@ -37,6 +38,7 @@ class Answering:
         self._first_s = self._last_s = None
         seconds = session.window.seconds
         self._evidence = {
+            'seconds': tuple(seconds),
             'units': len(seconds),
             'window_start_s': seconds[0] if seconds else 0,
             'window_end_s': seconds[-1] + 1 if seconds else 0,

@@ -39,6 +39,7 @@ class Answer:
     window_start_s: int = 0  # start of the oldest second it is based on
     window_end_s: int = 0  # end of the newest second it is based on
     units: int = 0  # seconds in the window
+    seconds: tuple = ()  # which ones, oldest first
     prompt_tokens: int = 0  # positions read: system prompt, units, question
     answer_tokens: int = 0
     first_token_ms: float = 0.0  # from the question's arrival

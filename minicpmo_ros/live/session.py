@@ -5,8 +5,10 @@
 
 Sequence 0 holds the system prompt and the units. A question is read and answered on sequence 1,
 a fork of sequence 0 at its last whole unit, and dropped: the live window never sees it, and goes
-on growing meanwhile. Room for one question and its answer is always kept. Units leave only while
-no fork shares their cells, because what stays must move then. One thread uses a session.
+on growing meanwhile. Room for the longest question and answer is always kept; what the one that
+is being answered does not need of it is lent to the window. Units leave only while no fork shares
+their cells, because what stays must move then: where the room is used up during an answer, the
+next unit waits for its end (`can_append`). One thread uses a session.
 """
 
 import time
@@ -34,6 +36,7 @@ class SessionOptions:
 
     max_tokens: int = 256  # of an answer
     max_question_tokens: int = 384
+    window_policy: str = 'recent'  # who leaves when room is short: recent, long (window.py)
     speech: bool = False  # open answers in the form that prepares for a voice
     system_text: str | None = None  # None: the layout's own
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -110,7 +113,7 @@ class Session:
         if self._answering is None:
             return True
         try:
-            return self._fits(len(self._unit_rows(unit)))
+            return len(self._unit_rows(unit)) <= self._n_free()
         except InputError:
             return True  # append will say why not
 
@@ -123,7 +126,7 @@ class Session:
             raise ValueError('one question is being answered; end it first')
         answering = Answering(self, question, time.monotonic() if asked_s is None else asked_s)
         self.context.copy(LIVE, FORK, self.window.end)
-        self._answering = answering
+        self._answering, self._forked_at = answering, self.window.end
         return answering
 
     def remember(self, question_ids: list, answer_ids: list) -> None:
@@ -134,10 +137,10 @@ class Session:
 
     def reset(self) -> None:
         """Empty the window; a running answer keeps its evidence."""
-        start, end = self.window.evict(len(self.window.spans))
-        self.context.remove(LIVE, start, -1)
         if self._answering is not None:
-            self._held += end - start
+            self._held = self._forked_at - self.window.prefix
+        self.window.remove(self.window.spans)
+        self.context.remove(LIVE, self.window.prefix, -1)
 
     def rebuild(self) -> None:
         """Start anew after an EngineError: the window is lost."""
@@ -154,9 +157,10 @@ class Session:
         return self.context.decode(rows, FORK, want_logits)
 
     def drop_fork(self) -> None:
-        """Give the fork's cells back; for the answering."""
+        """Give the fork's cells back, and take back what was lent; for the answering."""
         self._answering, self._held = None, 0
         self.context.remove(FORK, 0, -1)
+        self._make_room(0)
 
     def _open(self) -> None:
         self._answering = None
@@ -176,7 +180,7 @@ class Session:
                 f'{len(prefix)} positions and a question with its answer {reserve}. '
                 'Raise n_ctx, or lower max_tokens or max_question_tokens.'
             )
-        self.window = Window(len(prefix), capacity)
+        self.window = Window(len(prefix), capacity, self.options.window_policy)
         try:
             self._read_chunks(prefix)
         except BaseException:
@@ -186,25 +190,26 @@ class Session:
     def _unit_rows(self, unit: Unit) -> np.ndarray:
         return self.prompt.unit(unit.picture_rows, *unit.tiles, unit.sound_rows)
 
-    def _fits(self, n_rows: int) -> bool:
-        return self.window.end + self._held + n_rows <= self.window.capacity
+    def _n_free(self) -> int:
+        """Return how many positions the window may take now without letting anything go."""
+        limit = self.window.capacity
+        if self._answering is not None:
+            limit = self.context.n_ctx - self._answering.n_positions - self._held
+        return limit - self.window.end
 
     def _make_room(self, n_rows: int) -> None:
-        count = self.window.to_evict(n_rows)
-        if self._fits(n_rows):
+        leaving = self.window.leaving(n_rows)
+        if n_rows <= self._n_free():
             return
         if self._answering is not None:
             raise ContextFullError(
-                n_rows,
-                self.window.capacity - self.window.end - self._held,
-                'The answer that is being given holds the room; wait for it.',
+                n_rows, self._n_free(), 'The answer that is being given holds the room; wait.'
             )
-        before = len(self.window.seconds)
-        start, end = self.window.evict(count)
-        self.evicted += before - len(self.window.seconds)
-        self.context.remove(LIVE, start, end)
-        if self.window.spans:
-            self.context.shift(LIVE, end, start - end)
+        self.evicted += sum(span.second is not None for span in leaving)
+        for start, end in self.window.remove(leaving):
+            self.context.remove(LIVE, start, end)
+            if end < self.context.next_position(LIVE):
+                self.context.shift(LIVE, end, start - end)
 
     def _read_live(self, rows: np.ndarray, second: int | None) -> None:
         self._read_chunks(rows)

@@ -71,7 +71,7 @@ class Asker:
         message.finish = int(answer.finish)
         message.window_start = to_time(answer.window_start_s * NS)
         message.window_end = to_time(answer.window_end_s * NS)
-        message.units = answer.units
+        message.units, message.seconds = answer.units, list(answer.seconds)
         message.prompt_tokens, message.answer_tokens = answer.prompt_tokens, answer.answer_tokens
         message.first_token_ms = answer.first_token_ms
         message.tokens_per_second = answer.tokens_per_second

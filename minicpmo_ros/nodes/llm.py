@@ -22,6 +22,7 @@ from minicpmo_ros.live.arbiter import DeviceArbiter
 from minicpmo_ros.live.engine import Engine, EngineOptions
 from minicpmo_ros.live.engine_status import EngineStatus
 from minicpmo_ros.live.session import Session, SessionOptions
+from minicpmo_ros.live.window import POLICIES
 from minicpmo_ros.msg import Answer, AnswerDelta, AudioEmbedding, ImageEmbedding, Status
 from minicpmo_ros.nodes.asking import Asker, AskingAction, AskingService
 from minicpmo_ros.nodes.loading import MODEL_PARAMETERS, model_path, open_model, thread_count
@@ -56,6 +57,9 @@ PARAMETERS = (
               16, 4096),
     Parameter('kv_type', 'f16', 'Of keys and values; q8_0 takes half the memory',
               choices=tuple(KV_TYPES)),
+    Parameter('window_policy', 'recent', 'Who leaves a full context: recent, the oldest seconds; '
+              'long, of older seconds every second, then three of four, to reach three times as '
+              'far back', choices=POLICIES),
     Parameter('unit_deadline', 2.0, 'How long the picture of a second waits for its sound, and '
               'the other way round', 'seconds', 0.0, 60.0),
     Parameter('max_backlog', 8, 'Seconds that may wait to be read; the oldest is dropped', '',
@@ -132,6 +136,7 @@ def session_options(options) -> SessionOptions:
     return SessionOptions(
         max_tokens=options.max_tokens,
         max_question_tokens=options.max_question_tokens,
+        window_policy=options.window_policy,
         system_text=options.system_text or None,
         sampling=sampling,
     )
