@@ -28,6 +28,18 @@ class CancelledError(Error):
     """The caller took the work back."""
 
 
+class AskError(Error):
+    """A question that was refused or could not be answered; `answer` is what there is of one."""
+
+    def __init__(self, text: str, answer=None):
+        super().__init__(text)
+        self.answer = answer
+
+
+class LateError(Error, TimeoutError):
+    """What was waited for did not come in time; the text says what is known."""
+
+
 class ContextFullError(Error):
     """The language model's context has no room for what was asked."""
 

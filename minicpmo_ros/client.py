@@ -1,0 +1,19 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Ask the llm node from a node or script of your own: see `Client`, and docs/clients.md."""
+
+from minicpmo_ros.errors import AskError, BusyError, CancelledError, Error, InputError, LateError
+from minicpmo_ros.nodes.asked import Stream
+from minicpmo_ros.nodes.client import Client
+
+__all__ = [
+    'AskError',
+    'BusyError',
+    'CancelledError',
+    'Client',
+    'Error',
+    'InputError',
+    'LateError',
+    'Stream',
+]
