@@ -12,7 +12,8 @@ from functools import partial
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
-from minicpmo_ros.media.picture import decode_compressed, decode_raw
+from minicpmo_ros.media.picture import decode_compressed
+from minicpmo_ros.media.raw_picture import decode_raw
 from minicpmo_ros.nodes.messages import stamp_ns_of
 from minicpmo_ros.nodes.parameters import Parameter
 from minicpmo_ros.nodes.polling import Poller
@@ -71,7 +72,13 @@ class PictureInput:
 
     def _on_raw(self, message) -> None:
         make = partial(
-            decode_raw, message.encoding, message.height, message.width, message.step, message.data
+            decode_raw,
+            message.encoding,
+            message.height,
+            message.width,
+            message.step,
+            message.data,
+            bool(message.is_bigendian),
         )
         self._on_picture(self._stamp_ns(message), make)
 
