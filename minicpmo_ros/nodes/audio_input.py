@@ -4,20 +4,27 @@
 """The `audio` topic, whatever its publisher's message type.
 
 `audio_common_msgs` exists in two incompatible packages of one name, so it is imported when a
-publisher is there, and the type is asked of the graph. `AudioData` and `AudioDataStamped` say
-nothing of their format: it comes from `AudioInfo` on `audio_info`, or from the parameters.
+publisher is there, and the type is asked of the graph:
+
+- of ros-drivers: `AudioData` and `AudioDataStamped` say nothing of their format, it comes from
+  `AudioInfo` on `audio_info`, or from the parameters;
+- of mgonzs13: `Audio` and `AudioStamped` hold their format, and the samples in one of several
+  arrays.
 """
 
+import sys
 import time
 from collections import deque
-from dataclasses import dataclass
 
 from rclpy.qos import (
     QoSDurabilityPolicy,
     QoSProfile,
     QoSReliabilityPolicy,
 )
+from rclpy.type_support import check_for_type_support
 
+from minicpmo_ros.media.pcm import SampleFormat
+from minicpmo_ros.media.sound import CODINGS, AudioFormat
 from minicpmo_ros.nodes.messages import stamp_ns_of
 from minicpmo_ros.nodes.parameters import Parameter
 from minicpmo_ros.nodes.polling import Poller
@@ -26,6 +33,7 @@ LOOK_PERIOD_S = 0.5
 LOOK_AGAIN_PERIOD_S = 2.0  # a microphone may come back with another type or QoS
 # Sound and its format come on two topics, in no certain order.
 EARLY_CHUNKS = 200
+EARLY_BYTES = 4_000_000
 # Chunks that may wait in the middleware: two seconds at 10 ms each.
 AUDIO_QOS = QoSProfile(depth=200, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 PARAMETERS = (
@@ -35,17 +43,19 @@ PARAMETERS = (
               '', 1, 32),
     Parameter('audio.sample_format', 'S16LE',
               'Of the sound on `audio`, where audio.sample_rate is given'),
+    Parameter('audio.coding_format', 'wave',
+              'Of the sound on `audio`, where audio.sample_rate is given', choices=CODINGS),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class AudioFormat:
-    """What the bytes of a chunk are."""
-
-    sample_rate_hz: int
-    channels: int
-    sample_format: str
-    coding_format: str = 'wave'
+PACKAGE = 'audio_common_msgs/msg/'
+# The arrays of mgonzs13's messages, and PortAudio's number of each in their `format`.
+ARRAYS = {
+    'float32_data': ('F32', 1),
+    'int32_data': ('S32', 2),
+    'int16_data': ('S16', 8),
+    'int8_data': ('S8', 16),
+    'uint8_data': ('U8', 32),
+}
+ORDER = 'LE' if sys.byteorder == 'little' else 'BE'  # of arrays, which are this machine's
 
 
 class AudioInput:
@@ -56,8 +66,12 @@ class AudioInput:
         self._format = None
         self._is_told = not options.audio_sample_rate  # by audio_info, what the bytes are
         if options.audio_sample_rate:
+            SampleFormat.parse(options.audio_sample_format)
             self._format = AudioFormat(
-                options.audio_sample_rate, options.audio_channels, options.audio_sample_format
+                options.audio_sample_rate,
+                options.audio_channels,
+                options.audio_sample_format,
+                options.audio_coding_format,
             )
         self._sound = self._info = None  # (what is subscribed to, subscription)
         self._early = deque(maxlen=EARLY_CHUNKS)  # (stamp_ns, data) that came before their format
@@ -92,9 +106,12 @@ class AudioInput:
 
     def _wanted_sound(self):
         """Give how to subscribe to `audio`, or None: as it is, or not at all yet."""
+        # Of each type: a field that the package of another author lacks, and what takes it.
         handlers = {
-            'audio_common_msgs/msg/AudioDataStamped': self._on_stamped,
-            'audio_common_msgs/msg/AudioData': self._on_plain,
+            f'{PACKAGE}AudioDataStamped': ('audio', self._on_stamped),
+            f'{PACKAGE}AudioStamped': ('audio', self._on_stamped_arrays),
+            f'{PACKAGE}AudioData': ('data', self._on_plain),
+            f'{PACKAGE}Audio': ('audio_data', self._on_arrays),
         }
         types = sorted({info.topic_type for info in self._publishers('audio')})
         taken = [name for name in handlers if name in types]
@@ -102,13 +119,16 @@ class AudioInput:
             self._tell(
                 f'audio is published as {", ".join(types)}; taken are {", ".join(handlers)}'
             )
-        message_type = taken and self._message_type(taken[0])
-        return (message_type, 'audio', handlers[taken[0]], AUDIO_QOS) if message_type else None
+        if not taken:
+            return None
+        field, handler = handlers[taken[0]]
+        message_type = self._message_type(taken[0], field)
+        return (message_type, 'audio', handler, AUDIO_QOS) if message_type else None
 
     def _wanted_info(self):
         """Give how to subscribe to `audio_info`, or None: as it is, or not at all yet."""
         given = [info.qos_profile for info in self._publishers('audio_info')]
-        message_type = given and self._message_type('audio_common_msgs/msg/AudioInfo')
+        message_type = given and self._message_type(f'{PACKAGE}AudioInfo', 'sample_rate')
         if not message_type:
             return None
         # A latched publisher is heard late only by a latched subscription, a plain one not
@@ -122,23 +142,36 @@ class AudioInput:
         )
         return message_type, 'audio_info', self._on_info, qos
 
-    def _message_type(self, name: str):
+    def _message_type(self, name: str, field: str):
+        """Give the class of a message, or None where the installed package has no such one."""
         try:
             import audio_common_msgs.msg as messages
         except ImportError as error:
             self._tell(f'audio needs the package audio_common_msgs: {error}')
             return None
         message_type = getattr(messages, name.rsplit('/', 1)[1], None)
-        if message_type is None:
+        if message_type is None or field not in message_type.get_fields_and_field_types():
+            author = 'mgonzs13' if hasattr(messages, 'AudioDataStamped') else 'ros-drivers'
             self._tell(
-                f'audio is published as {name}, which the installed audio_common_msgs lacks: '
-                'it is another package of that name. Install the one of ros-drivers'
+                f'{name} is published, but the installed audio_common_msgs has no such message: '
+                f'it is another package of that name. Install the one of {author}, as the '
+                'publisher has it'
             )
+            return None
+        try:
+            check_for_type_support(message_type)
+        except Exception as error:  # of rclpy, of its generators or of the loader
+            self._tell(f'{name} cannot be taken, its type support is not there: {error!r}')
+            return None
         return message_type
 
     def _on_info(self, message) -> None:
         self._format = AudioFormat(
-            message.sample_rate, message.channels, message.sample_format, message.coding_format
+            message.sample_rate,
+            message.channels,
+            message.sample_format,
+            message.coding_format,
+            message.bitrate,
         )
         while self._early:
             self._on_chunk(*self._early.popleft(), self._format)
@@ -150,9 +183,32 @@ class AudioInput:
     def _on_plain(self, message) -> None:
         self._take(None, message.data)
 
+    def _on_stamped_arrays(self, message) -> None:
+        self._take_arrays(stamp_ns_of(message) or None, message.audio)
+
+    def _on_arrays(self, message) -> None:
+        self._take_arrays(None, message)
+
+    def _take_arrays(self, stamp_ns, audio) -> None:
+        """Take the array that has samples; where several have, the one that `format` names."""
+        info, data = audio.info, audio.audio_data
+        filled = [name for name in ARRAYS if len(getattr(data, name))]
+        if len(filled) > 1:
+            filled = [name for name in filled if ARRAYS[name][1] == info.format]
+        if not filled:
+            return self._tell(
+                f'sound came in without samples: format is {info.format}, and no array, or none '
+                f'that belongs to it, holds any; known are {ARRAYS}'
+            )
+        sample_format = ARRAYS[filled[0]][0] + ORDER
+        samples = getattr(data, filled[0]).tobytes()
+        self._on_chunk(stamp_ns, samples, AudioFormat(info.rate, info.channels, sample_format))
+
     def _take(self, stamp_ns, data) -> None:
         if self._format is None:
             self._early.append((stamp_ns, data))
+            while sum(len(waiting) for _, waiting in self._early) > EARLY_BYTES:
+                self._early.popleft()
             self._tell(
                 'sound comes in, and waits for its format: publish AudioInfo on '
                 f'{self._node.resolve_topic_name("audio_info")} or set audio.sample_rate'
