@@ -21,6 +21,7 @@ from minicpmo_ros.nodes.managed import ManagedNode
 
 EMBEDDING_QOS = QoSProfile(depth=4)
 TICK_S = 0.1
+TELL_PERIOD_S = 10.0
 
 
 class Inbox:
@@ -112,7 +113,8 @@ class EncoderNode(ManagedNode):
     def tell(self, key: str, text: str) -> None:
         """Warn at most once in ten seconds for each key."""
         now_s = time.monotonic()
-        if now_s - self._told.get(key, -60.0) > 10.0:
+        self._told = {known: s for known, s in self._told.items() if now_s - s < TELL_PERIOD_S}
+        if key not in self._told:
             self._told[key] = now_s
             self.get_logger().warning(text)
 
