@@ -6,7 +6,6 @@
 Of each second the newest picture is encoded; the others are not even decoded.
 """
 
-import re
 import time
 from dataclasses import dataclass, field
 
@@ -96,8 +95,8 @@ class VisionNode(EncoderNode):
     def _publish_seen(self, eye: Eye, seconds: list) -> None:
         for seen in seconds:
             if seen.reason:
-                # Each kind of fault is told; what differs in numbers alone is one kind.
-                self.tell(re.sub(r'\d+', '', seen.reason), seen.reason)
+                # Each fault is told; what follows a colon are its details.
+                self.tell(seen.reason.partition(':')[0], seen.reason)
             message = ImageEmbedding(model=eye.space, second=seen.second, status=int(seen.status))
             message.header.stamp = to_time(seen.second * NS)
             message.picture_stamp = to_time(seen.picture_stamp_ns)
