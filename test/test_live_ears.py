@@ -20,6 +20,7 @@ from minicpmo_ros.language.context import ContextOptions
 from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
 from minicpmo_ros.live.ears import Ears, Handover, Pauses
 from minicpmo_ros.live.hearing import Hearing
+from minicpmo_ros.live.pacing import Instant
 from minicpmo_ros.live.seconds import SampledSecond
 from minicpmo_ros.live.session import Session, SessionOptions
 from minicpmo_ros.live.status import Status
@@ -79,6 +80,7 @@ def test_the_second_stream_has_heard_the_overlap_as_a_fresh_one(encoder):
     heard = hear(encoder, samples)
     assert len(heard) == 58 and {h.status for h in heard} == {Status.OK}
     assert restarts(heard) == [0], 'nothing is lost'
+    assert [h.remembered_s for h in heard] == [*range(30), *range(5, 30), *range(5, 8)]
     assert_same(heard[30:55], hear(encoder, samples, 25)[5:30])
     assert_same(heard[55:], hear(encoder, samples, 50)[5:])
     first = hear(encoder, samples, 30)[0]
@@ -108,7 +110,7 @@ def test_it_begins_anew_in_a_pause(encoder):
 def test_in_a_pause_of_the_overlap_the_second_stream_takes_over_at_once(encoder):
     samples = voice(36, (26.7, 27.3))
     heard = hear(encoder, samples)
-    assert restarts(heard) == [0]
+    assert restarts(heard) == [0] and heard[27].remembered_s == 2
     assert_same(heard[27:], hear(encoder, samples, 25)[2:])
 
 
@@ -232,14 +234,14 @@ def test_the_window_lives_through_it(tiny_model_dir, backend, pauses, restarted)
     assert restarts(heard) == restarted
     assembler = UnitAssembler(max_pending=math.inf)
     for h in heard:
-        assembler.add_sound(h.second, h.rows, 0.0)
+        assembler.add_sound(h.second, h.rows, Instant(0.0))
     session = Session.load(
         tiny_model_dir / 'llm.gguf',
         MINICPMO_2_6_EN,
         context_options=ContextOptions(n_ctx=2048, threads=1),
         options=SessionOptions(max_tokens=16, max_question_tokens=64),
     )
-    for unit in assembler.due(math.inf):
+    for unit in assembler.due(Instant(math.inf)):
         session.append(unit)
     seconds = session.window.seconds
     session.close()

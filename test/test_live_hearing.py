@@ -235,16 +235,17 @@ def test_timings_and_an_empty_second(encoder, rng):
 def test_only_time_that_goes_back_is_published_again(begins_stream, published):
     """An encoder that begins anew in a second told as silent before must not clear the window."""
     from types import SimpleNamespace
+    from unittest.mock import Mock
 
     from minicpmo_ros.nodes.streaming_encoder import StreamingEncoder
 
     ear, out = SimpleNamespace(next_second=30), []
 
-    def publish(ear, heard, _ms):
+    def publish(ear, heard, *_):
         ear.next_second = heard.second + 1
         out.append(heard.second)
 
-    node = SimpleNamespace(_publish=publish, tell=None)
+    node = Mock(spec=StreamingEncoder, _publish=publish)
     heard = [
         HeardSecond(n, restarted=n == 28, begins_stream=begins_stream and n == 28)
         for n in (28, 29, 30)

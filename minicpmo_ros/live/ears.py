@@ -7,7 +7,7 @@ What the encoder keeps of a second holds the position it was encoded at, so a fu
 move on: another one has to begin. Where, and what it then knows:
 
 - In a pause. From its 20th second on the encoder begins anew at the edge of a second that lies
-  in a pause, so that no utterance is cut. It then remembers nothing, which is said (`is_fresh`).
+  in a pause, so that no utterance is cut. It then remembers nothing, which is said.
 - With an overlap. Where no pause comes, a second stream of the encoder begins 5 s before the
   positions of the first end, and both are fed. When the first is full (or at a pause before
   that) the second takes over: it knows the seconds both have heard just as if the encoder had
@@ -69,9 +69,9 @@ class Ears:
         self._pauses = None if isolated else Pauses(handover.pause_below_db)
 
     @property
-    def is_fresh(self) -> bool:
-        """True if the encoder knows nothing of what was before the next second."""
-        return self._now.seconds == 0
+    def remembered_s(self) -> int:
+        """How many seconds before the next one the encoder remembers."""
+        return self._now.seconds
 
     def restart(self) -> None:
         """Begin anew."""

@@ -33,7 +33,8 @@ class HeardSecond:
     reason: str = ''  # a sentence, for LOST
     rows: np.ndarray | None = None  # (25, width) float16
     level_dbfs: float = -math.inf  # root mean square, relative to 1; -inf: digital silence
-    restarted: bool = False  # the encoder remembers nothing of what was before this second
+    remembered_s: int = 0  # how much sound right before this second the encoder remembers
+    restarted: bool = False  # it remembers none
     begins_stream: bool = False  # with this second the sound begins, or time has jumped to it
     preprocess_ms: float = 0.0  # log-mel spectrum
     encode_ms: float = 0.0  # of all that the encoder did in this second
@@ -82,7 +83,8 @@ class Hearing:
             sampled.second,
             Status.OK,
             level_dbfs=level_dbfs(sampled.samples),
-            restarted=self._ears.is_fresh,
+            remembered_s=self._ears.remembered_s,
+            restarted=self._ears.remembered_s == 0,
             begins_stream=sampled.restarted,
             padded_samples=sampled.padded_samples,
             gap_samples=sampled.gap_samples,
