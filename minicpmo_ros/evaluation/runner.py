@@ -19,7 +19,7 @@ from minicpmo_ros.encoders.siglip import VisionEncoder
 from minicpmo_ros.encoders.whisper import AudioEncoder
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import AUDIO, INPUTS, AnswerSet, precision_name
-from minicpmo_ros.evaluation.clips import Clip, read_clip
+from minicpmo_ros.evaluation.clips import Clip, Shot, read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.language.context import ContextOptions
@@ -33,7 +33,6 @@ from minicpmo_ros.live.session import Session, SessionOptions
 from minicpmo_ros.live.status import Status
 from minicpmo_ros.live.units import UnitAssembler
 from minicpmo_ros.media.log_mel import log_mel
-from minicpmo_ros.media.picture import decode_compressed
 from minicpmo_ros.models.directory import ModelDirectory
 
 GREY = 128
@@ -116,10 +115,10 @@ class Core:
         """Give the SeenSeconds of a clip."""
         seeing = Seeing(self.vision, self.options.max_tiles, self.options.unchanged_threshold)
         seen, last = [], None
-        for stamp_ns, name, data in clip.pictures:
-            seen += seeing.advance(stamp_ns)
-            seeing.offer(stamp_ns, lambda name=name, data=data: _decode(data, name, grey))
-            last = stamp_ns
+        for shot in clip.pictures:
+            seen += seeing.advance(shot.stamp_ns)
+            seeing.offer(shot.stamp_ns, lambda shot=shot: _shown(shot, grey))
+            last = shot.stamp_ns
         return _checked(seen + (seeing.close(last // 10**9) if last is not None else []))
 
     def hear(self, clip: Clip, offline: bool = False, silent: bool = False) -> list:
@@ -269,8 +268,8 @@ def _of_window(units: list, start_s: int, end_s: int) -> list:
     return inside
 
 
-def _decode(data: bytes, name: str, grey: bool) -> np.ndarray:
-    picture = decode_compressed(data, name)  # (H, W, 3)
+def _shown(shot: Shot, grey: bool) -> np.ndarray:
+    picture = shot.rgb()  # (H, W, 3)
     return np.full_like(picture, GREY) if grey else picture
 
 
