@@ -18,8 +18,8 @@ def test_a_clip_keeps_its_stamps_pictures_and_samples(tmp_path, rng):
     samples = rng.uniform(-0.9, 0.9, 40123).astype(np.float32)
     write_clip(tmp_path / 'a.mcap', START_S, pictures, samples)
     clip = read_clip(tmp_path / 'a.mcap')
-    assert [(at, data) for at, _, data in clip.pictures] == [
-        (START_S * NS + at, data) for at, data in pictures
+    assert [(shot.stamp_ns, shot.compressed()) for shot in clip.pictures] == [
+        (START_S * NS + at, ('jpeg', data)) for at, data in pictures
     ]
     stamps = [stamp for stamp, _ in clip.sound]
     assert stamps == [START_S * NS + i * NS // 10 for i in range(26)]
@@ -52,21 +52,11 @@ def test_sound_of_another_rate_is_resampled(tmp_path, monkeypatch):
     assert np.argmax(np.abs(np.fft.rfft(heard))) == 1000
 
 
-@pytest.mark.parametrize(
-    'spoil',
-    [
-        lambda data: b'',
-        lambda data: b'nothing',
-        lambda data: data[: len(data) // 2],
-        lambda data: data[:200] + bytes(200) + data[400:],
-    ],
-    ids=['empty', 'other', 'cut', 'zeroed'],
-)
-def test_a_damaged_bag_is_refused_in_words(tmp_path, spoil):
+@pytest.mark.parametrize('data', [b'', b'nothing', bytes(3000)], ids=['empty', 'other', 'zeros'])
+def test_what_is_no_bag_is_refused_in_words(tmp_path, data):
     path = tmp_path / 'clip.mcap'
-    write_test_clip(path, 2)
-    path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(InputError, match=r'clip\.mcap: it (is not a bag|has neither)'):
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r'clip\.mcap: it has neither .* damaged at byte 0'):
         read_clip(path)
 
 
@@ -74,13 +64,25 @@ def test_a_bag_without_a_clip_is_refused(tmp_path):
     write_clip(tmp_path / 'a.mcap', START_S, [], np.zeros(0))
     with pytest.raises(InputError, match='neither'):
         read_clip(tmp_path / 'a.mcap')
-    with pytest.raises(InputError, match='not a bag'):
+    with pytest.raises(InputError, match='no such bag'):
         read_clip(tmp_path / 'nothing.mcap')
+
+
+def test_a_part_of_a_clip_begins_and_ends_with_its_seconds(tmp_path):
+    write_test_clip(tmp_path / 'a.mcap', 4)
+    clip = read_clip(tmp_path / 'a.mcap')
+    part = clip.between(START_S + 1, START_S + 3)
+    assert [shot.stamp_ns // NS - START_S for shot in part.pictures] == [1, 2]
+    assert part.sound[0][0] == (START_S + 1) * NS and part.first_s == START_S + 1
+    heard = np.concatenate([samples for _, samples in clip.sound])
+    np.testing.assert_array_equal(
+        np.concatenate([samples for _, samples in part.sound]), heard[16000:48000]
+    )
 
 
 def test_two_cameras_are_refused_by_name(tmp_path):
     types = clips._type_store()
-    message = clips._messages(types, START_S, [(0, jpeg((0, 0, 0)))], np.zeros(0))[1][2]
+    *_, (_, _, message) = clips._messages(types, START_S, [(0, jpeg((0, 0, 0)))], np.zeros(0))
     with Writer(tmp_path / 'bag', version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         for topic in ('/right', '/left'):
             connection = writer.add_connection(topic, clips.PICTURE, typestore=types)

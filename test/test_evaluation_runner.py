@@ -13,7 +13,7 @@ from scored_clips import START_S, sound, write_question_set, write_test_clip
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation import runner
 from minicpmo_ros.evaluation.answers import AnswerSet
-from minicpmo_ros.evaluation.clips import Clip, read_clip
+from minicpmo_ros.evaluation.clips import Clip, Shot, read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
 from minicpmo_ros.models.directory import ModelDirectory
@@ -142,9 +142,10 @@ def test_a_window_beyond_the_clip_is_refused(core, questions, change, told):
 def test_a_lost_second_is_refused_with_its_reason(core, tmp_path):
     write_test_clip(tmp_path / '0.mcap', 2)
     clip = read_clip(tmp_path / '0.mcap')
-    stamp, name, data = clip.pictures[1]
+    stamp_ns, (name, data) = clip.pictures[1].stamp_ns, clip.pictures[1].compressed()
+    cut = Shot.of_compressed(stamp_ns, name, data[:300])
     with pytest.raises(InputError, match='was lost: .*damaged'):
-        core.see(replace(clip, pictures=(clip.pictures[0], (stamp, name, data[:300]))))
+        core.see(replace(clip, pictures=(clip.pictures[0], cut)))
 
 
 def test_a_window_that_does_not_fit_is_refused(nano_dir, tmp_path):

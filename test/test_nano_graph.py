@@ -31,13 +31,13 @@ def questions():
 
 def play(graph, source, clip, shift_s):
     """Publish a clip second by second, each when the one before has been read."""
-    first = clip.pictures[0][0] // NS
+    first = clip.pictures[0].stamp_ns // NS
     count = clip.sound[-1][0] // NS - first + 1
     read_before = graph.status.units_read
     for i in range(count):
-        for stamp_ns, _, data in clip.pictures:
-            if stamp_ns // NS == first + i:
-                source.picture(stamp_ns + shift_s * NS, data)
+        for shot in clip.pictures:
+            if shot.stamp_ns // NS == first + i:
+                source.picture(shot.stamp_ns + shift_s * NS, shot.compressed()[1])
         for stamp_ns, samples in clip.sound:
             if stamp_ns // NS == first + i:
                 source.sound(stamp_ns + shift_s * NS, samples)

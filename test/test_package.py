@@ -82,8 +82,8 @@ def test_every_import_is_declared():
     declared = {tag.text for tag in package if tag.tag.endswith('depend')}
     pinned = (ROOT / 'environment' / 'requirements.txt').read_text()
     named = {'numpy': 'python3-numpy', 'PIL': 'python3-pil', 'yaml': 'python3-yaml'}
-    distributions = {'llama_cpp': 'llama-cpp-python', 'gguf': 'gguf', 'soxr': 'soxr', 'av': 'av',
-                     'rosbags': 'rosbags'}  # fmt: skip
+    pinned_names = ('gguf', 'soxr', 'av', 'rosbags', 'mcap', 'zstandard', 'lz4')
+    distributions = {'llama_cpp': 'llama-cpp-python', **{name: name for name in pinned_names}}
     for path in SOURCES:
         for name in imports_of(path):
             top = name.partition('.')[0]

@@ -40,7 +40,7 @@ def test_every_clip_has_one_question_of_every_family_and_all_its_seconds(tmp_pat
             (_, start_s, end_s), asked = *windows, windows[next(iter(windows))]
             assert [q.family for q in asked] == list(FAMILIES)
             held = read_clip(questions.path_of(clip))
-            assert [at // 10**9 for at, _, _ in held.pictures] == list(range(start_s, end_s))
+            assert [shot.stamp_ns // 10**9 for shot in held.pictures] == list(range(start_s, end_s))
             assert sum(len(samples) for _, samples in held.sound) == 16000 * (end_s - start_s)
             assert len(questions.clips[clip]) == end_s - start_s
         assert all(

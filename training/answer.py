@@ -21,7 +21,6 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import INPUTS, AnswerSet
 from minicpmo_ros.evaluation.clips import NS, SAMPLE_RATE_HZ, read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet
-from minicpmo_ros.media.picture import decode_compressed
 
 from .make import models
 from .prompt import pack, take
@@ -37,9 +36,7 @@ def encode(vision, audio, clip, seconds, shown):
     """-> pictures (1, seconds, 16, d) and sounds (1, seconds, 25, d), rounded to float16 as on
     the way from the encoders to the language model.
     """
-    by_second = {
-        stamp_ns // NS: decode_compressed(data, name) for stamp_ns, name, data in clip.pictures
-    }
+    by_second = {shot.stamp_ns // NS: shot.rgb() for shot in clip.pictures}
     frames = []
     for second in seconds:
         picture = Image.fromarray(by_second[second])

@@ -9,15 +9,14 @@ to a file that `minicpmo score --answers` scores.
 """
 
 import argparse
-import io
 import os
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import rclpy
 from audio_common_msgs.msg import AudioDataStamped, AudioInfo
-from PIL import Image
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage
@@ -25,10 +24,9 @@ from std_srvs.srv import Trigger
 
 from minicpmo_ros.errors import EngineError, Error, InputError
 from minicpmo_ros.evaluation.answers import INPUTS, AnswerSet, precision_name
-from minicpmo_ros.evaluation.clips import NS, SAMPLE_RATE_HZ, read_clip
+from minicpmo_ros.evaluation.clips import NS, SAMPLE_RATE_HZ, png, read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.runner import GREY, CoreOptions
-from minicpmo_ros.media.picture import decode_compressed
 from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.msg import Status
 from minicpmo_ros.nodes.demo import checked, executable
@@ -103,9 +101,9 @@ class Examiner(Node):
         self.spin_until(lambda: self.status.units == 0, 'emptying the window')
         before = self.status.units_read
         for i, second in enumerate(seconds):
-            for stamp_ns, name, data in clip.pictures:
-                if stamp_ns // NS == second:
-                    self._show(stamp_ns + shift_s * NS, name, data, shown == 'no_picture')
+            for shot in clip.pictures:
+                if shot.stamp_ns // NS == second:
+                    self._show(shot, shift_s, shown == 'no_picture')
             for stamp_ns, samples in clip.sound:
                 if stamp_ns // NS == second:
                     self._sing(stamp_ns + shift_s * NS, samples, shown == 'no_sound')
@@ -115,14 +113,12 @@ class Examiner(Node):
             lambda: self.status.units_read >= before + len(seconds), 'reading the last second'
         )
 
-    def _show(self, stamp_ns: int, name: str, data: bytes, grey: bool) -> None:
+    def _show(self, shot, shift_s: int, grey: bool) -> None:
+        name, data = shot.compressed()
         if grey:
-            height, width = decode_compressed(data, name).shape[:2]
-            file = io.BytesIO()
-            Image.new('RGB', (width, height), (GREY,) * 3).save(file, 'PNG')
-            name, data = 'png', file.getvalue()
+            name, data = 'png', png(np.full_like(shot.rgb(), GREY))
         message = CompressedImage(format=name)
-        message.header.stamp = to_time(stamp_ns)
+        message.header.stamp = to_time(shot.stamp_ns + shift_s * NS)
         message.data.frombytes(data)
         self._pictures.publish(message)
 
@@ -151,7 +147,8 @@ def answer_all(examiner: Examiner, questions: QuestionSet, shown: str) -> dict:
     texts, began_s = {}, time.monotonic()
     for k, (name, windows) in enumerate(questions.by_clip().items()):
         clip = read_clip(questions.path_of(name))
-        stamps = [entry[0] // NS for entry in clip.pictures + clip.sound]
+        stamps = [shot.stamp_ns // NS for shot in clip.pictures]
+        stamps += [stamp_ns // NS for stamp_ns, _ in clip.sound if stamp_ns is not None]
         whole = range(min(stamps), max(stamps) + 1)
         for window, asked in windows.items():
             if range(*window[1:]) != whole:

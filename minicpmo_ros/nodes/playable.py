@@ -44,9 +44,8 @@ def open_playable(path: str, jpeg_quality: int = 90) -> Playable:
 
 def _open_bag(path: str) -> Playable:
     clip = read_clip(path)
-    stamps = [picture[0] for picture in clip.pictures] + [chunk[0] for chunk in clip.sound[:1]]
-    origin_ns = min(stamps) // NS * NS
-    pictures = ((stamp - origin_ns, name, data) for stamp, name, data in clip.pictures)
+    origin_ns = clip.first_s * NS
+    pictures = ((shot.stamp_ns - origin_ns, *shot.compressed()) for shot in clip.pictures)
     return Playable(
         pictures if clip.pictures else None,
         _stamped(clip.sound, origin_ns) if clip.sound else None,

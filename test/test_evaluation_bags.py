@@ -1,0 +1,237 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Recordings as they are found: of real damaged bags what is whole is read, the rest is told."""
+
+import shutil
+import sqlite3
+
+import mcap.writer
+import numpy as np
+import pytest
+import yaml
+import zstandard
+from mcap.writer import CompressionType
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from scored_clips import START_S, jpeg
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation import clips
+from minicpmo_ros.evaluation.bags import Bag
+from minicpmo_ros.evaluation.clips import NS, read_clip
+
+SECONDS = 6
+PLUGINS = {'mcap': StoragePlugin.MCAP, 'db3': StoragePlugin.SQLITE3}
+
+
+def rows():
+    """What a small robot sends in six seconds: (log_ns, kind, message) and a type of its own."""
+    types = clips._type_store()
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 16000 * SECONDS)
+    shots = [(i * NS + NS // 2, jpeg((40 * i, 99, 9))) for i in range(SECONDS)]
+    return types, list(clips._messages(types, START_S, shots, noise))
+
+
+def write(folder, plugin, compression=None, more=()):
+    types, messages = rows()
+    writer = Writer(folder, version=9, storage_plugin=PLUGINS[plugin])
+    if compression is not None:
+        writer.set_compression(compression, CompressionFormat.ZSTD)
+    with writer:
+        connections = {
+            kind: writer.add_connection(topic, kind, typestore=types)
+            for kind, topic in clips.TOPICS.items()
+        }
+        for log_ns, kind, message in [*messages, *more]:
+            writer.write(connections[kind], log_ns, types.serialize_cdr(message, kind))
+    return folder
+
+
+def holds(clip, shots=SECONDS, samples=16000 * SECONDS):
+    return len(clip.pictures) == shots and sum(len(s) for _, s in clip.sound) == samples
+
+
+@pytest.mark.parametrize('plugin', PLUGINS)
+@pytest.mark.parametrize('compression', [None, *list(CompressionMode)[1:]])
+def test_whole_bags_are_read_whole(tmp_path, plugin, compression):
+    if plugin == 'db3' and compression is CompressionMode.STORAGE:
+        pytest.skip('SQLite has no compression of its own')
+    folder = write(tmp_path / 'bag', plugin, compression)
+    clip = read_clip(folder)
+    assert holds(clip) and not clip.losses
+    assert [shot.stamp_ns for shot in clip.pictures] == [
+        START_S * NS + i * NS + NS // 2 for i in range(SECONDS)
+    ]
+
+
+@pytest.mark.parametrize('plugin', PLUGINS)
+def test_without_metadata_the_files_tell_the_topics(tmp_path, plugin):
+    folder = write(tmp_path / 'bag', plugin)
+    (folder / 'metadata.yaml').unlink()
+    clip = read_clip(folder)
+    assert holds(clip) and clip.losses == (
+        'metadata.yaml is missing; topics are taken from the files.',
+    )
+    (folder / 'metadata.yaml').write_text('rosbag2_bagfile_information: [')
+    assert 'cannot be read' in read_clip(folder).losses[0]
+    (storage,) = folder.glob(f'*.{plugin}')
+    assert holds(read_clip(storage)) and not read_clip(storage).losses
+
+
+def data_end(data):
+    """Where the records of an MCAP file end and its index begins: opcode 15, length 4."""
+    return data.rindex(b'\x0f\x04\x00\x00\x00\x00\x00\x00\x00')
+
+
+def test_an_mcap_that_was_not_closed_is_read_as_far_as_it_goes(tmp_path):
+    path = write(tmp_path / 'bag', 'mcap') / 'bag.mcap'
+    whole = path.read_bytes()
+    end = data_end(whole)
+    path.write_bytes(whole[:end])
+    clip = read_clip(path)
+    assert holds(clip) and 'not closed' in clip.losses[0]
+    path.write_bytes(whole[:-40])  # only the index is cut: nothing is lost
+    assert holds(read_clip(path)) and not read_clip(path).losses
+    path.write_bytes(whole[: end // 2])
+    clip = read_clip(path)
+    assert 2 <= len(clip.pictures) < SECONDS and f'of {end // 2}' in clip.losses[0]
+
+
+def write_chunks(path, compression):
+    """As rosbag2 writes: chunks with checksums."""
+    types, messages = rows()
+    with path.open('wb') as file:
+        writer = mcap.writer.Writer(file, chunk_size=32768, compression=compression)
+        writer.start('ros2')
+        channels = {}
+        for log_ns, kind, message in messages:
+            if kind not in channels:
+                schema = writer.register_schema(kind, 'ros2msg', b'')
+                channels[kind] = writer.register_channel(clips.TOPICS[kind], 'cdr', schema)
+            data = bytes(types.serialize_cdr(message, kind))
+            writer.add_message(channels[kind], log_ns, data, log_ns)
+        writer.finish()
+
+
+@pytest.mark.parametrize('compression', CompressionType)
+def test_a_damaged_chunk_is_skipped_and_told(tmp_path, compression):
+    path = tmp_path / 'a.mcap'
+    write_chunks(path, compression)
+    assert holds(read_clip(path)) and not read_clip(path).losses
+    whole, at, chunks = bytearray(path.read_bytes()), 8, []
+    while whole[at] != 15:  # the end of the data; records are opcode, length, content
+        length = int.from_bytes(whole[at + 1 : at + 9], 'little')
+        chunks += [at + 9 + length // 2] if whole[at] == 6 else []
+        at += 9 + length
+    whole[chunks[2] : chunks[2] + 64] = b'\xa5' * 64
+    path.write_bytes(whole)
+    clip = read_clip(path)
+    assert len(chunks) > 4 and sum(len(s) for _, s in clip.sound) > 16000 * SECONDS * 0.6
+    assert len(clip.losses) == 1 and 'is damaged' in clip.losses[0]
+
+
+@pytest.mark.parametrize('plugin', PLUGINS)
+def test_a_file_compressed_as_a_whole_is_read(tmp_path, plugin):
+    folder = write(tmp_path / 'bag', plugin)
+    (storage,) = folder.glob(f'*.{plugin}')
+    packed = storage.with_name(storage.name + '.zstd')
+    packed.write_bytes(zstandard.compress(storage.read_bytes()))
+    storage.unlink()
+    assert holds(read_clip(folder)) and not read_clip(folder).losses
+    cut = packed.read_bytes()
+    packed.write_bytes(cut[: len(cut) * 9 // 10])
+    clip = read_clip(folder)
+    assert 'its end is missing' in clip.losses[0]
+    assert 0 < sum(len(s) for _, s in clip.sound) < 16000 * SECONDS
+
+
+def test_a_split_bag_is_read_in_order_and_a_missing_part_is_named(tmp_path):
+    folder = write(tmp_path / 'bag', 'mcap')
+    types, messages = rows()
+    (folder / 'bag.mcap').unlink()
+    names = [f'bag_{i}.mcap' for i in range(12)]
+    for i, name in enumerate(names):
+        part = [m for m in messages if m[0] // (NS // 2) == START_S * 2 + i]
+        shutil.rmtree(tmp_path / 'part', ignore_errors=True)
+        with Writer(tmp_path / 'part', version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+            connections = {
+                kind: writer.add_connection(topic, kind, typestore=types)
+                for kind, topic in clips.TOPICS.items()
+            }
+            for log_ns, kind, message in part:
+                writer.write(connections[kind], log_ns, types.serialize_cdr(message, kind))
+        shutil.move(tmp_path / 'part' / 'part.mcap', folder / name)
+    metadata = yaml.safe_load((folder / 'metadata.yaml').read_text())
+    metadata['rosbag2_bagfile_information']['relative_file_paths'] = names
+    (folder / 'metadata.yaml').write_text(yaml.safe_dump(metadata))
+    stamps = [stamp for stamp, _ in read_clip(folder).sound]
+    assert stamps == sorted(stamps) and not read_clip(folder).losses
+    (folder / 'bag_10.mcap').unlink()
+    clip = read_clip(folder)
+    assert clip.losses == ('bag_10.mcap: named by metadata.yaml, but not there.',)
+    assert sum(len(s) for _, s in clip.sound) < 16000 * SECONDS
+
+
+def test_stamps_out_of_order_are_put_in_order(tmp_path):
+    types, messages = rows()
+    folder = tmp_path / 'bag'
+    with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections = {
+            kind: writer.add_connection(topic, kind, typestore=types)
+            for kind, topic in clips.TOPICS.items()
+        }
+        for log_ns, kind, message in sorted(messages, key=lambda m: -m[0]):
+            writer.write(connections[kind], log_ns, types.serialize_cdr(message, kind))
+    clip = read_clip(folder)
+    for stamps in ([s.stamp_ns for s in clip.pictures], [s for s, _ in clip.sound]):
+        assert stamps == sorted(stamps)
+
+
+@pytest.mark.parametrize('kept', [clips.PICTURE, clips.SOUND])
+def test_a_bag_with_one_sense_only_is_read(tmp_path, monkeypatch, kept):
+    written = clips._messages
+
+    def some(*arguments):
+        return (row for row in written(*arguments) if row[1] in (kept, clips.SOUND_INFO))
+
+    monkeypatch.setattr(clips, '_messages', some)
+    clip = read_clip(write(tmp_path / 'bag', 'mcap'))
+    assert holds(clip, *((SECONDS, 0) if kept == clips.PICTURE else (0, 16000 * SECONDS)))
+
+
+def test_unknown_types_and_broken_messages_do_no_harm(tmp_path):
+    folder = write(tmp_path / 'bag', 'db3')
+    (storage,) = folder.glob('*.db3')
+    with sqlite3.connect(storage) as database:
+        database.execute("UPDATE topics SET type = 'my_robot/msg/Mystery' WHERE name = '/audio'")
+        database.execute(
+            "UPDATE messages SET data = x'0001000005' WHERE id = (SELECT min(messages.id) FROM "
+            "messages JOIN topics ON topic_id = topics.id WHERE name = '/image/compressed')"
+        )
+    clip = read_clip(folder)
+    assert holds(clip, SECONDS - 1, 0)
+    assert clip.losses == ('1 messages of /image/compressed are damaged.',)
+
+
+def test_of_a_malformed_sqlite_the_whole_pages_are_read(tmp_path):
+    folder = write(tmp_path / 'bag', 'db3')
+    (storage,) = folder.glob('*.db3')
+    data = bytearray(storage.read_bytes())
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 8192] = b'\xff' * 8192
+    storage.write_bytes(data)
+    clip = read_clip(folder)
+    assert 0 < sum(len(s) for _, s in clip.sound) < 16000 * SECONDS
+    assert any('lost' in loss or 'damaged' in loss for loss in clip.losses)
+    storage.write_bytes(data[:4096])
+    with pytest.raises(InputError, match='cannot be read|lost'):
+        read_clip(folder)
+
+
+def test_what_is_no_bag_is_refused(tmp_path):
+    for path, why in ((tmp_path / 'no', 'no such bag'), (tmp_path, 'no .mcap or .db3')):
+        with pytest.raises(InputError, match=why):
+            Bag(path)
+    (tmp_path / 'a.txt').write_text('a')
+    with pytest.raises(InputError, match='not a bag'):
+        Bag(tmp_path / 'a.txt')
