@@ -91,6 +91,16 @@ class Seeing:
         elif second not in self._offered or stamp_ns >= self._offered[second][0]:
             self._offered[second] = (stamp_ns, make_picture)
 
+    @property
+    def next_second(self) -> int | None:
+        """The first second that was not given yet; None: the next picture's."""
+        return self._next
+
+    def restart(self, second: int | None = None) -> None:
+        """Forget what was offered; go on with this second, or with the next picture's."""
+        self._offered.clear()
+        self._next = second
+
     def advance(self, stamp_ns: int) -> list[SeenSecond]:
         """Give the seconds that are over when the stream has reached `stamp_ns`."""
         return self.close(stamp_ns // NS - 1)

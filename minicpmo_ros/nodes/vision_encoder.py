@@ -6,12 +6,11 @@
 Of each second the newest picture is encoded; the others are not even decoded.
 """
 
-import time
 from dataclasses import dataclass, field
 
 from minicpmo_ros.encoders.siglip import VisionEncoder
 from minicpmo_ros.ggml.runtime import Backend
-from minicpmo_ros.live.pacing import NS, StreamClock
+from minicpmo_ros.live.pacing import NS, Arrival, Instant, StreamClock
 from minicpmo_ros.live.seeing import UNCHANGED_THRESHOLD, Seeing
 from minicpmo_ros.msg import ImageEmbedding
 from minicpmo_ros.nodes.encoder_node import EncoderNode
@@ -41,7 +40,9 @@ class Eye:
 class VisionNode(EncoderNode):
     """See the module."""
 
+    INPUTS = ('image', 'image/compressed')
     INBOX_CAPACITY = INBOX_SECONDS
+    ONE_A_SECOND = True
     PARAMETERS = (
         *MODEL_PARAMETERS,
         *INPUT_PARAMETERS,
@@ -76,21 +77,35 @@ class VisionNode(EncoderNode):
         return PictureInput(self, options, self._on_picture)
 
     def _on_picture(self, stamp_ns: int, make_picture) -> None:
-        self.inbox.put((stamp_ns, make_picture), key=stamp_ns // NS)
+        self.inbox.put(self.arrival(stamp_ns, make_picture), key=stamp_ns // NS)
 
     # The worker.
-    def encode(self, eye: Eye, item) -> None:
+    def encode(self, eye: Eye, arrival: Arrival) -> None:
         """Take one picture."""
-        stamp_ns, make_picture = item
-        eye.clock.arrive(stamp_ns, time.monotonic())
-        eye.seeing.offer(stamp_ns, make_picture)
+        stamp_ns = arrival.stamp_ns
+        if eye.clock.stands_still(stamp_ns, arrival.at):
+            self.tell('stamps', f'the stamps of the pictures stand still at {stamp_ns / NS:.1f} s; '
+                      'taken instead: when they arrive')  # fmt: skip
+            stamp_ns = eye.clock.time_ns(arrival.at)
+        eye.clock.arrive(arrival.stamp_ns, arrival.at)
+        eye.seeing.offer(stamp_ns, arrival.content)
         eye.newest_ns = stamp_ns
 
-    def tick(self, eye: Eye, now_s: float) -> None:
+    def restart(self, eye: Eye) -> None:
+        """Give what is left of the time before."""
+        self._publish_seen(eye, eye.seeing.close(eye.newest_ns // NS))
+        eye.seeing.restart()
+
+    def tick(self, eye: Eye, now: Instant) -> None:
         """Encode and publish the seconds that are over, also when no later picture has come."""
-        if eye.newest_ns is not None:
-            self._publish_seen(eye, eye.seeing.advance(eye.newest_ns))
-            self._publish_seen(eye, eye.seeing.close(eye.clock.last_over(now_s)))
+        if eye.newest_ns is None:
+            return
+        self._publish_seen(eye, eye.seeing.advance(eye.newest_ns))
+        over = eye.clock.last_over(now)
+        if over < eye.seeing.next_second - 2:  # simulated time went back, and no picture came
+            eye.seeing.restart(over + 1)
+            eye.newest_ns = (over + 1) * NS
+        self._publish_seen(eye, eye.seeing.close(over))
 
     def _publish_seen(self, eye: Eye, seconds: list) -> None:
         for seen in seconds:
