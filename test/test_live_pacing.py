@@ -7,7 +7,6 @@ import pytest
 
 from minicpmo_ros.live.pacing import NS, Arrival, Instant, StampGuard, StreamClock
 
-
 START = Instant(0.0)
 
 

@@ -11,6 +11,7 @@ from minicpmo_ros.live.units import UnitAssembler, UnitInbox
 
 PICTURE, SOUND = np.ones((64, 8), np.float16), np.ones((25, 8), np.float16)
 NO_TILES = (0, 0)
+START = Instant(0.0)
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_a_loop_heals_though_old_halves_are_on_their_way(assembler):
     assert seen[-4:] == [5, 6, 7, 8]
 
 
-def put(assembler, pictures, sounds, at=Instant(0.0)):
+def put(assembler, pictures, sounds, at=START):
     """Give the halves of these seconds, picture first; collect the units."""
     for second in pictures:
         assembler.add_picture(second, PICTURE, NO_TILES, at)

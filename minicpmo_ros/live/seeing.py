@@ -93,11 +93,11 @@ class Seeing:
 
     @property
     def next_second(self) -> int | None:
-        """The first second that was not given yet; None: the next picture's."""
+        """The first second that was not given yet; None before any picture."""
         return self._next
 
-    def restart(self, second: int | None = None) -> None:
-        """Forget what was offered; go on with this second, or with the next picture's."""
+    def restart(self, second: int) -> None:
+        """Forget what was offered; go on with this second."""
         self._offered.clear()
         self._next = second
 

@@ -84,17 +84,18 @@ class VisionNode(EncoderNode):
         """Take one picture."""
         stamp_ns = arrival.stamp_ns
         if eye.clock.stands_still(stamp_ns, arrival.at):
-            self.tell('stamps', f'the stamps of the pictures stand still at {stamp_ns / NS:.1f} s; '
-                      'taken instead: when they arrive')  # fmt: skip
+            stood_s = stamp_ns / NS
+            self.tell('stamps', f'the stamps of the pictures stand still at {stood_s:.3f} s; '
+                      'the times of their arrival are taken')  # fmt: skip
             stamp_ns = eye.clock.time_ns(arrival.at)
         eye.clock.arrive(arrival.stamp_ns, arrival.at)
         eye.seeing.offer(stamp_ns, arrival.content)
         eye.newest_ns = stamp_ns
 
-    def restart(self, eye: Eye) -> None:
-        """Give what is left of the time before."""
+    def restart(self, eye: Eye, second: int) -> None:
+        """Give what is left of the time before; go on with this second."""
         self._publish_seen(eye, eye.seeing.close(eye.newest_ns // NS))
-        eye.seeing.restart()
+        eye.seeing.restart(second)
 
     def tick(self, eye: Eye, now: Instant) -> None:
         """Encode and publish the seconds that are over, also when no later picture has come."""
