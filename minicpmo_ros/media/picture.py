@@ -10,7 +10,7 @@ InputError that says what is allowed.
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.geometry import check_size
@@ -67,9 +67,11 @@ def _open(data: memoryview, stated_format: str) -> Image.Image:
                 'The picture is a compressed depth image; colour or grey pictures as '
                 'JPEG, PNG or WebP are allowed. Subscribe to the colour camera.'
             ) from error
+        begin = f'{len(data)} bytes that begin with {bytes(data[:8])!r}'
+        problem = begin if isinstance(error, UnidentifiedImageError) else error
         raise InputError(
-            f'The compressed picture (announced as {stated_format[:60]!r}, {len(data)} bytes) is '
-            f'neither JPEG nor PNG nor WebP, or its header is damaged: {error}'
+            f'The compressed picture (announced as {stated_format[:60]!r}) is neither JPEG, PNG '
+            f'nor WebP, or its header is damaged: {problem}'
         ) from error
 
 
