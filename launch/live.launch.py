@@ -3,98 +3,49 @@
 
 """Live eyes and ears: the three nodes in one process, or with composed:=false in three."""
 
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument
-from launch.conditions import IfCondition, UnlessCondition
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
-from launch_ros.substitutions import FindPackageShare
 
-ARGUMENTS = (
-    ('preset', 'nano', 'Name of a YAML in share/minicpmo_ros/config'),
-    ('model_dir', 'nano', 'Model directory, or the name of an embedded model'),
-    ('namespace', '', 'Namespace of all nodes'),
-    ('use_sim_time', 'false', 'Time comes from /clock'),
-    ('log_level', 'info', 'debug, info, warn, error'),
-    ('composed', 'true', 'One process (true) or three (false)'),
-    ('respawn', 'true', 'Start a node again that ended'),
-    ('image_topic', 'image', 'Camera; compressed pictures on this name with /compressed'),
-    ('audio_topic', 'audio', 'Microphone'),
-    ('audio_info_topic', [LaunchConfiguration('audio_topic'), '_info'], 'Format of the sound'),
-    ('play', '', 'A file to play as camera and microphone'),
-)
+from minicpmo_ros.nodes.launching import ARGUMENTS, starts
 
 
 def generate_launch_description():
-    """Give the launch description; it holds no logic of its own."""
-    given = LaunchConfiguration
-    params_file = PathJoinSubstitution(
-        [FindPackageShare('minicpmo_ros'), 'config', [given('preset'), '.yaml']]
-    )
-    inputs = [
-        ('image', given('image_topic')),
-        ('image/compressed', [given('image_topic'), '/compressed']),
-        ('audio', given('audio_topic')),
-        ('audio_info', given('audio_info_topic')),
-    ]
-
-    def node(executable, condition, name=None, remappings=(), parameters=()):
-        return Node(
-            package='minicpmo_ros',
-            executable=executable,
-            name=name,
-            namespace=given('namespace'),
-            parameters=[
-                given('params_file'),
-                {
-                    'use_sim_time': given('use_sim_time'),
-                    # Of any directory's name the text, not what YAML would make of it.
-                    'model_dir': ParameterValue(given('model_dir'), value_type=str),
-                },
-                *parameters,
-            ],
-            remappings=[*inputs, *remappings],
-            arguments=['--ros-args', '--log-level', given('log_level')],
-            respawn=given('respawn'),
-            respawn_delay=2.0,
-            output='screen',
-            condition=condition,
-        )
-
-    composed, apart = IfCondition(given('composed')), UnlessCondition(given('composed'))
-    embeddings = [
-        ('audio_embedding', 'streaming_encoder/embedding'),
-        ('image_embedding', 'vision_encoder/embedding'),
-    ]
+    """Give the launch description; what is decided is decided in `launching`."""
     return LaunchDescription(
         [DeclareLaunchArgument(n, default_value=v, description=d) for n, v, d in ARGUMENTS]
-        + [
-            DeclareLaunchArgument(
-                'params_file', default_value=params_file, description='Instead of a preset'
-            ),
-            # No name: it would rename all three nodes.
-            node('live', composed),
-            node('streaming_encoder', apart, name='streaming_encoder'),
-            node('vision_encoder', apart, name='vision_encoder'),
-            node('llm', apart, name='llm', remappings=embeddings),
-            Node(
-                package='minicpmo_ros',
-                executable='media_player',
-                name='media_player',
-                namespace=given('namespace'),
-                parameters=[
-                    {
-                        'file': given('play'),
-                        'wait_for_subscribers': True,
-                        # The one who plays is where simulated time comes from.
-                        'publish_clock': given('use_sim_time'),
-                    }
-                ],
-                arguments=['--ros-args', '--log-level', given('log_level')],
-                remappings=inputs,
-                output='screen',
-                condition=IfCondition(PythonExpression(["'", given('play'), "' != ''"])),
-            ),
-        ]
+        + [OpaqueFunction(function=make_nodes)]
     )
+
+
+def make_nodes(context):
+    """Give the nodes for the arguments of this launch."""
+    given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    config = Path(get_package_share_directory('minicpmo_ros')) / 'config'
+    return [
+        Node(
+            package='minicpmo_ros',
+            executable=start.executable,
+            name=start.name,
+            namespace=given['namespace'],
+            parameters=[as_given(values) for values in start.parameters],
+            remappings=start.remappings,
+            arguments=['--ros-args', '--log-level', given['log_level']],
+            respawn=start.respawn,
+            respawn_delay=2.0,
+            output='screen',
+        )
+        for start in starts(given, config)
+    ]
+
+
+def as_given(values):
+    """Keep a text a text, whatever YAML would make of it: a model directory may be called 7."""
+    if isinstance(values, str):
+        return values
+    return {name: ParameterValue(value, value_type=type(value)) for name, value in values.items()}

@@ -14,21 +14,57 @@ from pathlib import Path
 import pytest
 import yaml
 from ament_index_python.packages import get_package_share_directory
-from rcl_interfaces.srv import ListParameters
+from rcl_interfaces.srv import GetParameters, ListParameters
 
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.nodes.launching import ARGUMENTS, starts
 from minicpmo_ros.nodes.llm import LlmNode
 from minicpmo_ros.nodes.streaming_encoder import StreamingEncoder
 from minicpmo_ros.nodes.vision_encoder import VisionNode
 
+ROOT = Path(__file__).parents[1]
 SHARE = Path(get_package_share_directory('minicpmo_ros'))
-PRESETS = sorted((SHARE / 'config').glob('*.yaml'))
+PRESETS = sorted((ROOT / 'config').glob('*.yaml'))
 NODES = {'streaming_encoder': StreamingEncoder, 'vision_encoder': VisionNode, 'llm': LlmNode}
+DEFAULTS = {name: default for name, default, _ in ARGUMENTS}
 
 
 def preset_parameters(path):
     """Give {node: {parameter: value}} of a preset."""
-    sections = yaml.safe_load(path.read_text())
-    return {key.removeprefix('/**/'): value['ros__parameters'] for key, value in sections.items()}
+    sections = {
+        key: value['ros__parameters'] for key, value in yaml.safe_load(path.read_text()).items()
+    }
+    common = sections.pop('/**', {})
+    return {node: common | sections.pop(f'/**/{node}', {}) for node in NODES} | sections
+
+
+def plan(**given):
+    """Give what is started for launch arguments."""
+    return starts(DEFAULTS | given, ROOT / 'config')
+
+
+def command_line(start):
+    """Give the ROS arguments that launch_ros makes of a Start."""
+    parts = ['-r', f'__node:={start.name}'] if start.name else []
+    for old, new in start.remappings:
+        parts += ['-r', f'{old}:={new}']
+    for values in start.parameters:
+        if isinstance(values, str):
+            parts += ['--params-file', values]
+        else:
+            for name, value in values.items():
+                text = str(value).lower() if isinstance(value, bool) else value
+                parts += ['-p', f'{name}:={text}']
+    return [*parts, '--log-level', 'info']
+
+
+def parameter(graph, node, name):
+    """Give the value that a running node has of a parameter."""
+    client = graph.create_client(GetParameters, f'{node}/get_parameters')
+    graph.spin_until(client.service_is_ready, node)
+    reply = graph.result_of(client.call_async(GetParameters.Request(names=[name])), node)
+    graph.destroy_client(client)
+    return reply.values[0]
 
 
 def test_the_launch_file_brings_the_graph_up(graph, tiny_model_dir):
@@ -43,16 +79,65 @@ def test_the_launch_file_brings_the_graph_up(graph, tiny_model_dir):
         assert launched.wait(10) == 0
 
 
-@pytest.mark.parametrize('preset', PRESETS, ids=lambda path: path.stem)
-def test_live_starts_with_every_preset_as_launched(graph, tiny_model_dir, preset):
-    graph.start('live', '--params-file', str(preset), '-p', f'model_dir:={tiny_model_dir}',
-                '-p', 'use_sim_time:=false', '--log-level', 'info')  # fmt: skip
+def test_the_launch_file_compiles_and_declares_what_is_documented():
+    source = (ROOT / 'launch' / 'live.launch.py').read_text()
+    compile(source, 'live.launch.py', 'exec')
+    assert 'preset' in DEFAULTS and all(description for _, _, description in ARGUMENTS)
+
+
+@pytest.mark.parametrize('composed', ['true', 'false'])
+def test_what_the_launch_file_starts_is_a_graph_that_works(graph, tiny_model_dir, composed):
+    clip = SHARE / 'demo' / 'clips' / '010.mcap'
+    for start in plan(
+        model_dir=str(tiny_model_dir),
+        composed=composed,
+        play=str(clip),
+        image_topic='camera/front',
+    ):
+        graph.start(start.executable, *command_line(start))
     graph.wait_ready()
-    graph.spin_until(lambda: set(NODES) <= set(graph.get_node_names()), 'the three nodes')
-    for name in ('streaming_encoder/embedding', 'vision_encoder/embedding', 'llm/answer',
-                 'llm/answer_delta', 'llm/status'):  # fmt: skip
-        topic = f'{graph.namespace}/{name}'
-        graph.spin_until(lambda topic=topic: graph.count_publishers(topic), topic)
+    graph.spin_until(lambda: graph.status.units_read >= 2, 'two seconds of the clip')
+    assert graph.count_publishers(f'{graph.namespace}/camera/front/compressed') == 1
+    assert graph.ask('?', max_tokens=2).answer.units >= 2
+    assert parameter(graph, 'vision_encoder', 'model_dir').string_value == str(tiny_model_dir)
+
+
+def test_an_argument_that_is_not_given_overrides_nothing(graph, tmp_path, tiny_model_dir):
+    params = tmp_path / 'mine.yaml'
+    params.write_text(f'/**/llm:\n  ros__parameters:\n    model_dir: {tiny_model_dir}\n')
+    (start,) = plan(params_file=str(params))
+    assert [set(v) for v in start.parameters if isinstance(v, dict)] == [{'use_sim_time'}]
+    graph.start(start.executable, *command_line(start))
+    graph.wait_ready()
+    assert 'random-tiny' in graph.status.model
+    assert plan(model_dir='7')[0].parameters[-1]['model_dir'] == '7'
+
+
+def test_what_cannot_be_launched_is_refused_in_words():
+    with pytest.raises(InputError, match="no preset 'big'; there are: .*nano"):
+        plan(preset='big')
+    with pytest.raises(InputError, match="composed is 'maybe'; it takes true or false"):
+        plan(composed='maybe')
+
+
+def test_only_what_plays_without_a_robot_makes_time():
+    *_, player = plan(play='clip.mp4', use_sim_time='true')
+    assert player.executable == 'media_player' and not player.respawn
+    assert player.parameters[0]['publish_clock'] is True
+    assert all(start.respawn for start in plan(composed='false'))
+    assert ('audio_info', 'mic_info') in plan(audio_topic='mic')[0].remappings
+    assert ('audio_info', 'format') in plan(audio_info_topic='format')[0].remappings
+
+
+@pytest.mark.parametrize('name', ['nano', 'orin_nano_8gb', 'desktop_gpu'])
+def test_live_starts_with_a_preset_as_launched(graph, tiny_model_dir, name):
+    (start,), preset = (
+        plan(preset=name, model_dir=str(tiny_model_dir)),
+        ROOT / f'config/{name}.yaml',
+    )
+    # No GPU here: what a preset for one says is all tried but that.
+    graph.start('live', *command_line(start), '-p', 'device:=cpu')
+    graph.wait_ready()
     for node, given in preset_parameters(preset).items():
         client = graph.create_client(ListParameters, f'{node}/list_parameters')
         graph.spin_until(client.service_is_ready, node)
@@ -60,13 +145,25 @@ def test_live_starts_with_every_preset_as_launched(graph, tiny_model_dir, preset
         assert set(given) <= set(reply.result.names)
         graph.destroy_client(client)
     assert graph.status.context_size >= preset_parameters(preset)['llm']['n_ctx']
+    assert 'unknown parameters' not in graph.processes[0].log
 
 
 @pytest.mark.parametrize('preset', PRESETS, ids=lambda path: path.stem)
 def test_a_preset_has_no_key_that_ros_would_ignore_in_silence(preset):
-    for node, given in preset_parameters(preset).items():
+    parameters = preset_parameters(preset)
+    assert set(parameters) == set(NODES)
+    for node, given in parameters.items():
         known = {row.name: row for row in NODES[node].PARAMETERS}
         assert set(given) <= set(known)
         for name, value in given.items():
             assert not known[name].problem(value)
             assert type(value) is type(known[name].default)
+
+
+@pytest.mark.parametrize('preset', PRESETS, ids=lambda path: path.stem)
+def test_every_parameter_of_a_preset_says_what_it_gives_and_costs(preset):
+    before = ''
+    for line in preset.read_text().splitlines():
+        if line.startswith('    ') and not line.strip().startswith('#'):
+            assert before.strip().startswith('#'), f'{preset.name}: {line}'
+        before = line
