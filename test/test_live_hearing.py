@@ -25,7 +25,7 @@ class FakeEncoder:
     scale = 1.0
 
     def __init__(self):
-        self.mels = []
+        self.mels, self.spent_s = [], 0.0
 
     def stream(self, isolated=False, max_seconds=None):
         return FakeStream(self, isolated, max_seconds)
@@ -39,6 +39,10 @@ class FakeStream:
     def restart(self):
         self.seconds = 0
 
+    def take_over(self, other):
+        self.seconds = other.seconds
+        self._encoder.spent_s += 0.25
+
     def step(self, mel, between=None):
         assert mel.shape == ((100, 80) if self._isolated else (103, 80))
         assert mel.dtype == np.float32 and np.abs(mel).max() < 100
@@ -46,6 +50,7 @@ class FakeStream:
         if between:
             between()
         self.seconds += 1
+        self._encoder.spent_s += 1
         self._encoder.mels.append(mel)
         if self._encoder.scale is None:
             raise EngineError('the device is gone')
@@ -222,6 +227,12 @@ def test_between_is_called_and_ends_the_push(encoder, rng):
 
     with pytest.raises(KeyboardInterrupt):
         hear(Hearing(encoder, between=stop), sound(3, rng))
+
+
+def test_encode_ms_counts_all_that_the_encoder_did(encoder, rng, monkeypatch):
+    monkeypatch.setattr('minicpmo_ros.live.hearing.perf_counter', lambda: encoder.spent_s)
+    heard = hear(Hearing(encoder), sound(32, rng) + 0.1)
+    assert [h.encode_ms for h in heard] == [1000] * 25 + [2000] * 5 + [1250] + [1000]
 
 
 def test_timings_and_an_empty_second(encoder, rng):
