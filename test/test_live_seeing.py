@@ -259,3 +259,45 @@ def test_what_between_raises_goes_out_and_the_second_is_over(encoder, camera):
     with pytest.raises(Stopped):
         seeing.close(0)
     assert [seen.second for seen in seeing.close(1)] == [1]
+
+
+@pytest.mark.parametrize('rate_hz', [0.1, 0.9, 1, 30, 240])
+def test_a_camera_of_any_rate_costs_one_picture_a_second(encoder, camera, rate_hz):
+    encoder.image_size = 28  # little to scale
+    seeing, seen, seconds = Seeing(encoder, unchanged_threshold=0), [], 30
+    stamps = [round(i * NS / rate_hz) for i in range(int(seconds * rate_hz))]
+    for stamp_ns in stamps:
+        seen += seeing.advance(stamp_ns)
+        seeing.offer(stamp_ns, camera.shot(stamp_ns, width=64, height=48))
+    seen += seeing.close(seconds - 1)
+    newest = {stamp_ns // NS: stamp_ns for stamp_ns in stamps}
+    assert [one.second for one in seen] == list(range(seconds))
+    assert camera.decoded == list(newest.values())
+    for one in seen:
+        assert one.picture_stamp_ns == newest.get(one.second, 0)
+        assert one.status == (Status.OK if one.second in newest else Status.EMPTY)
+
+
+def test_a_burst_after_a_pause_costs_one_picture_a_second(encoder, camera):
+    """What a network that was away for 5 s brings at once."""
+    seeing = Seeing(encoder, unchanged_threshold=0, max_behind=1)
+    seeing.offer(at(0), camera.shot('before'))
+    assert len(seeing.close(0)) == 1
+    for i in range(5 * 240):
+        seeing.offer(at(1) + i * NS // 240, camera.shot(i))
+    seen = seeing.close(5)
+    assert [one.second for one in seen] == [1, 2, 3, 4, 5]
+    assert [one.status for one in seen] == [Status.OVERLOADED] * 4 + [Status.OK]
+    assert camera.decoded == ['before', 5 * 240 - 1]
+
+
+def test_two_cameras_of_different_sizes_are_one_stream(encoder, camera):
+    seeing = Seeing(encoder)
+    for second in range(6):
+        seeing.offer(at(second + 0.4), camera.shot('wide', width=640, height=480))
+        late_s = 0.6 if second % 2 else 0.2
+        seeing.offer(at(second + late_s), camera.shot('tall', width=240, height=320))
+    seen = seeing.close(5)
+    assert [(one.source_width, one.source_height) for one in seen] == [(640, 480), (240, 320)] * 3
+    assert camera.decoded == ['wide', 'tall'] * 3
+    assert not any(one.reused for one in seen)
