@@ -3,6 +3,11 @@
 
 """An answer held to a grammar is one of its sentences, whatever the grammar's text holds."""
 
+import ctypes
+import random
+import time
+
+import llama_cpp.llama_cpp as llama
 import numpy as np
 import pytest
 
@@ -30,9 +35,9 @@ def write(vocabulary, gbnf, logits, options=GREEDY):
     data = b''
     for _ in range(200):
         token = sampler.pick(logits)
-        sampler.accept(token)
         if vocabulary.is_end(token):
             return data.decode()
+        sampler.accept(token)
         data += vocabulary.piece(token)
     raise AssertionError(f'no end after {data}')
 
@@ -124,32 +129,68 @@ def test_a_grammar_is_followed_to_its_end(vocabulary, rng):
 
 
 @pytest.mark.parametrize(
-    'gbnf',
+    'gbnf, told',
     [
-        '',
-        '   ',
-        'other ::= "a"',
-        'root ::= "a',
-        'root ::= missing',
-        'root ::= root "a"',
-        'root ::= ("a"',
-        'root ::= "a"{2',
-        'root ::= "a"{5000}',
-        'root ::= [a',
-        'nonsense',
-        'root ::= "\\q"',
-        'root ::= "a"\0',
-        'root ::= "a\ud800"',
-        'root ::= "a" # ' + 'x' * 20000,
-        'root ::= ' + '(' * 5000 + '"a"' + ')' * 5000,
-        'root ::= <[5]>',
-        'root ::= <unit>',
-        'root ::= !<|im_end|>',
+        ('', '0 bytes'),
+        ('   ', '3 bytes'),
+        ('root ::= "a" # ' + 'x' * 20000, '20015 bytes'),
+        ('root ::= "a"\0', 'zero character'),
+        ('root ::= "a\ud800"', 'surrogate'),
+        ('other ::= "a"', 'no rule `root`'),
+        ('# nothing', 'no rule `root`'),
+        ('nonsense', 'line 1 at its end: ::= is expected'),
+        ('"a" | "b"', 'the name of a rule'),
+        ('root ::= "a', 'ends within quotes'),
+        ('root ::= [a', 'ends within quotes or brackets'),
+        ('root ::= a\n\n  b ::= a | missing', "line 1 at 'a\\\\n.*the rule a is not defined"),
+        ('root ::= "a"\nroot ::= "b"', 'line 2 .*defined twice'),
+        ('root ::= ("a"', r'at its end: \) is expected'),
+        ('root ::= "a")', 'end of the line'),
+        ('root ::= "a"\n  "b"', 'line 2 .*the name of a rule'),
+        ('root = "a"', '::= is expected'),
+        ('root ::= "a"{2', '} is expected'),
+        ('root ::= "a"{3,1}', 'm at most n'),
+        ('root ::= "a"{5000}', 'at most 2000'),
+        ('root ::= "a"{99999999999999999999}', 'a number is expected'),
+        ('root ::= "a"{,3}', 'a number is expected'),
+        ('root ::= "a"{-1}', 'a number is expected'),
+        ('root ::= "a"{²}', 'a number is expected'),
+        ('root ::= * "a"', 'nothing before'),
+        ('root ::= ("ab"{2000}){2000}', 'too large'),
+        ('root ::= []', 'no character'),
+        ('root ::= [^\\x00-\\U0010FFFF]', 'no character'),
+        ('root ::= [z-a]', 'backwards'),
+        ('root ::= "\\q"', 'no character'),
+        ('root ::= "\\x4"', 'no character'),
+        ('root ::= "\\ud800"', 'no character'),
+        ('root ::= "\\UFFFFFFFF"', 'no character'),
+        ('root ::= ' + '(' * 5000 + '"a"' + ')' * 5000, 'more than 32 parentheses'),
+        ('root ::= <[5]>', 'tokens'),
+        ('root ::= <unit>', 'tokens'),
+        ('root ::= !<|im_end|>', 'tokens'),
     ],
 )
-def test_a_grammar_that_cannot_be_used_is_an_input_error(vocabulary, gbnf):
-    with pytest.raises(InputError):
+def test_a_grammar_that_cannot_be_used_is_refused_with_its_line(vocabulary, capfd, gbnf, told):
+    with pytest.raises(InputError, match=told):
         Grammar(vocabulary, gbnf)
+    assert capfd.readouterr() == ('', '')  # llama.cpp would print it
+
+
+def test_any_text_as_a_grammar_is_read_or_refused_at_once(vocabulary):
+    """Two thousand damaged grammars: InputError, or a grammar that can be asked."""
+    chance, read = random.Random(5), 0
+    started_s = time.thread_time()
+    for _ in range(2000):
+        text = list(chance.choice([JSON, ARITHMETIC, LIST, 'root ::= "a"{1,3} [^b-d]+']))
+        for _ in range(chance.randint(1, 4)):
+            text[chance.randrange(len(text))] = chance.choice('()[]{}|*+?"\\\n ^-,:=#<a0.\r\t~é')
+        try:
+            Grammar(vocabulary, ''.join(text)).allows(97)
+            read += 1
+        except InputError as error:
+            assert str(error).startswith('The grammar')
+    assert read > 100
+    assert time.thread_time() - started_s < 20  # milliseconds each
 
 
 def test_brackets_and_marks_inside_texts_are_texts(vocabulary):
@@ -177,39 +218,90 @@ def test_the_usual_grammar_of_json_is_taken(vocabulary, rng):
     Grammar(vocabulary, JSON)
 
 
-def doubling(n, tails):
-    """Write rules of which each begins in twice as many ways as the next."""
-    first, second = tails
-    return (
-        'root ::= a0\n'
-        + ''.join(f'a{i} ::= a{i + 1} {first} | a{i + 1} {second}\n' for i in range(n))
-        + f'a{n} ::= "x"\n'
-    )
+LIST = 'root ::= item+\nitem ::= "- " [^\\r\\n\\x0b]+ ("\\n" | "…")  # lines\n'
+ARITHMETIC = r"""
+root  ::= (expr "=" term "\n")+
+expr  ::= term ([-+*/] term)*
+term  ::= num | "(" expr ")" |
+  [a-z]{2,4} "\u00e9"?
+num   ::= [0-9]+ ("." [0-9]{0,2})?
+"""
+RIGHT = 'root ::= "a" root | "b" root "c" | [\\]\\[a-b] |\n"\\t" ""'
+AMBIGUOUS = 'root ::= s s\ns ::= "a" s "b" | "a" s "c" | ("a" | "aa")? ("b"? "é"){0,2}'
+
+
+@pytest.mark.parametrize('gbnf', [JSON, LIST, ARITHMETIC, RIGHT, AMBIGUOUS, 'root ::= . "é"? .'])
+def test_the_allowed_tokens_are_those_llama_cpp_allows(vocabulary, gbnf):
+    """Along random texts of the grammar, for every token at every step."""
+    chance, every = random.Random(3), np.arange(vocabulary.size)
+    types = np.dtype([('id', '<i4'), ('logit', '<f4'), ('p', '<f4')])  # llama_token_data
+    # It takes bytes for characters that are none: beyond the last, or half of a surrogate pair.
+    nothing = {b'', b'\0', b'\xed', *(bytes([byte]) for byte in range(0xF4, 0x100))}
+    ordinary = [token for token in every if vocabulary.piece(token) not in nothing]
+    ends = sorted(vocabulary.end_ids)
+    for _ in range(6):
+        grammar = Grammar(vocabulary, gbnf)
+        theirs = llama.llama_sampler_init_grammar(vocabulary.pointer, gbnf.encode(), b'root')
+        assert theirs
+        for _ in range(25):
+            data = np.zeros(vocabulary.size, types)
+            data['id'] = every
+            pointer = data.ctypes.data_as(llama.llama_token_data_p)
+            array = llama.llama_token_data_array(pointer, len(data), -1, False)
+            llama.llama_sampler_apply(theirs, ctypes.byref(array))
+            expected, scores = np.isfinite(data['logit']), np.zeros(vocabulary.size, np.float32)
+            grammar.mask(scores)
+            found = np.isfinite(scores)
+            np.testing.assert_array_equal(found[ordinary], expected[ordinary])
+            np.testing.assert_array_equal(found[ends], expected[ends])
+            for token in chance.sample(ordinary, 20):
+                assert grammar.allows(token) == found[token]
+            allowed = [token for token in ordinary if found[token]]
+            if not allowed:
+                break
+            token = int(chance.choice(allowed))
+            grammar.accept(token)
+            llama.llama_sampler_accept(theirs, token)
+        llama.llama_sampler_free(theirs)
 
 
 @pytest.mark.parametrize(
-    'gbnf, told',
+    'gbnf, text, goes_on',
     [
-        (doubling(30, ('', '')), 'ways'),
-        (doubling(30, ('"x"', '"y"')), 'ways'),
-        ('root ::= (("a"{0,40}){0,40}){0,40}', 'ways'),
-        ('root ::= ' + '"a"? ' * 1000, 'ways'),
-        ('root ::= a0\n' + ''.join(f'a{i} ::= a{i + 1}\n' for i in range(900)), 'too deeply'),
-        ('root ::= root "a" | "b"', 'begins with itself'),
+        ('root ::= root "a" | "b"', 'b' + 'a' * 50, 'a'),
+        ('root ::= root root | "a" | ""', 'a' * 50, 'a'),
+        ('root ::= ("a"?)*', 'a' * 50, 'a'),
+        ('root ::= (""*)* "a"+*', 'a' * 50, 'a'),
+        ('root ::= "a" root "b" | "a" root "c" | ""', 'a' * 100, 'abc'),  # 2 ** 100 stacks
+        ('root ::= "a" root? "b"? root? "c"?', 'a' * 50, 'abc'),
+        ('root ::= (("a"{0,40}){0,40}){0,40}', 'a' * 50, 'a'),
+        ('root ::= ' + '"a"? ' * 400, 'a' * 50, 'a'),
+        (
+            'root ::= a0\n'
+            + ''.join(f'a{i} ::= a{i + 1}?\n' for i in range(900))
+            + 'a900 ::= "a"',
+            '',
+            'a',
+        ),
+        ('root ::= ' + '(' * 30 + '"a"*' + ')*' * 30, 'a' * 50, 'a'),
     ],
 )
-def test_a_grammar_that_would_take_for_ever_is_refused(vocabulary, gbnf, told):
-    """llama.cpp's parser would take minutes or all memory over most of these."""
-    with pytest.raises(InputError, match=told):
-        Grammar(vocabulary, gbnf)
+def test_however_ambiguous_a_text_is_it_is_followed_in_time(vocabulary, gbnf, text, goes_on):
+    """llama.cpp takes minutes, all memory or the process over most of these."""
+    started_s = time.thread_time()
+    grammar = Grammar(vocabulary, gbnf)
+    for token in vocabulary.encode(text):
+        grammar.accept(token)
+    for letter in 'abc':
+        assert grammar.allows(vocabulary.encode(letter)[0]) == (letter in goes_on)
+    assert time.thread_time() - started_s < 10
 
 
 def test_a_grammar_that_becomes_slow_is_given_up(vocabulary, monkeypatch):
-    monkeypatch.setattr(grammar_module, 'MAX_STEP_S', 0.02)
+    monkeypatch.setattr(grammar_module, 'MAX_WORK', 20)
+    grammar = Grammar(vocabulary, 'root ::= ' + '"a"? ' * 150)
     with pytest.raises(InputError, match='ambiguous'):
-        Grammar(vocabulary, 'root ::= ' + '"a"? ' * 150).mask(
-            np.zeros(vocabulary.size, np.float32)
-        )
+        grammar.allows(ord('a'))
 
 
 def test_a_token_that_does_not_fit_is_never_accepted(vocabulary):
@@ -229,3 +321,24 @@ def test_a_grammar_no_token_can_follow_ends_in_words(vocabulary):
     )
     with pytest.raises(InputError, match='allows no token'):
         sampler.pick(np.zeros(vocabulary.size, np.float32))
+
+
+def test_a_likelier_token_outside_the_grammar_costs_no_allowed_one_its_place(vocabulary):
+    """Hundreds of tokens that the grammar refuses are likelier than all that it allows."""
+    logits = np.linspace(9, 8, vocabulary.size, dtype=np.float32)
+    red, blue = (vocabulary.encode_template(text)[0] for text in ('red', 'blue'))
+    logits[red], logits[blue] = 1.0, 1.5
+    assert write(vocabulary, choices_grammar(['red', 'blue']), logits) == 'blue'
+    drawn = SamplingOptions(temperature=1, top_k=3, top_p=0.9, repeat_penalty=1)
+    assert write(vocabulary, choices_grammar(['red']), logits, drawn) == 'red'
+
+
+def test_a_stop_that_is_no_end_of_all_texts_ends_a_sentence_too(vocabulary):
+    stop = vocabulary.special_id('<|tts_eos|>')
+    assert not vocabulary.is_end(stop)
+    grammar = Grammar(vocabulary, 'root ::= "a" "b"*', frozenset({stop}))
+    assert not grammar.allows(stop) and not grammar.is_complete
+    grammar.accept(vocabulary.encode('a')[0])
+    assert grammar.allows(stop) and not grammar.is_complete
+    with pytest.raises(ValueError):
+        grammar.accept(stop)

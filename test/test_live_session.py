@@ -471,8 +471,8 @@ def test_a_context_too_small_for_the_prompts_is_refused_with_the_sizes(open_sess
         (Question('a', choices=('a', '')), 'empty'),
         (Question('a', choices=('a', 'a')), 'twice'),
         (Question('a', choices=('x' * 25,)), '25 bytes.*24'),
-        (Question('a', grammar='x'), 'begin with a rule'),
-        (Question('a', grammar='x ::= "a"'), 'GBNF'),
+        (Question('a', grammar='x'), 'line 1 at its end: ::= is expected'),
+        (Question('a', grammar='x ::= "a"'), 'no rule `root`'),
         (Question('a', temperature=float('nan')), 'temperature'),
     ],
 )

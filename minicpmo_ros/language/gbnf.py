@@ -1,121 +1,286 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a GBNF text must be before llama.cpp may parse it.
+"""GBNF, llama.cpp's notation for grammars, read into plain rules.
 
-Its parser recurses and its stacks multiply: a text of a few lines can take minutes or all memory.
-Counted here, with each count bounded: bytes, nested parentheses, and the ways a sentence can
-begin, which is what the parser spells out at once. Whether the text is valid, it says itself.
+    root ::= "yes" | "no, " reason    # texts, alternatives, other rules
+    reason ::= [a-z ]{1,40} "."       # characters, repetitions * + ? {m} {m,} {m,n}, groups ( )
+
+As llama.cpp reads it: a rule ends with its line unless a parenthesis is open or '|' or '::=' came
+last. Beyond it: a rule may begin with itself. Not taken: tokens (<...>), which would let an answer
+hold what no person should read, and a second definition of a rule. Whatever is wrong is said with
+its line; sizes are bounded, so that reading takes milliseconds.
 """
 
-import re
+from dataclasses import dataclass
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.language.vocabulary import well_formed
 
 MAX_BYTES = 16384
 MAX_NESTING = 32
-MAX_BEGINNINGS = 300
-_TOKEN = re.compile(
-    r"""(?P<skip>\s+|\#[^\n]*) | (?P<text>"(?:\\.|[^"\\])*") |
-    (?P<terminal>\[(?:\\.|[^\]\\])*\]|\.) | (?P<repeat>[*+?]|\{[^}]*\}) |
-    (?P<rule>[A-Za-z0-9-]+\s*::=) | (?P<name>[A-Za-z0-9-]+) | (?P<mark>[()|]) | (?P<other>.)""",
-    re.X | re.S,
-)
+MAX_REPEATS = 2000
+MAX_SYMBOLS = 20000  # of all rules together, with every repetition written out
+LAST_CHARACTER = 0x10FFFF
+ANY = ((0, LAST_CHARACTER),)
+WORD = frozenset('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-')
+PLAIN_ESCAPES = {'t': '\t', 'r': '\r', 'n': '\n', **{c: c for c in '\\"[]-'}}
+HEX_ESCAPES = {'x': 2, 'u': 4, 'U': 8}  # digits
 
 
-def check_gbnf(text: str) -> None:
-    """Raise InputError for a grammar that is not to be tried."""
+@dataclass(frozen=True)
+class Rules:
+    """Alternatives by number of the rule; each is a tuple of symbols.
+
+    A symbol is the number of a rule, or the characters that may stand there as ranges of code
+    points ((first, last), ...).
+    """
+
+    alternatives: list
+    root: int
+
+
+def read_gbnf(text: str) -> Rules:
+    """Read a grammar, whose sentences are those of its rule `root`; InputError if it is wrong."""
     n_bytes = len(text.encode('utf-8', 'replace'))
     if not text.strip() or n_bytes > MAX_BYTES:
         raise InputError(f'The grammar has {n_bytes} bytes, 1 to {MAX_BYTES} are allowed.')
     if '\0' in text or text != well_formed(text):
         raise InputError('The grammar holds a zero character or half of a surrogate pair.')
-    tokens = [
-        (match.lastgroup, match[0]) for match in _TOKEN.finditer(text) if match.lastgroup != 'skip'
-    ]
-    for kind, token in tokens:
-        if kind == 'other':
-            raise InputError(
-                f'The grammar holds {token!r} where GBNF has no such mark; tokens '
-                '(<...>) are not allowed.'
+    return _Reader(text).read()
+
+
+class _Reader:
+    """A cursor over the text, and the rules it has passed."""
+
+    def __init__(self, text: str):
+        self._text, self._at = text, 0
+        self._alternatives = []  # None: named, not defined yet
+        self._numbers = {}  # by name
+        self._first_use = {}  # where in the text, by name
+        self._n_symbols = 0
+
+    def read(self) -> Rules:
+        self._skip(lines=True)
+        while self._at < len(self._text):
+            self._rule()
+        for name, number in self._numbers.items():
+            if self._alternatives[number] is None:
+                raise self._wrong(f'the rule {name} is not defined', self._first_use[name])
+        if 'root' not in self._numbers:
+            raise InputError('The grammar has no rule `root`, where its sentences begin.')
+        return Rules(self._alternatives, self._numbers['root'])
+
+    def _rule(self) -> None:
+        start = self._at
+        name = self._word('the name of a rule')
+        number = self._number_of(name, start)
+        if self._alternatives[number] is not None:
+            raise self._wrong(f'the rule {name} is defined twice', start)
+        self._skip(lines=False)
+        self._expect('::=')
+        self._skip(lines=True)
+        self._alternatives[number] = self._choice(depth=0)
+        if self._at < len(self._text) and self._text[self._at] not in '\r\n':
+            raise self._wrong('the end of the line is expected')
+        self._skip(lines=True)
+
+    def _choice(self, depth: int) -> list:
+        """Read alternatives up to what is none of theirs."""
+        alternatives = [self._sequence(depth)]
+        while self._peek() == '|':
+            self._at += 1
+            self._skip(lines=True)
+            alternatives.append(self._sequence(depth))
+        return alternatives
+
+    def _sequence(self, depth: int) -> tuple:
+        items = []  # tuples of symbols
+        while character := self._peek():
+            if character in '*+?{':
+                if not items:
+                    raise self._wrong(f'there is nothing before {character} to repeat')
+                items.append(self._repeated(items.pop(), *self._bounds()))
+            elif character in '"[.(' or character in WORD:
+                items.append(self._item(character, depth))
+            elif character in '<!':
+                raise self._wrong('tokens (<...>) are not allowed')
+            else:
+                break
+            self._skip(lines=depth > 0)
+        return self._counted(tuple(symbol for item in items for symbol in item))
+
+    def _item(self, character: str, depth: int) -> tuple:
+        start = self._at
+        if character in WORD:
+            return (self._number_of(self._word('a rule'), start),)
+        self._at += 1
+        if character == '.':
+            return (ANY,)
+        if character == '"':
+            return tuple(((point, point),) for point in self._characters_until('"'))
+        if character == '[':
+            return (self._class(),)
+        if depth == MAX_NESTING:
+            raise self._wrong(f'more than {MAX_NESTING} parentheses are open', start)
+        self._skip(lines=True)
+        alternatives = self._choice(depth + 1)
+        self._expect(')')
+        return alternatives[0] if len(alternatives) == 1 else (self._new_rule(alternatives),)
+
+    def _characters_until(self, end: str):
+        while self._peek() != end:
+            yield self._character()
+        self._at += 1
+
+    def _class(self) -> tuple:
+        """Read characters in brackets: ranges of code points, sorted."""
+        start, negated = self._at, self._peek() == '^'
+        self._at += negated
+        ranges = []
+        while self._peek() != ']':
+            first = last = self._character()
+            if self._peek() == '-' and self._text[self._at + 1 : self._at + 2] != ']':
+                self._at += 1
+                last = self._character()
+            if first > last:
+                raise self._wrong('a range of characters runs backwards')
+            ranges.append((first, last))
+        self._at += 1
+        ranges = tuple(sorted(ranges))
+        if negated:
+            ranges = _complement(ranges)
+        if not ranges:
+            raise self._wrong('brackets hold no character', start)
+        return ranges
+
+    def _character(self) -> int:
+        """Read one character, perhaps escaped: its code point."""
+        start, character = self._at, self._peek()
+        if not character:
+            raise self._wrong('the text ends within quotes or brackets')
+        self._at += 1
+        if character != '\\':
+            return ord(character)
+        kind = self._peek()
+        self._at += 1
+        if kind in PLAIN_ESCAPES:
+            return ord(PLAIN_ESCAPES[kind])
+        digits = self._text[self._at : self._at + HEX_ESCAPES.get(kind, 0)]
+        self._at += len(digits)
+        try:
+            point = int(digits, 16) if digits.isalnum() else -1
+        except ValueError:
+            point = -1
+        is_whole = len(digits) == HEX_ESCAPES.get(kind)
+        if not is_whole or not 0 <= point <= LAST_CHARACTER or 0xD800 <= point <= 0xDFFF:
+            raise self._wrong(f'\\{kind}{digits} is no character', start)
+        return point
+
+    def _bounds(self) -> tuple:
+        """Read what says how often: (least, most); most None for without end."""
+        start, mark = self._at, self._peek()
+        self._at += 1
+        if mark != '{':
+            return {'*': (0, None), '+': (1, None), '?': (0, 1)}[mark]
+        least = most = self._integer()
+        if self._peek() == ',':
+            self._at += 1
+            self._skip(lines=False)
+            most = None if self._peek() == '}' else self._integer()
+        self._expect('}')
+        if max(least, most or 0) > MAX_REPEATS or (most is not None and most < least):
+            shown = self._text[start : self._at]
+            raise self._wrong(
+                f'{shown} is not {{m,n}} with m at most n and both at most {MAX_REPEATS}', start
             )
-    rules = _rules(tokens)
-    try:
-        n = _Beginnings(rules).of_rule('root')[0]
-    except RecursionError:
-        raise InputError(
-            'The rules of the grammar refer to each other too deeply, or a rule '
-            'begins with itself.'
-        ) from None
-    if n > MAX_BEGINNINGS:
-        raise InputError(
-            f'A sentence of the grammar can begin in {n} ways, at most '
-            f'{MAX_BEGINNINGS} are followed. Make it less ambiguous.'
-        )
+        return least, most
+
+    def _integer(self) -> int:
+        self._skip(lines=False)
+        start = self._at
+        while self._peek() and self._peek() in '0123456789':
+            self._at += 1
+        if not 1 <= self._at - start <= 9:
+            raise self._wrong('a number is expected', start)
+        number = int(self._text[start : self._at])
+        self._skip(lines=False)
+        return number
+
+    def _repeated(self, item: tuple, least: int, most: int | None) -> tuple:
+        """Write a repetition out in rules."""
+        self._n_symbols += len(item) * max(least, most or 0)
+        self._check_size()
+        if most is None:
+            rest = self._new_rule([()])
+            self._alternatives[rest].append((rest, *item))  # ends less deep than (*item, rest)
+            return (*item * least, rest)
+        rest = ()
+        for _ in range(most - least):
+            rest = (self._new_rule([(), (*item, *rest)]),)
+        return (*item * least, *rest)
+
+    def _counted(self, symbols: tuple) -> tuple:
+        self._n_symbols += len(symbols)
+        self._check_size()
+        return symbols
+
+    def _check_size(self) -> None:
+        if self._n_symbols > MAX_SYMBOLS:
+            raise InputError(
+                f'The grammar is too large: with repetitions written out, it has more than '
+                f'{MAX_SYMBOLS} symbols. Repeat less.'
+            )
+
+    def _number_of(self, name: str, start: int) -> int:
+        if name not in self._numbers:
+            self._numbers[name] = self._new_rule(None)
+            self._first_use[name] = start
+        return self._numbers[name]
+
+    def _new_rule(self, alternatives: list | None) -> int:
+        self._alternatives.append(alternatives)
+        return len(self._alternatives) - 1
+
+    def _word(self, what: str) -> str:
+        start = self._at
+        while self._peek() and self._peek() in WORD:
+            self._at += 1
+        if self._at == start:
+            raise self._wrong(f'{what} is expected')
+        return self._text[start : self._at]
+
+    def _expect(self, mark: str) -> None:
+        if not self._text.startswith(mark, self._at):
+            raise self._wrong(f'{mark} is expected')
+        self._at += len(mark)
+
+    def _peek(self) -> str:
+        return self._text[self._at : self._at + 1]
+
+    def _skip(self, lines: bool) -> None:
+        """Pass blanks and comments, and ends of lines where they mean nothing."""
+        blanks = ' \t\r\n' if lines else ' \t'
+        while (character := self._peek()) and (character in blanks or character == '#'):
+            self._at += 1
+            while character == '#' and self._peek() and self._peek() not in '\r\n':
+                self._at += 1
+
+    def _wrong(self, what: str, at: int | None = None) -> InputError:
+        at = self._at if at is None else at
+        line = self._text.count('\n', 0, at) + 1
+        found = self._text[at : at + 20]
+        behind = f' at {found!r}' if found else ' at its end'
+        return InputError(f'The grammar is no valid GBNF: line {line}{behind}: {what}.')
 
 
-def _rules(tokens: list) -> dict:
-    """Parse to rule name -> alternatives; an alternative is a list of [item, repeat] pairs.
-
-    An item is a text '"..."', a rule's name, None for a character, or a list of alternatives.
-    """
-    rules, open_groups = {}, []
-    for kind, token in tokens:
-        if kind == 'rule':
-            open_groups = [[[]]]  # innermost last; each a list of alternatives
-            rules[token[:-3].strip()] = open_groups[0]
-        elif not open_groups:
-            raise InputError(f'The grammar does not begin with a rule but with {token!r}.')
-        elif kind == 'repeat' and open_groups[-1][-1]:
-            open_groups[-1][-1][-1][1] = token
-        elif token == '(' and kind == 'mark':
-            if len(open_groups) > MAX_NESTING:
-                raise InputError(f'The grammar nests more than {MAX_NESTING} parentheses.')
-            group = [[]]
-            open_groups[-1][-1].append([group, ''])
-            open_groups.append(group)
-        elif token == ')' and kind == 'mark':
-            if len(open_groups) == 1:
-                raise InputError('The grammar closes a parenthesis that was never opened.')
-            open_groups.pop()
-        elif token == '|' and kind == 'mark':
-            open_groups[-1].append([])
-        else:
-            open_groups[-1][-1].append([None if kind == 'terminal' else token, ''])
-    return rules
-
-
-class _Beginnings:
-    """Counts (ways to begin, whether it can be empty); RecursionError for a rule in itself."""
-
-    def __init__(self, rules: dict):
-        self._rules, self._counted = rules, {}
-
-    def of_rule(self, name: str) -> tuple:
-        if name not in self._counted:
-            self._counted[name] = self._of_alternatives(self._rules.get(name, []))
-        return self._counted[name]
-
-    def _of_alternatives(self, alternatives: list) -> tuple:
-        counts = [self._of_sequence(sequence) for sequence in alternatives]
-        return sum(n for n, _ in counts), any(empty for _, empty in counts)
-
-    def _of_sequence(self, sequence: list) -> tuple:
-        total = 0
-        for item, repeat in sequence:
-            n, empty = self._of_item(item)
-            times = [int(number) for number in re.findall('[0-9]+', repeat)]
-            total += n * (max(times, default=1) if empty else 1)
-            if not (empty or repeat in ('*', '?') or times[:1] == [0]):
-                return total, False
-        return total + 1, True
-
-    def _of_item(self, item) -> tuple:
-        if item is None:
-            return 1, False
-        if isinstance(item, list):
-            return self._of_alternatives(item)
-        if item.startswith('"'):
-            return 1, item == '""'
-        return self.of_rule(item)
+def _complement(ranges: tuple) -> tuple:
+    """Return the ranges between sorted ranges."""
+    gaps, next_first = [], 0
+    for first, last in ranges:
+        if first > next_first:
+            gaps.append((next_first, first - 1))
+        next_first = max(next_first, last + 1)
+    if next_first <= LAST_CHARACTER:
+        gaps.append((next_first, LAST_CHARACTER))
+    return tuple(gaps)

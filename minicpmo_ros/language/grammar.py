@@ -3,26 +3,22 @@
 
 """Answers held to a grammar: GBNF from a list of choices, or as a person wrote it.
 
-llama.cpp parses and follows it. It throws through C, which ends the process, when it is given a
-token that does not fit; so every token is asked about before it is accepted.
+Read and followed here and not by llama.cpp, which some grammars hang, fill the memory of or end.
 """
 
-import ctypes
 import re
-import time
-import weakref
+from bisect import bisect_left
 
-import llama_cpp.llama_cpp as llama
 import numpy as np
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.language.gbnf import check_gbnf
+from minicpmo_ros.language.gbnf import read_gbnf
+from minicpmo_ros.language.sentences import MAX_WORK, Progress, Sentences
 from minicpmo_ros.language.vocabulary import Vocabulary, well_formed
 
 MAX_CHOICES = 256
 MAX_CHOICE_BYTES = 1024
-MAX_STEP_S = 1.0  # of the processor for one step; an ambiguous grammar grows without bound
-TOKEN_DATA = np.dtype([('id', '<i4'), ('logit', '<f4'), ('p', '<f4')])  # llama_token_data
+MASK_WORK = 8 * MAX_WORK  # where nearly every token is allowed, but not the likeliest ones
 
 
 def choices_grammar(choices) -> str:
@@ -58,50 +54,89 @@ def _quoted(text: str) -> str:
 
 
 class Grammar:
-    """The state of one answer within a GBNF grammar; its start is the rule `root`."""
+    """The state of one answer within a GBNF grammar; its start is the rule `root`.
 
-    def __init__(self, vocabulary: Vocabulary, gbnf: str):
-        check_gbnf(gbnf)
-        self._vocabulary = vocabulary  # keeps the vocabulary that llama.cpp points to
-        pointer = llama.llama_sampler_init_grammar(vocabulary.pointer, gbnf.encode(), b'root')
-        if not pointer:
-            raise InputError(
-                'The grammar is not valid GBNF with a rule `root` that does not '
-                'begin with itself. The log of llama.cpp says where.'
-            )
-        self._pointer = pointer
-        self._free = weakref.finalize(self, llama.llama_sampler_free, pointer)
+    An answer that is a sentence may end with a token that ends any text, or with one of
+    `stop_ids`. Raises InputError for a grammar that is not valid; any method does for one that is
+    too ambiguous to be followed in time.
+    """
 
-    def close(self) -> None:
-        """Free it; it is of no use afterwards."""
-        self._free()
+    def __init__(self, vocabulary: Vocabulary, gbnf: str, stop_ids=frozenset()):
+        self._sentences = Sentences(read_gbnf(gbnf))
+        self._vocabulary = vocabulary
+        self._end_ids = vocabulary.end_ids | stop_ids
+        self._progress = self._sentences.start()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer is a sentence, and none goes on from it."""
+        sentences, progress = self._sentences, self._progress
+        return sentences.is_sentence(progress) and not sentences.can_go_on(progress)
 
     def allows(self, token: int) -> bool:
         """Tell whether a token can come next."""
-        scores = np.zeros(1, np.float32)
-        self._apply(np.array([token], np.int32), scores)
-        return bool(np.isfinite(scores[0]))
+        if token in self._end_ids:
+            return self._sentences.is_sentence(self._progress)
+        return self._after(token) is not None
 
     def mask(self, scores: np.ndarray) -> None:
         """Set the scores (vocabulary,) of all tokens that cannot come next to -inf, in place."""
-        self._apply(np.arange(len(scores), dtype=np.int32), scores)
+        allowed = self._allowed_ids()
+        if self._sentences.is_sentence(self._progress):
+            allowed += self._end_ids
+        kept = scores[allowed]
+        scores[:] = -np.inf
+        scores[allowed] = kept
 
     def accept(self, token: int) -> None:
-        """Step over a token; ValueError for one that is not allowed."""
-        if not self.allows(token):
+        """Step over a token; ValueError for one that is not allowed, or that ends the answer."""
+        after = None if token in self._end_ids else self._after(token)
+        if after is None:
             raise ValueError(f'the grammar does not allow token {token} here')
-        llama.llama_sampler_accept(self._pointer, token)
+        self._progress = after
 
-    def _apply(self, tokens: np.ndarray, scores: np.ndarray) -> None:
-        data = np.zeros(len(tokens), TOKEN_DATA)
-        data['id'], data['logit'] = tokens, scores
-        array = llama.llama_token_data_array(
-            data.ctypes.data_as(llama.llama_token_data_p), len(tokens), -1, False
-        )
-        started_s = time.thread_time()
-        llama.llama_sampler_apply(self._pointer, ctypes.byref(array))
-        if time.thread_time() - started_s > MAX_STEP_S:
-            raise InputError(
-                'The grammar is too ambiguous to be followed. Let each text be reached in one way.'
-            )
-        scores[:] = data['logit']
+    def _after(self, token: int) -> Progress | None:
+        self._sentences.allow_work(MAX_WORK)
+        progress, piece = self._progress, self._vocabulary.piece(token)
+        for byte in piece:
+            progress = self._sentences.step(progress, byte)
+            if progress is None:
+                return None
+        return progress if piece else None
+
+    def _allowed_ids(self) -> list:
+        """Follow all pieces in their order; of those with a wrong beginning, follow one."""
+        self._sentences.allow_work(MASK_WORK)
+        pieces, ids = self._vocabulary.sorted_pieces
+        allowed, path, followed, i = [], [self._progress], b'', 0
+        while i < len(pieces):
+            piece = pieces[i]
+            n = _n_common(followed, piece)
+            del path[n + 1 :]
+            while n < len(piece) and (after := self._sentences.step(path[-1], piece[n])):
+                path.append(after)
+                n += 1
+            followed = piece[:n]
+            if n == len(piece):
+                allowed.append(ids[i])
+                i += 1
+            else:
+                i = bisect_left(pieces, _behind(piece[: n + 1]), i + 1)
+        return allowed
+
+
+def _n_common(a: bytes, b: bytes) -> int:
+    """Return how many bytes two texts have in common at their beginning."""
+    n = 0
+    for x, y in zip(a, b):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def _behind(beginning: bytes) -> bytes:
+    """Return what is sorted behind all texts with this beginning."""
+    while beginning and beginning[-1] == 0xFF:
+        beginning = beginning[:-1]
+    return beginning[:-1] + bytes([beginning[-1] + 1]) if beginning else b'\xff' * 1024

@@ -4,9 +4,9 @@
 """Choosing the next token from logits.
 
 Order of the steps, as in Hugging Face's generate: repetition penalty, forbidden tokens,
-temperature, top-k, top-p. A grammar is asked about the drawn token alone first, and only if it
-refuses about all: a second draw among the allowed then gives each of them its probability
-renormalised over the allowed, the same as if the grammar had come first.
+temperature, top-k, top-p. A grammar is asked about the drawn token alone; what it refuses is taken
+out and another is drawn, which gives each of the allowed its probability renormalised over the
+allowed. Where it goes on refusing, it is asked about all tokens.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ import numpy as np
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.language.grammar import Grammar
+
+DRAWS = 64  # before a grammar is asked about all tokens, which takes longer
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,13 @@ class Sampler:
         scores = np.array(logits, np.float32)
         self._penalise(scores)
         scores[self._forbidden] = -np.inf
-        token = self._draw(scores)
-        if self._grammar is None or self._grammar.allows(token):
-            return token
+        for _ in range(DRAWS):
+            token = self._draw(scores)
+            if self._grammar is None or self._grammar.allows(token):
+                return token
+            scores[token] = -np.inf
+            if not np.isfinite(scores).any():
+                break
         self._grammar.mask(scores)
         if not np.isfinite(scores).any():
             raise InputError(

@@ -52,6 +52,18 @@ class Vocabulary:
         unused = (token for token, attribute in enumerate(self._attributes) if attribute & UNUSED)
         return frozenset({*self.special_tokens.values(), *unused})
 
+    @cached_property
+    def end_ids(self) -> frozenset:
+        """Ids the model ends its text with."""
+        return frozenset(filter(self.is_end, self.special_tokens.values()))
+
+    @cached_property
+    def sorted_pieces(self) -> tuple:
+        """All pieces that are not empty, in the order of their bytes, and their ids."""
+        pieces = sorted((self.piece(token), token) for token in range(self.size))
+        pieces = [(piece, token) for piece, token in pieces if piece]
+        return [piece for piece, _ in pieces], [token for _, token in pieces]
+
     def special_id(self, text: str) -> int:
         """Return the id of a special token; raise ModelFileError where it is not one token."""
         token = self.special_tokens.get(text)

@@ -62,7 +62,7 @@ class Answering:
         self.ids.append(token)
         new = self._stream.push(self._session.model.vocabulary.piece(token))
         self.text += new
-        if self._is_settled():
+        if self._grammar is not None and self._grammar.is_complete:
             return new + self._finish(Finish.STOP)
         if len(self.ids) >= self._max_tokens:
             return new + self._finish(Finish.LENGTH)
@@ -72,8 +72,6 @@ class Answering:
         """Give the fork up, if it still lives; return the answer."""
         if self.answer is None:
             self._session.drop_fork()
-            if self._grammar is not None:
-                self._grammar.close()
             self.answer = self._make_answer(finish, error)
         return self.answer
 
@@ -118,13 +116,8 @@ class Answering:
                     f'A choice has {longest} bytes, max_tokens allows '
                     f'{self._max_tokens}. Shorten it, or raise max_tokens.'
                 )
-            return Grammar(vocabulary, choices_grammar(question.choices))
-        return Grammar(vocabulary, question.grammar) if question.grammar else None
-
-    def _is_settled(self) -> bool:
-        """Tell whether one choice is said in full and no other begins with it."""
-        choices = [choice for choice in self.question.choices if choice.startswith(self.text)]
-        return choices == [self.text]
+        gbnf = choices_grammar(question.choices) if question.choices else question.grammar
+        return Grammar(vocabulary, gbnf, self._session.prompt.stop_ids) if gbnf else None
 
     def _make_answer(self, finish: Finish, error: Exception | None) -> Answer:
         n = len(self.ids)
