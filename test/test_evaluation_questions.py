@@ -10,7 +10,7 @@ from scored_clips import START_S, write_question_set
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import AnswerSet, precision_name
-from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.evaluation.questions import QuestionSet, by_window
 
 
 def test_questions_are_read_as_written(tmp_path):
@@ -21,7 +21,23 @@ def test_questions_are_read_as_written(tmp_path):
     before = (tmp_path / 'questions.json').read_bytes()
     questions.write(tmp_path / 'questions.json')
     assert (tmp_path / 'questions.json').read_bytes() == before
-    assert list(questions.by_clip()['1.mcap']) == [('1.mcap', START_S + 100, START_S + 103)]
+    assert list(by_window(questions.by_clip()['1.mcap'], 0)) == [(START_S + 100, START_S + 103)]
+
+
+def test_a_yaml_file_with_seconds_of_the_clip_is_read(tmp_path):
+    write_question_set(tmp_path)
+    (tmp_path / 'mine.yaml').write_text(
+        'format: minicpmo_ros questions 1\n'
+        'questions:\n'
+        '- {id: lamp, clip: 1.mcap, relative: true, start_s: 1, end_s: 3, family: lamps,\n'
+        '   text: "Which lamp is lit?", answers: [the red one, red]}\n'
+    )
+    (question,) = QuestionSet.read(tmp_path / 'mine.yaml').questions
+    assert question.window(first_s=100) == (101, 103)
+    assert question.is_right('Red.') and not question.is_right('blue')
+    (tmp_path / 'mine.yaml').write_text('format: [')
+    with pytest.raises(InputError, match='not YAML'):
+        QuestionSet.read(tmp_path / 'mine.yaml')
 
 
 @pytest.mark.parametrize(

@@ -90,14 +90,14 @@ def test_another_file_is_refused_in_words(tmp_path, text):
 def test_windows_end_where_the_question_is_asked(tmp_path):
     entries = [entry(0), entry(1, time_stamp='00:00:20'), entry(2, time_stamp='00:00:00')]
     annotated, _ = read_annotations(write(tmp_path / 'a.json', entries))
-    windows = [q.window[1:] for q in question_set(annotated, tmp_path).questions]
+    windows = [q.window(0) for q in question_set(annotated, tmp_path).questions]
     assert windows == [
         (START_S + 10, START_S + 70),
         (START_S, START_S + 20),
         (START_S, START_S + 1),
     ]
     whole = question_set(annotated, tmp_path, context_s=-1).questions
-    assert whole[0].window[1:] == (START_S, START_S + 70)
+    assert whole[0].window(0) == (START_S, START_S + 70)
 
 
 def test_the_set_survives_its_file(tmp_path):

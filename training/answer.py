@@ -20,7 +20,7 @@ from PIL import Image
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import INPUTS, AnswerSet
 from minicpmo_ros.evaluation.clips import NS, SAMPLE_RATE_HZ, read_clip
-from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.evaluation.questions import QuestionSet, by_window
 
 from .make import models
 from .prompt import pack, take
@@ -56,9 +56,9 @@ def answer_all(three, tokenizer, questions: QuestionSet, shown: str) -> dict:
     """{id: text} for all questions; their windows are whole clips and their answers one word."""
     vision, audio, language = three
     prefixes, texts = make_prefixes(tokenizer), {}
-    for name, windows in questions.by_clip().items():
+    for name, about in questions.by_clip().items():
         clip = read_clip(questions.path_of(name))
-        for (_, start_s, end_s), asked in windows.items():
+        for (start_s, end_s), asked in by_window(about, clip.first_s).items():
             if any(question.choices for question in asked):
                 raise InputError(f'{name}: only open questions are answered here.')
             seconds = range(start_s, end_s)

@@ -55,17 +55,10 @@ class ScoredQuestion:
         rule = is_text if self.rule == 'text' else is_letter
         return rule(self.answers if self.rule == 'text' else self.answers[0], text)
 
-    def at(self, first_s: int) -> 'ScoredQuestion':
-        """Give the question with its window in stamps; first_s: the clip's first second."""
-        if not self.relative:
-            return self
-        start_s, end_s = self.start_s + first_s, self.end_s + first_s
-        return replace(self, start_s=start_s, end_s=end_s, relative=False)
-
-    @property
-    def window(self) -> tuple:
-        """What questions must share to be answered from one prefill."""
-        return self.clip, self.start_s, self.end_s
+    def window(self, first_s: int) -> tuple:
+        """Give the window in stamps, (start_s, end_s); first_s: the clip's first second."""
+        shift_s = first_s if self.relative else 0
+        return self.start_s + shift_s, self.end_s + shift_s
 
 
 @dataclass(frozen=True)
@@ -131,10 +124,10 @@ class QuestionSet:
         return replace(self, questions=tuple(q for q in self.questions if q.seconds <= seconds))
 
     def by_clip(self) -> dict:
-        """Give the questions by clip, and within it by window, each in the file's order."""
+        """Give the questions by clip, each in the file's order."""
         clips = {}
         for question in self.questions:
-            clips.setdefault(question.clip, {}).setdefault(question.window, []).append(question)
+            clips.setdefault(question.clip, []).append(question)
         return clips
 
     def path_of(self, clip: str) -> Path:
@@ -149,6 +142,14 @@ def _told(question: ScoredQuestion) -> dict:
     }
     told = vars(question).items()
     return {name: value for name, value in told if name not in rare or value != rare[name]}
+
+
+def by_window(questions, first_s: int) -> dict:
+    """Sort questions about one clip, whose first second is given, by their window in stamps."""
+    windows = {}
+    for question in questions:
+        windows.setdefault(question.window(first_s), []).append(question)
+    return windows
 
 
 def read_json(path: Path, expected_format: str) -> dict:

@@ -20,13 +20,14 @@ from minicpmo_ros.encoders.whisper import AudioEncoder
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import AUDIO, INPUTS, AnswerSet, precision_name
 from minicpmo_ros.evaluation.clips import Clip, Shot, read_clip
-from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.evaluation.questions import QuestionSet, by_window
 from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.language.context import ContextOptions
 from minicpmo_ros.language.model import ModelOptions
 from minicpmo_ros.language.prompt import LAYOUTS
 from minicpmo_ros.live.hearing import Hearing
-from minicpmo_ros.live.question import Finish, Question
+from minicpmo_ros.live.pacing import Instant
+from minicpmo_ros.live.question import Answer, Finish, Question
 from minicpmo_ros.live.seconds import SecondSplitter
 from minicpmo_ros.live.seeing import UNCHANGED_THRESHOLD, Seeing
 from minicpmo_ros.live.session import Session, SessionOptions
@@ -155,7 +156,7 @@ class Core:
         ]
 
     def answer(self, units: list, questions: list) -> list:
-        """Read units into an empty window and give the text that answers each question."""
+        """Read units into an empty window and give a live Answer to each question."""
         session = self.session
         session.reset()
         for unit in units:
@@ -167,14 +168,14 @@ class Core:
             )
         return [self._answer(question) for question in questions]
 
-    def _answer(self, question) -> str:
+    def _answer(self, question) -> Answer:
         answering = self.session.ask(Question(question.text, question.choices))
         try:
             while answering.answer is None:
                 answering.step()
         finally:
             answering.end(Finish.ERROR)  # does nothing where it has ended
-        return answering.answer.text
+        return answering.answer
 
 
 class _Encoded:
@@ -204,14 +205,31 @@ def assemble(seen: list, heard: list) -> list:
     assembler = UnitAssembler(max_pending=len(seen) + len(heard) + 1)
     for picture in seen:
         assembler.add_picture(
-            picture.second, picture.rows, (picture.tiles_wide, picture.tiles_high), 0.0
+            picture.second, picture.rows, (picture.tiles_wide, picture.tiles_high), Instant(0.0)
         )
     for second, rows in heard:
-        assembler.add_sound(second, rows, 0.0)
-    units = assembler.due(math.inf)
+        assembler.add_sound(second, rows, Instant(0.0))
+    units = assembler.due(Instant(math.inf))
     if assembler.jumps or assembler.late:
         raise InputError('The stamps of the clip go back; one that was recorded once is needed.')
     return units
+
+
+def answer_clip(core: Core, clip: Clip, questions: list, variants: list):
+    """Give (variant, question, Answer) for questions about one clip, window by window.
+
+    Windows that begin together are encoded together, once for all variants.
+    """
+    starts = {}  # start_s: {end_s: questions}
+    for (start_s, end_s), asked in by_window(questions, clip.first_s).items():
+        starts.setdefault(start_s, {})[end_s] = asked
+    for start_s, by_end in starts.items():
+        encoded = _Encoded(core, clip.between(start_s, max(by_end)))
+        for variant in variants:
+            units = encoded.units(variant)
+            for end_s, asked in by_end.items():
+                answers = core.answer(_of_window(units, start_s, end_s), asked)
+                yield from ((variant, q, answer) for q, answer in zip(asked, answers))
 
 
 def answer_all(
@@ -222,39 +240,35 @@ def answer_all(
 ) -> list:
     """Answer every question once in every variant; give an AnswerSet a variant.
 
-    on_progress(done, total) is called after each clip, in questions.
+    on_progress(done, total) is called after each clip, in questions. Raises InputError, naming
+    the clip, where one is damaged: the score would mean nothing.
     """
-    answers = [{} for _ in variants]
+    texts = {variant: {} for variant in variants}
     done, total = 0, len(questions.questions) * len(variants)
-    for name, windows in questions.by_clip().items():
+    for name, asked in questions.by_clip().items():
         path = questions.path_of(name)
         try:
-            encoded = _Encoded(core, read_clip(path))
-            for variant, texts in zip(variants, answers):
-                units = encoded.units(variant)
-                for window, asked in windows.items():
-                    texts.update(
-                        zip(
-                            (q.id for q in asked),
-                            core.answer(_of_window(units, *window[1:]), asked),
-                        )
-                    )
-                    done += len(asked)
+            clip = read_clip(path)
+            if clip.losses:
+                raise InputError(' '.join(clip.losses))
+            for variant, question, answer in answer_clip(core, clip, asked, variants):
+                texts[variant][question.id] = answer.text
         except InputError as error:
             raise InputError(f'{path}: {error}') from error
+        done += len(asked) * len(variants)
         if on_progress is not None:
             on_progress(done, total)
     precision = precision_name(core.model.precision)
     return [
         AnswerSet(
-            {q.id: texts[q.id] for q in questions.questions},
+            {q.id: texts[variant][q.id] for q in questions.questions},
             'core',
             precision,
             variant.audio,
             variant.input,
             core.model.model_id,
         )
-        for variant, texts in zip(variants, answers)
+        for variant in variants
     ]
 
 

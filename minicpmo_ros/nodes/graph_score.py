@@ -3,15 +3,16 @@
 
 """Questions answered by the live graph: clips in on topics, answers out by the service.
 
-Starts the installed `live` in a namespace of its own and plays each clip second by second, each
-when the llm has read the one before. Windows are whole clips; others are refused. The answers go
-to a file that `minicpmo score --answers` scores.
+Starts the installed `live` in a namespace of its own and plays each window second by second, each
+when the llm has read the one before. The answers go to a file that `minicpmo score --answers`
+scores.
 """
 
 import argparse
 import os
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,10 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import Trigger
 
-from minicpmo_ros.errors import EngineError, Error, InputError
+from minicpmo_ros.errors import EngineError, Error
 from minicpmo_ros.evaluation.answers import INPUTS, AnswerSet, precision_name
 from minicpmo_ros.evaluation.clips import NS, SAMPLE_RATE_HZ, png, read_clip
-from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.evaluation.questions import QuestionSet, by_window
 from minicpmo_ros.evaluation.runner import GREY, CoreOptions
 from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.msg import Status
@@ -145,15 +146,12 @@ class Examiner(Node):
 def answer_all(examiner: Examiner, questions: QuestionSet, shown: str) -> dict:
     """Ask every question; give {id: text} and tell on stderr how long is left."""
     texts, began_s = {}, time.monotonic()
-    for k, (name, windows) in enumerate(questions.by_clip().items()):
+    plays = count()
+    for name, about in questions.by_clip().items():
         clip = read_clip(questions.path_of(name))
-        stamps = [shot.stamp_ns // NS for shot in clip.pictures]
-        stamps += [stamp_ns // NS for stamp_ns, _ in clip.sound if stamp_ns is not None]
-        whole = range(min(stamps), max(stamps) + 1)
-        for window, asked in windows.items():
-            if range(*window[1:]) != whole:
-                raise InputError(f'{name}: the window {window[1:]} is not the whole clip.')
-            examiner.play(clip, whole, k * APART_S, shown)
+        for (start_s, end_s), asked in by_window(about, clip.first_s).items():
+            part = clip.between(start_s, end_s)
+            examiner.play(part, range(start_s, end_s), next(plays) * APART_S, shown)
             texts.update((question.id, examiner.ask(question)) for question in asked)
         left_s = (time.monotonic() - began_s) * (len(questions.questions) / len(texts) - 1)
         print(f'{len(texts)}/{len(questions.questions)}, {left_s:.0f} s left', file=sys.stderr)

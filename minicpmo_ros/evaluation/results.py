@@ -1,0 +1,142 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Answers of a long run, in a file that is only ever appended.
+
+The first line says what the run is, every further line is one answer; what one question cost goes
+to a file beside it, so that the answers of two equal runs are equal, byte for byte. A line is
+written whole or, where the process is killed in the middle, without its end; such a line is closed
+and not counted when the run goes on. So a question is answered once, whatever happens.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from minicpmo_ros.errors import InputError
+
+FORMAT = 'minicpmo_ros run 1'
+ANSWERS, COSTS = 'answers.jsonl', 'costs.jsonl'
+
+
+@dataclass(frozen=True)
+class Given:
+    """One question's answer, and what it took."""
+
+    id: str
+    text: str
+    first_token_ms: float = 0.0
+    answer_ms: float = 0.0
+    tokens: int = 0
+    memory_mib: float = 0.0  # of the process, when the answer was given
+
+
+class Results:
+    """A run's folder, open for going on with it."""
+
+    def __init__(self, folder, facts: dict):
+        """Open or begin a run; InputError where another run is in the folder.
+
+        facts: what makes the run, JSON values: model, questions, options.
+        """
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        head = {'format': FORMAT, **facts}
+        told, given, _ = _read(self.folder / ANSWERS)
+        if told is not None and told != head:
+            differing = sorted(k for k in {*told, *head} if told.get(k) != head.get(k))
+            raise InputError(
+                f'{self.folder}: a run with another {", ".join(differing)} is there. Name '
+                'another folder, or remove it.'
+            )
+        self.done = {line['id'] for line in given}
+        self._answers, self._costs = (_Appended(self.folder / name) for name in (ANSWERS, COSTS))
+        if told is None:
+            self._answers.write(head)
+
+    def add(self, given: Given) -> None:
+        """Append an answer; ValueError for a question that was answered."""
+        if given.id in self.done:
+            raise ValueError(f'{given.id} was answered')
+        cost = {name: value for name, value in vars(given).items() if name != 'text'}
+        self._costs.write(cost)  # first: an answer never lacks its cost
+        self._answers.write({'id': given.id, 'text': given.text})
+        self.done.add(given.id)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._answers.close()
+        self._costs.close()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it was written."""
+
+    facts: dict
+    texts: dict  # id: text, in the order of answering
+    costs: dict  # id: {'first_token_ms', 'answer_ms', 'tokens', 'memory_mib'}
+
+    @classmethod
+    def read(cls, folder) -> 'Run':
+        """Read a folder; raises InputError."""
+        head, given, damaged = _read(Path(folder) / ANSWERS)
+        if head is None:
+            raise InputError(f'{folder}: there is no run in it ({ANSWERS} is missing or empty).')
+        if damaged > 1:
+            raise InputError(f'{folder}: {damaged} lines of {ANSWERS} are damaged.')
+        texts = {}
+        for line in given:
+            if line['id'] in texts:
+                raise InputError(f'{folder}: {line["id"]!r} is answered twice.')
+            texts[line['id']] = line['text']
+        # A kill between the two files leaves a cost whose answer came later: the last one holds.
+        _, costs, _ = _read(Path(folder) / COSTS, has_head=False)
+        by_id = {line.pop('id'): line for line in costs}
+        return cls(head, texts, {name: by_id.get(name, {}) for name in texts})
+
+
+class _Appended:
+    """A file of JSON lines that grows only."""
+
+    def __init__(self, path: Path):
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b'\n':
+            os.write(self._file, b'\n')  # closes what a kill has cut
+
+    def write(self, line: dict) -> None:
+        data = (json.dumps(line, ensure_ascii=False) + '\n').encode()
+        while data:
+            data = data[os.write(self._file, data) :]
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _read(path: Path, has_head: bool = True) -> tuple:
+    """Give the head or None, the whole lines behind it, and the number of others."""
+    try:
+        lines = path.read_bytes().split(b'\n')
+    except FileNotFoundError:
+        return None, [], 0
+    except OSError as error:
+        raise InputError(f'{path}: it cannot be read ({error.strerror}).') from error
+    read, damaged = [], 0
+    for line in filter(None, lines):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise ValueError
+            read.append(entry)
+        except ValueError:
+            damaged += 1
+    if not has_head:
+        return None, [entry for entry in read if 'id' in entry], damaged
+    head = read[0] if read and 'format' in read[0] else None
+    if head is not None and head['format'] != FORMAT:
+        raise InputError(f'{path}: its format is {head["format"]!r}, {FORMAT!r} is expected.')
+    if head is None and read:
+        raise InputError(f'{path}: its first line does not say what it is.')
+    return head, [entry for entry in read[1:] if {'id', 'text'} <= entry.keys()], damaged
