@@ -29,7 +29,7 @@ SERVICE_QOS = QoSProfile(depth=256)
 class Asker:
     """Hands questions to the engine of a node, and what it says to all who listen.
 
-    `node` has `engine` (or None), `post`, `finish`, `answers` and `deltas` (publishers).
+    `node` has `engine` (or None), `retune`, `post`, `finish`, `answers` and `deltas` (publishers).
     """
 
     def __init__(self, node):
@@ -63,6 +63,7 @@ class Asker:
             node.post(lambda: node.answers.publish(message))
             node.finish(future, (message, str(answer.error or '')))
 
+        node.retune()
         return node.engine.ask(question, teller.tell, done), future
 
     def _message(self, name: str, answer) -> Answer:

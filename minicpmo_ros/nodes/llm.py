@@ -9,11 +9,10 @@ through `post` in the order it was given.
 
 import time
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.qos import QoSProfile
 from std_srvs.srv import Trigger
 
-from minicpmo_ros.errors import EngineError, Error, InputError, ModelFileError
+from minicpmo_ros.errors import EngineError, InputError, ModelFileError
 from minicpmo_ros.language.context import KV_TYPES, ContextOptions
 from minicpmo_ros.language.model import ModelOptions
 from minicpmo_ros.language.prompt import LAYOUTS
@@ -29,10 +28,12 @@ from minicpmo_ros.nodes.loading import MODEL_PARAMETERS, model_path, open_model,
 from minicpmo_ros.nodes.managed import LATCHED, ManagedNode
 from minicpmo_ros.nodes.memory import MemoryWatch
 from minicpmo_ros.nodes.messages import NS, take_rows, to_time
+from minicpmo_ros.nodes.node_time import NodeTime
 from minicpmo_ros.nodes.parameters import Parameter
 from minicpmo_ros.nodes.spinning import run
 
 EMBEDDING_QOS = QoSProfile(depth=32)
+ANSWER_QOS = QoSProfile(depth=10)
 DELTA_QOS = QoSProfile(depth=256)
 STATUS_PERIOD_S = 1.0
 STATES = {
@@ -68,11 +69,14 @@ PARAMETERS = (
     Parameter('max_question_tokens', 384, 'Length of a question', 'tokens', 1, 100_000),
     Parameter('max_tokens', 256, 'Length of an answer', 'tokens', 1, 100_000),
     Parameter('temperature', 0.0, 'Freedom of an answer; 0: greedy, always the same', '',
-              0.0, 10.0),
-    Parameter('top_k', 100, 'Only the likeliest tokens; 0: all', 'tokens', 0, 1_000_000),
-    Parameter('top_p', 0.8, 'Only the likeliest tokens that hold this share', '', 0.0, 1.0),
-    Parameter('repeat_penalty', 1.05, 'Against repetition; 1: none', '', 0.1, 10.0),
-    Parameter('seed', 0, 'Of the dice, where the temperature is not 0', '', 0, 2**31 - 1),
+              0.0, 10.0, live=True),
+    Parameter('top_k', 100, 'Only the likeliest tokens; 0: all', 'tokens', 0, 1_000_000,
+              live=True),
+    Parameter('top_p', 0.8, 'Only the likeliest tokens that hold this share', '', 0.0, 1.0,
+              live=True),
+    Parameter('repeat_penalty', 1.05, 'Against repetition; 1: none', '', 0.1, 10.0, live=True),
+    Parameter('seed', 0, 'Of the dice, where the temperature is not 0', '', 0, 2**31 - 1,
+              live=True),
 )  # fmt: skip
 
 
@@ -126,26 +130,46 @@ def make_loader(options, checked, leaving: list, warn):
 
 def session_options(options) -> SessionOptions:
     """Give what the parameters say about questions and answers."""
-    sampling = SamplingOptions(
+    return SessionOptions(
+        max_tokens=options.max_tokens,
+        max_question_tokens=options.max_question_tokens,
+        window_policy=options.window_policy,
+        system_text=options.system_text or None,
+        sampling=sampling_options(options),
+    )
+
+
+def sampling_options(options) -> SamplingOptions:
+    """Give what the parameters say about choosing tokens; these may change at any time."""
+    return SamplingOptions(
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
         repeat_penalty=options.repeat_penalty,
         seed=options.seed,
     )
-    return SessionOptions(
-        max_tokens=options.max_tokens,
-        max_question_tokens=options.max_question_tokens,
-        window_policy=options.window_policy,
-        system_text=options.system_text or None,
-        sampling=sampling,
-    )
+
+
+def check(options) -> None:
+    """Refuse parameters that contradict each other."""
+    if options.n_ubatch > options.n_ctx:
+        raise InputError(
+            f'n_ubatch is {options.n_ubatch}, more than n_ctx, which is {options.n_ctx}; '
+            'no more can be read at once than there is room for. Lower n_ubatch'
+        )
+    if options.device == 'cpu' and options.gpu_layers > 0:
+        raise InputError(
+            f"gpu_layers is {options.gpu_layers} and device 'cpu'; set gpu_layers to 0 or -1, or "
+            "device to 'gpu' or 'auto'"
+        )
 
 
 class LlmNode(ManagedNode):
     """See the module."""
 
     PARAMETERS = PARAMETERS
+    INPUTS = ('audio_embedding', 'image_embedding')
+    ROLE = 'engine'
     engine = None
     _inputs = ()
     _action = _leaving = None
@@ -154,14 +178,12 @@ class LlmNode(ManagedNode):
         super().__init__('llm', **kwargs)
         self._arbiter = arbiter or DeviceArbiter()
         self._model = None  # the ModelDirectory, once the engine is ready
-        self._failure = None  # of configuring: an Error
         self._refused, self._told_s = 0, -60.0
         self._memory = MemoryWatch()
-        self.answers = self.create_publisher(Answer, '~/answer', 10)
-        self.deltas = self.create_publisher(AnswerDelta, '~/answer_delta', DELTA_QOS)
-        self._statuses = self.create_publisher(Status, '~/status', LATCHED)
-        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        self._diagnosed_s = 0.0
+        self._time, self._jumps = NodeTime(self), 0
+        self.answers = self.topics.publish(Answer, '~/answer', ANSWER_QOS)
+        self.deltas = self.topics.publish(AnswerDelta, '~/answer_delta', DELTA_QOS)
+        self._statuses = self.topics.publish(Status, '~/status', LATCHED)
         asker = Asker(self)
         AskingService(self, asker)
         self._action = AskingAction(self, asker)
@@ -171,7 +193,7 @@ class LlmNode(ManagedNode):
     # The lifecycle.
     def on_setup(self, options) -> None:
         """Check the files, then load in the engine's thread."""
-        self._failure = None
+        check(options)
         checked = open_model(model_path(options.model_dir))
         leaving, self._leaving = [self._leaving] if self._leaving else [], None
         engine = Engine(
@@ -183,6 +205,7 @@ class LlmNode(ManagedNode):
             ),
             self._arbiter,
             on_change=lambda status: self.post(lambda: self._on_engine_change(engine, status)),
+            now=self._time.now,
         )
         self._checked, self.engine = checked, engine
         engine.start()
@@ -190,18 +213,17 @@ class LlmNode(ManagedNode):
     def on_start(self) -> None:
         """Take embeddings."""
         self._inputs = [
-            self.create_subscription(
-                AudioEmbedding, 'audio_embedding', self._on_sound, EMBEDDING_QOS
-            ),
-            self.create_subscription(
-                ImageEmbedding, 'image_embedding', self._on_picture, EMBEDDING_QOS
-            ),
+            self.topics.subscribe(message_type, topic, take, EMBEDDING_QOS)
+            for message_type, topic, take in (
+                (AudioEmbedding, 'audio_embedding', self._on_sound),
+                (ImageEmbedding, 'image_embedding', self._on_picture),
+            )
         ]
 
     def on_stop(self) -> None:
         """Take no more embeddings."""
         for subscription in self._inputs:
-            self.destroy_subscription(subscription)
+            self.topics.unsubscribe(subscription)
         self._inputs = []
 
     def on_release(self) -> None:
@@ -215,10 +237,18 @@ class LlmNode(ManagedNode):
         if self._leaving is not None and not self._leaving.close(timeout_s):
             self.get_logger().error('the engine did not end in time; it is left behind')
 
-    def on_refused(self, error: Error) -> None:
-        """Keep why, for whoever asks and for ~/status."""
-        self._failure = error
+    def on_refused(self) -> None:
+        """Say it on ~/status."""
         self._publish_status()
+
+    def retune(self) -> None:
+        """Let what may change at any time hold for the next question."""
+        if self.engine is not None:
+            self.engine.retune(sampling_options(self.table.values()))
+
+    def busy_s(self) -> float:
+        """Give for how long the engine has been at one piece of work."""
+        return self.engine.status().busy_s if self.engine is not None else 0.0
 
     def destroy_node(self):
         """End the engine and the memory watch, then destroy."""
@@ -229,14 +259,18 @@ class LlmNode(ManagedNode):
 
     def why_no_engine(self) -> str:
         """Tell somebody who asks why there is nobody to answer."""
-        if self._failure is not None:
-            return f'There is no model: {self._failure}'
+        if self.failure is not None:
+            return f'There is no model: {self.failure}'
         return 'No model is loaded. Configure the node first.'
 
     def _on_engine_change(self, engine: Engine, status: EngineStatus) -> None:
         # What an engine says that was told to end is not about the one there is now.
         if engine is self.engine and status.state == 'failed':
             self.fail(LoadError(status.reason, status.remedy))
+        if engine is self.engine and status.jumps != self._jumps:
+            self._jumps = status.jumps
+            if status.jumps:
+                self.get_logger().warning('time went back: the window starts anew')
         self._publish_status()
 
     # Input.
@@ -278,20 +312,14 @@ class LlmNode(ManagedNode):
         if status.state == 'ready' and self._model is None:
             self._model = self._checked.result()
             self.get_logger().info(f'ready: {self._model.space}')
-        message = self._status_message(status)
-        self._statuses.publish(message)
-        now_s = time.monotonic()
-        if now_s - self._diagnosed_s >= STATUS_PERIOD_S:
-            self._diagnosed_s = now_s
-            self._diagnostics.publish(self._diagnostic_message(message))
+        self._statuses.publish(self._status_message(status))
 
     def _status_message(self, status: EngineStatus) -> Status:
         message = Status(state=STATES[status.state], progress=status.progress)
         message.header.stamp = self.get_clock().now().to_msg()
         message.reason, message.remedy = status.reason, status.remedy
-        if self._failure is not None:
+        if (failure := self.failure) is not None:
             message.state = Status.FAILED
-            failure = self._failure
             if isinstance(failure, ModelFileError):
                 message.reason = f'{failure.path}: {failure.problem}'
                 message.remedy = failure.remedy
@@ -309,31 +337,34 @@ class LlmNode(ManagedNode):
         message.memory_mib = self._memory.mib
         return message
 
-    def _diagnostic_message(self, status: Status) -> DiagnosticArray:
-        levels = {Status.READY: DiagnosticStatus.OK, Status.FAILED: DiagnosticStatus.ERROR}
-        labels = {number: label for label, number in STATES.items()}
-        values = {
-            'model': status.model,
-            'units in the window': status.units,
-            'positions': f'{status.positions} of {status.context_size}',
-            'units read': status.units_read,
-            'units dropped': status.units_dropped,
-            'late': status.late,
-            'refused': status.refused,
-            'questions waiting': status.waiting,
-            'prefill of the newest unit [ms]': f'{status.prefill_ms:.1f}',
-            'memory [MiB]': f'{status.memory_mib:.0f}',
-        }
-        entry = DiagnosticStatus(
-            level=levels.get(status.state, DiagnosticStatus.WARN),
-            name=f'{self.get_fully_qualified_name()[1:]}: engine',
-            message=status.reason or labels[status.state],
-            hardware_id='',
-            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+    def diagnose(self, report) -> None:
+        """Write what the engine is doing, and what is lost and why."""
+        status = self.engine.status() if self.engine is not None else EngineStatus()
+        report.tell('model', self._model.space if self._model is not None else status.state)
+        report.tell('units in the window', status.units)
+        report.tell('positions', f'{status.positions} of {status.context_size}')
+        report.count('units read', status.units_read)
+        report.count(
+            'units dropped',
+            status.units_dropped,
+            'reading a second takes longer than a second. Lower vision.max_tiles, raise '
+            'vision.unchanged_threshold, or take a smaller model or more gpu_layers',
         )
-        array = DiagnosticArray(status=[entry])
-        array.header.stamp = status.header.stamp
-        return array
+        report.count(
+            'late', status.late, 'embeddings come after their unit was closed. Raise unit_deadline'
+        )
+        report.count(
+            'refused',
+            self._refused + status.units_refused,
+            "embeddings are not this model's, or damaged; the log says more. Give all nodes the "
+            'same model_dir',
+        )
+        report.count('windows lost', status.rebuilds, f'{status.reason} The log says more')
+        report.tell('questions waiting', status.waiting)
+        report.tell('prefill of the newest unit [ms]', status.prefill_ms)
+        report.tell('memory [MiB]', self._memory.mib)
+        if status.state == 'loading':
+            report.warn(f'loading, {status.progress:.0%} is done')
 
 
 def main(args=None) -> int:

@@ -23,12 +23,18 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 
-from minicpmo_ros.errors import Error
+from minicpmo_ros.errors import EngineError, Error
+from minicpmo_ros.nodes.diagnostics import Diagnostics
 from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
+from minicpmo_ros.nodes.topics import Topics
 
 # Of the two seconds in which a signal ends a process.
 JOIN_TIMEOUT_S = 1.5
-AUTOSTART = Parameter('autostart', True, 'Configure and activate the node by itself once it spins')
+COMMON_PARAMETERS = (
+    Parameter('autostart', True, 'Configure and activate the node by itself once it spins'),
+    Parameter('watchdog', 20.0, 'How long one piece of work may take before /diagnostics says '
+              'that it hangs', 'seconds', 0.1, 86_400.0, live=True),
+)  # fmt: skip
 LATCHED = QoSProfile(
     depth=1,
     reliability=QoSReliabilityPolicy.RELIABLE,
@@ -40,17 +46,24 @@ class ManagedNode(LifecycleNode):
     """Lifecycle node with a parameter table, autostart and posting from workers."""
 
     PARAMETERS: tuple[Parameter, ...] = ()
+    INPUTS: tuple[str, ...] = ()  # topics
+    ROLE = 'node'  # its entry in /diagnostics
+    failure = None  # the Error of the last transition, or that came later
     _ended = None  # an Event, once the node is made
 
     def __init__(self, name: str, remappings: dict | None = None):
         remaps = [part for rule in (remappings or {}).items() for part in ('-r', ':='.join(rule))]
         super().__init__(name, cli_args=['--ros-args', *remaps] if remaps else None)
         self._configured = False
-        self.table = ParameterTable(self, (AUTOSTART, *self.PARAMETERS), lambda: self._configured)
+        self.table = ParameterTable(
+            self, (*COMMON_PARAMETERS, *self.PARAMETERS), lambda: self._configured
+        )
+        self.topics = Topics(self)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._posted = deque()
         self._bell = self.create_guard_condition(self._run_posted)
         self._ended = threading.Event()
+        Diagnostics(self, self.ROLE)
         if self.table.values().autostart:
             self._autostart = self.steady_timer(0.0, self._start_by_itself)
 
@@ -70,8 +83,20 @@ class ManagedNode(LifecycleNode):
     def join(self, timeout_s: float) -> None:
         """Wait for the workers that were told to stop."""
 
-    def on_refused(self, error: Error) -> None:
-        """Tell others why the node could not be configured."""
+    def on_refused(self) -> None:
+        """Tell others of the `failure` for which the node could not be configured."""
+
+    def diagnose(self, report) -> None:
+        """Write what this node has to say into the Report of /diagnostics."""
+
+    def busy_s(self) -> float:
+        """Give for how long the worker has been at one piece of work; 0: it waits for one."""
+        return 0.0
+
+    @property
+    def state(self) -> str:
+        """The label of the lifecycle state."""
+        return self._state_machine.current_state[1]
 
     def steady_timer(self, period_s: float, callback):
         """Make a timer that runs also while simulated time stands still."""
@@ -99,12 +124,10 @@ class ManagedNode(LifecycleNode):
 
     def fail(self, error: Error) -> None:
         """Go back to unconfigured after a failure that came once loading had begun."""
-        self.get_logger().error(str(error))
-        self.on_refused(error)
-        state = self._state_machine.current_state[1]
-        if state == 'active':
+        self._refuse(error)
+        if self.state == 'active':
             self.trigger_deactivate()
-        if state in ('active', 'inactive'):
+        if self.state == 'inactive':
             self.trigger_cleanup()
 
     def _run_posted(self) -> None:
@@ -119,6 +142,7 @@ class ManagedNode(LifecycleNode):
     # Transitions of rclpy, in terms of the hooks.
     def on_configure(self, state):
         """Configure: check, then load in a worker."""
+        self.failure = None
         done = self._transition(lambda: self.on_setup(self.table.values()))
         if done is TransitionCallbackReturn.SUCCESS:
             self._configured = True
@@ -153,16 +177,21 @@ class ManagedNode(LifecycleNode):
         try:
             hook()
         except Error as error:
-            self.get_logger().error(str(error))
-            self.on_refused(error)
+            self._refuse(error)
             return TransitionCallbackReturn.FAILURE
-        except Exception:
+        except Exception as error:
             if not self.context.ok():  # a signal took the context from under the transition
                 return TransitionCallbackReturn.FAILURE
             # rclpy would turn this into an error state without a word.
             self.get_logger().error(f'transition failed: {traceback.format_exc()}')
+            self.failure = EngineError(f'a transition failed: {error!r}. The log says where')
             return TransitionCallbackReturn.ERROR
         return TransitionCallbackReturn.SUCCESS
+
+    def _refuse(self, error: Error) -> None:
+        self.failure = error
+        self.get_logger().error(str(error))
+        self.on_refused()
 
     def _stop_and_release(self) -> None:
         self.on_stop()

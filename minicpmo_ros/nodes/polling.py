@@ -12,19 +12,19 @@ import threading
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.exceptions import InvalidHandle
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 
 PERIOD_S = 0.05
 
 
 class _Apart(CallbackGroup):
-    """Keeps what belongs to it out of every executor's wait set."""
+    """Keeps subscriptions out of every executor's wait set, but not their events."""
 
     def can_execute(self, entity) -> bool:
-        return False
+        return not isinstance(entity, Subscription)
 
     def beginning_execution(self, entity) -> bool:
-        return False
+        return self.can_execute(entity)
 
     def ending_execution(self, entity) -> None:
         pass
@@ -41,28 +41,21 @@ class Poller:
 
     def subscribe(self, message_type, topic: str, callback, qos):
         """Subscribe; `callback(message)` must return soon. Give the subscription."""
-        subscription = self._node.create_subscription(
-            message_type,
-            topic,
-            callback,
-            qos,
-            callback_group=_Apart(),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+        subscription = self._node.topics.subscribe(message_type, topic, callback, qos, _Apart())
         self._subscriptions.append(subscription)
         return subscription
 
     def unsubscribe(self, subscription) -> None:
         """Read a subscription no more; for the executor's thread."""
         self._subscriptions.remove(subscription)
-        self._node.destroy_subscription(subscription)
+        self._node.topics.unsubscribe(subscription)
 
     def close(self) -> None:
         """End the thread and unsubscribe."""
         self._stop.set()
         self._thread.join(timeout=1.0)
         for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
+            self._node.topics.unsubscribe(subscription)
 
     def _poll(self) -> None:
         while not self._stop.wait(PERIOD_S):

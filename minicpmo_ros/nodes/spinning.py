@@ -7,6 +7,7 @@ SIGINT and SIGTERM end the process within two seconds with exit code 0, whatever
 doing; a wrong argument or parameter at start ends it with a sentence and exit code 1.
 """
 
+import faulthandler
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def run(make_nodes, args=None) -> int:
     """Spin the nodes that `make_nodes()` gives until a signal; give the exit code."""
     prepare()
+    faulthandler.enable()  # where ggml aborts or a library crashes, say in which thread and line
     nodes, code, executor = [], 1, None
     try:
         _init(args)

@@ -4,29 +4,38 @@
 """Node `streaming_encoder`: the topic `audio` in, one AudioEmbedding a second out."""
 
 import time
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass, field, replace
 
 from minicpmo_ros.encoders.whisper import AudioEncoder
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.live.hearing import HeardSecond, Hearing
-from minicpmo_ros.live.pacing import NS, StreamClock
+from minicpmo_ros.live.pacing import NS, Arrival, Instant, StreamClock
 from minicpmo_ros.live.status import Status
-from minicpmo_ros.media.pcm import RAW_CODINGS, to_float_mono
-from minicpmo_ros.media.resample import Resampler
+from minicpmo_ros.media.log_mel import SAMPLE_RATE_HZ
+from minicpmo_ros.media.sound import AudioFormat, SoundStream
 from minicpmo_ros.msg import AudioEmbedding
 from minicpmo_ros.nodes.audio_input import PARAMETERS as INPUT_PARAMETERS
-from minicpmo_ros.nodes.audio_input import AudioFormat, AudioInput
+from minicpmo_ros.nodes.audio_input import AudioInput
 from minicpmo_ros.nodes.encoder_node import EncoderNode
 from minicpmo_ros.nodes.loading import MODEL_PARAMETERS, thread_count
 from minicpmo_ros.nodes.messages import put_rows, to_time
 from minicpmo_ros.nodes.parameters import Parameter
 from minicpmo_ros.nodes.spinning import run
 
-SAMPLE_RATE_HZ = 16_000
-# Two seconds of the shortest chunks; longer ones are bounded by what a message may hold.
-INBOX_CHUNKS = 200
+# What may wait for the encoder, in seconds of sound. Bytes count as sound of this rate at least
+# (48 kHz, 8 channels, 32 bit), so that a format that lies does not fill the memory.
+INBOX_S = 20.0
+MOST_BYTES_PER_S = 1_600_000
+SHORTEST_CHUNK_S = 0.005  # an empty message takes memory too
 LONGEST_EMPTY_S = 10  # a longer gap in the stamps is a jump, its seconds are not published
+MOST_MISSING = 100  # seconds that are remembered to be without sound, for their time to come
+
+
+def cost_s(audio_format: AudioFormat, size: int) -> float:
+    """Say as how many seconds a chunk of `size` bytes counts while it waits."""
+    return max(audio_format.duration_s(size), size / MOST_BYTES_PER_S, SHORTEST_CHUNK_S)
 
 
 @dataclass
@@ -37,16 +46,18 @@ class Ear:
     space: str
     clock: StreamClock = field(default_factory=StreamClock)
     next_second: int | None = None  # the first that was not published yet
-    format: AudioFormat | None = None
-    resampler: Resampler | None = None
-    position_ns: int | None = None  # of the next sample, where the source gives no stamps
+    sound: SoundStream | None = None
+    position_ns: int | None = None  # of the next chunk, where the source gives no stamps
     is_flushed: bool = True
+    jumps: int = 0  # of simulated time, when the last chunk came
+    missing: dict = field(default_factory=dict)  # second: Status, why some of its sound is not
 
 
 class StreamingEncoder(EncoderNode):
     """See the module."""
 
-    INBOX_CAPACITY = INBOX_CHUNKS
+    INPUTS = ('audio',)
+    INBOX_CAPACITY = INBOX_S
     PARAMETERS = (
         *MODEL_PARAMETERS,
         *INPUT_PARAMETERS,
@@ -56,6 +67,7 @@ class StreamingEncoder(EncoderNode):
 
     def __init__(self, arbiter=None):
         super().__init__('streaming_encoder', AudioEmbedding, arbiter)
+        self._dropped = deque(maxlen=1000)  # (stamp_ns or None, seconds) that went unheard
 
     def load(self, options, model, between) -> Ear:
         """Load the encoder."""
@@ -69,85 +81,137 @@ class StreamingEncoder(EncoderNode):
         return AudioInput(self, options, self._on_chunk)
 
     def _on_chunk(self, stamp_ns, data, audio_format: AudioFormat) -> None:
-        self.inbox.put((stamp_ns, self.get_clock().now().nanoseconds, data, audio_format))
+        if not len(data):
+            return  # an empty chunk says nothing, its stamp neither
+        arrived_ns = self.get_clock().now().nanoseconds
+        arrival = self.arrival(stamp_ns, (arrived_ns, data, audio_format))
+        for dropped in self.inbox.put(arrival, cost=cost_s(audio_format, len(data))):
+            _, data, audio_format = dropped.content
+            self._dropped.append((dropped.stamp_ns, audio_format.duration_s(len(data))))
 
     # The worker.
-    def encode(self, ear: Ear, item) -> None:
+    def encode(self, ear: Ear, arrival: Arrival) -> None:
         """Take one chunk; publish the seconds that are complete with it."""
-        stamp_ns, arrival_ns, data, audio_format = item
+        arrived_ns, data, audio_format = arrival.content
         started_s = time.perf_counter()
-        samples = to_float_mono(data, audio_format.sample_format, audio_format.channels)
-        if audio_format != ear.format:
-            self._take_format(ear, audio_format)
+        self._note_dropped(ear)
+        duration_ns = int(audio_format.duration_s(len(data)) * NS)
+        stamp_ns = arrival.stamp_ns
         if stamp_ns is None:
-            stamp_ns = self._count(ear, arrival_ns, len(samples))
-        end_ns = stamp_ns + len(samples) * NS // audio_format.sample_rate_hz
-        if not len(samples):
-            return  # an empty chunk says nothing, its stamp neither
+            # Without stamps, time is the count of samples since the first of them arrived.
+            if arrival.at.jumps != ear.jumps:
+                self.restart(ear, (arrived_ns - duration_ns) // NS)
+            known = ear.position_ns is not None
+            stamp_ns = ear.position_ns if known else arrived_ns - duration_ns
+        ear.jumps = arrival.at.jumps
+        try:
+            self._take_format(ear, audio_format)
+            begin_ns = stamp_ns - ear.sound.lag_ns
+            samples = ear.sound.push(data)  # (n,) at 16 kHz
+        except InputError:
+            self._miss(ear, stamp_ns, duration_ns, Status.LOST)
+            raise
+        if ear.sound.problem:
+            self.tell('sound', ear.sound.problem)
+        end_ns = begin_ns + len(samples) * NS // SAMPLE_RATE_HZ + ear.sound.lag_ns
         if ear.is_flushed and ear.next_second is not None:
-            self._resume(ear, end_ns // NS)
-        stamp_ns -= ear.resampler.lag_ns
-        samples = ear.resampler.push(samples)  # (m,) at 16 kHz
-        resample_ms = (time.perf_counter() - started_s) * 1e3
-        self._publish_heard(ear, ear.hearing.push(stamp_ns, samples), resample_ms)
-        ear.clock.arrive(end_ns, time.monotonic())
-        ear.is_flushed = False
+            self._resume(ear, begin_ns // NS)
+        preparing_ms = (time.perf_counter() - started_s) * 1e3
+        self._publish_heard(ear, ear.hearing.push(begin_ns, samples), preparing_ms)
+        ear.clock.arrive(end_ns, arrival.at, end_ns - stamp_ns)
+        ear.position_ns, ear.is_flushed = end_ns, False
 
-    def tick(self, ear: Ear, now_s: float) -> None:
+    def restart(self, ear: Ear, second: int) -> None:
+        """Give what is left of the time before; go on with this second."""
+        self._flush(ear)
+        ear.next_second = second
+
+    def tick(self, ear: Ear, now: Instant) -> None:
         """Flush what a source that fell silent has left; publish the seconds without sound."""
-        if ear.clock.is_silent(now_s) and not ear.is_flushed:
-            rest = ear.hearing.push(None, ear.resampler.flush())
+        self._note_dropped(ear)
+        if ear.clock.is_silent(now):
+            self._flush(ear)
+        if ear.is_flushed and ear.next_second is not None:
+            over = ear.clock.last_over(now) + 1
+            if not -1 <= over - ear.next_second <= LONGEST_EMPTY_S:
+                ear.next_second = over  # time jumped while nothing was heard
+            self._publish_without(ear, over)
+
+    def _flush(self, ear: Ear) -> None:
+        if not ear.is_flushed:
+            rest = ear.hearing.push(None, ear.sound.flush())
             self._publish_heard(ear, rest + ear.hearing.flush())
-            ear.resampler = Resampler(ear.format.sample_rate_hz, SAMPLE_RATE_HZ)
             ear.position_ns = None
             ear.is_flushed = True
-        if ear.is_flushed and ear.next_second is not None:
-            over = ear.clock.last_over(now_s) + 1
-            if over - ear.next_second > LONGEST_EMPTY_S:
-                ear.next_second = over
-            for second in range(ear.next_second, over):
-                self._publish(ear, HeardSecond(second, status=Status.EMPTY))
 
     def _resume(self, ear: Ear, second: int) -> None:
         """Go back with a source that was paused and goes on where it was."""
-        if second < ear.next_second - 1:
+        if second < ear.next_second:
             ear.next_second = None
 
     def _take_format(self, ear: Ear, audio_format: AudioFormat) -> None:
-        if audio_format.coding_format not in RAW_CODINGS:
-            raise InputError(
-                f'the sound is coded as {audio_format.coding_format!r}; taken is raw PCM '
-                "(coding_format 'wave')"
-            )
-        ear.resampler = Resampler(audio_format.sample_rate_hz, SAMPLE_RATE_HZ)
-        ear.format = audio_format
+        """Begin a new stream where the format is another one."""
+        if ear.sound is not None and ear.sound.format == audio_format:
+            return
+        sound = SoundStream(audio_format)
+        if ear.sound is not None and not ear.is_flushed:
+            self._publish_heard(ear, ear.hearing.push(None, ear.sound.flush()))
+        ear.sound = sound
 
-    def _count(self, ear: Ear, arrival_ns: int, count: int) -> int:
-        """Give the stamp of a chunk without one: the count of samples since the first arrived."""
-        length_ns = count * NS // ear.format.sample_rate_hz
-        if ear.position_ns is None:
-            ear.position_ns = arrival_ns - length_ns
-        stamp_ns = ear.position_ns
-        ear.position_ns += length_ns
-        return stamp_ns
+    def _note_dropped(self, ear: Ear) -> None:
+        """Count what went unheard, because it came faster than it can be encoded."""
+        if not self._dropped:
+            return
+        while self._dropped:
+            stamp_ns, duration_s = self._dropped.popleft()
+            stamp_ns = ear.position_ns if stamp_ns is None else stamp_ns
+            if stamp_ns is not None:
+                self._miss(ear, stamp_ns, int(duration_s * NS), Status.OVERLOADED)
+        self.tell(
+            'dropped',
+            f'{self.inbox.dropped} chunks of sound, {self.inbox.dropped_cost:.1f} s, went unheard '
+            f'since the node was configured: more than {INBOX_S:.0f} s waited for the encoder. '
+            'Lower what else the machine does, or give this node more threads',
+        )
 
-    def _publish_heard(self, ear: Ear, seconds: list, resample_ms: float = 0.0) -> None:
+    def _miss(self, ear: Ear, begin_ns: int, duration_ns: int, status: Status) -> None:
+        """Remember that sound of a time cannot be heard, and why."""
+        end_ns = begin_ns + min(duration_ns, LONGEST_EMPTY_S * NS)
+        for second in range(begin_ns // NS, max(begin_ns, end_ns - 1) // NS + 1):
+            ear.missing[second] = status
+        while len(ear.missing) > MOST_MISSING:
+            del ear.missing[next(iter(ear.missing))]
+        if ear.position_ns is not None:
+            ear.position_ns = begin_ns + duration_ns
+
+    def _publish_heard(self, ear: Ear, seconds: list, preparing_ms: float = 0.0) -> None:
         for heard in seconds:
             # What was published as without sound while the source was silent stays so; an earlier
             # second would clear the window, and the encoder's own restarts are no reason for that.
             if heard.begins_stream or ear.next_second is None or heard.second >= ear.next_second:
-                self._publish(ear, heard, resample_ms)
-                resample_ms = 0.0
+                self._publish_without(ear, heard.second)
+                if heard.gap_samples == SAMPLE_RATE_HZ and heard.second in ear.missing:
+                    heard = replace(heard, status=ear.missing[heard.second], rows=None)
+                self._publish(ear, heard, preparing_ms)
+                preparing_ms = 0.0
             if heard.reason:
                 self.tell('sound', heard.reason)
 
-    def _publish(self, ear: Ear, heard: HeardSecond, resample_ms: float = 0.0) -> None:
+    def _publish_without(self, ear: Ear, end: int) -> None:
+        """Publish the seconds before `end` that nothing was heard of."""
+        if ear.next_second is not None and end - ear.next_second <= LONGEST_EMPTY_S:
+            for second in range(ear.next_second, end):
+                status = ear.missing.get(second, Status.EMPTY)
+                self._publish(ear, HeardSecond(second, status=status))
+
+    def _publish(self, ear: Ear, heard: HeardSecond, preparing_ms: float = 0.0) -> None:
         ear.next_second = heard.second + 1
+        ear.missing.pop(heard.second, None)
         message = AudioEmbedding(model=ear.space, second=heard.second, status=int(heard.status))
         message.header.stamp = to_time(heard.second * NS)
         message.restarted = heard.restarted
         message.level_dbfs = heard.level_dbfs
-        message.preprocess_ms = heard.preprocess_ms + resample_ms
+        message.preprocess_ms = heard.preprocess_ms + preparing_ms
         message.encode_ms = heard.encode_ms
         if heard.rows is not None:
             put_rows(message, heard.rows)

@@ -1,0 +1,119 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""/diagnostics of every node: figures, and what to do where something is not as it should be."""
+
+import signal
+import sys
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.qos import QoSProfile
+from ros_source import Source
+from test_nodes_live import play
+
+from minicpmo_ros.srv import Ask
+
+NODES = ('streaming_encoder', 'vision_encoder', 'llm')
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+
+@pytest.fixture
+def told(graph):
+    """Give {node: its newest DiagnosticStatus}; of this graph's nodes alone."""
+    entries = {}
+
+    def take(array):
+        for entry in array.status:
+            name = '/' + entry.name.split(':')[0]
+            if name.startswith(graph.namespace + '/'):
+                entries[name.rsplit('/', 1)[1]] = entry
+
+    graph.create_subscription(DiagnosticArray, '/diagnostics', take, QoSProfile(depth=100))
+    return entries
+
+
+def value(entry, key):
+    return next(pair.value for pair in entry.values if pair.key == key)
+
+
+def wait_level(graph, told, node, level, *words):
+    """Wait until a node's entry has a level and words."""
+
+    def is_so():
+        entry = told.get(node)
+        return entry and entry.level == level and all(word in entry.message for word in words)
+
+    graph.spin_until(is_so, f'{node} at level {level} with {words}')
+    return told[node]
+
+
+def test_all_three_say_how_they_are(graph, tiny_model_dir, told):
+    graph.start('live', '-p', f'model_dir:={tiny_model_dir}', *graph.lossless)
+    graph.wait_ready()
+    for node in NODES[:2]:
+        wait_level(graph, told, node, WARN, 'nobody publishes', graph.namespace)
+    source = Source(graph)
+    source.wait_heard()
+    play(graph, source, 3)
+    for node in NODES:
+        entry = wait_level(graph, told, node, OK)
+        assert value(entry, 'state') == 'active'
+        assert float(value(entry, 'resident memory [MiB]')) > 10
+    audio, pictures = (f'{graph.namespace}/{name}' for name in ('audio', 'image/compressed'))
+    for node, key, least in (
+        ('streaming_encoder', f'{audio} messages', 16),
+        ('vision_encoder', f'{pictures} messages', 4),
+        ('vision_encoder', 'seconds published', 3),
+        ('llm', 'units read', 3),
+    ):
+        graph.spin_until(lambda n=node, k=key, m=least: int(value(told[n], k)) >= m, key)
+    assert float(value(told['vision_encoder'], f'{pictures} age [s]')) >= 0
+    # The source falls silent.
+    for node in NODES[:2]:
+        wait_level(graph, told, node, WARN, 'nothing has come', 'ros2 topic hz')
+
+
+INJURED = """#!{python}
+import os, sys, time
+from minicpmo_ros.live.session import Session
+from minicpmo_ros.nodes.executables import {executable}
+real = Session.ask
+def ask(self, question, *arguments):
+    if question.text == 'abort':
+        os.abort()
+    if question.text == 'hang':
+        time.sleep(3600)
+    return real(self, question, *arguments)
+Session.ask = ask
+sys.exit({executable}())
+"""
+
+
+@pytest.fixture
+def injured(graph, tiny_model_dir, tmp_path):
+    """Start an llm whose engine aborts and hangs on request."""
+    path = tmp_path / 'injured_llm'
+    path.write_text(INJURED.format(python=sys.executable, executable='llm'))
+    path.chmod(0o755)
+    process = graph.start(str(path), '-p', f'model_dir:={tiny_model_dir}', '-p', 'watchdog:=0.5')
+    graph.wait_ready()
+    return process
+
+
+def test_an_engine_that_hangs_is_told_and_can_still_be_ended(graph, told, injured):
+    graph.spin_until(graph.ask_client.service_is_ready, 'the service')
+    graph.ask_client.call_async(Ask.Request(question='hang'))
+    wait_level(graph, told, 'llm', ERROR, 'not come to its end', 'watchdog')
+    assert 'watchdog' in injured.log  # once, not each second
+    assert graph.lifecycle_state('llm') == 'active'  # the executor goes on
+    assert injured.end(signal.SIGTERM) == 0
+    assert injured.log.count('watchdog') == 1
+
+
+def test_an_engine_that_aborts_ends_the_process_and_says_where(graph, injured):
+    graph.spin_until(graph.ask_client.service_is_ready, 'the service')
+    graph.ask_client.call_async(Ask.Request(question='abort'))
+    graph.spin_until(lambda: not injured.is_running, 'the end')
+    assert injured.popen.returncode == -signal.SIGABRT
+    assert 'Aborted' in injured.log and 'engine.py' in injured.log
