@@ -65,7 +65,9 @@ class Grammar:
         self._sentences = Sentences(read_gbnf(gbnf))
         self._vocabulary = vocabulary
         self._end_ids = vocabulary.end_ids | stop_ids
-        self._progress = self._sentences.start()
+        self._progress = start = self._sentences.start()
+        if not self._sentences.is_sentence(start) and not self._sentences.can_go_on(start):
+            raise InputError('The grammar has no text: its rules refer to each other for ever.')
 
     @property
     def is_complete(self) -> bool:
