@@ -13,6 +13,7 @@ from collections import deque
 from contextlib import suppress
 
 from action_msgs.msg import GoalStatus
+from rclpy.executors import ExternalShutdownException
 from rclpy.task import Future
 
 from minicpmo_ros.action import Ask as AskAction
@@ -167,7 +168,7 @@ class Stream(_Awaited):
         self._is_taken_back = True
         self._client.post(self._take_back)
         if self._client.spins_itself:
-            with suppress(Error):
+            with suppress(Error, ExternalShutdownException):
                 self._client.spin_until(lambda: self.is_over, CANCEL_TIMEOUT_S)
 
     # For the thread that spins.

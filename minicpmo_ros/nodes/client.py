@@ -17,7 +17,11 @@ import rclpy
 from rclpy.action import ActionClient
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.executors import (
+    ExternalShutdownException,
+    MultiThreadedExecutor,
+    SingleThreadedExecutor,
+)
 from rclpy.qos import QoSProfile
 
 from minicpmo_ros.action import Ask as AskAction
@@ -42,7 +46,8 @@ class Client:
     there, `await` what the methods ending in _async give. One client serves any number of threads
     and questions. Whatever goes wrong is an Error that says what and what to do: InputError for a
     wrong argument; BusyError where no node is there or it has failed; AskError for a
-    question that was refused or not answered; CancelledError; LateError after `timeout_s`.
+    question that was refused or not answered; CancelledError; LateError after `timeout_s`. A wait
+    that rclpy.shutdown() ends raises rclpy's ExternalShutdownException.
     """
 
     def __init__(self, node, name: str = 'llm'):
@@ -233,7 +238,7 @@ class Client:
     def _go_on(self, condition) -> None:
         """Let callbacks run for a moment: spin, or wait for the one who does."""
         if not self._node.context.ok():
-            raise AskError('ROS was shut down before there was an answer.')
+            raise ExternalShutdownException
         if self.spins_itself and self._spinning.acquire(blocking=False):
             try:
                 if self._own_executor is None:

@@ -16,18 +16,18 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import rclpy
 from ament_index_python.packages import get_package_prefix, get_package_share_directory
-from rclpy.action import ActionClient
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-from minicpmo_ros.action import Ask as AskAction
 from minicpmo_ros.errors import EngineError, Error
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.msg import Answer, AudioEmbedding, ImageEmbedding, Status
+from minicpmo_ros.nodes.client import Client
 from minicpmo_ros.nodes.managed import LATCHED
 from minicpmo_ros.process import prepare
 from minicpmo_ros.srv import Ask
@@ -45,9 +45,9 @@ class Watcher(Node):
 
     def __init__(self):
         super().__init__('demo', namespace=NAMESPACE)
-        self.status = None
+        self.client = Client(self)
         self.processes = []  # that must stay alive meanwhile
-        self.seen, self.heard, self.prefill_ms = [], [], []
+        self.seen, self.heard, self.prefill_ms = [], [], {}  # the last by the count of units read
         deep = QoSProfile(depth=10)
         self.create_subscription(Status, 'llm/status', self._on_status, LATCHED)
         self.create_subscription(
@@ -57,42 +57,43 @@ class Watcher(Node):
             AudioEmbedding, 'streaming_encoder/embedding', self.heard.append, deep
         )
         self._service = self.create_client(Ask, 'llm/ask')
-        self._action = ActionClient(self, AskAction, 'llm/ask')
 
     def _on_status(self, message) -> None:
-        if self.status is None or message.units_read > self.status.units_read:
-            self.prefill_ms.append(message.prefill_ms)
-        self.status = message
+        self.prefill_ms.setdefault(message.units_read, message.prefill_ms)
 
-    def spin_until(self, condition, timeout_s: float, what: str) -> None:
-        """Spin until `condition()`; raise Error when it takes longer than `timeout_s`."""
-        end_s = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > end_s:
-                raise Error(f'{what} took longer than {timeout_s:.0f} s; see the log above')
-            if any(process.poll() is not None for process in self.processes):
-                raise Error(f'{what} was not done: a process ended; see the log above')
-            rclpy.spin_once(self, timeout_sec=0.1)
+    def wait_until(self, condition, timeout_s: float, what: str) -> None:
+        """Wait for `condition()`; raise Error when it is late, or a process has ended."""
+        self.client.wait_until(unless_ended(self.processes, condition), timeout_s, what)
+
+    def wait_until_ready(self) -> None:
+        """Wait for the model; raise Error when it cannot be loaded."""
+        ready = self.client.ready_async(READY_TIMEOUT_S)
+        self.wait_until(ready.done, READY_TIMEOUT_S, 'loading the model')
+        ready.result()
 
     def ask_by_service(self, question: str) -> Answer:
-        """Ask and wait for the whole answer."""
-        self.spin_until(self._service.service_is_ready, ANSWER_TIMEOUT_S, 'finding the service')
-        request = Ask.Request(question=question, max_tokens=MAX_TOKENS)
-        future = self._service.call_async(request)
-        self.spin_until(future.done, ANSWER_TIMEOUT_S, 'the answer')
+        """Ask as those do who have no use for the words before the answer is whole."""
+        self.wait_until(self._service.service_is_ready, ANSWER_TIMEOUT_S, 'finding the service')
+        future = self._service.call_async(Ask.Request(question=question, max_tokens=MAX_TOKENS))
+        self.wait_until(future.done, ANSWER_TIMEOUT_S, 'the answer')
         return checked(future.result())
 
     def ask_by_action(self, question: str, on_text) -> Answer:
         """Ask and hand over the words as they come."""
-        self.spin_until(self._action.server_is_ready, ANSWER_TIMEOUT_S, 'finding the action')
-        goal = AskAction.Goal(question=question, max_tokens=MAX_TOKENS)
-        sent = self._action.send_goal_async(
-            goal, feedback_callback=lambda message: on_text(message.feedback.delta.text)
-        )
-        self.spin_until(sent.done, ANSWER_TIMEOUT_S, 'accepting the question')
-        result = sent.result().get_result_async()
-        self.spin_until(result.done, ANSWER_TIMEOUT_S, 'the answer')
-        return checked(result.result().result)
+        return self.client.stream(
+            question, on_text, max_tokens=MAX_TOKENS, timeout_s=ANSWER_TIMEOUT_S
+        ).result()
+
+
+def unless_ended(processes, condition):
+    """Give a condition that raises Error once one of the processes has ended."""
+
+    def check():
+        if any(process.poll() is not None for process in processes):
+            raise Error('a process ended; see the log above')
+        return condition()
+
+    return check
 
 
 def checked(reply) -> Answer:
@@ -142,7 +143,7 @@ def table(watcher: Watcher, answers: list[Answer]) -> str:
         )
     pre = median(m.preprocess_ms for m in seen) + median(m.preprocess_ms for m in heard)
     vision, audio = median(m.encode_ms for m in seen), median(m.encode_ms for m in heard)
-    prefill = median(watcher.prefill_ms)
+    prefill = median(ms for read, ms in watcher.prefill_ms.items() if read)
     generation = median(a.tokens_per_second for a in answers if a.answer_tokens > 1)
     rows = (
         ('preprocessing', f'{pre:.1f} ms'),
@@ -152,8 +153,8 @@ def table(watcher: Watcher, answers: list[Answer]) -> str:
         ('whole unit', f'{pre + vision + audio + prefill:.1f} ms'),
         ('first token', f'{median(a.first_token_ms for a in answers):.1f} ms'),
         ('generation', f'{generation:.1f} tokens/s' if generation else 'one token an answer'),
-        ('units in the window', f'{watcher.status.units}'),
-        ('memory of the process', f'{watcher.status.memory_mib:.0f} MiB'),
+        ('units in the window', f'{watcher.client.status.units}'),
+        ('memory of the process', f'{watcher.client.status.memory_mib:.0f} MiB'),
     )
     lines = ['| one second of picture and sound | |', '|---|---:|']
     return '\n'.join(lines + [f'| {name} | {value} |' for name, value in rows])
@@ -175,15 +176,8 @@ def converse(watcher: Watcher, questions: tuple) -> list[Answer]:
         show_evidence(answers[-1])
     print(f'Q: {questions[-1]}   (action, the words as they come)')
     print('A: ', end='', flush=True)
-    pieces = []
-
-    def on_text(text: str) -> None:
-        pieces.append(text)
-        print(text, end='', flush=True)
-
-    answers.append(watcher.ask_by_action(questions[-1], on_text))
-    # The result may overtake the last words on their way.
-    print(answers[-1].text[len(''.join(pieces)) :])
+    answers.append(watcher.ask_by_action(questions[-1], partial(print, end='', flush=True)))
+    print()
     show_evidence(answers[-1])
     return answers
 
@@ -197,23 +191,18 @@ def demo(model_dir: str, clip: Path, seconds: int, questions: tuple) -> None:
     try:
         with executable('live', *live) as eyes, executable('media_player', *player) as camera:
             watcher.processes = [eyes, camera]
-
-            def is_ready() -> bool:
-                status = watcher.status
-                if status is not None and status.state == Status.FAILED:
-                    raise Error(f'{status.reason}. {status.remedy}')
-                return status is not None and status.state == Status.READY
-
-            watcher.spin_until(is_ready, READY_TIMEOUT_S, 'loading the model')
-            print(f'model {watcher.status.model} is ready; watching and listening to {clip.name}')
-            watcher.spin_until(
-                lambda: watcher.status.units_read >= seconds,
+            watcher.wait_until_ready()
+            model = watcher.client.status.model
+            print(f'model {model} is ready; watching and listening to {clip.name}')
+            watcher.wait_until(
+                lambda: watcher.client.status.units_read >= seconds,
                 STREAM_TIMEOUT_S,
                 f'seeing and hearing {seconds} seconds',
             )
             answers = converse(watcher, questions)
             print(table(watcher, answers))
     finally:
+        watcher.client.destroy()
         watcher.destroy_node()
 
 
