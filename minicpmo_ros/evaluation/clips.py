@@ -261,9 +261,8 @@ def _samples(path, found: dict, losses: list) -> list:
         stamped.append((stamp_ns or log_ns - int(sound_format.duration_s(len(data)) * NS), data))
     stream, chunks, bad = SoundStream(sound_format), [], 0
     for stamp_ns, data in sorted(stamped, key=lambda entry: entry[0]):
-        begin_ns = stamp_ns - stream.lag_ns
         try:
-            chunks.append((begin_ns, stream.push(data.tobytes())))
+            chunks.append(stream.push(stamp_ns, data.tobytes()))
         except InputError as error:
             bad, why = bad + 1, error
     if bad:
