@@ -37,17 +37,22 @@ class Mp3Stream:
         self.rate_hz = None
         self._decoder = av.CodecContext.create('mp3float', 'r')
         self._pending_bytes = 0  # of a frame that is not whole yet
-        self._frame_bytes = self._frame_samples = 0  # of the last frame
+        self._frames = self._frame_samples = 0
+        self._frame_bytes = 0.0  # mean of the frames
         self._taken = self._given = 0  # samples: decoded, and given
         self._strange = 0
+        self.early_ns = 0  # by how much the last samples begin earlier than the bytes pushed
 
     @property
     def lag_ns(self) -> int:
         """How much earlier the next sample out lies than the next byte in, nanoseconds."""
-        if not self._frame_bytes:
+        return self._lag_ns(self._pending_bytes, self._taken - self._given)
+
+    def _lag_ns(self, pending_bytes: int, delay: int) -> int:
+        if not self._frames:
             return 0
-        part = min(1.0, self._pending_bytes / self._frame_bytes)  # of a frame that waits
-        return int((self._taken - self._given + part * self._frame_samples) * 1e9 / self.rate_hz)
+        part = min(1.0, pending_bytes / self._frame_bytes)  # of a frame that waits
+        return int((delay + part * self._frame_samples) * 1e9 / self.rate_hz)
 
     def push(self, data) -> np.ndarray:
         """Take bytes; give the samples (n,) float32 mono that are complete with them.
@@ -55,8 +60,10 @@ class Mp3Stream:
         Raises InputError where there is no frame, and goes on with what comes next.
         """
         data, self.problem = bytes(data), ''
+        before = self._pending_bytes, self._taken - self._given
         self._pending_bytes += len(data)
         samples = self._decode(self._decoder.parse(data) if data else [])
+        self.early_ns = self._lag_ns(*before)  # now that the frames are known
         if self._pending_bytes > LONGEST_JUNK_BYTES:
             self.problem = (
                 f'{self._pending_bytes} bytes of sound hold no MP3 frame. Set coding_format to '
@@ -94,7 +101,8 @@ class Mp3Stream:
         except (av.error.FFmpegError, InputError) as error:
             return self._damage(packet.size, error)
         if samples:
-            self._frame_bytes = packet.size
+            self._frames += 1
+            self._frame_bytes += (packet.size - self._frame_bytes) / self._frames
         return np.concatenate([np.empty(0, np.float32), *samples])
 
     def _frame(self, frame) -> np.ndarray:
@@ -108,7 +116,7 @@ class Mp3Stream:
 
     def _damage(self, size: int, error) -> np.ndarray:
         self.problem = f'MP3 sound is damaged: {size} bytes are left out as silence ({error}).'
-        if not self._frame_bytes:
+        if not self._frames:
             return np.empty(0, np.float32)
         frames = min(LONGEST_DAMAGE_FRAMES, max(1, round(size / self._frame_bytes)))
         return np.zeros(frames * self._frame_samples, np.float32)

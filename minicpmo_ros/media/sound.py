@@ -16,6 +16,10 @@ NS = 10**9
 CODINGS = ('wave', 'mp3')
 # Of MP3 that does not say its own; the usual for speech.
 USUAL_BITRATE = 64_000
+MOST_KBIT = (
+    320  # of MP3; a bitrate up to this is in kilobits, as ros-drivers' audio_capture says it
+)
+ROUNDING_NS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class AudioFormat:
         """Say how long `size` bytes last, roughly for MP3; 0 where the format makes no sense."""
         try:
             if self.coding == 'mp3':
-                return size * 8 / (self.bitrate or USUAL_BITRATE)
+                bitrate = self.bitrate * (1000 if self.bitrate <= MOST_KBIT else 1)
+                return size * 8 / (bitrate or USUAL_BITRATE)
             sample_bytes = SampleFormat.parse(self.sample_format).sample_bytes
         except InputError:
             return 0.0
@@ -63,6 +68,7 @@ class SoundStream:
         self.format = audio_format
         self._mp3 = Mp3Stream() if audio_format.coding == 'mp3' else None
         self._resampler = None if self._mp3 else Resampler(audio_format.sample_rate_hz)
+        self._first_ns, self._has_given = None, False
 
     @property
     def problem(self) -> str:
@@ -71,26 +77,32 @@ class SoundStream:
 
     @property
     def lag_ns(self) -> int:
-        """How much earlier the next sample out lies than the next chunk in, nanoseconds.
-
-        Read before `push(chunk)`: what comes out begins at the chunk's stamp minus this.
-        """
+        """How much earlier the next sample out lies than the next chunk in, nanoseconds."""
         decoding_ns = self._mp3.lag_ns if self._mp3 else 0
         return decoding_ns + (self._resampler.lag_ns if self._resampler else 0)
 
-    def push(self, data) -> np.ndarray:
-        """Take bytes; give samples (n,) float32 at 16 kHz.
+    def push(self, stamp_ns: int, data) -> tuple[int, np.ndarray]:
+        """Take bytes recorded from stamp_ns on; give (stamp_ns, samples (n,) float32 at 16 kHz).
 
         Raises InputError for what is no sound of this format, and goes on with the next chunk.
         """
+        early_ns = self._resampler.lag_ns if self._resampler else 0
         if self._mp3 is None:
             samples = to_float_mono(data, self.format.sample_format, self.format.channels)
         else:
             samples = self._mp3.push(data)
-        return self._resampled(samples)
+            early_ns += self._mp3.early_ns
+        samples, begin_ns = self._resampled(samples), stamp_ns - early_ns
+        if self._first_ns is None:
+            self._first_ns = stamp_ns
+        if not self._has_given and 0 < self._first_ns - begin_ns < ROUNDING_NS:
+            begin_ns = self._first_ns  # nothing is before the first, it would be a second more
+        self._has_given |= len(samples) > 0
+        return begin_ns, samples
 
     def flush(self) -> np.ndarray:
         """End the stream, give what is still inside, (n,) float32; another may follow."""
+        self._first_ns, self._has_given = None, False
         rest = self._resampled(self._mp3.flush() if self._mp3 else np.empty(0, np.float32))
         if self._resampler is None:
             return rest

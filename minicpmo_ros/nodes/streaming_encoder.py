@@ -106,8 +106,7 @@ class StreamingEncoder(EncoderNode):
         ear.jumps = arrival.at.jumps
         try:
             self._take_format(ear, audio_format)
-            begin_ns = stamp_ns - ear.sound.lag_ns
-            samples = ear.sound.push(data)  # (n,) at 16 kHz
+            begin_ns, samples = ear.sound.push(stamp_ns, data)  # (n,) at 16 kHz
         except InputError:
             self._miss(ear, stamp_ns, duration_ns, Status.LOST)
             raise
