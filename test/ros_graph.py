@@ -28,7 +28,7 @@ from minicpmo_ros.nodes.managed import LATCHED
 from minicpmo_ros.srv import Ask
 
 PROFILE = Path(__file__).parent / 'fastdds_loopback.xml'
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 # Every executable promises two seconds; a machine may be so busy that a start takes thirty.
 END_TIMEOUT_S = 20.0
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ros_graph import TIMEOUT_S
 from ros_source import Source
 
 from minicpmo_ros.action import Ask as AskAction
@@ -58,7 +59,7 @@ def test_a_file_of_parameters_that_cannot_be_read_is_told_in_a_sentence(graph, t
     path = tmp_path / 'wrong.yaml'
     path.write_text(wrong)
     process = graph.start('llm', '--params-file', str(path))
-    assert process.popen.wait(30) == 1
+    assert process.popen.wait(TIMEOUT_S) == 1
     assert 'the arguments cannot be read' in process.log and str(path) in process.log
     assert 'Traceback' not in process.log
 

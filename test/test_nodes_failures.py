@@ -10,6 +10,7 @@ import pytest
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
+from ros_graph import TIMEOUT_S
 from ros_source import FIRST, Source, jpeg, picture_of, sound_of
 
 from minicpmo_ros.models.shapes import HALF_B, TINY
@@ -108,8 +109,8 @@ def test_state_and_questions_are_answered_while_a_model_loads(graph, tmp_path):
     get_state = graph.create_client(GetState, 'llm/get_state')
     for client in (get_state, graph.ask_client):
         graph.spin_until(client.service_is_ready, 'the services')
-    state = graph.result_of(get_state.call_async(GetState.Request()), 'the state', 5.0)
-    reply = graph.result_of(graph.ask_client.call_async(Ask.Request(question='?')), 'it', 5.0)
+    state = graph.result_of(get_state.call_async(GetState.Request()), 'the state')
+    reply = graph.result_of(graph.ask_client.call_async(Ask.Request(question='?')), 'it')
     assert state.current_state.label == 'inactive'
     assert not reply.success and 'loading' in reply.reason
     assert graph.status is None or graph.status.state != Status.READY
@@ -127,7 +128,7 @@ def test_state_and_questions_are_answered_while_a_model_loads(graph, tmp_path):
 )
 def test_a_wrong_parameter_ends_the_process_with_a_sentence(graph, tiny_model_dir, wrong, named):
     process = graph.start('llm', '-p', wrong, '-p', f'model_dir:={tiny_model_dir}')
-    assert process.popen.wait(30) == 1
+    assert process.popen.wait(TIMEOUT_S) == 1
     assert named in process.log and 'Traceback' not in process.log
 
 

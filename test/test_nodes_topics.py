@@ -7,6 +7,7 @@ import re
 
 import pytest
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from ros_graph import TIMEOUT_S
 from ros_source import FIRST, jpeg, picture_of, time_of
 from sensor_msgs.msg import CompressedImage
 
@@ -68,6 +69,6 @@ def test_an_output_that_does_not_fit_is_told_and_the_proposal_mends_it(graph, ti
 def test_a_quality_that_there_is_not_is_refused_in_words(graph, tiny_model_dir, policy, value):
     name = f'qos_overrides.{graph.namespace}/llm/answer.publisher.{policy}'
     process = graph.start('llm', '-p', f'{name}:={value}', '-p', f'model_dir:={tiny_model_dir}')
-    assert process.popen.wait(30) == 1
+    assert process.popen.wait(TIMEOUT_S) == 1
     assert 'qos_overrides' in process.log and 'best_effort' in process.log
     assert 'Traceback' not in process.log

@@ -25,15 +25,16 @@ from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 
 from minicpmo_ros.errors import EngineError, Error
 from minicpmo_ros.nodes.diagnostics import Diagnostics
-from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
+from minicpmo_ros.nodes.parameters import ANY_TIME, START, Parameter, ParameterTable
 from minicpmo_ros.nodes.topics import Topics
 
 # Of the two seconds in which a signal ends a process.
 JOIN_TIMEOUT_S = 1.5
 COMMON_PARAMETERS = (
-    Parameter('autostart', True, 'Configure and activate the node by itself once it spins'),
+    Parameter('autostart', True, 'Configure and activate the node by itself once it spins',
+              when=START),
     Parameter('watchdog', 20.0, 'How long one piece of work may take before /diagnostics says '
-              'that it hangs', 'seconds', 0.1, 86_400.0, live=True),
+              'that it hangs', 'seconds', 0.1, 86_400.0, when=ANY_TIME),
 )  # fmt: skip
 LATCHED = QoSProfile(
     depth=1,

@@ -5,8 +5,7 @@
 
 A node lists its parameters as `Parameter` rows. `ParameterTable` declares them on the node,
 gives their values as one frozen object, and refuses wrong values with a reason: a value out of
-range or not among the choices always, and any change while the node is configured unless the
-row says `live` (everything else is read when the node is configured).
+range, not a number or not among the choices always, and a change that would not take effect.
 """
 
 from dataclasses import dataclass
@@ -23,6 +22,13 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from minicpmo_ros.errors import InputError
 
 STEP_ANY = 0.0
+# When a change takes effect.
+CONFIGURE, ANY_TIME, START = 'configure', 'any time', 'start'
+SENTENCES = {
+    CONFIGURE: ' Read when the node is configured.',
+    ANY_TIME: '',
+    START: ' Read once, at the start.',
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Parameter:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
-    live: bool = False
+    when: str = CONFIGURE
 
     def descriptor(self) -> ParameterDescriptor:
         """Give the ROS description with range, choices and unit."""
@@ -61,8 +67,7 @@ class Parameter:
     def sentence(self) -> str:
         """Give the description with its unit and when a change takes effect."""
         unit = f' [{self.unit}]' if self.unit else ''
-        when = '' if self.live else ' Read when the node is configured.'
-        return f'{self.description}{unit}.{when}'
+        return f'{self.description}{unit}.{SENTENCES[self.when]}'
 
     def problem(self, value) -> str:
         """Say why `value` is refused, or '' when it is not."""
@@ -78,10 +83,10 @@ class ParameterTable:
     """The declared parameters of one node.
 
     `is_configured` is asked before a change: a callable that says whether the node's
-    parameters are in use.
+    parameters are in use. None: the node reads all of them once, at its start.
     """
 
-    def __init__(self, node, rows: tuple[Parameter, ...], is_configured):
+    def __init__(self, node, rows: tuple[Parameter, ...], is_configured=None):
         self._node, self._rows = node, {row.name: row for row in rows}
         self._is_configured = is_configured
         for row in rows:
@@ -127,11 +132,19 @@ class ParameterTable:
             if row is None:
                 continue
             reason = row.problem(parameter.value)
-            if not reason and not row.live and self._is_configured():
-                reason = (
-                    f'{row.name} is read when the node is configured; '
-                    'deactivate and clean up the node first, then set it and configure again'
-                )
+            reason = reason or self._in_use(row)
             if reason:
                 return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
+
+    def _in_use(self, row: Parameter) -> str:
+        """Say why a change would not take effect now, or ''."""
+        if self._is_configured is None or row.when == START:
+            return f'{row.name} is read once, at the start; give it there: -p {row.name}:=VALUE'
+        if row.when == CONFIGURE and self._is_configured():
+            return (
+                f'{row.name} is read when the node is configured: memory, files and threads are '
+                'laid out by it. Deactivate and clean up the node first, then set it and '
+                'configure again'
+            )
+        return ''
