@@ -29,7 +29,9 @@ class Given:
     first_token_ms: float = 0.0
     answer_ms: float = 0.0
     tokens: int = 0
+    units: int = 0  # seconds the answer is based on
     memory_mib: float = 0.0  # of the process, when the answer was given
+    error: str = ''  # why there is no answer, a sentence; the text is empty then
 
 
 class Results:
@@ -43,7 +45,7 @@ class Results:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         head = {'format': FORMAT, **facts}
-        told, given, _ = _read(self.folder / ANSWERS)
+        told, given = _read(self.folder / ANSWERS)
         if told is not None and told != head:
             differing = sorted(k for k in {*told, *head} if told.get(k) != head.get(k))
             raise InputError(
@@ -76,23 +78,21 @@ class Run:
 
     facts: dict
     texts: dict  # id: text, in the order of answering
-    costs: dict  # id: {'first_token_ms', 'answer_ms', 'tokens', 'memory_mib'}
+    costs: dict  # id: the other fields of Given
 
     @classmethod
     def read(cls, folder) -> 'Run':
         """Read a folder; raises InputError."""
-        head, given, damaged = _read(Path(folder) / ANSWERS)
+        head, given = _read(Path(folder) / ANSWERS)
         if head is None:
             raise InputError(f'{folder}: there is no run in it ({ANSWERS} is missing or empty).')
-        if damaged > 1:
-            raise InputError(f'{folder}: {damaged} lines of {ANSWERS} are damaged.')
         texts = {}
         for line in given:
             if line['id'] in texts:
                 raise InputError(f'{folder}: {line["id"]!r} is answered twice.')
             texts[line['id']] = line['text']
         # A kill between the two files leaves a cost whose answer came later: the last one holds.
-        _, costs, _ = _read(Path(folder) / COSTS, has_head=False)
+        _, costs = _read(Path(folder) / COSTS, has_head=False)
         by_id = {line.pop('id'): line for line in costs}
         return cls(head, texts, {name: by_id.get(name, {}) for name in texts})
 
@@ -116,27 +116,26 @@ class _Appended:
 
 
 def _read(path: Path, has_head: bool = True) -> tuple:
-    """Give the head or None, the whole lines behind it, and the number of others."""
+    """Give the head or None, and the whole lines behind it; a kill cuts others."""
     try:
         lines = path.read_bytes().split(b'\n')
     except FileNotFoundError:
-        return None, [], 0
+        return None, []
     except OSError as error:
         raise InputError(f'{path}: it cannot be read ({error.strerror}).') from error
-    read, damaged = [], 0
-    for line in filter(None, lines):
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry, dict):
-                raise ValueError
-            read.append(entry)
-        except ValueError:
-            damaged += 1
+    read = [entry for entry in map(_parsed, lines) if entry]
     if not has_head:
-        return None, [entry for entry in read if 'id' in entry], damaged
-    head = read[0] if read and 'format' in read[0] else None
-    if head is not None and head['format'] != FORMAT:
-        raise InputError(f'{path}: its format is {head["format"]!r}, {FORMAT!r} is expected.')
-    if head is None and read:
-        raise InputError(f'{path}: its first line does not say what it is.')
-    return head, [entry for entry in read[1:] if {'id', 'text'} <= entry.keys()], damaged
+        return None, [entry for entry in read if 'id' in entry]
+    if not read:
+        return None, []
+    if read[0].get('format') != FORMAT:
+        raise InputError(f'{path}: it does not begin with the format {FORMAT!r}: no run.')
+    return read[0], [entry for entry in read[1:] if {'id', 'text'} <= entry.keys()]
+
+
+def _parsed(line: bytes) -> dict:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}

@@ -74,10 +74,15 @@ class CoreOptions:
 
 
 class Core:
-    """A loaded model: clips to units, units and questions to answers. One thread uses it."""
+    """A loaded model: clips to units, units and questions to answers. One thread uses it.
 
-    def __init__(self, model: ModelDirectory, options: CoreOptions | None = None):
-        self.model, self.options = model, options or CoreOptions()
+    strict: refuse clips of which a second is lost, and windows that lack one.
+    """
+
+    def __init__(
+        self, model: ModelDirectory, options: CoreOptions | None = None, strict: bool = True
+    ):
+        self.model, self.options, self.strict = model, options or CoreOptions(), strict
         o = self.options
         layout = LAYOUTS.get(f'{model.family}/{o.prompt}')
         if layout is None:
@@ -120,7 +125,7 @@ class Core:
             seen += seeing.advance(shot.stamp_ns)
             seeing.offer(shot.stamp_ns, lambda shot=shot: _shown(shot, grey))
             last = shot.stamp_ns
-        return _checked(seen + (seeing.close(last // 10**9) if last is not None else []))
+        return self._checked(seen + (seeing.close(last // 10**9) if last is not None else []))
 
     def hear(self, clip: Clip, offline: bool = False, silent: bool = False) -> list:
         """Give (second, rows or None) of a clip's sound."""
@@ -131,7 +136,13 @@ class Core:
             return self._hear_offline(sound)
         hearing = Hearing(self.audio)
         heard = [second for chunk in sound for second in hearing.push(*chunk)] + hearing.flush()
-        return [(second.second, second.rows) for second in _checked(heard)]
+        return [(second.second, second.rows) for second in self._checked(heard)]
+
+    def _checked(self, seconds: list) -> list:
+        lost = [second for second in seconds if second.status == Status.LOST]
+        if lost and self.strict:
+            raise InputError(f'The second {lost[0].second} was lost: {lost[0].reason}')
+        return seconds
 
     def _hear_offline(self, sound: list) -> list:
         """Encode a whole clip's spectrum under the chunk-causal mask, which the stream is."""
@@ -228,7 +239,7 @@ def answer_clip(core: Core, clip: Clip, questions: list, variants: list):
         for variant in variants:
             units = encoded.units(variant)
             for end_s, asked in by_end.items():
-                answers = core.answer(_of_window(units, start_s, end_s), asked)
+                answers = core.answer(_of_window(units, start_s, end_s, core.strict), asked)
                 yield from ((variant, q, answer) for q, answer in zip(asked, answers))
 
 
@@ -272,9 +283,9 @@ def answer_all(
     ]
 
 
-def _of_window(units: list, start_s: int, end_s: int) -> list:
+def _of_window(units: list, start_s: int, end_s: int, strict: bool) -> list:
     inside = [unit for unit in units if start_s <= unit.second < end_s]
-    if len(inside) != end_s - start_s:
+    if not inside or (strict and len(inside) != end_s - start_s):
         raise InputError(
             f'{len(inside)} seconds of the window [{start_s}, {end_s}) have a '
             'picture or a sound. Correct start_s and end_s.'
@@ -285,11 +296,3 @@ def _of_window(units: list, start_s: int, end_s: int) -> list:
 def _shown(shot: Shot, grey: bool) -> np.ndarray:
     picture = shot.rgb()  # (H, W, 3)
     return np.full_like(picture, GREY) if grey else picture
-
-
-def _checked(seconds: list) -> list:
-    """Refuse a clip of which a second was lost: its score would mean nothing."""
-    for second in seconds:
-        if second.status == Status.LOST:
-            raise InputError(f'The second {second.second} was lost: {second.reason}')
-    return seconds

@@ -1,0 +1,121 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A long run gives the same file however many processes work on it and however often it dies."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+from scored_clips import write_question_set
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation import replay
+from minicpmo_ros.evaluation.results import ANSWERS, Results, Run
+from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
+from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.models.synthetic import write_model
+
+OPTIONS = CoreOptions(device='cpu', threads=1, n_ctx=1024, max_tokens=4)
+KILLS = 20
+
+
+@pytest.fixture(scope='module')
+def plan(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('replay')
+    model = write_model(folder / 'nano', 'nano', llm_type='f32')
+    questions = write_question_set(folder, lengths=(2, 1, 3, 1, 2, 1))
+    return replay.Plan(ModelDirectory.open(model), questions, OPTIONS)
+
+
+def answer(plan, folder, workers=1):
+    results = Results(folder, plan.facts('0'))
+    try:
+        replay.run(plan, results, workers)
+    finally:
+        results.close()
+    return (folder / ANSWERS).read_bytes()
+
+
+@pytest.fixture(scope='module')
+def whole(plan, tmp_path_factory):
+    return answer(plan, tmp_path_factory.mktemp('whole') / 'run')
+
+
+def test_a_run_answers_as_the_score_does(plan, whole, tmp_path):
+    (tmp_path / ANSWERS).write_bytes(whole)
+    core = Core(plan.model, OPTIONS)
+    (scored,) = answer_all(core, plan.questions, [Variant()])
+    core.close()
+    assert Run.read(tmp_path).texts == scored.answers
+
+
+def test_two_workers_leave_the_same_bytes(plan, whole, tmp_path):
+    assert answer(plan, tmp_path / 'run', workers=2) == whole
+
+
+def test_killed_at_random_a_run_ends_with_every_question_answered_once(plan, whole, tmp_path):
+    folder, rng = tmp_path / 'run', random.Random(3)
+    # A server that has imported everything forks quickly, and has no threads.
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload([__name__, 'minicpmo_ros.evaluation.replay'])
+    for _ in range(KILLS):
+        process = context.Process(target=answer, args=(plan, folder))
+        process.start()
+        size = _size(folder)
+        # Now and then before the first answer, mostly after one or two more.
+        wanted, end_s = size + rng.choice((0, 1, 1, 60)), time.monotonic() + 60
+        while _size(folder) < wanted and process.is_alive() and time.monotonic() < end_s:
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.03)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    answer(plan, folder)
+    found, expected = Run.read(folder), whole.decode().splitlines()
+    assert len(found.texts) == len(plan.questions.questions)
+    written = (folder / ANSWERS).read_text().splitlines()
+    assert [line for line in written if line in expected] == expected
+
+
+def _size(folder):
+    try:
+        return (folder / ANSWERS).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def test_a_bad_clip_costs_its_questions_only(plan, whole, tmp_path):
+    spoilt = plan.questions.path_of('2.mcap')
+    kept = spoilt.read_bytes()
+    spoilt.write_bytes(b'nothing')
+    answer(plan, tmp_path / 'run')
+    spoilt.write_bytes(kept)
+    run = Run.read(tmp_path / 'run')
+    assert len(run.texts) == len(plan.questions.questions)
+    bad = [name for name, cost in run.costs.items() if cost['error']]
+    assert bad == ['2-scene', '2-source'] and 'damaged' in run.costs['2-scene']['error']
+    (tmp_path / ANSWERS).write_bytes(whole)
+    others = {k: v for k, v in Run.read(tmp_path).texts.items() if k not in bad}
+    assert {k: v for k, v in run.texts.items() if k not in bad} == others
+
+
+def test_a_bad_window_costs_its_question_only(plan, tmp_path):
+    questions = list(plan.questions.questions)
+    questions[1] = replace(questions[1], start_s=questions[1].start_s + 5000, end_s=2**30 + 10**9)
+    questions[1] = replace(questions[1], end_s=questions[1].start_s + 2)
+    spoilt = replace(plan, questions=replace(plan.questions, questions=tuple(questions[:4])))
+    answer(spoilt, tmp_path / 'run')
+    run = Run.read(tmp_path / 'run')
+    assert [name for name, cost in run.costs.items() if cost['error']] == [questions[1].id]
+    assert run.costs[questions[0].id]['units'] == 2
+
+
+def test_a_worker_that_dies_is_told(plan, tmp_path, monkeypatch):
+    options = replace(OPTIONS, prompt='klingon')
+    with pytest.raises((InputError, replay.EngineError)):
+        answer(replace(plan, options=options), tmp_path / 'run', workers=2)

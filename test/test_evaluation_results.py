@@ -1,0 +1,74 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A run's folder keeps every answer once, wherever the run was killed."""
+
+import pytest
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.results import ANSWERS, COSTS, Given, Results, Run
+
+FACTS = {'model': 'nano', 'count': 3}
+GIVEN = [Given(f'q{i}', f'größe {i}\n', 10.0 * i, 20.0, 1, 3, 99.5) for i in range(3)]
+
+
+def write(folder, given=GIVEN, facts=FACTS):
+    results = Results(folder, facts)
+    for one in given:
+        if one.id not in results.done:
+            results.add(one)
+    results.close()
+
+
+def test_what_was_added_is_read(tmp_path):
+    write(tmp_path / 'run')
+    run = Run.read(tmp_path / 'run')
+    assert run.facts['model'] == 'nano'
+    assert run.texts == {one.id: one.text for one in GIVEN}
+    assert run.costs['q2']['first_token_ms'] == 20.0 and run.costs['q2']['memory_mib'] == 99.5
+
+
+@pytest.mark.parametrize('name', [ANSWERS, COSTS])
+def test_a_run_cut_at_any_byte_ends_with_every_answer_once(tmp_path, name):
+    write(tmp_path / 'whole')
+    whole = (tmp_path / 'whole' / name).read_bytes()
+    folder = tmp_path / 'cut'
+    write(folder)
+    for cut in range(len(whole) + 1):
+        # A kill between the two files leaves a cost without its answer, never the other way.
+        (folder / COSTS).write_bytes((tmp_path / 'whole' / COSTS).read_bytes())
+        (folder / ANSWERS).write_bytes(b'' if name == COSTS else whole[:cut])
+        if name == COSTS:
+            (folder / COSTS).write_bytes(whole[:cut])
+        before = (folder / ANSWERS).read_bytes()
+        write(folder)
+        run = Run.read(folder)
+        assert list(run.texts.items()) == [(one.id, one.text) for one in GIVEN]
+        assert all(cost['tokens'] == 1 for cost in run.costs.values())
+        assert (folder / ANSWERS).read_bytes().startswith(before)  # only ever appended
+
+
+def test_a_question_is_never_answered_twice(tmp_path):
+    results = Results(tmp_path, FACTS)
+    results.add(GIVEN[0])
+    with pytest.raises(ValueError):
+        results.add(GIVEN[0])
+    results.close()
+    again = Results(tmp_path, FACTS)
+    assert again.done == {'q0'}
+    again.close()
+
+
+def test_another_run_in_the_folder_is_refused_by_what_differs(tmp_path):
+    write(tmp_path)
+    with pytest.raises(InputError, match='another count, model is there'):
+        Results(tmp_path, {'model': 'other', 'count': 4})
+    assert len(Run.read(tmp_path).texts) == 3
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match='no run'):
+        Run.read(tmp_path)
+    (tmp_path / ANSWERS).write_text('{"id": "a", "text": "b"}\n')
+    with pytest.raises(InputError, match='no run'):
+        Run.read(tmp_path)
