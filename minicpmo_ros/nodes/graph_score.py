@@ -1,7 +1,7 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Questions answered by the live graph: clips in on topics, answers out by the service.
+"""Questions answered by the live graph: clips in on topics, answers out by the client.
 
 Starts the installed `live` in a namespace of its own and plays each window second by second, each
 when the llm has read the one before. The answers go to a file that `minicpmo score --answers`
@@ -29,12 +29,11 @@ from minicpmo_ros.evaluation.clips import NS, SAMPLE_RATE_HZ, png, read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window
 from minicpmo_ros.evaluation.runner import GREY, CoreOptions
 from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.msg import Status
-from minicpmo_ros.nodes.demo import checked, executable
+from minicpmo_ros.nodes.client import Client
+from minicpmo_ros.nodes.demo import executable, unless_ended
 from minicpmo_ros.nodes.managed import LATCHED
 from minicpmo_ros.nodes.messages import to_time
 from minicpmo_ros.process import prepare
-from minicpmo_ros.srv import Ask
 
 TIMEOUT_S = 120.0
 APART_S = 1000  # between the stamps of two clips: time goes on
@@ -48,8 +47,7 @@ class Examiner(Node):
 
     def __init__(self, namespace: str):
         super().__init__('graph_score', namespace=namespace)
-        self.status, self.process = None, None
-        self.create_subscription(Status, 'llm/status', self._on_status, LATCHED)
+        self.client, self.process = Client(self), None
         self._pictures = self.create_publisher(CompressedImage, 'image/compressed', DEEP)
         self._sound = self.create_publisher(AudioDataStamped, 'audio', DEEP)
         self._info = self.create_publisher(AudioInfo, 'audio_info', LATCHED)
@@ -61,46 +59,32 @@ class Examiner(Node):
                 coding_format='wave',
             )
         )
-        self._ask = self.create_client(Ask, 'llm/ask')
         self._reset = self.create_client(Trigger, 'llm/reset')
 
-    def _on_status(self, message) -> None:
-        if message.state == Status.FAILED:
-            raise EngineError(f'{message.reason}. {message.remedy}')
-        self.status = message
-
-    def spin_until(self, condition, what: str) -> None:
-        """Spin until `condition()`; raise Error when it takes too long or `live` ended."""
-        end_s = time.monotonic() + TIMEOUT_S
-        while not condition():
-            if time.monotonic() > end_s:
-                raise Error(f'{what} took longer than {TIMEOUT_S:.0f} s; see the log above')
-            if self.process.poll() is not None:
-                raise Error(f'{what} was not done: live ended; see the log above')
-            rclpy.spin_once(self, timeout_sec=0.05)
+    def wait_until(self, condition, what: str) -> None:
+        """Wait for `condition()`; raise Error when it takes too long or `live` ended."""
+        self.client.wait_until(unless_ended([self.process], condition), TIMEOUT_S, what)
 
     def wait_ready(self) -> None:
         """Wait until the model is loaded and both topics are subscribed to."""
-        self.spin_until(
-            lambda: self.status is not None and self.status.state == Status.READY, 'loading'
-        )
+        ready = self.client.ready_async(TIMEOUT_S)
+        self.wait_until(ready.done, 'loading')
+        ready.result()
         for publisher in (self._pictures, self._sound):
-            self.spin_until(publisher.get_subscription_count, 'subscribing')
-        for client in (self._ask, self._reset):
-            self.spin_until(client.service_is_ready, 'finding the services')
+            self.wait_until(publisher.get_subscription_count, 'subscribing')
+        self.wait_until(self._reset.service_is_ready, 'finding the reset')
 
-    def _call(self, client, request, what: str):
-        future = client.call_async(request)
-        self.spin_until(future.done, what)
-        return future.result()
+    def _empty_the_window(self) -> None:
+        future = self._reset.call_async(Trigger.Request())
+        self.wait_until(future.done, 'the reset')
+        if not future.result().success:
+            raise EngineError(f'no reset: {future.result().message}')
+        self.wait_until(lambda: self.client.status.units == 0, 'emptying the window')
 
     def play(self, clip, seconds: range, shift_s: int, shown: str) -> None:
         """Empty the window and publish a clip's seconds in lock-step with what is read."""
-        reply = self._call(self._reset, Trigger.Request(), 'the reset')
-        if not reply.success:
-            raise EngineError(f'no reset: {reply.message}')
-        self.spin_until(lambda: self.status.units == 0, 'emptying the window')
-        before = self.status.units_read
+        self._empty_the_window()
+        before = self.client.status.units_read
         for i, second in enumerate(seconds):
             for shot in clip.pictures:
                 if shot.stamp_ns // NS == second:
@@ -108,10 +92,13 @@ class Examiner(Node):
             for stamp_ns, samples in clip.sound:
                 if stamp_ns // NS == second:
                     self._sing(stamp_ns + shift_s * NS, samples, shown == 'no_sound')
-            self.spin_until(lambda i=i: self.status.units_read >= before + i, f'second {second}')
+            self.wait_until(
+                lambda i=i: self.client.status.units_read >= before + i, f'second {second}'
+            )
         # Nothing follows the last second: silence tells that it is over.
-        self.spin_until(
-            lambda: self.status.units_read >= before + len(seconds), 'reading the last second'
+        self.wait_until(
+            lambda: self.client.status.units_read >= before + len(seconds),
+            'reading the last second',
         )
 
     def _show(self, shot, shift_s: int, grey: bool) -> None:
@@ -132,12 +119,12 @@ class Examiner(Node):
 
     def ask(self, question) -> str:
         """Give the answer's text; raise Error where it is not about the whole window."""
-        request = Ask.Request(
-            question=question.text,
-            choices=list(question.choices),
+        answer = self.client.ask(
+            question.text,
+            choices=question.choices,
             max_tokens=CoreOptions().max_tokens,
+            timeout_s=TIMEOUT_S,
         )
-        answer = checked(self._call(self._ask, request, 'the answer'))
         if answer.units != question.seconds:
             raise Error(f'{question.id}: {answer.units} of {question.seconds} s were read')
         return answer.text
@@ -173,6 +160,7 @@ def score(model_dir: Path, questions: QuestionSet, shown: str) -> AnswerSet:
             examiner.wait_ready()
             texts = answer_all(examiner, questions, shown)
     finally:
+        examiner.client.destroy()
         examiner.destroy_node()
     return AnswerSet(
         texts, 'graph', precision_name(model.precision), input=shown, model=model.model_id
