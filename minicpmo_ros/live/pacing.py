@@ -112,6 +112,11 @@ class StampGuard:
         self._kept = []
         self.strays = 0  # left out
 
+    @property
+    def is_doubting(self) -> bool:
+        """Say whether something is kept back."""
+        return bool(self._kept)
+
     def sort(self, arrival: Arrival) -> list[Arrival]:
         """Take an arrival; give those that are believed now, in order."""
         if arrival.stamp_ns is None:

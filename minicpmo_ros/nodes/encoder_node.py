@@ -89,6 +89,7 @@ class EncoderNode(ManagedNode):
     INBOX_CAPACITY: float
     ROLE = 'encoder'
     ONE_A_SECOND = False  # of what arrives, only the newest of a second matters
+    is_doubting = False  # something came that the stream may have jumped to; it is not silent
     _worker = _leaving = _input = None
 
     def __init__(self, name: str, message_type, arbiter: DeviceArbiter | None = None):
@@ -215,6 +216,7 @@ class EncoderNode(ManagedNode):
                 self._attempt(self.encode, state, arrival)
             if guard.strays > strays:
                 self.tell('stray', f'{STRAYS} Left out until now: {guard.strays}.')
+            self.is_doubting = guard.is_doubting
             self._attempt(self.tick, state, now)
         pause.begun_s = None
 

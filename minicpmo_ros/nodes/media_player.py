@@ -5,9 +5,13 @@
 
 Publishes `image/compressed`, `audio` (stamped 16-bit mono PCM at the file's own rate; a bag's at
 16 kHz) and `audio_info` (latched), stamped in the node's time from the moment playing begins,
-which is a whole second: the file's seconds are the stream's. A worker reads ahead and encodes;
-a timer publishes what is due. A picture falls due at its stamp, a piece of sound at its end, as
-a microphone gives it.
+which is a whole second: the file's seconds are the stream's. With `stamps` recorded it plays a
+bag as `ros2 bag play --clock` does: with its own stamps, which go back where it loops. A worker
+reads ahead and encodes; a timer publishes what is due. A picture falls due at its stamp, a piece
+of sound at its end, as a microphone gives it.
+
+/clock tells a moment after all that is due by then is published, and does not run ahead of a
+slow disk or a busy machine: then simulated time is slow. In a pause (`~/pause`) it stands still.
 """
 
 import queue
@@ -24,6 +28,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
+from std_srvs.srv import SetBool
 
 from minicpmo_ros.errors import Error, InputError
 from minicpmo_ros.nodes.managed import LATCHED
@@ -33,13 +38,18 @@ from minicpmo_ros.nodes.playable import NS, Playable, open_playable
 from minicpmo_ros.nodes.spinning import run
 
 PUBLISH_PERIOD_S = 0.01
+CLOCK_PERIOD_S = 0.02
+# Of steady time between two looks at it; simulated time takes no part in longer stalls.
+LONGEST_STEP_S = 0.1
 # Read ahead this much: enough for a slow disk, little enough for large pictures.
 QUEUE_ITEMS = 64
 CAMERA_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.RELIABLE)
 MICROPHONE_QOS = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
 PARAMETERS = (
     Parameter('file', '', 'Video, sound or bag (MCAP, sqlite3) to play'),
-    Parameter('loop', False, 'Begin again at the end; stamps go on'),
+    Parameter('stamps', 'now', 'now: of the moment; recorded: as in the bag',
+              choices=('now', 'recorded')),
+    Parameter('loop', False, 'Begin again at the end; stamps go on, recorded ones go back'),
     Parameter('rate', 1.0, 'Speed; stamps keep the pace of the file', 'times real time', 0.1, 10),
     Parameter('wait_for_subscribers', False, 'Begin when all that is played is subscribed to'),
     Parameter('exit_at_end', False, 'End the process after the last picture and sound'),
@@ -52,12 +62,13 @@ PARAMETERS = (
 
 @dataclass(frozen=True)
 class Item:
-    """A message, its stamp and when it falls due, in nanoseconds from the first instant."""
+    """A message; its stamp and when it falls due, in nanoseconds from the first instant."""
 
     due_ns: int
     stamp_ns: int
     publisher: object
     message: object
+    begin_ns: int = 0  # when its turn of the loop begins
 
 
 class MediaPlayer(Node):
@@ -67,10 +78,11 @@ class MediaPlayer(Node):
 
     def __init__(self):
         super().__init__('media_player')
-        self._options = ParameterTable(self, PARAMETERS, lambda: True).values()
+        self._options = ParameterTable(self, PARAMETERS).values()
         if not self._options.file:
             raise InputError('parameter file is empty; give a video, sound or bag: -p file:=CLIP')
         media = self._open()
+        self._origin_ns = self._recorded_origin_ns(media)
         self._has_pictures, self._has_sound = media.pictures is not None, media.sound is not None
         self._pictures = self.create_publisher(CompressedImage, 'image/compressed', CAMERA_QOS)
         self._sound = self.create_publisher(AudioDataStamped, 'audio', MICROPHONE_QOS)
@@ -82,13 +94,18 @@ class MediaPlayer(Node):
             self._stamp_clock = RosClock()
         self._queue = queue.Queue(QUEUE_ITEMS)  # of Item; then None or the Error that ended it
         self._next = None
-        self._begun_s = self._begun_ns = None  # monotonic, and in the node's time
+        self._is_ended = self._is_paused = False
+        self._begun_ns = None  # in the node's time, or the bag's
+        self._position_ns = 0  # of playing, from the first instant
+        self._turn_ns = 0  # position at which this turn of the loop began
+        self._looked_s = self._clocked_s = 0.0  # monotonic
         self._stop = threading.Event()
         self._worker = threading.Thread(target=self._read, name='media_player', daemon=True)
         self._worker.start()
         # Steady, or simulated time would have to run before the node that makes it run.
         self._steady = RosClock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(PUBLISH_PERIOD_S, self._publish_due, clock=self._steady)
+        self.create_service(SetBool, '~/pause', self._on_pause)
 
     def destroy_node(self):
         """Stop reading, then destroy; also called for a node that was not made to the end."""
@@ -96,6 +113,15 @@ class MediaPlayer(Node):
             self._stop.set()
             self._worker.join(timeout=1.0)
         super().destroy_node()
+
+    def _recorded_origin_ns(self, media: Playable) -> int | None:
+        if self._options.stamps == 'now':
+            return None
+        if media.origin_ns is None:
+            raise InputError(
+                f'{self._options.file}: only a bag has recorded stamps; set stamps to now'
+            )
+        return media.origin_ns
 
     def _open(self) -> Playable:
         return open_playable(self._options.file, self._options.jpeg_quality)
@@ -140,18 +166,19 @@ class MediaPlayer(Node):
             next_ns = offset_ns - offset_ns % step_ns + step_ns if step_ns else 0
             message = CompressedImage(format=name)
             message.data.frombytes(data)
-            yield Item(begin_ns + offset_ns, begin_ns + offset_ns, self._pictures, message)
+            at_ns = begin_ns + offset_ns
+            yield Item(at_ns, at_ns, self._pictures, message, begin_ns)
 
     def _sound_items(self, media: Playable, begin_ns: int):
         rate_hz = media.rate_hz
         info = AudioInfo(channels=1, sample_rate=rate_hz, sample_format='S16LE',
                          bitrate=rate_hz * 16, coding_format='wave')  # fmt: skip
-        yield Item(begin_ns, begin_ns, self._info, info)
+        yield Item(begin_ns, begin_ns, self._info, info, begin_ns)
         for offset_ns, samples in rechunked(media.sound, rate_hz, self._options.chunk_ms):
             message = AudioDataStamped()
             message.audio.data.frombytes(to_s16(samples).tobytes())
             end_ns = offset_ns + len(samples) * NS // rate_hz
-            yield Item(begin_ns + end_ns, begin_ns + offset_ns, self._sound, message)
+            yield Item(begin_ns + end_ns, begin_ns + offset_ns, self._sound, message, begin_ns)
 
     def _put(self, item) -> None:
         while not self._stop.is_set():
@@ -162,26 +189,55 @@ class MediaPlayer(Node):
 
     # The executor: publishes what is due.
     def _publish_due(self) -> None:
-        if self._begun_s is None and not self._begin():
+        if self._begun_ns is None and not self._begin():
             return
-        now_ns = int((time.monotonic() - self._begun_s) * self._options.rate * 1e9)
-        if self._clock_publisher is not None:
-            self._clock_publisher.publish(Clock(clock=to_time(self._begun_ns + now_ns)))
-        while self._next is not None and self._next.due_ns <= now_ns:
+        self._next = self._next or self._take()
+        self._advance()
+        while self._next is not None and self._next.due_ns <= self._position_ns:
+            self._turn_ns = self._next.begin_ns
             self._publish(self._next)
             self._next = self._take()
-        if self._next is None:
-            self._next = self._take()
+        if self._next is not None and self._next.begin_ns <= self._position_ns:
+            self._turn_ns = self._next.begin_ns
+        if self._clock_publisher is not None and self.context.ok():
+            self._publish_clock()
+
+    def _publish_clock(self) -> None:
+        if self._looked_s - self._clocked_s >= CLOCK_PERIOD_S:
+            self._clocked_s = self._looked_s
+            self._clock_publisher.publish(Clock(clock=to_time(self._time_ns(self._position_ns))))
+
+    def _advance(self) -> None:
+        now_s = time.monotonic()
+        passed_s, self._looked_s = now_s - self._looked_s, now_s
+        if self._clock_publisher is not None:
+            is_reading = self._next is None and not self._is_ended
+            passed_s = 0.0 if is_reading else min(passed_s, LONGEST_STEP_S)
+        if not self._is_paused:
+            self._position_ns += int(passed_s * self._options.rate * 1e9)
+
+    def _time_ns(self, position_ns: int) -> int:
+        """Give the time of a position: it goes on in a loop, or with recorded stamps back."""
+        turn_ns = 0 if self._origin_ns is None else self._turn_ns
+        return self._begun_ns + position_ns - turn_ns
+
+    def _on_pause(self, request, response):
+        self._is_paused, response.success = request.data, True
+        return response
 
     def _begin(self) -> bool:
         self._next = self._next or self._take()
         if self._next is None or (self._options.wait_for_subscribers and not self._is_heard()):
             return False
-        now_ns = self._stamp_clock.now().nanoseconds
-        if not now_ns:
-            return False  # simulated time that does not run yet
-        self._begun_ns = -(-now_ns // NS) * NS
-        self._begun_s = time.monotonic() + (self._begun_ns - now_ns) / NS
+        self._looked_s = time.monotonic()
+        if self._origin_ns is not None:
+            self._begun_ns = self._origin_ns
+        else:
+            now_ns = self._stamp_clock.now().nanoseconds
+            if not now_ns:
+                return False  # simulated time that does not run yet
+            self._begun_ns = -(-now_ns // NS) * NS
+            self._position_ns = int((now_ns - self._begun_ns) * self._options.rate)
         self.get_logger().info(f'playing {self._options.file}')
         return True
 
@@ -198,6 +254,7 @@ class MediaPlayer(Node):
         if isinstance(item, Error):
             raise item
         if item is None:
+            self._is_ended = True
             self.get_logger().info('played to the end')
             if self._options.exit_at_end:
                 rclpy.try_shutdown()
@@ -205,7 +262,7 @@ class MediaPlayer(Node):
 
     def _publish(self, item: Item) -> None:
         if hasattr(item.message, 'header'):
-            item.message.header.stamp = to_time(self._begun_ns + item.stamp_ns)
+            item.message.header.stamp = to_time(self._time_ns(item.stamp_ns))
         item.publisher.publish(item.message)
 
 

@@ -28,6 +28,7 @@ class Playable:
     sound: Iterator | None  # of (offset_ns, samples (n,) float32 mono)
     rate_hz: int  # of the samples
     picture_ns: int  # how long one picture is shown
+    origin_ns: int | None = None  # when a bag's first instant was recorded
 
 
 def open_playable(path: str, jpeg_quality: int = 90) -> Playable:
@@ -51,6 +52,7 @@ def _open_bag(path: str) -> Playable:
         _stamped(clip.sound, origin_ns) if clip.sound else None,
         SAMPLE_RATE_HZ,
         NS // USUAL_RATE_HZ,
+        origin_ns,
     )
 
 

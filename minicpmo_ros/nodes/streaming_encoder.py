@@ -128,6 +128,8 @@ class StreamingEncoder(EncoderNode):
     def tick(self, ear: Ear, now: Instant) -> None:
         """Flush what a source that fell silent has left; publish the seconds without sound."""
         self._note_dropped(ear)
+        if self.is_doubting:
+            return
         if ear.clock.is_silent(now):
             self._flush(ear)
         if ear.is_flushed and ear.next_second is not None:

@@ -34,7 +34,7 @@ class Eye:
     seeing: Seeing
     space: str
     clock: StreamClock = field(default_factory=StreamClock)
-    newest_ns: int | None = None  # stamp of the newest picture
+    newest_ns: int | None = None  # stamp of the newest picture, since a restart
 
 
 class VisionNode(EncoderNode):
@@ -94,18 +94,20 @@ class VisionNode(EncoderNode):
 
     def restart(self, eye: Eye, second: int) -> None:
         """Give what is left of the time before; go on with this second."""
-        self._publish_seen(eye, eye.seeing.close(eye.newest_ns // NS))
+        if eye.newest_ns is not None:
+            self._publish_seen(eye, eye.seeing.close(eye.newest_ns // NS))
         eye.seeing.restart(second)
+        eye.newest_ns = None
 
     def tick(self, eye: Eye, now: Instant) -> None:
         """Encode and publish the seconds that are over, also when no later picture has come."""
-        if eye.newest_ns is None:
+        if eye.newest_ns is not None:
+            self._publish_seen(eye, eye.seeing.advance(eye.newest_ns))
+        if self.is_doubting or eye.seeing.next_second is None:
             return
-        self._publish_seen(eye, eye.seeing.advance(eye.newest_ns))
         over = eye.clock.last_over(now)
         if over < eye.seeing.next_second - 2:  # simulated time went back, and no picture came
-            eye.seeing.restart(over + 1)
-            eye.newest_ns = (over + 1) * NS
+            self.restart(eye, over + 1)
         self._publish_seen(eye, eye.seeing.close(over))
 
     def _publish_seen(self, eye: Eye, seconds: list) -> None:

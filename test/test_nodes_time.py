@@ -1,0 +1,289 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Simulated time, pauses, loops and clocks that disagree, through the installed executables.
+
+`ros2 bag play --clock` comes with a ROS 2 distribution only; here media_player stands for it with
+`stamps:=recorded publish_clock:=true`: a bag's own stamps, which go back where it loops, and
+/clock beside them.
+"""
+
+import time
+
+import numpy as np
+import pytest
+from ros_source import FIRST, Source, jpeg, picture_of, sound_of, time_of
+from rosgraph_msgs.msg import Clock
+from std_srvs.srv import SetBool
+
+from minicpmo_ros.evaluation.clips import write_clip
+from minicpmo_ros.msg import AudioEmbedding, ImageEmbedding
+from minicpmo_ros.nodes.media_player import rechunked, to_s16
+from minicpmo_ros.nodes.playable import open_playable
+
+NS = 10**9
+SECONDS = 3
+CHUNK_MS = 100
+JUMP = 'time went back: the window starts anew'
+# Units wait for their halves however busy the machine is: this is about stamps, not about speed.
+PATIENT = ('-p', 'unit_deadline:=30.0')
+SIMULATED = ('-p', 'use_sim_time:=true')
+
+
+@pytest.fixture
+def bag(tmp_path):
+    """Give a bag of three seconds: four pictures each, and sound in pieces of 100 ms."""
+    pictures = [(i * NS // 4, jpeg(picture_of(10 * (i // 4) + i % 4))) for i in range(4 * SECONDS)]
+    sound = np.concatenate([sound_of(second) for second in range(SECONDS)])
+    write_clip(tmp_path / 'clip.mcap', FIRST, pictures, sound)
+    return tmp_path / 'clip.mcap'
+
+
+class Embeddings:
+    """What the two encoders publish."""
+
+    def __init__(self, graph):
+        self._graph, self.seen, self.heard = graph, [], []
+        graph.create_subscription(ImageEmbedding, 'vision_encoder/embedding', self.seen.append, 50)
+        graph.create_subscription(
+            AudioEmbedding, 'streaming_encoder/embedding', self.heard.append, 50
+        )
+
+    def take(self) -> tuple:
+        """Wait for the whole bag, give it without the seconds that have nothing, and forget it."""
+        taken = []
+        for messages in (self.seen, self.heard):
+            self._graph.spin_until(
+                lambda ms=messages: sum(m.tokens > 0 for m in ms) >= SECONDS, 'the embeddings'
+            )
+            taken.append([m for m in messages if m.tokens])
+            messages.clear()
+        return tuple(taken)
+
+
+def start_live(graph, model_dir, *arguments):
+    process = graph.start(
+        'live', '-p', f'model_dir:={model_dir}', *PATIENT, *graph.lossless, *arguments
+    )
+    graph.wait_ready()
+    return process
+
+
+def start_apart(graph, model_dir, *arguments):
+    """Start the three nodes as three processes, remapped as the launch file does."""
+    common = ('-p', f'model_dir:={model_dir}', *PATIENT, *graph.lossless, *arguments)
+    graph.start('streaming_encoder', *common)
+    graph.start('vision_encoder', *common)
+    graph.start(
+        'llm', '-r', 'audio_embedding:=streaming_encoder/embedding',
+        '-r', 'image_embedding:=vision_encoder/embedding', *common,
+    )  # fmt: skip
+    graph.wait_ready()
+
+
+def window(status) -> tuple:
+    return status.units, status.window_start.sec, status.window_end.sec
+
+
+WHOLE = (SECONDS, FIRST, FIRST + SECONDS)
+
+
+class SimulatedTime:
+    """/clock by the hand of a test."""
+
+    def __init__(self, graph):
+        self._graph = graph
+        self._publisher = graph.create_publisher(Clock, '/clock', 10)
+        graph.spin_until(lambda: self._publisher.get_subscription_count() >= 3, 'three nodes')
+        self.now_s = FIRST - 50  # stamps need not agree with it: only what passes matters
+        self.until(lambda: graph.status.header.stamp.sec == self.now_s, 'simulated time')
+
+    def until(self, condition, what):
+        """Let time stand still until something has happened."""
+
+        def holds():
+            self._publisher.publish(Clock(clock=time_of(int(self.now_s * NS))))
+            return condition()
+
+        self._graph.spin_until(holds, what)
+
+    def close(self):
+        self._graph.destroy_publisher(self._publisher)
+
+
+def play_in_lock_step(graph, source, bag):
+    """Publish what the player would, second by second, each when the one before was read."""
+    media, read_before = open_playable(str(bag)), graph.status.units_read
+    pictures = list(media.pictures)
+    chunks = list(rechunked(media.sound, media.rate_hz, CHUNK_MS))
+    # It stands still: however long a busy machine takes, no second is given up for silence.
+    simulated = SimulatedTime(graph)
+    for second in range(SECONDS):
+        for offset_ns, _, data in pictures:
+            if offset_ns // NS == second:
+                source.picture(FIRST * NS + offset_ns, data)
+        for offset_ns, samples in chunks:
+            if offset_ns // NS == second:
+                source.raw_sound(FIRST * NS + offset_ns, to_s16(samples).tobytes())
+        simulated.until(
+            lambda second=second: graph.status.units_read - read_before >= second, 'a second'
+        )
+    simulated.now_s += 2  # of silence, in which the last one ends
+    simulated.until(lambda: window(graph.status) == WHOLE, 'the whole window')
+    simulated.close()
+
+
+def start_player(graph, bag, *arguments):
+    return graph.start(
+        'media_player', '-p', f'file:={bag}', '-p', 'wait_for_subscribers:=true', '-p',
+        f'chunk_ms:={CHUNK_MS}', '-p', 'stamps:=recorded', *arguments,
+    )  # fmt: skip
+
+
+def facts(messages) -> list:
+    """Give what must not depend on how quickly something was played."""
+    return [(m.second, bytes(m.data), getattr(m, 'picture_stamp', None)) for m in messages]
+
+
+def test_a_bag_gives_the_window_of_the_lock_step_run_at_every_rate_and_in_a_loop(
+    graph, tiny_model_dir, bag
+):
+    process = start_live(graph, tiny_model_dir, *SIMULATED)
+    embeddings, source = Embeddings(graph), Source(graph)
+    source.wait_heard()
+    play_in_lock_step(graph, source, bag)
+    seen, heard = map(facts, embeddings.take())
+
+    # Each run begins earlier than the one before has ended: the streams start anew.
+    for jumps, rate in enumerate((0.5, 1.0, 2.0), 1):
+        read_before = graph.status.units_read
+        player = start_player(graph, bag, '-p', f'rate:={rate}', '-p', 'publish_clock:=true')
+        graph.spin_until(
+            lambda read=read_before: (
+                graph.status.units_read >= read + SECONDS and window(graph.status) == WHOLE
+            ),
+            f'the window at rate {rate}',
+        )
+        assert process.log.count(JUMP) == jumps
+        assert graph.status.late == 0
+        assert tuple(map(facts, embeddings.take())) == (seen, heard)
+        assert player.end() == 0
+
+    start_player(
+        graph, bag, '-p', 'rate:=2.0', '-p', 'publish_clock:=true', '-p', 'loop:=true'
+    )  # fmt: skip
+    graph.spin_until(lambda: process.log.count(JUMP) == 5, 'the loop')
+    looped = len(graph.statuses)
+    graph.spin_until(
+        lambda: WHOLE in map(window, graph.statuses[looped:]), 'the window after the loop'
+    )
+    assert graph.status.late == 0
+    reply = graph.ask('What do you see?', max_tokens=4)
+    assert reply.success and reply.answer.units
+    assert graph.status.late == graph.status.units_dropped == graph.status.refused == 0
+
+
+def test_a_clock_that_stands_still_pauses_the_stream(graph, tiny_model_dir):
+    process = start_live(graph, tiny_model_dir, *SIMULATED)
+    embeddings, source = Embeddings(graph), Source(graph)
+    source.wait_heard()
+    simulated = SimulatedTime(graph)
+    source.second(FIRST)
+    source.second(FIRST + 1)
+    simulated.until(lambda: graph.status.units_read == 1, 'the first second')
+    # Nothing must happen here, so there is nothing to wait for but time: more than the steady
+    # clock would need to give a second up.
+    paused_s = time.monotonic()
+    simulated.until(lambda: time.monotonic() - paused_s > 2.5, 'a pause')
+    assert [m.second for m in embeddings.seen + embeddings.heard] == [FIRST, FIRST]
+    source.second(FIRST + 2)
+    simulated.until(lambda: graph.status.units_read == 2, 'the second before the pause')
+    simulated.now_s += 2
+    simulated.until(lambda: graph.status.units_read == 3, 'the last second')
+    simulated.until(
+        lambda: len(embeddings.heard) >= 4 and len(embeddings.seen) >= 4, 'a second of silence'
+    )
+    for messages in (embeddings.seen, embeddings.heard):
+        assert [(m.second - FIRST, m.status) for m in messages[:4]] == [
+            (0, 0), (1, 0), (2, 0), (3, AudioEmbedding.EMPTY),
+        ]  # fmt: skip
+    assert window(graph.status) == WHOLE and JUMP not in process.log
+
+
+def test_what_was_paused_goes_on_in_its_window(graph, tiny_model_dir, bag):
+    """Without simulated time seconds go by empty meanwhile; they are taken back."""
+    process = start_live(graph, tiny_model_dir)
+    embeddings = Embeddings(graph)
+    start_player(graph, bag)
+    pause = graph.create_client(SetBool, 'media_player/pause')
+    graph.spin_until(lambda: embeddings.heard and embeddings.seen, 'the first second')
+    pause.wait_for_service()
+    assert graph.result_of(pause.call_async(SetBool.Request(data=True)), 'the pause').success
+    graph.spin_until(
+        lambda: all(
+            sum(not m.tokens for m in ms) > 1 for ms in (embeddings.seen, embeddings.heard)
+        ),
+        'seconds without anything',
+    )
+    assert graph.result_of(pause.call_async(SetBool.Request(data=False)), 'going on').success
+    graph.spin_until(lambda: window(graph.status) == WHOLE, 'the whole window')
+    assert JUMP not in process.log
+
+
+def test_one_process_and_three_give_the_same(graph, tiny_model_dir, bag):
+    embeddings, source = Embeddings(graph), Source(graph)
+    given = []
+    for start in (start_live, start_apart):
+        start(graph, tiny_model_dir, *SIMULATED)
+        source.wait_heard()
+        play_in_lock_step(graph, source, bag)
+        reply = graph.ask('What do you hear?', max_tokens=8)
+        assert reply.success, reply.reason
+        seen, heard = embeddings.take()
+        answer = reply.answer
+        given.append((facts(seen), facts(heard), answer.text, answer.window_start.sec,
+                      answer.window_end.sec, answer.units, answer.prompt_tokens))  # fmt: skip
+        for process in graph.processes:
+            process.end()
+        graph.statuses.clear()
+    assert given[0] == given[1]
+
+
+def test_of_publishers_on_one_topic_the_copy_and_the_stranger_change_nothing(
+    graph, tiny_model_dir
+):
+    process = graph.start(
+        'streaming_encoder', '-p', f'model_dir:={tiny_model_dir}', *graph.lossless
+    )
+    embeddings = Embeddings(graph)
+    sources = [Source(graph) for _ in range(3)]
+    for source in sources:
+        graph.spin_until(source._sound.get_subscription_count, 'the ear')
+    for i in range(12):
+        part = sound_of(0)[i % 4 * 4000 :][:4000]
+        for source, begin in zip(sources, (FIRST, 5, FIRST)):  # one lives in 1970
+            source.sound(begin * NS + i * NS // 4, part)
+        # In turn: what is published at once by several may come in any order.
+        graph.spin_until(lambda i=i: len(embeddings.heard) >= i // 4, 'the seconds before')
+    graph.spin_until(lambda: len(embeddings.heard) >= 4, 'silence')
+    heard = embeddings.heard[:4]
+    assert [m.second - FIRST for m in heard] == [0, 1, 2, 3]
+    assert [bool(m.tokens) for m in heard] == [True, True, True, False]
+    assert 'two publishers' in process.log
+
+
+def test_a_camera_whose_stamps_stand_still_is_seen_on(graph, tiny_model_dir):
+    process = graph.start('vision_encoder', '-p', f'model_dir:={tiny_model_dir}', *graph.lossless)
+    embeddings, source = Embeddings(graph), Source(graph)
+    graph.spin_until(source._pictures.get_subscription_count, 'the eye')
+
+    def show():
+        source.picture(FIRST * NS + 1, jpeg(picture_of(len(embeddings.seen))))
+
+    def shown():
+        return [m.second - FIRST for m in embeddings.seen if m.tokens]
+
+    # On a busy machine no picture may arrive in one of the seconds.
+    graph.spin_until(lambda: len(shown()) >= 3 or show(), 'three seconds')
+    assert shown()[0] == 0 and (np.diff(shown()) > 0).all()
+    assert 'stand still' in process.log
