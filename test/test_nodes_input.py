@@ -101,7 +101,7 @@ def test_stamps_before_1970_and_at_the_end_of_time_are_seconds_too(graph, tiny_m
         (dict(sample_rate=0), '0 Hz'),
         (dict(channels=0), '0 channels'),
         (dict(sample_format='S13BE'), 'S13BE'),
-        (dict(coding_format='mp3'), 'mp3'),
+        (dict(coding_format='opus'), 'opus'),
     ],
     ids=lambda value: next(iter(value), None) if isinstance(value, dict) else '',
 )
