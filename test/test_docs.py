@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import rclpy
 from std_msgs.msg import Empty, String
 
 from minicpmo_ros.action import Ask as AskAction
@@ -37,7 +38,16 @@ def run_example(graph, name: str, **kwargs):
     return subprocess.Popen(command, env=os.environ, text=True, **kwargs)
 
 
-def test_the_examples_of_the_page_run(graph, tiny_model_dir):
+def run_readme_example(graph):
+    """Run the lines of the README on a node of this process."""
+    (lines,) = re.findall(r'```python\n(.*?)```', PAGES[0].read_text(), re.DOTALL)
+    names = {'node': rclpy.create_node('reader', namespace=graph.namespace)}
+    exec(lines, names)
+    names['client'].destroy()
+    names['node'].destroy_node()
+
+
+def test_the_examples_of_the_pages_run(graph, tiny_model_dir, capsys):
     graph.start('live', '-p', f'model_dir:={tiny_model_dir}')
     bells, visitors = graph.create_publisher(Empty, 'bell', 10), []
     graph.create_subscription(String, 'visitor', visitors.append, 10)
@@ -53,6 +63,8 @@ def test_the_examples_of_the_page_run(graph, tiny_model_dir):
         bells.publish(Empty())
         graph.spin_until(lambda: visitors, 'the visitor')
         assert visitors[0].data
+        run_readme_example(graph)
+        assert capsys.readouterr().out.strip()
     finally:
         for process in (script, node):
             process.kill()
