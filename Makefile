@@ -15,7 +15,7 @@ installed := $(shell find minicpmo_ros msg srv action launch config demo models 
   -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt package.xml setup.py setup.cfg
 in_env := source environment/env.sh &&
 
-.PHONY: help build live test score nano lint clean setup setup-test
+.PHONY: help build live test score soak nano lint clean setup setup-test
 
 help: ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -57,6 +57,9 @@ score: build ## how often nano is right, by sense, precision and path; build/sco
 	  build/nano_f32 models/nano build/nano_q8_0 models/nano_q4 build/nano_q4 \
 	  --questions $(score_questions) --audio streaming,offline --json build/score.json \
 	  $(addprefix --answers ,build/answers/graph.json $(wildcard build/answers/pytorch.json))
+
+soak: build ## an hour of stream in minutes: memory flat, answers as right at the end; build/soak.json
+	@$(in_env) python -m benchmarks.soak
 
 build/nano-venv: environment/requirements-training.txt
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet -r $<

@@ -550,6 +550,26 @@ def test_a_stream_is_watched_and_asked_about(real_engine, rng):
     assert status.context_size == 1024 and 0 < status.positions < 1024 and status.prefill_ms > 0
 
 
+def test_what_does_not_fit_beside_a_long_answer_is_dropped_oldest_first_and_counted(real_engine):
+    """The window is full; 20 seconds pass during an answer, 8 may wait."""
+    for first in range(0, 40, 8):
+        put(real_engine, range(first, first + 8))
+        until(lambda: real_engine.status().units_read == first + 8)  # noqa: B023
+    assert real_engine.status().evicted > 0
+    gate, answers = Gate(), queue.Queue()
+    question = Question('x' * 40, grammar='root ::= "a" root')
+    real_engine.ask(question, gate, answers.put)
+    assert gate.arrived.wait(WAIT_S)
+    put(real_engine, range(40, 60))
+    assert real_engine.status().units_dropped == 12
+    gate.open()
+    answer = answers.get(timeout=WAIT_S)
+    assert answer.window_end_s == 40 and answer.seconds[-1] == 39 and answer.answer_tokens == 100
+    until(lambda: real_engine.status().units_read == 48)
+    status = real_engine.status()
+    assert (status.window_end_s, status.units_dropped, status.units_refused) == (60, 12, 0)
+
+
 def test_closing_ends_a_decode(real_engine, monkeypatch):
     """The flag rises while llama.cpp computes."""
     decode, inside, go_on = llama.llama_decode, threading.Event(), threading.Event()
