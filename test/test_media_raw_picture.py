@@ -5,6 +5,7 @@
 
 import array
 import sys
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,6 +74,37 @@ def test_one_color_comes_through_any_chroma(encoding):
     for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (250, 250, 10), (0, 0, 0), (255,) * 3):
         plain = np.full((16, 16, 3), color, np.uint8)
         assert largest_difference(decode_raw(*encode(plain, encoding).arguments), plain) <= 2
+
+
+# zlib.crc32 of what OpenCV 4.12's cvtColor makes, in 8 bits, of the bytes of `rubbish`.
+OPENCV = {
+    'bayer_rggb8': 0x6120383A,
+    'bayer_rggb16': 0xEF7F54F7,
+    'bayer_bggr8': 0x2E4431E3,
+    'bayer_bggr16': 0x9DEE5B2C,
+    'bayer_gbrg8': 0xB44800E3,
+    'bayer_gbrg16': 0x1C11F207,
+    'bayer_grbg8': 0x19C322E3,
+    'bayer_grbg16': 0x1D4F9AA0,
+    'uyvy': 0x7A4E3DEF,
+    'yuyv': 0xC6AC2635,
+    'nv12': 0x1D46229B,
+    'nv21': 0x8087B85D,
+}
+
+
+def rubbish(samples: int, sample_bytes: int) -> bytes:
+    i = np.arange(samples, dtype=np.uint64)
+    return ((i * i * 2654435761 >> 7) % 256**sample_bytes).astype(f'<u{sample_bytes}').tobytes()
+
+
+@pytest.mark.parametrize('encoding', list(OPENCV))
+def test_every_bit_is_as_opencv_has_it(encoding):
+    lies, height, width = ENCODINGS[encoding], BAND + 6, 46
+    samples = int(height * lies.data_height) * width * lies.samples
+    data = rubbish(samples, lies.sample_bytes)
+    rgb = decode_raw(encoding, height, width, width * lies.samples * lies.sample_bytes, data)
+    assert zlib.crc32(rgb.tobytes()) == OPENCV[encoding]
 
 
 def test_a_mosaic_keeps_what_its_pixels_saw(picture):
@@ -148,6 +180,12 @@ def test_claims_are_refused_before_anything_is_made(height, width, monkeypatch):
     for encoding in ENCODINGS:
         with pytest.raises(InputError, match=f'{width}x{height}'):
             decode_raw(encoding, height, width, 8 * width, bytes(100))
+
+
+@pytest.mark.parametrize('width, height', [(1, 1), (1, 30), (20_000, 2), (8194, 900), (100, 4)])
+def test_sizes_that_are_not_allowed_are_refused_also_where_all_agrees(width, height):
+    with pytest.raises(InputError, match='allowed|times the other'):
+        decode_raw('mono8', height, width, width, bytes(height * width))
 
 
 @pytest.mark.parametrize('encoding', ['uyvy', 'yuyv', 'nv12', 'nv21'])
