@@ -3,13 +3,14 @@
 
 """A remembered turn is read as in the model's own conversations, and a later question sees it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import llama_cpp.llama_cpp as llama
 import numpy as np
 import pytest
 from test_live_session import divergence, first_logits
 
-from minicpmo_ros.errors import EngineError, InputError
+from minicpmo_ros.errors import ContextFullError, EngineError, InputError
 from minicpmo_ros.language.context import ContextOptions
 from minicpmo_ros.language.model import LanguageModel
 from minicpmo_ros.language.prompt import LAYOUTS
@@ -345,3 +346,40 @@ def test_a_grammar_that_leads_nowhere_ends_in_words_with_what_was_said(open_sess
     with pytest.raises(InputError, match='no text'):
         session.ask(Question('what', grammar='root ::= x\nx ::= x'))
     assert session.context.next_position(FORK) == 0 and ask(session, 'what').answer.text
+
+
+def test_positions_are_used_to_the_very_last(open_session):
+    """The window is full to the position, and the longest question gets the longest answer."""
+    session = open_session(n_ctx=512)
+    while left := session.window.capacity - session.window.end:
+        n = left - 2 if left <= 102 else 50
+        rows = np.random.default_rng(n).standard_normal((n, 256)).astype(np.float16)
+        session.append(Unit(n, None, (0, 0), rows))
+    answering = ask(session, 'x' * 40, grammar='root ::= [a-z]{100}')
+    assert len(answering.ids) == 24 and not session.evicted
+    # The last token is said and not read.
+    assert answering.answer.prompt_tokens + 24 == session.context.n_ctx
+
+
+@pytest.mark.parametrize('at', [1, 2, 5], ids=['the question', 'its end', 'the answer'])
+def test_a_context_that_is_full_ends_the_answer_alone(open_session, monkeypatch, at):
+    """Room is kept, so llama.cpp never says so; if it did, nothing but the answer would end."""
+    session, decode, calls = open_session(), llama.llama_decode, []
+    session._context_options = replace(session._context_options, n_batch=32)
+    session.rebuild()
+    session.append(unit(0))
+    answering = session.ask(Question('x' * 40, grammar='root ::= [a-z]{20}', remember=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            llama,
+            'llama_decode',
+            lambda *given: calls.append(1) or (1 if len(calls) == at else decode(*given)),
+        )
+        with pytest.raises(ContextFullError, match='positions are needed'):
+            while answering.answer is None:
+                answering.step()
+    given = answering.end(Finish.ERROR)
+    assert given.answer_tokens == len(answering.ids) == max(0, at - 2)
+    assert session.context.next_position(FORK) == 0
+    assert [span.second for span in session.window.spans] == [0]
+    assert ask(session, 'x' * 40, grammar='root ::= [a-z]{20}').answer.finish == Finish.STOP
