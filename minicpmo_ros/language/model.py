@@ -55,6 +55,7 @@ class LanguageModel:
         self.size_bytes = llama.llama_model_size(pointer)
         self.vocabulary = Vocabulary(self._weights, path)
         self.token_rows = TokenRows(path, header)
+        _ = self.vocabulary.sorted_pieces  # half a second that no question shall wait for
 
     @classmethod
     def load(

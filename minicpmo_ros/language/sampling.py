@@ -16,7 +16,7 @@ import numpy as np
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.language.grammar import Grammar
 
-DRAWS = 64  # before a grammar is asked about all tokens, which takes longer
+DRAWS = 16  # before a grammar is asked about all tokens, which takes longer
 
 
 @dataclass(frozen=True)
