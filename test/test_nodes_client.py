@@ -88,7 +88,7 @@ def test_a_script_asks_streams_takes_back_and_is_told_in_words(graph, asker, tin
     with pytest.raises(LateError, match=r'No answer within 0\.1 s.*is ready'):
         asker.ask('Tell me everything.', timeout_s=0.1, **LONG)
     say_nothing_more(asker)
-    with pytest.raises(AskError, match='root'):
+    with pytest.raises(AskError, match='no valid GBNF'):
         asker.ask('?', grammar='root ::= (')
     with pytest.raises(AskError, match='tokens long'):
         asker.ask('word ' * 5000)
@@ -239,12 +239,15 @@ def test_two_clients_with_sixty_questions_each_get_each_reply(graph, asker, tiny
 def test_a_node_that_ends_in_the_middle_of_an_answer_is_told_of_and_asked_again(
     graph, asker, tiny_model_dir, monkeypatch, number
 ):
-    monkeypatch.setattr(client, 'SILENT_TICKS', 25)
     process = start_live(graph, tiny_model_dir)
     asker.wait_until_ready()
     pieces = []
-    with pytest.raises(AskError, match='stopped before|took the question and ended'):
-        for piece in asker.stream('Tell me everything.', timeout_s=None, **LONG):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(AskError, match='stopped before|took the question and ended'),
+    ):
+        patch.setattr(client, 'SILENT_TICKS', 25)
+        for piece in asker.stream('Tell me everything.', timeout_s=120, **LONG):
             if not pieces:
                 process.popen.send_signal(number)
             pieces.append(piece)
