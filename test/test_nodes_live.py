@@ -78,6 +78,7 @@ def test_two_minutes_through_three_processes(graph, tiny_model_dir):
     answer = reply.answer
     assert answer.text and answer.units == graph.status.units
     assert answer.window_end.sec - answer.window_start.sec == answer.units
+    assert list(answer.seconds) == list(range(answer.window_start.sec, answer.window_end.sec))
     assert answer.window_end.sec in (FIRST + 120, FIRST + 121)
     assert answer.prompt_tokens > system_prompt + UNIT * answer.units
 

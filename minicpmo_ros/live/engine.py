@@ -7,6 +7,8 @@ Everybody else only leaves work in bounded queues and never waits. Rules:
 * A question goes before units that wait. One is answered at a time; `max_waiting` more may wait.
 * While one is answered, units that came meanwhile are read between its tokens, after its first,
   as long as they take no more than half of the time.
+* Beside an answer the window grows as far as there is room (session.py); then units wait for its
+  end.
 * `max_backlog` units may wait; a newer one pushes out the oldest, which is counted as dropped.
 * A cancelled question ends before the next token or the next chunk of its prefill.
 * An error in a question is that question's. When llama.cpp fails, the context is rebuilt and the

@@ -30,8 +30,8 @@ PARAMETERS = (
     Parameter('kv_type', 'f16', 'Of keys and values; q8_0 takes half the memory',
               choices=tuple(KV_TYPES)),
     Parameter('window_policy', 'recent', 'Who leaves a full context: recent, the oldest seconds; '
-              'long, of older seconds every second, then three of four, to reach three times as '
-              'far back', choices=POLICIES),
+              'long thins older ones, of which every 2nd, then every 4th stays, to reach three '
+              'times as far back', choices=POLICIES),
     Parameter('unit_deadline', 2.0, 'How long the picture of a second waits for its sound, and '
               'the other way round', 'seconds', 0.0, 60.0),
     Parameter('max_backlog', 8, 'Seconds that may wait to be read; the oldest is dropped', '',
