@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from minicpmo_ros.encoders.whisper import AudioEncoder
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.ggml.runtime import Backend
+from minicpmo_ros.live.counted import CountedTime
 from minicpmo_ros.live.hearing import HeardSecond, Hearing
 from minicpmo_ros.live.pacing import NS, Arrival, Instant, StreamClock
 from minicpmo_ros.live.status import Status
@@ -47,7 +48,7 @@ class Ear:
     clock: StreamClock = field(default_factory=StreamClock)
     next_second: int | None = None  # the first that was not published yet
     sound: SoundStream | None = None
-    position_ns: int | None = None  # of the next chunk, where the source gives no stamps
+    counted: CountedTime = field(default_factory=CountedTime)  # where it gives no stamps
     is_flushed: bool = True
     jumps: int = 0  # of simulated time, when the last chunk came
     missing: dict = field(default_factory=dict)  # second: Status, why some of its sound is not
@@ -101,8 +102,7 @@ class StreamingEncoder(EncoderNode):
             # Without stamps, time is the count of samples since the first of them arrived.
             if arrival.at.jumps != ear.jumps:
                 self.restart(ear, (arrived_ns - duration_ns) // NS)
-            known = ear.position_ns is not None
-            stamp_ns = ear.position_ns if known else arrived_ns - duration_ns
+            stamp_ns = ear.counted.begin_ns(arrived_ns, duration_ns)
         ear.jumps = arrival.at.jumps
         try:
             self._take_format(ear, audio_format)
@@ -118,7 +118,7 @@ class StreamingEncoder(EncoderNode):
         preparing_ms = (time.perf_counter() - started_s) * 1e3
         self._publish_heard(ear, ear.hearing.push(begin_ns, samples), preparing_ms)
         ear.clock.arrive(end_ns, arrival.at, end_ns - stamp_ns)
-        ear.position_ns, ear.is_flushed = end_ns, False
+        ear.counted.end_ns, ear.is_flushed = end_ns, False
 
     def restart(self, ear: Ear, second: int) -> None:
         """Give what is left of the time before; go on with this second."""
@@ -142,7 +142,7 @@ class StreamingEncoder(EncoderNode):
         if not ear.is_flushed:
             rest = ear.hearing.push(None, ear.sound.flush())
             self._publish_heard(ear, rest + ear.hearing.flush())
-            ear.position_ns = None
+            ear.counted.restart()
             ear.is_flushed = True
 
     def _resume(self, ear: Ear, second: int) -> None:
@@ -165,7 +165,7 @@ class StreamingEncoder(EncoderNode):
             return
         while self._dropped:
             stamp_ns, duration_s = self._dropped.popleft()
-            stamp_ns = ear.position_ns if stamp_ns is None else stamp_ns
+            stamp_ns = ear.counted.end_ns if stamp_ns is None else stamp_ns
             if stamp_ns is not None:
                 self._miss(ear, stamp_ns, int(duration_s * NS), Status.OVERLOADED)
         self.tell(
@@ -182,8 +182,8 @@ class StreamingEncoder(EncoderNode):
             ear.missing[second] = status
         while len(ear.missing) > MOST_MISSING:
             del ear.missing[next(iter(ear.missing))]
-        if ear.position_ns is not None:
-            ear.position_ns = begin_ns + duration_ns
+        if ear.counted.end_ns is not None:
+            ear.counted.end_ns = begin_ns + duration_ns
 
     def _publish_heard(self, ear: Ear, seconds: list, preparing_ms: float = 0.0) -> None:
         for heard in seconds:
