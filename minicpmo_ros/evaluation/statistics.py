@@ -30,7 +30,10 @@ def wilson(right: int, count: int) -> Interval:
     share, z2 = right / count, NORMAL_95**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = NORMAL_95 / (1 + z2 / count) * sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    # At shares of 0 and 1 rounding would leave the share outside.
+    return Interval(
+        share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    )
 
 
 @dataclass(frozen=True)

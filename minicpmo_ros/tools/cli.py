@@ -14,7 +14,7 @@ import sys
 from minicpmo_ros.errors import Error
 from minicpmo_ros.process import prepare
 
-VERBS = ('check', 'parameters', 'quantize', 'replay', 'score', 'synthetic')
+VERBS = ('check', 'parameters', 'look', 'quantize', 'replay', 'report', 'score', 'synthetic')
 
 
 def main(arguments=None) -> int:

@@ -1,0 +1,253 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A report of runs: one HTML page that needs no network, the same as Markdown and as CSV."""
+
+import base64
+import csv
+import io
+from dataclasses import dataclass, field
+from html import escape
+
+import numpy as np
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation import plots
+from minicpmo_ros.evaluation.clips import read_clip
+from minicpmo_ros.evaluation.comparison import by_group, changed, verdict
+from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.evaluation.sheet import contact_sheet
+
+MOST_SHOWN = 40  # questions with their pictures
+LONGEST_SHOWN_S = 30  # of a window: its end is what was asked about
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em;
+  color: #222; background: #fff }
+table { border-collapse: collapse; margin: 1em 0 }
+td, th { padding: .25em .7em; text-align: right }
+td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f4f4f4 }
+.lost { color: #a00; font-weight: 600 } .won { color: #060 } .plots svg { max-width: 100% }
+.question { border-top: 1px solid #ccc; padding: .8em 0 } .question img { max-width: 100% }
+.question pre { white-space: pre-wrap; margin: .3em 0 } small { color: #666 }
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page tells; `runs` are Judged, the first is the baseline."""
+
+    questions: QuestionSet
+    runs: list
+    families: dict = field(init=False)
+    total: list = field(init=False)
+
+    def __post_init__(self):
+        """Count."""
+        found = by_group(self.questions, self.runs, lambda question: question.family)
+        object.__setattr__(self, 'families', found)
+        everything = by_group(self.questions, self.runs, lambda question: 'all')
+        object.__setattr__(self, 'total', everything['all'])
+
+    @property
+    def names(self) -> list:
+        """Of the runs."""
+        return [run.name for run in self.runs]
+
+    @property
+    def is_by_letter(self) -> bool:
+        """Whether the tolerant reading can differ."""
+        return any(question.rule == 'letter' for question in self.questions.questions)
+
+    def rows(self) -> list:
+        """Give the table: a row a run, a column a family, as the published tables are."""
+        head = ['run', *self.families, 'all', '95 % interval', 'against the first']
+        head += ['all, tolerant'] if self.is_by_letter else []
+        head += ['first token, median ms', '95 % of them, ms', 'memory, MiB']
+        rows = [head]
+        for k, run in enumerate(self.runs):
+            total = self.total[k]
+            row = [run.name]
+            row += [f'{100 * cells[k].right.share:.1f}' for cells in self.families.values()]
+            row += [
+                f'{100 * total.right.share:.1f}',
+                f'{100 * total.right.low:.1f} to {100 * total.right.high:.1f}',
+                verdict(total),
+            ]
+            row += [f'{100 * total.tolerant:.1f}'] if self.is_by_letter else []
+            rows.append(row + _costs(run))
+        return rows
+
+    def family_rows(self) -> list:
+        """Give what became of every family: by run its share, interval and verdict."""
+        rows = [['questions about', 'run', 'right', '95 % interval', 'against the first']]
+        for family, cells in sorted(self.families.items(), key=lambda item: _gain(item[1])):
+            for name, cell in zip(self.names, cells):
+                low, high = 100 * cell.right.low, 100 * cell.right.high
+                rows.append(
+                    [
+                        family,
+                        name,
+                        f'{100 * cell.right.share:.1f}',
+                        f'{low:.1f} to {high:.1f}',
+                        verdict(cell),
+                    ]
+                )
+        return rows
+
+    def headline(self) -> str:
+        """Say in a sentence what came out."""
+        if len(self.runs) == 1:
+            cell = self.total[0].right
+            return (
+                f'{self.names[0]} answers {100 * cell.share:.1f} % of '
+                f'{len(self.questions.questions)} questions rightly (95 % interval '
+                f'{100 * cell.low:.1f} to {100 * cell.high:.1f}).'
+            )
+        told = f'{self.names[-1]} against {self.names[0]}: {verdict(self.total[-1])}.'
+        family, cells = min(self.families.items(), key=lambda item: _gain(item[1]))
+        if _gain(cells) < 0:
+            told += f' It lost most on {family} ({verdict(cells[-1])}).'
+        return told
+
+
+def _gain(cells: list) -> float:
+    return cells[-1].against.gain if cells[-1].against else cells[-1].right.share
+
+
+def _costs(run) -> list:
+    latencies, memory = run.latencies_ms(), run.memory_mib()
+    told = [f'{np.percentile(latencies, p):.0f}' if len(latencies) else '' for p in (50, 95)]
+    return [*told, f'{memory.max():.0f}' if len(memory) else '']
+
+
+def markdown(report: Report) -> str:
+    """Give the tables as Markdown."""
+    parts = [
+        report.headline(),
+        _markdown_table(report.rows()),
+        _markdown_table(report.family_rows()),
+    ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _markdown_table(rows: list) -> str:
+    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+    return '\n'.join([lines[0], '|' + '---|' * len(rows[0]), *lines[1:]])
+
+
+def as_csv(report: Report) -> str:
+    """Give a row a question: what was asked, what each run said, whether it is right."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator='\n')
+    head = ['id', 'clip', 'start_s', 'end_s', 'family', 'kind', 'text', 'accepted']
+    for name in report.names:
+        head += [f'{name}: answer', f'{name}: right', f'{name}: first_token_ms']
+    writer.writerow(head)
+    for i, q in enumerate(report.questions.questions):
+        row = [q.id, q.clip, q.start_s, q.end_s, q.family, q.kind, q.text, ' / '.join(q.answers)]
+        for run in report.runs:
+            latency_ms = run.run.costs[q.id].get('first_token_ms', '')
+            row += [run.texts[i], int(run.right[i]), latency_ms]
+        writer.writerow(row)
+    return file.getvalue()
+
+
+def html(report: Report, title: str = 'Replay') -> str:
+    """Give the page."""
+    drawings = [
+        plots.accuracy({**report.families, 'all': report.total}, report.names),
+        plots.distribution(
+            {run.name: run.latencies_ms() for run in report.runs}, 'first token, milliseconds'
+        ),
+        plots.course({run.name: run.memory_mib() for run in report.runs}, 'memory, MiB'),
+    ]
+    body = [
+        f'<h1>{escape(title)}</h1><p>{escape(report.headline())}</p>',
+        '<div class="plots">' + ''.join(drawings) + '</div>',
+        _html_table(report.rows()),
+        '<h2>By what was asked, the worst change first</h2>',
+        _html_table(report.family_rows()),
+        _shown_questions(report),
+        '<h2>The runs</h2>',
+        *(f'<pre>{escape(run.name)}: {escape(str(run.run.facts))}</pre>' for run in report.runs),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f'<title>{escape(title)}</title><style>{STYLE}</style></head><body>'
+        + '\n'.join(body)
+        + '</body></html>\n'
+    )
+
+
+def _html_table(rows: list) -> str:
+    def line(row, tag):
+        return (
+            '<tr>'
+            + ''.join(f'<{tag}{_mark(cell)}>{escape(cell)}</{tag}>' for cell in row)
+            + '</tr>'
+        )
+
+    return (
+        '<table>' + line(rows[0], 'th') + ''.join(line(row, 'td') for row in rows[1:]) + '</table>'
+    )
+
+
+def _mark(cell: str) -> str:
+    """Colour a difference that is real."""
+    if cell.endswith(': real'):
+        return ' class="lost"' if cell.startswith('-') else ' class="won"'
+    return ''
+
+
+def _shown_questions(report: Report) -> str:
+    indices = changed(report.questions, report.runs)
+    what = 'are wrong' if len(report.runs) == 1 else 'changed between right and wrong'
+    parts = [f'<h2>{len(indices)} answers {what}</h2>']
+    if len(indices) > MOST_SHOWN:
+        parts.append(f'<p>The first {MOST_SHOWN} of each family in turn; all are in the CSV.</p>')
+    clips = {}
+    for i in _in_turn(report.questions.questions, indices)[:MOST_SHOWN]:
+        parts.append(_shown_question(report, i, clips))
+    return '\n'.join(parts)
+
+
+def _in_turn(questions: tuple, indices: list) -> list:
+    """Order indices so that the families take turns."""
+    rank, seen = {}, {}
+    for i in indices:
+        rank[i] = seen[questions[i].family] = seen.get(questions[i].family, -1) + 1
+    return sorted(indices, key=lambda i: rank[i])
+
+
+def _shown_question(report: Report, i: int, clips: dict) -> str:
+    question = report.questions.questions[i]
+    said = ''
+    for run in report.runs:
+        text = run.texts[i] or run.run.costs[question.id].get('error') or 'nothing'
+        kind = 'won' if run.right[i] else 'lost'
+        said += f'<br><span class="{kind}">{escape(run.name)}: {escape(text)}</span>'
+    return (
+        f'<div class="question"><small>{escape(question.family)}, {escape(question.id)}, '
+        f'{escape(question.clip)}</small><pre>{escape(question.text)}</pre>'
+        f'accepted: {escape(" / ".join(question.answers))}{said}<br>'
+        f'{_picture(report.questions, question, clips)}</div>'
+    )
+
+
+def _picture(questions: QuestionSet, question, clips: dict) -> str:
+    """Give the window's sheet as an image inside the page, or why there is none."""
+    try:
+        if question.clip not in clips:
+            clips.clear()  # one at a time: they can be large
+            clips[question.clip] = read_clip(questions.path_of(question.clip))
+        clip = clips[question.clip]
+        start_s, end_s = question.window(clip.first_s)
+        start_s = max(start_s, end_s - LONGEST_SHOWN_S)
+        sheet = contact_sheet(clip.between(start_s, end_s), start_s, end_s)
+    except InputError as error:
+        return f'<small>{escape(str(error))}</small>'
+    file = io.BytesIO()
+    sheet.save(file, 'JPEG', quality=80)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="what was seen and heard" src="data:image/jpeg;base64,{data}">'

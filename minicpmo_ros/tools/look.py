@@ -1,0 +1,31 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Draw a bag for looking at: every second's picture, and the waveform of its sound below."""
+
+import sys
+from pathlib import Path
+
+SUMMARY = 'draw a bag as a contact sheet with its waveform'
+
+
+def add_arguments(parser) -> None:
+    """Declare the options."""
+    parser.add_argument('bag', type=Path, help='an MCAP or db3 file, or a folder of them')
+    parser.add_argument('--out', type=Path, required=True, metavar='PICTURE', help='PNG or JPEG')
+    parser.add_argument('--start', type=int, default=0, help='seconds from the begin of the bag')
+    parser.add_argument('--seconds', type=int, help='how many; default: to the end')
+
+
+def run(arguments) -> None:
+    """Draw, and say what of the bag was lost."""
+    from minicpmo_ros.evaluation.clips import read_clip
+    from minicpmo_ros.evaluation.sheet import contact_sheet
+
+    clip = read_clip(arguments.bag)
+    for loss in clip.losses:
+        print(loss, file=sys.stderr)
+    start_s = clip.first_s + arguments.start
+    end_s = None if arguments.seconds is None else start_s + arguments.seconds
+    contact_sheet(clip, start_s, end_s).save(arguments.out)
+    print(f'{len(clip.pictures)} pictures, {len(clip.sound)} chunks of sound: {arguments.out}')
