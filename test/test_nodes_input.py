@@ -175,8 +175,12 @@ def test_a_camera_that_comes_back_with_raw_pictures_is_seen(graph, tiny_model_di
         message.header.stamp.sec = max(FIRST, message.header.stamp.sec) + 1
         raw.publish(message)
 
-    graph.spin_until(lambda: seen or show(), 'a raw picture')
-    assert seen[0].second > FIRST and seen[0].status == ImageEmbedding.OK
+    def shown():
+        """On a busy machine seconds may come at once, of which only the newest is encoded."""
+        return [m.second for m in seen if m.status == ImageEmbedding.OK]
+
+    graph.spin_until(lambda: shown() or show(), 'a raw picture')
+    assert shown()[0] > FIRST
 
 
 def test_nothing_is_published_while_inactive(graph, tiny_model_dir):
