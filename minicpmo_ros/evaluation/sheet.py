@@ -4,7 +4,7 @@
 """A clip at a glance: what was shown in every second, and below it the sound's waveform."""
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.clips import NS, SAMPLE_RATE_HZ, Clip
@@ -69,7 +69,7 @@ def _draw_picture(sheet, draw, shot, left: int, top: int) -> None:
     if picture is None:
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=GONE)
         return
-    picture.thumbnail((CELL, CELL))
+    picture = ImageOps.contain(picture, (CELL, CELL))
     sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
 
 

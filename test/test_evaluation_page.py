@@ -1,0 +1,128 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A report stands alone, tells the same in all its forms, and shows what to look at."""
+
+import csv
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from scored_clips import write_question_set
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation import page
+from minicpmo_ros.evaluation.clips import read_clip
+from minicpmo_ros.evaluation.comparison import judge
+from minicpmo_ros.evaluation.results import Given, Results, Run
+from minicpmo_ros.evaluation.sheet import contact_sheet
+
+LENGTHS = (2, 1) * 6
+
+
+@pytest.fixture(scope='module')
+def questions(tmp_path_factory):
+    return write_question_set(tmp_path_factory.mktemp('set'), LENGTHS)
+
+
+def run_of(questions, folder, wrong=(), text='red'):
+    results = Results(folder, {'model': 'nano', 'count': len(questions.questions)})
+    for i, question in enumerate(questions.questions):
+        said = 'blue <b>&' if question.id in wrong else text
+        results.add(Given(question.id, said, 10.0 + i, 30.0, 1, 2, 100.0 + i))
+    results.close()
+    return Run.read(folder)
+
+
+@pytest.fixture(scope='module')
+def report(questions, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('runs')
+    wrong = [q.id for q in questions.questions if q.family == 'scene'][:10]
+    runs = {
+        'before': run_of(questions, folder / 'a'),
+        'after': run_of(questions, folder / 'b', wrong),
+    }
+    return page.Report(questions, [judge(name, run, questions) for name, run in runs.items()])
+
+
+def test_the_headline_says_which_questions_got_worse_and_whether_it_is_real(report):
+    assert report.headline() == (
+        'after against before: -41.7 points, p = 0.002: real. It lost most on scene '
+        '(-83.3 points, p = 0.002: real).'
+    )
+    assert report.family_rows()[1][0] == 'scene'  # the worst change first
+
+
+def test_the_page_needs_nothing_from_outside(report):
+    text = page.html(report, 'Threshold <8>')
+    outside = re.findall(r'(?:src|href)\s*=\s*"(?!data:|#)([^"]*)"', text)
+    assert not outside and '<script' not in text and '@import' not in text
+    assert 'Threshold &lt;8&gt;' in text and 'blue &lt;b&gt;&amp;' in text
+    assert text.count('<svg') == 3 and text.count('data:image/jpeg;base64,') == 10
+
+    class Balance(HTMLParser):
+        open_tags = []
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ('meta', 'img', 'br', 'path', 'use', 'rect'):
+                self.open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            if tag in ('path', 'use', 'rect', 'br'):
+                return
+            assert self.open_tags.pop() == tag
+
+    checked = Balance()
+    checked.feed(text)
+    assert not checked.open_tags
+
+
+def test_the_same_runs_give_the_same_page(report):
+    assert page.html(report) == page.html(report)
+
+
+def test_markdown_and_csv_tell_what_the_page_tells(report):
+    rows = report.rows()
+    lines = page.markdown(report).split('\n')
+    for row in (*rows, *report.family_rows()):
+        assert '| ' + ' | '.join(row) + ' |' in lines
+    told = list(csv.DictReader(io.StringIO(page.as_csv(report))))
+    assert len(told) == len(report.questions.questions)
+    assert sum(int(row['after: right']) for row in told) == len(told) - 10
+    assert rows[2][rows[0].index('all')] == f'{100 * (len(told) - 10) / len(told):.1f}'
+
+
+def test_letters_are_scored_both_ways(questions, tmp_path):
+    asked = tuple(
+        replace(
+            q, rule='letter', answers=('B',), options=('A. Red', 'B. Blue', 'C. Green', 'D. No')
+        )
+        for q in questions.questions
+    )
+    lettered = replace(questions, questions=asked)
+    judged = judge('run', run_of(lettered, tmp_path, text='It is blue.'), lettered)
+    assert not any(judged.right) and all(judged.tolerant)
+    table = page.Report(lettered, [judged]).rows()
+    assert table[1][table[0].index('all, tolerant')] == '100.0'
+
+
+def test_a_run_that_is_not_finished_is_refused(questions, tmp_path):
+    run = run_of(questions.first(3), tmp_path)
+    with pytest.raises(InputError, match=f'21 of {len(questions.questions)} questions are not'):
+        judge('half', run, questions)
+
+
+def test_a_sheet_shows_every_second_and_its_sound(questions):
+    clip = read_clip(questions.path_of('0.mcap'))
+    sheet = contact_sheet(clip)
+    assert sheet.size == (2 * 132 + 4, 190)
+    first, second = (sheet.crop((4 + i * 132, 18, 132 + i * 132, 146)) for i in range(2))
+    assert first.getpixel((45, 55))[0] > 150 > first.getpixel((45, 55))[1]  # a red square
+    assert second.getpixel((45, 55))[1] > 120 > second.getpixel((45, 55))[0]  # a green one
+    wave = sheet.crop((4, 147, 132, 186))
+    assert len(Image.Image.getcolors(wave)) >= 2
+    with pytest.raises(InputError, match='do not fit'):
+        contact_sheet(clip, clip.first_s, clip.first_s + 5000)
