@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from action_msgs.msg import GoalStatus
+from action_msgs.srv import CancelGoal
 from rclpy.action import ActionClient
 from test_nodes_live import ask_by_action
 
@@ -84,24 +85,54 @@ def test_cancelling_early_twice_and_late_ends_each_goal_once(graph, llm):
     assert not late.goals_canceling
 
 
+def test_a_goal_taken_back_before_it_is_accepted_ends_once(graph, llm):
+    """All goals of the server are taken back in the same moment in which one is sent."""
+    graph.spin_until(graph.action_client.server_is_ready, 'the action')
+    cancel = graph.create_client(CancelGoal, 'llm/ask/_action/cancel_goal')
+    graph.spin_until(cancel.service_is_ready, 'the cancellation')
+    for _ in range(5):
+        everything = cancel.call_async(CancelGoal.Request())
+        sent = graph.action_client.send_goal_async(AskAction.Goal(question='?', max_tokens=20))
+        goal = graph.result_of(sent, 'the goal to be taken')
+        graph.result_of(everything, 'the cancellation')
+        status = graph.result_of(goal.get_result_async(), 'the end').status
+        assert status in (GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_CANCELED)
+
+
 def test_a_storm_of_goals_ends_each_once(graph, llm):
     # The asker's own queues of replies are as short by default as the node's would be.
     client = ActionClient(
         graph, AskAction, 'llm/ask',
         goal_service_qos_profile=SERVICE_QOS, result_service_qos_profile=SERVICE_QOS,
+        cancel_service_qos_profile=SERVICE_QOS, status_sub_qos_profile=SERVICE_QOS,
     )  # fmt: skip
     graph.spin_until(client.server_is_ready, 'the action')
-    sent = [
-        client.send_goal_async(AskAction.Goal(question=f'{i}?', max_tokens=3)) for i in range(60)
-    ]
+    cancels = []
+
+    def take_back(i, goal) -> None:
+        """As soon as it is taken, and some once more: early, twice, and after the end."""
+        if i % 3 == 0:
+            cancels.extend(goal.cancel_goal_async() for _ in range(1 + i % 2))
+
+    sent = []
+    for i in range(100):
+        sent.append(client.send_goal_async(AskAction.Goal(question=f'{i}?', max_tokens=3)))
+        sent[i].add_done_callback(lambda future, i=i: take_back(i, future.result()))
     graph.spin_until(lambda: all(future.done() for future in sent), 'all goals to be taken')
-    results = [future.result().get_result_async() for future in sent if future.result().accepted]
-    assert len(results) == 60
-    graph.spin_until(lambda: all(future.done() for future in results), 'all results')
-    statuses = [future.result().status for future in results]
-    assert set(statuses) <= {GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED}
-    assert statuses.count(GoalStatus.STATUS_SUCCEEDED) >= 16
+    goals = [future.result() for future in sent]
+    assert all(goal.accepted for goal in goals)
+    results = [goal.get_result_async() for goal in goals]
+    graph.spin_until(lambda: all(future.done() for future in results + cancels), 'all results')
+    ended = [future.result().status for future in results]
+    assert set(ended) <= {
+        GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_ABORTED, GoalStatus.STATUS_CANCELED,
+    }  # fmt: skip
+    assert ended.count(GoalStatus.STATUS_SUCCEEDED) >= 10
     assert all(f.result().result.reason for f in results if not f.result().result.success)
+    # What has ended stays as it ended, whoever takes it back again.
+    late = [goal.cancel_goal_async() for goal in goals]
+    graph.spin_until(lambda: all(future.done() for future in late), 'the late cancellations')
+    assert not any(future.result().goals_canceling for future in late)
     client.destroy()
 
 

@@ -74,6 +74,12 @@ def test_all_three_say_how_they_are(graph, tiny_model_dir, told):
         wait_level(graph, told, node, WARN, 'nothing has come', 'ros2 topic hz')
 
 
+def test_two_nodes_of_one_name_are_told(graph, told):
+    for _ in range(2):
+        graph.start('llm', '-p', 'autostart:=false')
+    wait_level(graph, told, 'llm', WARN, f'2 nodes are named {graph.namespace}/llm', 'namespace')
+
+
 INJURED = """#!{python}
 import os, sys, time
 from minicpmo_ros.live.session import Session

@@ -183,7 +183,7 @@ def test_a_random_walk_through_the_lifecycle_is_as_it_is_drawn(graph, tiny_model
     source, futures = Source(graph), []
     states = dict.fromkeys(('streaming_encoder', 'vision_encoder', 'llm'), 'unconfigured')
     transitions = ('configure', 'activate', 'deactivate', 'cleanup')
-    for step in range(60):
+    for step in range(40):
         # In the middle of whatever goes on: a load, a second, an answer.
         node = rng.choice(tuple(states))
         allowed = [name for state, name in CHANGES if state == states[node]]

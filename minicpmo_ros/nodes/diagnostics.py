@@ -5,7 +5,8 @@
 
 The node fills a `Report` (`ManagedNode.diagnose`). What all nodes have in common is told here:
 the lifecycle state, how often and how long ago each input came, ends of a topic that do not fit
-each other, memory, and work that does not come to its end. WARN and ERROR say what to do.
+each other, another node of the same name, memory, and work that does not come to its end. WARN
+and ERROR say what to do.
 """
 
 import time
@@ -74,6 +75,7 @@ class Diagnostics:
         self._diagnose_inputs(report, state)
         for problem in node.topics.problems():
             report.warn(problem)
+        self._diagnose_name(report)
         self._diagnose_work(report)
         report.tell('resident memory [MiB]', rss_mib())
         if node.failure is not None:
@@ -102,6 +104,17 @@ class Diagnostics:
             report.warn(
                 f'nothing has come on {" or ".join(flows)} for {age_s:.0f} s: look at the source '
                 '(ros2 topic hz), and at its quality of service (ros2 topic info -v)'
+            )
+
+    def _diagnose_name(self, report: Report) -> None:
+        node = self._node
+        own = node.get_name(), node.get_namespace()
+        count = node.get_node_names_and_namespaces().count(own)
+        if count > 1:
+            report.warn(
+                f'{count} nodes are named {node.get_fully_qualified_name()}, and whoever asks one '
+                'asks any: end all but one, or give each a namespace (one that was killed is '
+                'named here for some seconds more)'
             )
 
     def _diagnose_work(self, report: Report) -> None:

@@ -21,6 +21,7 @@ from minicpmo_ros.live.pacing import NS, Arrival, StampGuard
 from minicpmo_ros.live.status import Status
 from minicpmo_ros.nodes.loading import model_path, open_model
 from minicpmo_ros.nodes.managed import ManagedNode
+from minicpmo_ros.nodes.memory import give_back
 from minicpmo_ros.nodes.node_time import NodeTime
 
 EMBEDDING_QOS = QoSProfile(depth=4)
@@ -107,7 +108,7 @@ class EncoderNode(ManagedNode):
         self._stop, self.inbox = threading.Event(), Inbox(self.INBOX_CAPACITY)
         self._options = options
         self._worker = threading.Thread(
-            target=self._work,
+            target=self._run,
             args=(options, checked, self._stop, self.inbox, self._leaving),
             name=self.get_name(),
             daemon=True,
@@ -180,6 +181,10 @@ class EncoderNode(ManagedNode):
             self.get_logger().warning(text)
 
     # The worker.
+    def _run(self, *arguments) -> None:
+        self._work(*arguments)
+        give_back()
+
     def _work(self, options, checked, stop, inbox, before) -> None:
         if before is not None:
             before.join()  # two encoders at a time may not fit into memory

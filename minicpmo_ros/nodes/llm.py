@@ -27,7 +27,7 @@ from minicpmo_ros.nodes.llm_options import (
 )
 from minicpmo_ros.nodes.loading import model_path, open_model
 from minicpmo_ros.nodes.managed import LATCHED, ManagedNode
-from minicpmo_ros.nodes.memory import MemoryWatch
+from minicpmo_ros.nodes.memory import MemoryWatch, give_back
 from minicpmo_ros.nodes.messages import NS, take_rows, to_time
 from minicpmo_ros.nodes.node_time import NodeTime
 from minicpmo_ros.nodes.spinning import run
@@ -84,7 +84,7 @@ class LlmNode(ManagedNode):
                 max_waiting=options.max_waiting,
             ),
             self._arbiter,
-            on_change=lambda status: self.post(lambda: self._on_engine_change(engine, status)),
+            on_change=lambda status: self._hear(engine, status),
             now=self._time.now,
         )
         self._checked, self.engine = checked, engine
@@ -142,6 +142,12 @@ class LlmNode(ManagedNode):
         if self.failure is not None:
             return f'There is no model: {self.failure}'
         return 'No model is loaded. Configure the node first.'
+
+    def _hear(self, engine: Engine, status: EngineStatus) -> None:
+        """Hand on what the engine says, in whose thread this is."""
+        if status.state == 'unloaded':
+            give_back()
+        self.post(lambda: self._on_engine_change(engine, status))
 
     def _on_engine_change(self, engine: Engine, status: EngineStatus) -> None:
         # What an engine says that was told to end is not about the one there is now.

@@ -3,6 +3,7 @@
 
 """What this process occupies, read beside the executor: the kernel walks all pages for it."""
 
+import ctypes
 import os
 import threading
 
@@ -22,6 +23,16 @@ def pss_mib() -> float:
             if line.startswith('Pss:'):
                 return int(line.split()[1]) / 1024
     return 0.0
+
+
+def give_back() -> None:
+    """Give the system what was freed and the allocator keeps; after a model was released.
+
+    Of nano's 72 MiB that is 15. Takes some milliseconds: for a worker.
+    """
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 class MemoryWatch:

@@ -64,6 +64,10 @@ class Poller:
                     self._drain(subscription)
                 except InvalidHandle:
                     continue  # unsubscribed in this moment
+                except Exception:
+                    if not self._node.context.ok():
+                        return  # a signal came
+                    raise
 
     def _drain(self, subscription) -> None:
         with subscription.handle:

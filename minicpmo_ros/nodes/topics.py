@@ -15,6 +15,7 @@ comes.
 
 import copy
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
+TELL_PERIOD_S = 10.0
 KINDS = (
     QoSPolicyKind.HISTORY,
     QoSPolicyKind.DEPTH,
@@ -95,7 +97,14 @@ class Topics:
 
         def take(message) -> None:
             flow.arrive()
-            callback(message)
+            try:
+                callback(message)
+            except Exception:  # whatever a topic brings, it ends neither a node nor its reading
+                if self._node.context.ok():
+                    self._node.get_logger().error(
+                        f'{end.topic}: a message is left out: {traceback.format_exc()}',
+                        throttle_duration_sec=TELL_PERIOD_S,
+                    )
 
         events = SubscriptionEventCallbacks(incompatible_qos=lambda event: self._tell(end, event))
         subscription = self._make(
