@@ -250,6 +250,13 @@ def test_a_jump_that_nothing_contradicts_is_believed_at_the_flush():
     assert counts(seconds, 'restarted') == [True, True]
 
 
+def test_after_silence_a_jump_is_believed_at_once():
+    splitter = SecondSplitter()
+    feed(splitter, [(0, ramp(1.5))])
+    seconds = feed(splitter, [(ns(50), ramp(1.5))], close=False)
+    assert counts(seconds, 'second') == [50] and seconds[0].restarted
+
+
 def test_sound_now_and_then_is_all_heard():
     # Utterances of a voice detector, pushed faster than they were spoken.
     chunks = [(ns(10 * i), ramp(1)) for i in range(20)]

@@ -7,6 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
+from functools import partial
+from types import SimpleNamespace
 
 import mgonzs13
 import numpy as np
@@ -15,9 +18,12 @@ from audio_common_msgs.msg import AudioDataStamped, AudioInfo
 from ros_source import FIRST, Source, sound_of, time_of
 from sounds import mp3_of
 
+from minicpmo_ros.live.pacing import Arrival, Instant
+from minicpmo_ros.live.status import Status
 from minicpmo_ros.media.sound import AudioFormat
 from minicpmo_ros.msg import AudioEmbedding
 from minicpmo_ros.nodes.encoder_node import Inbox
+from minicpmo_ros.nodes.streaming_encoder import INBOX_S, Ear, StreamingEncoder, cost_s
 
 NS = 10**9
 
@@ -177,9 +183,27 @@ def test_what_waits_is_bounded_by_what_it_costs_and_drops_are_counted():
     assert inbox.take(0) == list(range(80, 100))
 
 
-def test_a_format_that_lies_does_not_make_chunks_cheap():
-    from minicpmo_ros.nodes.streaming_encoder import INBOX_S, cost_s
+def test_sound_that_is_dropped_is_told_with_numbers_and_its_seconds_as_overloaded():
+    told = []
+    node = SimpleNamespace(
+        inbox=Inbox(INBOX_S), _dropped=deque(), tell=lambda *text: told.append(text)
+    )
+    node.get_clock = lambda: SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=0))
+    node.arrival = lambda stamp_ns, content: Arrival(stamp_ns, Instant(0.0), content)
+    node._miss = partial(StreamingEncoder._miss, node)
+    for i in range(4):
+        chunk = FIRST * NS + 10 * i * NS, bytes(320_000), AudioFormat(16_000, 1)
+        StreamingEncoder._on_chunk(node, *chunk)
+    ear = Ear(None, '')
+    StreamingEncoder._note_dropped(node, ear)
+    assert ear.missing == {FIRST + i: Status.OVERLOADED for i in range(20)}
+    ((_, text),) = told
+    assert '2 chunks' in text and '20.0 s' in text
+    StreamingEncoder._note_dropped(node, ear)
+    assert len(told) == 1
 
+
+def test_a_format_that_lies_does_not_make_chunks_cheap():
     for said in (AudioFormat(2**32 - 1, 255, 'F64LE'), AudioFormat(0, 0, '', 'x')):
         assert INBOX_S / cost_s(said, 10**6) * 1e6 < 64e6
         assert INBOX_S / cost_s(said, 0) < 10_000

@@ -15,7 +15,8 @@ are counted and the stamps watched. A chunk that begins, compared with the count
 - over 2 s later, or over 0.5 s before the chunk before it (a recording that starts over): begins
   the stream anew, and the open second is filled up with zeros.
 
-One stamp that is over 0.2 s late or steps back may be a glitch: its chunk waits for the next one.
+One stamp that is over 0.2 s late or steps back, without silence before it, may be a glitch: its
+chunk waits for the next one.
 If that agrees, or none comes before the flush, the stamp was true; if that goes on where the
 stream was, the chunk takes its place between them or, where it has none there, is left out.
 
@@ -82,6 +83,7 @@ class SecondSplitter:
         self._end = None  # where the next sample goes, in samples since stamp 0
         self._first_second = None  # of the stream
         self._stamps = None
+        self._is_closed = True  # what was heard ended with silence
         self._doubtful = None  # (stamp, samples) of a chunk that waits to be confirmed
         self._counts = defaultdict(Counter)  # by second: the ..._samples of SampledSecond
 
@@ -97,7 +99,7 @@ class SecondSplitter:
             return []
         stamp = None if stamp_ns is None else stamp_ns * SAMPLE_RATE_HZ // NS
         ended = self._settle(stamp) if self._doubtful else []
-        if self._end is not None and stamp is not None and self._is_doubtful(stamp):
+        if not self._is_closed and stamp is not None and self._is_doubtful(stamp):
             self._doubtful = stamp, samples
         else:
             ended += self._put(stamp, samples)
@@ -113,6 +115,7 @@ class SecondSplitter:
         if close and self._end is not None:
             self._append_zeros(-self._end % SAMPLE_RATE_HZ, 'padded_samples')
             self._stamps = _Stamps(self._stamps.last)
+            self._is_closed = True
         return ended + self._take_whole(look_ahead_samples=0)
 
     def _settle(self, stamp: int | None) -> list[SampledSecond]:
@@ -142,6 +145,7 @@ class SecondSplitter:
         elif stamp is not None:
             samples = self._align(stamp, samples)
         self._append_over_edges(samples)
+        self._is_closed = False
         return ended
 
     def _offset(self, stamp: int) -> int:
