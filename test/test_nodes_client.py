@@ -98,7 +98,9 @@ def test_a_script_asks_streams_takes_back_and_is_told_in_words(graph, asker, tin
 
 WRONG = (
     dict(question=None),
+    dict(question='half of a pair: \ud83d'),
     dict(question='?', choices='yes'),
+    dict(question='?', choices=None),
     dict(question='?', choices=['a', '']),
     dict(question='?', choices=['a'], grammar='root ::= "a"'),
     dict(question='?', grammar=3),

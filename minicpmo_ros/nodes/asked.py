@@ -36,13 +36,10 @@ def make_goal(
     question, choices=(), grammar='', max_tokens=0, temperature=None, remember=False
 ) -> AskAction.Goal:
     """Give the question as a message; raise InputError with what is wrong in it."""
-    if isinstance(choices, str):
-        raise InputError(f'choices is the text {choices!r}; it takes several texts.')
-    choices = list(choices)
     checks = (
-        (question, isinstance(question, str), 'question', 'a text'),
-        (choices, all(isinstance(c, str) and c for c in choices), 'choices', 'texts, none empty'),
-        (grammar, isinstance(grammar, str), 'grammar', 'a GBNF text'),
+        (question, is_text(question), 'question', 'a text'),
+        (choices, is_texts(choices), 'choices', 'a list of texts, none empty'),
+        (grammar, is_text(grammar), 'grammar', 'a GBNF text'),
         (max_tokens, is_count(max_tokens), 'max_tokens', "a number, 0 for the node's own"),
         (temperature, is_finite(temperature), 'temperature', "a number, None for the node's own"),
     )
@@ -53,12 +50,25 @@ def make_goal(
         raise InputError('Both choices and a grammar were given. Give one of them.')
     return AskAction.Goal(
         question=question,
-        choices=choices,
+        choices=list(choices),
         grammar=grammar,
         max_tokens=max_tokens,
         temperature=-1.0 if temperature is None else float(temperature),
         remember=bool(remember),
     )
+
+
+def is_text(value) -> bool:
+    """Tell whether it is a text that a message can hold: half of a surrogate pair cannot be."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def is_texts(value) -> bool:
+    """Tell whether it is a list of texts that are not empty."""
+    return isinstance(value, (list, tuple)) and all(is_text(v) and v for v in value)
 
 
 def is_count(value) -> bool:
@@ -262,6 +272,6 @@ class Stream(_Awaited):
         ready = client.status is None or client.status.state == Status.READY
         self._doubts = self._doubts + 1 if gone or client.is_silent or not ready else 0
         if self._doubts > LOST_TICKS:
-            self.end(
-                error=AskError(f'{client.name} took the question and ended. {client.describe()}')
+            self._give_up(
+                AskError(f'{client.name} took the question and ended. {client.describe()}')
             )

@@ -54,7 +54,7 @@ class Client:
         self.name = node.resolve_topic_name(name)
         self.status: Status | None = None  # the newest; None: nothing was heard yet
         self._node, self._group = node, MutuallyExclusiveCallbackGroup()
-        self._open = []  # of what is looked at
+        self._open = []  # what is looked at, until it is over
         self._posted, self._ticks_without_status = deque(), 0
         self._news, self._spinning = threading.Condition(), threading.Lock()
         self._own_executor = None
@@ -64,9 +64,9 @@ class Client:
             goal_service_qos_profile=DEEP, result_service_qos_profile=DEEP,
             cancel_service_qos_profile=DEEP, feedback_sub_qos_profile=DEEP,
         )  # fmt: skip
-        self._topic = f'{self.name}/status'
+        self._topic = node.resolve_topic_name(f'{name}/status')
         self._statuses = node.create_subscription(
-            Status, self._topic, self._on_status, LATCHED, callback_group=self._group
+            Status, f'{name}/status', self._on_status, LATCHED, callback_group=self._group
         )
         self._bell = node.create_guard_condition(self._run_posted, callback_group=self._group)
         # Steady: simulated time may stand still.
@@ -259,16 +259,15 @@ class Client:
     def _begin(self, awaited):
         if self.is_closed:
             raise AskError('The client was destroyed.')
-        self.post(lambda: self._look_at(awaited))
+        self._open.append(awaited)
+        self.post(self._look_often)
         return awaited
 
     # Callbacks.
-    def _look_at(self, awaited) -> None:
-        if not awaited.is_over:
-            self._open.append(awaited)
-            self._ticks_without_status = 0
-            self._timer.reset()
-            awaited.look()
+    def _look_often(self) -> None:
+        self._ticks_without_status = 0  # none were counted while nothing was open
+        self._timer.reset()
+        self._look()
 
     def _tick(self) -> None:
         # Ticks, not time: an executor that was held up has heard nothing meanwhile.
@@ -277,7 +276,7 @@ class Client:
 
     def _look(self) -> None:
         for awaited in list(self._open):
-            if awaited.is_over:  # cancelled as a future
+            if awaited.is_over:  # cancelled as a future is
                 self.forget(awaited)
             else:
                 awaited.look()
