@@ -12,6 +12,7 @@ from rclpy.qos import QoSProfile
 from ros_source import Source
 from test_nodes_live import play
 
+from minicpmo_ros.nodes.diagnostics import Growth, Report
 from minicpmo_ros.srv import Ask
 
 NODES = ('streaming_encoder', 'vision_encoder', 'llm')
@@ -78,6 +79,24 @@ def test_two_nodes_of_one_name_are_told(graph, told):
     for _ in range(2):
         graph.start('llm', '-p', 'autostart:=false')
     wait_level(graph, told, 'llm', WARN, f'2 nodes are named {graph.namespace}/llm', 'namespace')
+
+
+def test_a_loss_is_a_warning_while_it_is_new():
+    now = [0.0]
+    growth = Growth(lambda: now[0])
+
+    def levels(second, count):
+        now[0] = second
+        report = Report(growth)
+        report.count('lost', count, 'do this')
+        return [level for level, _ in report.findings]
+
+    assert levels(0, 5) == []  # since when, nobody knows
+    assert levels(1, 7) == [WARN]
+    assert levels(8, 7) == [WARN]
+    assert levels(20, 7) == []
+    assert levels(21, 1) == []  # it began anew
+    assert levels(22, 2) == [WARN]
 
 
 INJURED = """#!{python}

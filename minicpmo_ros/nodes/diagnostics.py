@@ -22,11 +22,27 @@ RECENT_S = 10.0  # how long a loss is worth a warning
 STILL_S = 5.0  # without input: a source that is on brings some each second
 
 
+class Growth:
+    """By how much counts have grown of late."""
+
+    def __init__(self, clock=time.monotonic):
+        self._clock, self._histories = clock, {}  # key: [(monotonic, count)] of late
+
+    def of(self, key: str, count: int) -> int:
+        """Take a count; give by how much it has grown; one that is smaller began anew."""
+        now_s = self._clock()
+        history = self._histories.setdefault(key, [])
+        history.append((now_s, count))
+        while history[0][0] < now_s - RECENT_S or history[0][1] > count:
+            history.pop(0)
+        return count - history[0][1]
+
+
 class Report:
     """One node's entry, as it is written."""
 
-    def __init__(self, grown):
-        self._grown = grown
+    def __init__(self, growth: Growth):
+        self._growth = growth
         self.values = {}
         self.findings = []  # (level, text)
 
@@ -45,7 +61,7 @@ class Report:
     def count(self, key: str, count: int, text: str = '') -> None:
         """Add a count; with a text, warn with it while the count has grown of late."""
         self.tell(key, count)
-        if text and (n := self._grown(key, count)):
+        if text and (n := self._growth.of(key, count)):
             self.warn(f'{n} {key} of late: {text}')
 
 
@@ -54,7 +70,7 @@ class Diagnostics:
 
     def __init__(self, node, role: str):
         self._node, self._role = node, role
-        self._before = {}  # what is counted: [(monotonic, count)] of late
+        self._growth = Growth()
         self._is_stuck = False
         self._publisher = node.topics.publish(
             DiagnosticArray, '/diagnostics', QoSProfile(depth=10)
@@ -68,7 +84,7 @@ class Diagnostics:
 
     def entry(self) -> DiagnosticStatus:
         """Give what there is to say now."""
-        node, report = self._node, Report(self._grown)
+        node, report = self._node, Report(self._growth)
         state = node.state
         report.tell('state', state)
         node.diagnose(report)
@@ -129,12 +145,3 @@ class Diagnostics:
             report.error(text)
             if not was_stuck:
                 self._node.get_logger().error(text)
-
-    def _grown(self, key: str, count: int) -> int:
-        """Give by how much a count has grown of late; a smaller one began anew."""
-        now_s = time.monotonic()
-        history = self._before.setdefault(key, [])
-        history.append((now_s, count))
-        while history[0][0] < now_s - RECENT_S or history[0][1] > count:
-            history.pop(0)
-        return count - history[0][1]
