@@ -28,7 +28,7 @@ td, th { padding: .25em .7em; text-align: right }
 td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f4f4f4 }
 .lost { color: #a00; font-weight: 600 } .won { color: #060 } .plots svg { max-width: 100% }
 .question { border-top: 1px solid #ccc; padding: .8em 0 } .question img { max-width: 100% }
-.question pre { white-space: pre-wrap; margin: .3em 0 } small { color: #666 }
+pre { white-space: pre-wrap } .question pre { margin: .3em 0 } small { color: #666 }
 """
 
 

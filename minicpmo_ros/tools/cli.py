@@ -14,7 +14,18 @@ import sys
 from minicpmo_ros.errors import Error
 from minicpmo_ros.process import prepare
 
-VERBS = ('check', 'parameters', 'look', 'quantize', 'replay', 'report', 'score', 'synthetic')
+VERBS = (
+    'bag',
+    'check',
+    'look',
+    'parameters',
+    'quantize',
+    'replay',
+    'report',
+    'score',
+    'streamingbench',
+    'synthetic',
+)
 
 
 def main(arguments=None) -> int:

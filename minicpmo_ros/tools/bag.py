@@ -1,0 +1,22 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Write a video as a bag: one picture a second, all its sound, stamps exact."""
+
+from pathlib import Path
+
+SUMMARY = 'write a video as a bag'
+
+
+def add_arguments(parser) -> None:
+    """Declare the options."""
+    parser.add_argument('video', type=Path)
+    parser.add_argument('--out', type=Path, required=True, metavar='BAG.mcap')
+
+
+def run(arguments) -> None:
+    """Write it."""
+    from minicpmo_ros.evaluation.videos import write_video
+
+    write_video(arguments.video, arguments.out)
+    print(arguments.out)

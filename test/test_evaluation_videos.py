@@ -1,0 +1,100 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A video becomes a bag whose stamps are exact, and StreamingBench is run from its own files."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.clips import NS, read_clip
+from minicpmo_ros.evaluation.streamingbench import START_S
+from minicpmo_ros.evaluation.videos import write_video
+from minicpmo_ros.tools import cli
+
+RATE_HZ, FPS = 48000, 10
+
+
+def write_test_video(path, seconds=3.5):
+    """Frame k is grey of 6 k; in second 1 alone there is a tone."""
+    with av.open(str(path), 'w') as container:
+        pictures = container.add_stream('mjpeg', rate=FPS, width=64, height=48)
+        pictures.pix_fmt = 'yuvj420p'
+        sound = container.add_stream('pcm_s16le', rate=RATE_HZ, layout='mono')
+        for k in range(int(seconds * FPS)):
+            grey = np.full((48, 64, 3), 6 * k, np.uint8)
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(grey, 'rgb24')))
+            t = (k * RATE_HZ // FPS + np.arange(RATE_HZ // FPS)) / RATE_HZ
+            tone = 9000 * np.sin(2 * np.pi * 500 * t) * ((t >= 1) & (t < 2))
+            chunk = av.AudioFrame.from_ndarray(tone.astype('<i2')[None], 's16', 'mono')
+            chunk.rate, chunk.pts = RATE_HZ, k * RATE_HZ // FPS
+            container.mux(sound.encode(chunk))
+        for stream in (pictures, sound):
+            container.mux(stream.encode())
+
+
+def test_a_second_shows_what_is_seen_just_before_its_end(tmp_path):
+    write_test_video(tmp_path / 'a.mkv')
+    write_video(tmp_path / 'a.mkv', tmp_path / 'a.mcap')
+    clip = read_clip(tmp_path / 'a.mcap')
+    stamps = [shot.stamp_ns - START_S * NS for shot in clip.pictures]
+    assert stamps == [900_000_000 + i * NS for i in range(4)]
+    greys = [float(shot.rgb().mean()) for shot in clip.pictures]
+    np.testing.assert_allclose(greys, [6 * 9, 6 * 19, 6 * 29, 6 * 34], atol=3)
+
+
+def test_the_sound_lies_where_it_was(tmp_path):
+    write_test_video(tmp_path / 'a.mkv')
+    write_video(tmp_path / 'a.mkv', tmp_path / 'a.mcap')
+    heard = np.concatenate([samples for _, samples in read_clip(tmp_path / 'a.mcap').sound])
+    assert abs(len(heard) - 3.5 * 16000) <= 1
+    loud = np.flatnonzero(np.abs(heard) > 0.05)
+    assert abs(loud[0] - 16000) < 40 and abs(loud[-1] - 32000) < 40
+
+
+def test_what_is_no_video_leaves_no_bag(tmp_path):
+    (tmp_path / 'a.mkv').write_bytes(b'nothing')
+    with pytest.raises(InputError, match=r'a\.mkv'):
+        write_video(tmp_path / 'a.mkv', tmp_path / 'a.mcap')
+    assert not list(tmp_path.glob('*.mcap'))
+
+
+def test_streamingbench_goes_from_its_files_to_a_report(tmp_path, capsys):
+    videos, out = tmp_path / 'videos', tmp_path / 'set'
+    (videos / 'deep').mkdir(parents=True)
+    write_test_video(videos / 'deep' / 'sample_0.mkv')
+    question = {
+        'question': 'Which lamp is lit?',
+        'answer': 'B',
+        'options': ['A. Red', 'B. Blue', 'C. Green', 'D. None'],
+    }
+    entries = [
+        {
+            'video_path': f'./videos/{name}.mkv',
+            'questions': [{**question, 'task_type': task, 'time_stamp': stamp}],
+        }
+        for name, task, stamp in (
+            ('sample_0', 'Scene Understanding', '00:00:02'),
+            ('sample_0', 'Source Discrimination', '00:00:03'),
+            ('sample_9', 'Scene Understanding', '00:00:02'),
+        )
+    ]
+    (tmp_path / 'questions_omni.json').write_text(json.dumps(entries))
+    arguments = ['streamingbench', str(tmp_path / 'questions_omni.json'), '--videos', str(videos)]
+    assert cli.main([*arguments, '--out', str(out), '--context', '2']) == 0
+    assert (
+        '2 questions (1 Scene Understanding, 1 Source Discrimination)' in capsys.readouterr().out
+    )
+    assert 'sample_9.mkv' in (out / 'defects.txt').read_text()
+    model = Path(__file__).parents[1] / 'models' / 'nano'
+    replay = ['replay', str(model), str(out / 'questions.json'), '--device', 'cpu']
+    assert cli.main([*replay, '--out', str(tmp_path / 'run'), '--max-tokens', '4']) == 0
+    page = tmp_path / 'page.html'
+    report = ['report', str(tmp_path / 'run'), '--questions', str(out / 'questions.json')]
+    assert cli.main([*report, '--out', str(page)]) == 0
+    assert 'Source Discrimination' in page.read_text()
+    assert page.with_suffix('.csv').read_text().count('\n') > 2
