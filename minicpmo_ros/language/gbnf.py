@@ -13,6 +13,7 @@ its line; sizes are bounded, so that reading takes milliseconds.
 """
 
 from dataclasses import dataclass
+from string import ascii_letters, digits, hexdigits
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.language.vocabulary import well_formed
@@ -23,7 +24,7 @@ MAX_REPEATS = 2000
 MAX_SYMBOLS = 20000  # of all rules together, with every repetition written out
 LAST_CHARACTER = 0x10FFFF
 ANY = ((0, LAST_CHARACTER),)
-WORD = frozenset('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-')
+WORD = frozenset(ascii_letters + digits + '-')
 PLAIN_ESCAPES = {'t': '\t', 'r': '\r', 'n': '\n', **{c: c for c in '\\"[]-'}}
 HEX_ESCAPES = {'x': 2, 'u': 4, 'U': 8}  # digits
 
@@ -166,15 +167,12 @@ class _Reader:
         self._at += 1
         if kind in PLAIN_ESCAPES:
             return ord(PLAIN_ESCAPES[kind])
-        digits = self._text[self._at : self._at + HEX_ESCAPES.get(kind, 0)]
-        self._at += len(digits)
-        try:
-            point = int(digits, 16) if digits.isalnum() else -1
-        except ValueError:
-            point = -1
-        is_whole = len(digits) == HEX_ESCAPES.get(kind)
-        if not is_whole or not 0 <= point <= LAST_CHARACTER or 0xD800 <= point <= 0xDFFF:
-            raise self._wrong(f'\\{kind}{digits} is no character', start)
+        code = self._text[self._at : self._at + HEX_ESCAPES.get(kind, 0)]
+        self._at += len(code)
+        is_hex = len(code) == HEX_ESCAPES.get(kind) and set(code) <= set(hexdigits)
+        point = int(code, 16) if is_hex else LAST_CHARACTER + 1
+        if point > LAST_CHARACTER or 0xD800 <= point <= 0xDFFF:
+            raise self._wrong(f'\\{kind}{code} is no character', start)
         return point
 
     def _bounds(self) -> tuple:
@@ -199,7 +197,7 @@ class _Reader:
     def _integer(self) -> int:
         self._skip(lines=False)
         start = self._at
-        while self._peek() and self._peek() in '0123456789':
+        while self._peek() and self._peek() in digits:
             self._at += 1
         if not 1 <= self._at - start <= 9:
             raise self._wrong('a number is expected', start)

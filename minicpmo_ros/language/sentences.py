@@ -16,7 +16,7 @@ from minicpmo_ros.language.gbnf import Rules
 MAX_WORK = 1_000_000  # items looked at for one token: about a second
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Column:
     """All that can be under way after some characters; never changed once made.
 
@@ -28,7 +28,7 @@ class _Column:
     is_sentence: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Progress:
     """A text that has been followed: whole characters, and perhaps a part of one more."""
 
