@@ -312,6 +312,24 @@ def test_a_model_that_likes_nothing_but_special_tokens_says_none(open_session, m
     assert not set(answering.ids) & set(unspoken)
 
 
+@pytest.mark.parametrize('phrase', [1, 5, 32])
+def test_an_answer_that_repeats_itself_for_ever_is_ended(open_session, phrase):
+    session = open_session(n_ctx=1024, max_tokens=400)
+    said = [ord('a') + n % 26 for n in range(phrase - 1)] + [ord('.')]
+    before = list(range(40, 97))  # no loop yet
+    answering, _ = spoken(session, lambda n: (before + said * 400)[n])
+    assert answering.answer.finish == Finish.LENGTH
+    assert len(answering.ids) == len(before) + max(64, 4 * phrase)
+    three_times = before + said * 3
+    end = session.model.vocabulary.special_id('<|im_end|>')
+    for text in (three_times, said * 3 + before):
+        answering, _ = spoken(session, lambda n, text=text: [*text, end][n])
+        assert answering.answer.finish == Finish.STOP and answering.ids == text
+    # Under a grammar somebody asked for it.
+    grammar = 'root ::= "a" root'
+    assert len(ask(session, 'what', grammar=grammar, max_tokens=200).ids) > 64
+
+
 def test_logits_that_are_not_numbers_end_the_answer_and_not_the_session(open_session, monkeypatch):
     session = open_session()
     session.append(unit(0))

@@ -1,7 +1,12 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One question on its fork of the live sequence: read in chunks, then answered token by token."""
+"""One question on its fork of the live sequence: read in chunks, then answered token by token.
+
+An answer ends where the model ends it, where its grammar is complete, at max_tokens, and where it
+does nothing but repeat itself: the same words four times and more, for 64 tokens and more. Under a
+grammar repetition is not looked at; somebody asked for that form.
+"""
 
 import time
 from dataclasses import replace
@@ -13,6 +18,8 @@ from minicpmo_ros.language.grammar import Grammar, choices_grammar
 from minicpmo_ros.language.sampling import Sampler
 from minicpmo_ros.language.utf8 import Utf8Stream
 from minicpmo_ros.live.question import Answer, Finish, Question
+
+LOOP_TIMES, LOOP_TOKENS, LOOP_WORDS = 4, 64, 32  # at least, at least, tokens of what is repeated
 
 
 class Answering:
@@ -64,7 +71,8 @@ class Answering:
         self.text += new
         if self._grammar is not None and self._grammar.is_complete:
             return new + self._finish(Finish.STOP)
-        if len(self.ids) >= self._max_tokens:
+        loops = self._grammar is None and repeats_itself(self.ids)
+        if loops or len(self.ids) >= self._max_tokens:
             return new + self._finish(Finish.LENGTH)
         return new
 
@@ -137,3 +145,14 @@ class Answering:
             tokens_per_second=rate,
             **self._evidence,
         )
+
+
+def repeats_itself(ids: list) -> bool:
+    """Tell whether the newest tokens are the same few again and again."""
+    for n in range(1, LOOP_WORDS + 1):
+        newest = ids[-max(LOOP_TIMES * n, LOOP_TOKENS) :]
+        if len(newest) < LOOP_TOKENS:
+            return False
+        if len(newest) >= LOOP_TIMES * n and newest[n:] == newest[:-n]:
+            return True
+    return False

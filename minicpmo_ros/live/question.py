@@ -11,7 +11,7 @@ class Finish(IntEnum):
     """Why an answer ended; the numbers are those of the Answer message."""
 
     STOP = 0  # the model ended it
-    LENGTH = 1  # max_tokens was reached
+    LENGTH = 1  # max_tokens was reached, or the answer did nothing but repeat itself
     CANCELLED = 2  # taken back by the asker, or the engine closed
     ERROR = 3  # failed; the text is what was said until then
 
