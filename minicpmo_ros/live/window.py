@@ -10,9 +10,9 @@ recent  The oldest spans, an eighth of the window at a time.
 long    Older units are thinned, so that the same room reaches three times as far back: the
         newest eighth of it keeps every second, the sixteenth before that the first of every two
         seconds, all that is older the first of every four (counted in seconds of the stream:
-        0, 4, 8, ...). Two 24ths of the room are freed that way, beginning with the oldest; more
-        is not thinned. Where it frees less than one, all is as told above and the oldest spans
-        leave. Turns are not thinned, and leave when they are the oldest.
+        0, 4, 8, ...). Thinning begins with the oldest and ends when two 24ths of the room are
+        free. Where all of it frees less than one 24th, the oldest spans leave until two are
+        free. Turns are not thinned; they leave when they are the oldest.
 
 Room is made in groups because what stays behind a gap is moved to close it: every move costs a
 pass over the cache and, with 8-bit keys, a little precision.
@@ -86,7 +86,8 @@ class Window:
         leaving = _oldest(self._too_many(), short + 2 * step)
         free = sum(span.rows for span in leaving) - short
         if free < step:
-            rest = [span for span in self.spans if span not in leaving]
+            thinned = set(leaving)
+            rest = [span for span in self.spans if span not in thinned]
             leaving += _oldest(rest, 2 * step - free)
         return leaving
 
