@@ -54,7 +54,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_it(graph, tiny_model_dir):
         assert 'Traceback' not in process.log, (moment_s, process.log)
 
 
-@pytest.mark.parametrize('wrong', ['a: {', '/**:\n\tllm: 1', '/**/llm:\n  n_ctx: 4096'])
+@pytest.mark.parametrize('wrong', ['/**:\n\tllm: 1', '/**/llm:\n  n_ctx: 4096'])
 def test_a_file_of_parameters_that_cannot_be_read_is_told_in_a_sentence(graph, tmp_path, wrong):
     path = tmp_path / 'wrong.yaml'
     path.write_text(wrong)

@@ -115,8 +115,6 @@ def test_parameters_that_contradict_each_other_are_told(graph, tiny_model_dir, w
     [
         ('n_ctx: [4096, 512]', 'n_ctx'),
         ('temperature: .nan', 'temperature'),
-        ('temperature: .inf', 'temperature'),
-        ('prompt: 1', 'prompt'),
         ('use_mmap: "yes"', 'use_mmap'),
     ],
 )

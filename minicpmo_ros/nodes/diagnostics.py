@@ -134,7 +134,7 @@ class Diagnostics:
             )
 
     def _diagnose_work(self, report: Report) -> None:
-        busy_s, limit_s = self._node.busy_s(), self._node.table.values().watchdog
+        busy_s, limit_s = self._node.busy_s(), self._node.get_parameter('watchdog').value
         was_stuck, self._is_stuck = self._is_stuck, busy_s > limit_s
         if self._is_stuck:
             text = (
