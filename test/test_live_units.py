@@ -131,6 +131,16 @@ def put(assembler, pictures, sounds, at=START):
     return assembler.due(at)
 
 
+def test_a_stream_may_be_a_whole_loop_ahead_of_the_other(assembler):
+    units = put(assembler, range(100, 103), range(100, 103))
+    units += put(assembler, range(100, 104), [])  # the sound is still on its way
+    units += put(assembler, [], range(100, 104))
+    assert seconds(units) == [100, 101, 102, 100, 101, 102, 103]
+    assert [unit.restarted for unit in units] == [False] * 3 + [True] + [False] * 3
+    assert all(u.picture_rows is not None and u.sound_rows is not None for u in units)
+    assert assembler.jumps == 1 and assembler.late == 0
+
+
 @pytest.mark.parametrize('behind', range(4))
 def test_a_loop_clears_once_however_far_one_stream_is_behind(assembler, behind):
     """The sound goes back while pictures of the time before are still on their way."""

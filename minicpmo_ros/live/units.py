@@ -158,7 +158,7 @@ class UnitAssembler:
                 self._go_back(stream, second)
             return self._next_time or self._time
         if stream == self._leader:
-            return self._of_leader(stream, second, goes_back)
+            return self._of_leader(stream, second)
         self._not_following += 1
         if goes_back:
             self._jump()
@@ -183,8 +183,10 @@ class UnitAssembler:
         elif not time.alive.get(other, False):
             self._jump_alone()
 
-    def _of_leader(self, stream: str, second: int, goes_back: bool) -> _Time:
-        if not goes_back:  # it was a wrong stamp: the stream is where it was
+    def _of_leader(self, stream: str, second: int) -> _Time:
+        reached = max(self._next_time.open, default=second)
+        if second > max(reached + 1, self._time.newest[stream]):
+            # It was a wrong stamp: the stream is where it was.
             self.late += len(self._next_time.open)
             self._next_time = None
             return self._time
