@@ -16,7 +16,9 @@ import yaml
 from ament_index_python.packages import get_package_share_directory
 from rcl_interfaces.srv import GetParameters, ListParameters
 
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import EngineError, InputError
+from minicpmo_ros.ggml.runtime import check_device
+from minicpmo_ros.msg import Status
 from minicpmo_ros.nodes.launching import ARGUMENTS, starts
 from minicpmo_ros.nodes.llm import LlmNode
 from minicpmo_ros.nodes.streaming_encoder import StreamingEncoder
@@ -146,6 +148,21 @@ def test_live_starts_with_a_preset_as_launched(graph, tiny_model_dir, name):
         graph.destroy_client(client)
     assert graph.status.context_size >= preset_parameters(preset)['llm']['n_ctx']
     assert 'unknown parameters' not in graph.processes[0].log
+
+
+def test_a_preset_for_a_gpu_takes_no_cpu_in_silence(graph, tiny_model_dir):
+    try:
+        check_device('gpu')
+    except EngineError:
+        pass
+    else:
+        pytest.skip('llama.cpp finds a GPU')
+    (start,) = plan(preset='orin_nano_8gb', model_dir=str(tiny_model_dir))
+    graph.start('llm', *command_line(start))
+    graph.spin_until(
+        lambda: graph.status is not None and graph.status.state == Status.FAILED, 'the refusal'
+    )
+    assert 'finds no GPU' in graph.status.reason
 
 
 @pytest.mark.parametrize('preset', PRESETS, ids=lambda path: path.stem)

@@ -137,6 +137,11 @@ class Backend:
             self._finalizer()
 
 
+def check_device(device: str) -> None:
+    """Raise EngineError where the device is 'gpu' and llama.cpp finds none."""
+    _find_device(device)
+
+
 def _find_device(device: str) -> int:
     if device != 'cpu':
         for kind in (_GPU, _INTEGRATED_GPU):

@@ -4,6 +4,7 @@
 """The parameters of node `llm`, and what they mean to the model and its session."""
 
 from minicpmo_ros.errors import EngineError, InputError
+from minicpmo_ros.ggml.runtime import check_device
 from minicpmo_ros.language.context import KV_TYPES, ContextOptions
 from minicpmo_ros.language.model import ModelOptions
 from minicpmo_ros.language.prompt import LAYOUTS
@@ -72,6 +73,7 @@ def make_loader(options, checked, leaving: list, warn):
                 leaving.clear()
             else:
                 warn('the model before has not ended yet; loading waits for it')
+        check_device(options.device)  # llama.cpp would take the CPU without a word
         model = checked.result()
         layout = LAYOUTS.get(f'{model.family}/{options.prompt}')
         if layout is None:
