@@ -94,9 +94,8 @@ class SimulatedTime:
     def __init__(self, graph):
         self._graph = graph
         self._publisher = graph.create_publisher(Clock, '/clock', 10)
-        graph.spin_until(lambda: self._publisher.get_subscription_count() >= 3, 'three nodes')
+        graph.spin_until(self._publisher.get_subscription_count, 'a node')
         self.now_s = FIRST - 50  # stamps need not agree with it: only what passes matters
-        self.until(lambda: graph.status.header.stamp.sec == self.now_s, 'simulated time')
 
     def until(self, condition, what):
         """Let time stand still until something has happened."""
@@ -106,6 +105,14 @@ class SimulatedTime:
             return condition()
 
         self._graph.spin_until(holds, what)
+
+    def wait_known(self):
+        """Wait until the three nodes have this time; the llm tells it."""
+        self._graph.spin_until(lambda: self._publisher.get_subscription_count() >= 3, 'all nodes')
+        # Twice: when the llm tells the second, the others have the first.
+        for _ in range(2):
+            self.now_s += 1
+            self.until(lambda: self._graph.status.header.stamp.sec == self.now_s, 'its time')
 
     def close(self):
         self._graph.destroy_publisher(self._publisher)
@@ -118,6 +125,7 @@ def play_in_lock_step(graph, source, bag):
     chunks = list(rechunked(media.sound, media.rate_hz, CHUNK_MS))
     # It stands still: however long a busy machine takes, no second is given up for silence.
     simulated = SimulatedTime(graph)
+    simulated.wait_known()
     for second in range(SECONDS):
         for offset_ns, _, data in pictures:
             if offset_ns // NS == second:
@@ -188,6 +196,7 @@ def test_a_clock_that_stands_still_pauses_the_stream(graph, tiny_model_dir):
     embeddings, source = Embeddings(graph), Source(graph)
     source.wait_heard()
     simulated = SimulatedTime(graph)
+    simulated.wait_known()
     source.second(FIRST)
     source.second(FIRST + 1)
     simulated.until(lambda: graph.status.units_read == 1, 'the first second')
@@ -287,3 +296,58 @@ def test_a_camera_whose_stamps_stand_still_is_seen_on(graph, tiny_model_dir):
     graph.spin_until(lambda: len(shown()) >= 3 or show(), 'three seconds')
     assert shown()[0] == 0 and (np.diff(shown()) > 0).all()
     assert 'stand still' in process.log
+
+
+def test_bursts_gaps_and_rare_pictures_give_every_second_once(graph, tiny_model_dir):
+    """240 Hz, then nothing for 5 s, then a burst at 30 Hz, then one picture in 10 s."""
+    start_live(graph, tiny_model_dir, *SIMULATED)
+    embeddings, source = Embeddings(graph), Source(graph)
+    source.wait_heard()
+    simulated = SimulatedTime(graph)
+    simulated.wait_known()
+
+    def until_over(second):
+        simulated.until(
+            lambda: embeddings.seen and embeddings.seen[-1].second - FIRST == second, 'a second'
+        )
+
+    def show(*offsets_s):
+        """Show pictures; the last of them ends the second before its own."""
+        for offset_s in offsets_s:
+            source.picture(FIRST * NS + int(offset_s * NS), jpeg(picture_of(int(offset_s))))
+        until_over(int(offsets_s[-1]) - 1)
+
+    def show_nothing_for(passed_s, over):
+        simulated.now_s += passed_s
+        until_over(over)
+
+    show(*(i / 240 for i in range(241)))
+    show_nothing_for(5, over=4)  # a second is given up half a second after its end
+    show(*(6 + i / 30 for i in range(60)))
+    show_nothing_for(9, over=15)
+    show(17.5)
+    show_nothing_for(2.5, over=18)
+    seen = {m.second - FIRST: m for m in embeddings.seen}
+    assert list(seen) == [m.second - FIRST for m in embeddings.seen] == list(range(19))
+    assert [n for n, m in seen.items() if m.status == ImageEmbedding.EMPTY] == [
+        n for n in range(19) if n not in (0, 1, 6, 7, 17)
+    ]
+    assert seen[0].tokens and seen[7].tokens and seen[17].tokens  # of 6 and 7 at once, the newer
+    assert seen[0].picture_stamp.nanosec == int(239 / 240 * NS)
+
+
+def test_sound_without_stamps_follows_simulated_time_back(graph, tiny_model_dir):
+    graph.start(
+        'streaming_encoder', '-p', f'model_dir:={tiny_model_dir}', *SIMULATED, *graph.lossless
+    )
+    embeddings, source = Embeddings(graph), Source(graph)
+    graph.spin_until(source._sound.get_subscription_count, 'the ear')
+    simulated = SimulatedTime(graph)
+    for now_s in (900, 100):
+        simulated.now_s = now_s
+
+        def is_heard(now_s=now_s):
+            source.sound(0, sound_of(0)[:1600])
+            return any(m.tokens and now_s <= m.second < now_s + 100 for m in embeddings.heard)
+
+        simulated.until(is_heard, f'a second after {now_s}')
