@@ -148,12 +148,12 @@ def _empty_rules(alternatives: list) -> set:
     """Return the rules that an empty text fits."""
     empty, grows = set(), True
     while grows:
-        found = {
-            rule
-            for rule, choices in enumerate(alternatives)
-            if rule not in empty
-            and any(all(type(s) is int and s in empty for s in symbols) for symbols in choices)
-        }
-        empty |= found
-        grows = bool(found)
+        grows = False
+        for rule in reversed(range(len(alternatives))):  # most refer to later ones
+            if rule not in empty and any(
+                all(type(symbol) is int and symbol in empty for symbol in symbols)
+                for symbols in alternatives[rule]
+            ):
+                empty.add(rule)
+                grows = True
     return empty
