@@ -161,8 +161,9 @@ def test_a_pause_in_which_seconds_passed_empty_is_no_jump(assembler):
         assembler.add_picture(second, None, NO_TILES, Instant(0.0))
         assembler.add_sound(second, None, Instant(0.0))
     assembler.add_picture(8, None, NO_TILES, Instant(0.0))
-    units = put(assembler, [4, 5, 6], [5, 6])
-    assert seconds(units) == [5, 6] and not any(unit.restarted for unit in units)
+    units = put(assembler, [4, 5, 6, 7], [5, 6, 7, 8])  # what was told of 8 is not true any more
+    units += put(assembler, [8], [])
+    assert seconds(units) == [5, 6, 7, 8] and not any(unit.restarted for unit in units)
     assert assembler.jumps == 0
     assert all(u.picture_rows is not None and u.sound_rows is not None for u in units)
 
