@@ -18,7 +18,9 @@ from .sounds import make_second
 from .train_vision import choice_loss, slot_logits
 from .world import SPOKEN, Sound, choose, random_sound
 
-SECONDS = ((1, 0.15), (2, 0.35), (4, 0.3), (8, 0.2))  # of a stream, and how often
+# Of a stream, and how often. An encoder that never heard a long stream hears words worse the more
+# it remembers: trained on up to 8 s, 94 of 100 in the first seconds, 73 in the last of 30.
+SECONDS = ((1, 0.1), (2, 0.2), (4, 0.2), (8, 0.15), (16, 0.15), (30, 0.2))
 
 
 def random_event(rng):
