@@ -81,7 +81,8 @@ def test_every_import_is_declared():
     package = ElementTree.parse(ROOT / 'package.xml').getroot()
     declared = {tag.text for tag in package if tag.tag.endswith('depend')}
     pinned = (ROOT / 'environment' / 'requirements.txt').read_text()
-    named = {'numpy': 'python3-numpy', 'PIL': 'python3-pil', 'yaml': 'python3-yaml'}
+    named = {'PIL': 'python3-pil', 'yaml': 'python3-yaml'}
+    named.update({name: f'python3-{name}' for name in ('matplotlib', 'numpy')})
     pinned_names = ('gguf', 'soxr', 'av', 'rosbags', 'mcap', 'zstandard', 'lz4')
     distributions = {'llama_cpp': 'llama-cpp-python', **{name: name for name in pinned_names}}
     for path in SOURCES:
