@@ -4,7 +4,9 @@
 """nano hears the same in every chunking, format, rate and coding of the same sound.
 
 Likeness is the cosine of a second's embedding, all its 25 rows as one vector; the least of ten
-seconds of the demo scene counts.
+seconds of the demo scene counts. The first of them holds only noise of -62 dBFS. Of that, 8 bits
+and MP3 keep another noise (LAME leaves out what is over 7.6 kHz), so for them the nine that hold
+speech count; for one nano MP3 came to 0.91 in the noise at every bit rate, for another to 0.998.
 """
 
 from functools import partial
@@ -24,6 +26,7 @@ NANO = Path(__file__).parent.parent / 'models' / 'nano' / 'audio.gguf'
 RATE = 16000
 BEGIN = 1_700_000_007
 SECONDS = 10
+LOSSY = 0.97
 
 
 @pytest.fixture(scope='module')
@@ -58,8 +61,8 @@ def whole(hear):
     return hear(AudioFormat(RATE, 1, 'F32LE'), pcm_of(speech(), 'f32'), every(6400))
 
 
-def likeness(a, b) -> float:
-    a, b = (rows.reshape(SECONDS, -1).astype(np.float64) for rows in (a, b))
+def likeness(a, b, first: int = 0) -> float:
+    a, b = (rows[first:].reshape(SECONDS - first, -1).astype(np.float64) for rows in (a, b))
     return ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min()
 
 
@@ -100,16 +103,17 @@ def of_rate(rate_hz):
         (AudioFormat(RATE, 8, 'F32LE'), lambda: pcm_of(np.repeat(speech(), 8), 'f32'), 0.9999),
         (AudioFormat(44100, 1, 'F32LE'), lambda: pcm_of(of_rate(44100), 'f32'), 0.999),
         (AudioFormat(48000, 1, 'F32LE'), lambda: pcm_of(of_rate(48000), 'f32'), 0.999),
-        (AudioFormat(RATE, 1, 'U8'), partial(pcm_of, speech(), 'u8'), 0.97),
-        (AudioFormat(0, 0, '', 'mp3', 64_000), lambda: mp3_of(speech(), RATE), 0.97),
-        (AudioFormat(0, 0, '', 'mp3', 64_000), lambda: mp3_of(of_rate(44100), 44100), 0.97),
+        (AudioFormat(RATE, 1, 'U8'), partial(pcm_of, speech(), 'u8'), LOSSY),
+        (AudioFormat(0, 0, '', 'mp3', 64_000), lambda: mp3_of(speech(), RATE), LOSSY),
+        (AudioFormat(0, 0, '', 'mp3', 64_000), lambda: mp3_of(of_rate(44100), 44100), LOSSY),
     ],
     ids=['s16', 's24', 's32be', 'stereo', '8ch', '44k', '48k', 'u8', 'mp3', 'mp3 44k'],
 )
 def test_other_formats_sound_alike(hear, whole, audio_format, data, least):
     data = data()
     length = int(len(data) / 10 / 50) // 96 * 96  # about 20 ms, whole samples of every format
-    assert likeness(hear(audio_format, data, every(length)), whole) >= least
+    first = 1 if least == LOSSY else 0
+    assert likeness(hear(audio_format, data, every(length)), whole, first) >= least
 
 
 def test_8_khz_sounds_like_the_same_band(hear):
