@@ -10,6 +10,7 @@ from audio_common_msgs.msg import AudioDataStamped, AudioInfo
 from builtin_interfaces.msg import Time
 from PIL import Image
 from rclpy.qos import QoSProfile
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.nodes.managed import LATCHED
@@ -86,3 +87,33 @@ class Source:
         self.picture(second * 10**9 + 500_000_000, jpeg(picture_of(second)))
         for i, part in enumerate(np.split(sound_of(second), CHUNKS)):
             self.sound(second * 10**9 + i * 10**9 // CHUNKS, part)
+
+
+class SimulatedTime:
+    """/clock by the hand of a test."""
+
+    def __init__(self, graph):
+        self._graph = graph
+        self._publisher = graph.create_publisher(Clock, '/clock', 10)
+        graph.spin_until(self._publisher.get_subscription_count, 'a node')
+        self.now_s = FIRST - 50  # stamps need not agree with it: only what passes matters
+
+    def until(self, condition, what):
+        """Let time stand still until something has happened."""
+
+        def holds():
+            self._publisher.publish(Clock(clock=time_of(int(self.now_s * 10**9))))
+            return condition()
+
+        self._graph.spin_until(holds, what)
+
+    def wait_known(self):
+        """Wait until the three nodes have this time; the llm tells it."""
+        self._graph.spin_until(lambda: self._publisher.get_subscription_count() >= 3, 'all nodes')
+        # Twice: when the llm tells the second, the others have the first.
+        for _ in range(2):
+            self.now_s += 1
+            self.until(lambda: self._graph.status.header.stamp.sec == self.now_s, 'its time')
+
+    def close(self):
+        self._graph.destroy_publisher(self._publisher)

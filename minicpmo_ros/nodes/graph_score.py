@@ -4,7 +4,8 @@
 """Questions answered by the live graph: clips in on topics, answers out by the client.
 
 Starts the installed `live` in a namespace of its own and plays each window second by second, each
-when the llm has read the one before. The answers go to a file that `minicpmo score --answers`
+when the llm has read the one before. Time is simulated and stands still meanwhile, so that nothing
+depends on how quick the machine is. The answers go to a file that `minicpmo score --answers`
 scores.
 """
 
@@ -12,7 +13,6 @@ import argparse
 import os
 import sys
 import time
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import rclpy
 from audio_common_msgs.msg import AudioDataStamped, AudioInfo
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import Trigger
 
@@ -36,7 +37,12 @@ from minicpmo_ros.nodes.messages import to_time
 from minicpmo_ros.process import prepare
 
 TIMEOUT_S = 120.0
-APART_S = 1000  # between the stamps of two clips: time goes on
+FIRST_S = 1_000_000  # of the stamps
+APART_S = (
+    4  # between two clips: too long for a gap in the sound, too short for a jump of the stamps
+)
+SILENCE_S = 2  # longer than the encoders wait for more
+NODES = 3  # in `live`
 DEEP = QoSProfile(depth=100)
 LOSSLESS = (('image/compressed', 'depth:=20'), ('image/compressed', 'reliability:=reliable'))
 LOSSLESS += (('audio', 'reliability:=reliable'),)
@@ -59,11 +65,18 @@ class Examiner(Node):
                 coding_format='wave',
             )
         )
+        self._clock, self._now_s = self.create_publisher(Clock, 'clock', DEEP), 1
+        self._next_s = FIRST_S  # stamp of the next second to be played
         self._reset = self.create_client(Trigger, 'llm/reset')
 
     def wait_until(self, condition, what: str) -> None:
         """Wait for `condition()`; raise Error when it takes too long or `live` ended."""
-        self.client.wait_until(unless_ended([self.process], condition), TIMEOUT_S, what)
+
+        def holds():
+            self._clock.publish(Clock(clock=to_time(self._now_s * NS)))
+            return condition()
+
+        self.client.wait_until(unless_ended([self.process], holds), TIMEOUT_S, what)
 
     def wait_ready(self) -> None:
         """Wait until the model is loaded and both topics are subscribed to."""
@@ -73,6 +86,13 @@ class Examiner(Node):
         for publisher in (self._pictures, self._sound):
             self.wait_until(publisher.get_subscription_count, 'subscribing')
         self.wait_until(self._reset.service_is_ready, 'finding the reset')
+        self.wait_until(lambda: self._clock.get_subscription_count() >= NODES, 'finding the nodes')
+        # Twice: when the llm tells the second, the others have the first.
+        for _ in range(2):
+            self._now_s += 1
+            self.wait_until(
+                lambda: self.client.status.header.stamp.sec == self._now_s, 'setting the time'
+            )
 
     def _empty_the_window(self) -> None:
         future = self._reset.call_async(Trigger.Request())
@@ -81,10 +101,11 @@ class Examiner(Node):
             raise EngineError(f'no reset: {future.result().message}')
         self.wait_until(lambda: self.client.status.units == 0, 'emptying the window')
 
-    def play(self, clip, seconds: range, shift_s: int, shown: str) -> None:
+    def play(self, clip, seconds: range, shown: str) -> None:
         """Empty the window and publish a clip's seconds in lock-step with what is read."""
         self._empty_the_window()
-        before = self.client.status.units_read
+        before, shift_s = self.client.status.units_read, self._next_s - seconds.start
+        self._next_s += len(seconds) + APART_S
         for i, second in enumerate(seconds):
             for shot in clip.pictures:
                 if shot.stamp_ns // NS == second:
@@ -95,7 +116,7 @@ class Examiner(Node):
             self.wait_until(
                 lambda i=i: self.client.status.units_read >= before + i, f'second {second}'
             )
-        # Nothing follows the last second: silence tells that it is over.
+        self._now_s += SILENCE_S  # it tells that the last second is over
         self.wait_until(
             lambda: self.client.status.units_read >= before + len(seconds),
             'reading the last second',
@@ -133,12 +154,11 @@ class Examiner(Node):
 def answer_all(examiner: Examiner, questions: QuestionSet, shown: str) -> dict:
     """Ask every question; give {id: text} and tell on stderr how long is left."""
     texts, began_s = {}, time.monotonic()
-    plays = count()
     for name, about in questions.by_clip().items():
         clip = read_clip(questions.path_of(name))
         for (start_s, end_s), asked in by_window(about, clip.first_s).items():
             part = clip.between(start_s, end_s)
-            examiner.play(part, range(start_s, end_s), next(plays) * APART_S, shown)
+            examiner.play(part, range(start_s, end_s), shown)
             texts.update((question.id, examiner.ask(question)) for question in asked)
         left_s = (time.monotonic() - began_s) * (len(questions.questions) / len(texts) - 1)
         print(f'{len(texts)}/{len(questions.questions)}, {left_s:.0f} s left', file=sys.stderr)
@@ -155,6 +175,9 @@ def score(model_dir: Path, questions: QuestionSet, shown: str) -> AnswerSet:
     ]
     examiner = Examiner(namespace)
     options = ('-p', f'model_dir:={model_dir.resolve()}', *overrides)
+    # Units wait for their halves however busy the machine is; the time is of this run alone.
+    options += ('-p', 'use_sim_time:=true', '-p', 'llm:unit_deadline:=60.0')
+    options += ('-r', f'/clock:={namespace}/clock')
     try:
         with executable('live', *options, namespace=namespace) as examiner.process:
             examiner.wait_ready()
