@@ -15,10 +15,12 @@ from scored_clips import write_question_set
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation import page
+from minicpmo_ros.evaluation.answers import AnswerSet
 from minicpmo_ros.evaluation.clips import read_clip
 from minicpmo_ros.evaluation.comparison import judge
 from minicpmo_ros.evaluation.results import Given, Results, Run
 from minicpmo_ros.evaluation.sheet import contact_sheet
+from minicpmo_ros.tools import cli
 
 LENGTHS = (2, 1) * 6
 
@@ -107,6 +109,21 @@ def test_letters_are_scored_both_ways(questions, tmp_path):
     assert not any(judged.right) and all(judged.tolerant)
     table = page.Report(lettered, [judged]).rows()
     assert table[1][table[0].index('all, tolerant')] == '100.0'
+
+
+def test_answers_made_elsewhere_stand_beside_ours(questions, tmp_path, capsys):
+    texts = {q.id: 'red' for q in questions.questions}
+    AnswerSet(texts, 'pytorch', 'f32').write(tmp_path / 'theirs.json')
+    run_of(questions, tmp_path / 'ours', wrong=[questions.questions[0].id])
+    asked, page_path = questions.folder / 'questions.json', tmp_path / 'page.html'
+    arguments = ['report', str(tmp_path / 'theirs.json'), f'mine={tmp_path / "ours"}']
+    assert cli.main([*arguments, '--questions', str(asked), '--out', str(page_path)]) == 0
+    told = capsys.readouterr().out
+    assert 'mine against theirs: -4.2 points, p = 1: chance would do.' in told
+    assert page_path.read_text().count('data:image/jpeg') == 1
+    twice = ['report', arguments[1], arguments[1], '--questions', str(asked)]
+    assert cli.main([*twice, '--out', str(page_path)]) == 2
+    assert 'named alike' in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_finished_is_refused(questions, tmp_path):

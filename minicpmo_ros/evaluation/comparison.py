@@ -38,7 +38,11 @@ class Judged:
         return self._costs('memory_mib')
 
     def _costs(self, name: str) -> np.ndarray:
-        told = [cost[name] for cost in self.run.costs.values() if not cost.get('error')]
+        told = [
+            cost[name]
+            for cost in self.run.costs.values()
+            if name in cost and not cost.get('error')
+        ]
         return np.array(told, float)
 
 

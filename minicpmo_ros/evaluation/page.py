@@ -146,7 +146,7 @@ def as_csv(report: Report) -> str:
     for i, q in enumerate(report.questions.questions):
         row = [q.id, q.clip, q.start_s, q.end_s, q.family, q.kind, q.text, ' / '.join(q.answers)]
         for run in report.runs:
-            latency_ms = run.run.costs[q.id].get('first_token_ms', '')
+            latency_ms = run.run.costs.get(q.id, {}).get('first_token_ms', '')
             row += [run.texts[i], int(run.right[i]), latency_ms]
         writer.writerow(row)
     return file.getvalue()
@@ -224,7 +224,7 @@ def _shown_question(report: Report, i: int, clips: dict) -> str:
     question = report.questions.questions[i]
     said = ''
     for run in report.runs:
-        text = run.texts[i] or run.run.costs[question.id].get('error') or 'nothing'
+        text = run.texts[i] or run.run.costs.get(question.id, {}).get('error') or 'nothing'
         kind = 'won' if run.right[i] else 'lost'
         said += f'<br><span class="{kind}">{escape(run.name)}: {escape(text)}</span>'
     return (

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.answers import AnswerSet
 
 FORMAT = 'minicpmo_ros run 1'
 ANSWERS, COSTS = 'answers.jsonl', 'costs.jsonl'
@@ -79,6 +80,13 @@ class Run:
     facts: dict
     texts: dict  # id: text, in the order of answering
     costs: dict  # id: the other fields of Given
+
+    @classmethod
+    def of_answers(cls, path) -> 'Run':
+        """Take a file of answers that came by another way, as answers.AnswerSet has it."""
+        answers = AnswerSet.read(path)
+        facts = {name: value for name, value in vars(answers).items() if name != 'answers'}
+        return cls(facts, answers.answers, {})
 
     @classmethod
     def read(cls, folder) -> 'Run':

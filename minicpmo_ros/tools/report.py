@@ -31,10 +31,13 @@ def run(arguments) -> None:
     from minicpmo_ros.evaluation.questions import QuestionSet
     from minicpmo_ros.evaluation.results import Run
 
-    read = [(name, Run.read(folder)) for name, folder in map(_named, arguments.runs)]
+    read = [
+        (name, Run.of_answers(run) if run.is_file() else Run.read(run))
+        for name, run in map(_named, arguments.runs)
+    ]
     names = [name for name, _ in read]
     if len(set(names)) < len(names):
-        raise InputError(f'Two runs are named alike: {", ".join(names)}. Give NAME=FOLDER.')
+        raise InputError(f'Two runs are named alike: {", ".join(names)}. Give NAME=RUN.')
     questions = QuestionSet.read(arguments.questions).first(read[0][1].facts.get('count'))
     report = page.Report(questions, [judge(name, one, questions) for name, one in read])
     arguments.out.write_text(page.html(report, arguments.title), encoding='utf-8')
@@ -45,5 +48,5 @@ def run(arguments) -> None:
 
 
 def _named(argument: Path) -> tuple:
-    name, given, folder = str(argument).rpartition('=')
-    return (name, Path(folder)) if given else (argument.name, argument)
+    name, given, run = str(argument).rpartition('=')
+    return (name, Path(run)) if given else (argument.stem, argument)
