@@ -150,6 +150,17 @@ def test_what_is_kept_back_is_bounded():
     assert shown(guard.settle(Instant(9.0))) == [(1 + 239 / 240, True), (2.0, False)]
 
 
+def test_what_jumped_before_the_clock_told_it_counts_from_when_it_is_believed():
+    guard = StampGuard()
+    guard.sort(Arrival(100 * NS, simulated(0, 100), 'old'))
+    guard.sort(Arrival(0, simulated(0.1, 100.1), 'new'))
+    now = simulated(0.6, 0.5, jumps=1)
+    (believed,) = guard.settle(now)
+    clock = StreamClock()
+    clock.arrive(believed.stamp_ns, believed.at)
+    assert clock.time_ns(simulated(1.1, 1.0, jumps=1)) == NS // 2
+
+
 def test_a_jump_waits_for_simulated_time_too():
     guard = StampGuard()
     guard.sort(Arrival(100 * NS, simulated(0, 100), 'old'))

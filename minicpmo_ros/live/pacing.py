@@ -95,6 +95,12 @@ class Arrival:
     content: object
     jumped_from_ns: int | None = None  # the stream was there and goes on here
 
+    def moved_to(self, now: Instant) -> 'Arrival':
+        """Give it as if it came at `now`, where simulated time went back or began in between."""
+        is_of_now = self.at.jumps >= now.jumps
+        is_of_now &= (self.at.simulated_ns is None) == (now.simulated_ns is None)
+        return self if is_of_now else replace(self, at=now)
+
 
 class StampGuard:
     """Doubts a stamp far from where its stream is, until it is clear that the stream went there.
@@ -132,12 +138,12 @@ class StampGuard:
             kept[-1] = replace(arrival, at=kept[-1].at)
         else:
             kept.append(arrival)
-        return self._jump() if len(kept) > self._max_kept else []
+        return self._jump(arrival.at) if len(kept) > self._max_kept else []
 
     def settle(self, now: Instant) -> list[Arrival]:
         """Give what was kept, if nothing has contradicted it for long enough."""
         if self._kept and now.waited_s(self._kept[0].at) >= self._grace_s:
-            return self._jump()
+            return self._jump(now)
         return []
 
     def _is_near(self, arrival: Arrival) -> bool:
@@ -145,8 +151,9 @@ class StampGuard:
         expected_ns = newest_ns + max(0, arrival.at.ns_since(self._newest.at))
         return newest_ns - STEP_BACK_NS <= arrival.stamp_ns <= expected_ns + STEP_AHEAD_NS
 
-    def _jump(self) -> list[Arrival]:
-        (first, *others), self._kept = self._kept, []
+    def _jump(self, now: Instant) -> list[Arrival]:
+        # What came before /clock had told of the jump would count from the time before it.
+        (first, *others), self._kept = [a.moved_to(now) for a in self._kept], []
         from_ns, self._newest = self._newest.stamp_ns, None
         believed = self.sort(replace(first, jumped_from_ns=from_ns))
         for arrival in others:
