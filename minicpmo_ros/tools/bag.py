@@ -10,8 +10,8 @@ SUMMARY = 'write a video as a bag'
 
 def add_arguments(parser) -> None:
     """Declare the options."""
-    parser.add_argument('video', type=Path)
-    parser.add_argument('--out', type=Path, required=True, metavar='BAG.mcap')
+    parser.add_argument('video', type=Path, help='MP4, Matroska, WebM or another that PyAV reads')
+    parser.add_argument('--out', type=Path, required=True, metavar='BAG.mcap', help='to write')
 
 
 def run(arguments) -> None:

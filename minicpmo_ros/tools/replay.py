@@ -23,15 +23,24 @@ def add_arguments(parser) -> None:
     parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='of the run')
     parser.add_argument('--workers', type=int, default=1, help='processes; each loads the model')
     parser.add_argument('--limit', type=int, metavar='N', help='ask only the first N')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'gpu'), default='auto')
+    parser.add_argument(
+        '--device', choices=('auto', 'cpu', 'gpu'), default='auto', help='of the model'
+    )
     parser.add_argument('--threads', type=int, default=2, help='of each worker, on the CPU')
     parser.add_argument('--n-ctx', type=int, default=4096, help='positions of the context')
-    parser.add_argument('--kv-type', choices=('f16', 'q8_0'), default='f16')
+    parser.add_argument('--kv-type', choices=('f16', 'q8_0'), default='f16', help='of the cache')
     parser.add_argument('--max-tokens', type=int, default=16, help='of an answer')
     parser.add_argument('--max-tiles', type=int, default=1, help='of a picture')
     parser.add_argument('--prompt', default='en', help='layout of the prompt: en or zh')
-    parser.add_argument('--audio', choices=('streaming', 'offline'), default='streaming')
-    parser.add_argument('--input', choices=('all', 'no_picture', 'no_sound'), default='all')
+    parser.add_argument(
+        '--audio',
+        choices=('streaming', 'offline'),
+        default='streaming',
+        help='spectrum by second or clip',
+    )
+    parser.add_argument(
+        '--input', choices=('all', 'no_picture', 'no_sound'), default='all', help='senses given'
+    )
 
 
 def run(arguments) -> None:

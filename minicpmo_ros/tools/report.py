@@ -19,9 +19,13 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         'runs', type=Path, nargs='+', metavar='RUN', help='folders; NAME=FOLDER names one'
     )
-    parser.add_argument('--questions', type=Path, required=True, metavar='FILE')
-    parser.add_argument('--out', type=Path, required=True, metavar='PAGE.html')
-    parser.add_argument('--title', default='Replay')
+    parser.add_argument(
+        '--questions', type=Path, required=True, metavar='FILE', help='that were asked'
+    )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='PAGE.html', help='beside it: .md and .csv'
+    )
+    parser.add_argument('--title', default='Replay', help='of the page')
 
 
 def run(arguments) -> None:

@@ -21,7 +21,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         '--videos', type=Path, required=True, metavar='FOLDER', help='searched by name'
     )
-    parser.add_argument('--out', type=Path, required=True, metavar='FOLDER')
+    parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='to write')
     parser.add_argument(
         '--context', type=int, default=60, metavar='S', help='seconds before a question; -1: all'
     )
