@@ -224,13 +224,13 @@ def no_look_ahead(patch, path):
     patch.setattr(AudioStream, '_checked', blind)
 
 
-# Fault: (most of 72 answers that may stay the same, most that may be right). Unharmed 0.86 are.
+# Fault: (most of 72 answers that may stay the same, least share of right ones that must be lost).
 BY_ANSWERS = {
-    sound_of_the_second_before: (0.8, 0.76),
-    resampler_axes_swapped: (0.97, 0.83),
-    vision_ffn_swapped: (0.65, 0.55),
-    wrong_rope_base: (0.75, 0.7),
-    half_units: (0.7, 0.65),
+    sound_of_the_second_before: (0.8, 0.15),
+    resampler_axes_swapped: (0.98, 0.02),
+    vision_ffn_swapped: (0.7, 0.25),
+    wrong_rope_base: (0.75, 0.2),
+    half_units: (0.75, 0.2),
 }
 # Fault: (least that the chances of the first token must move, most answers that may stay).
 BY_CHANCES = {no_assistant_role: (0.04, 0.98)}
@@ -264,9 +264,9 @@ def test_unharmed_nano_is_right(unharmed_answers, tmp_path):
 @pytest.mark.parametrize('fault', BY_ANSWERS, ids=lambda fault: fault.__name__)
 def test_answers_show(fault, unharmed_answers, monkeypatch, tmp_path):
     told = answer(fault(monkeypatch, tmp_path / 'nano') or NANO)
-    most_same, most_right = BY_ANSWERS[fault]
+    most_same, least_lost = BY_ANSWERS[fault]
     assert told.same(unharmed_answers) < most_same
-    assert told.right < most_right
+    assert unharmed_answers.right - told.right > least_lost
 
 
 @pytest.mark.parametrize('fault', BY_CHANCES, ids=lambda fault: fault.__name__)
