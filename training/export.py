@@ -28,6 +28,9 @@ CHAT_TEMPLATE = (
     '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
 )
 NORMAL, CONTROL = 1, 3  # token types
+# Of 1500: as far into a stream as it still hears words as well as at its begin; the package hands
+# over to a second stream before that.
+AUDIO_POSITIONS = 750
 WINDOW_ROWS = 8192
 
 
@@ -195,7 +198,8 @@ def write_audio(path, audio):
     for name, conv in (('conv1', audio.conv1), ('conv2', audio.conv2)):
         writer.add_tensor(f'encoder.{name}.weight', _array(conv.weight))
         writer.add_tensor(f'encoder.{name}.bias', _array(conv.bias[:, None], half=False))
-    writer.add_tensor('encoder.positional_embedding', _array(audio.position_rows(), half=False))
+    positions = audio.position_rows()[:AUDIO_POSITIONS]
+    writer.add_tensor('encoder.positional_embedding', _array(positions, half=False))
     for i, layer in enumerate(audio.layers):
         block = f'encoder.blocks.{i}.'
         _norm(writer, block + 'attn_ln', layer.norm1)

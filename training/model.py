@@ -298,11 +298,12 @@ class Language(nn.Module):
         angle = torch.cat([angle, angle], -1)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
-    def forward(self, prefix, positions, questions, hidden_from=0):
+    def forward(self, prefix, positions, questions, header=0, begins=None):
         """prefix (b, p, d) rows at `positions` (p,); questions (b, n, l, d) follow at
         positions[-1] + 1.
 
-        Questions do not see prefix rows hidden_from[0]..hidden_from[1] (evicted seconds).
+        begins (p + 1,): the first row behind the header that each prefix row sees, and at last
+        the questions; what lies between was evicted by then. None: everything is seen.
         -> lists of every layer's output for prefix (b, p, d) and questions (b, n, l, d), and of
         where its first head looks in the prefix, (b, n, l, p).
         """
@@ -312,8 +313,11 @@ class Language(nn.Module):
         causal = torch.triu(far.expand(p, p), 1)
         own = torch.triu(far.expand(length, length), 1)
         evicted = torch.zeros(p, dtype=dtype)
-        if hidden_from:
-            evicted[hidden_from[0] : hidden_from[1]] = far
+        if begins is not None:
+            at = torch.arange(p)
+            gone = (at >= header) & (at < begins[:, None])  # (p + 1, p)
+            causal = causal.masked_fill(gone[:-1], far)
+            evicted = evicted.masked_fill(gone[-1], far)
         turn = self.turns(positions, dtype)
         follow = positions[-1] + 1 + torch.arange(length)
         turn_q = tuple(t.repeat(n, 1) for t in self.turns(follow, dtype))

@@ -21,7 +21,7 @@ from .questions import FAMILIES, Clip, ask_about
 from .runs import Run, autocast, optimizers
 from .train_audio import slot_labels as sound_labels
 from .train_vision import slot_labels as picture_labels
-from .world import MAX_SECONDS, choose
+from .world import MAX_SECONDS, MAX_STREAM_SECONDS, choose
 
 # (until this share of the steps, lengths of windows in seconds, their weights)
 CURRICULUM = (
@@ -29,6 +29,7 @@ CURRICULUM = (
     (0.60, (2, 3, 4, 5, 6, 8), (0.2, 0.25, 0.25, 0.15, 0.1, 0.05)),
     (1.01, (2, 3, 4, 5, 6, 8, 10, 12, 16), (0.2, 0.19, 0.19, 0.12, 0.1, 0.1, 0.04, 0.03, 0.03)),
 )
+SLIDING = 0.5  # of the batches: a stream longer than the window, of which units have left
 FAMILY_WEIGHTS = (0.7, 0.9, 2.0, 1.6, 1.0, 1.2)
 COUNTED = ('beep', 'speech', 'tone')
 
@@ -46,21 +47,22 @@ class Helpers(nn.Module):
         self.so_far = nn.ModuleDict({k: nn.Linear(width, MAX_SECONDS + 1) for k in COUNTED})
 
 
-def helper_labels(clips):
-    """-> now and so_far, each name -> (b, seconds)"""
+def helper_labels(clips, window):
+    """-> now, and so_far among the newest `window` seconds; each name -> (b, seconds)"""
     shape = (len(clips), clips[0].seconds)
     now = picture_labels([p for c in clips for p in c.pictures])
     now.update(sound_labels([s for c in clips for s in c.sounds]))
-    so_far = {
-        kind: torch.tensor([[s.kind == kind for s in c.sounds] for c in clips]).cumsum(1)
-        for kind in COUNTED
-    }
+    so_far = {}
+    for kind in COUNTED:
+        count = torch.tensor([[s.kind == kind for s in c.sounds] for c in clips]).cumsum(1)
+        count[:, window:] -= count[:, :-window].clone()
+        so_far[kind] = count
     return {name: label.view(shape) for name, label in now.items()}, so_far
 
 
-def helper_loss(helpers, ends, clips):
+def helper_loss(helpers, ends, clips, window):
     """ends: outputs of layers 2 and 3 at <|audio_end|>, (b, seconds, d) each."""
-    now, so_far = helper_labels(clips)
+    now, so_far = helper_labels(clips, window)
     total = 0.0
     pairs = [(helpers.now[name](ends[0]), label) for name, label in now.items()]
     pairs += [(head(ends[1][:, 1:]), now[name][:, :-1]) for name, head in helpers.before.items()]
@@ -71,10 +73,9 @@ def helper_loss(helpers, ends, clips):
     return total / len(pairs)
 
 
-def pointing_loss(looks, prefix, asked_of, hidden):
+def pointing_loss(looks, prefix, asked_of, skipped):
     """looks (b, n, p): the more weight rests on the unit where the answer stands, the smaller."""
     units = looks[..., prefix.header :].float().unflatten(-1, (-1, UNIT_ROWS)).sum(-1)
-    skipped = (hidden[1] - hidden[0]) // UNIT_ROWS
     wanted = torch.tensor(
         [[-1 if q.second is None else q.second + skipped for q in row] for row in asked_of]
     )
@@ -87,45 +88,59 @@ def window_length(fraction, rng):
     return choose(rng, lengths, weights)
 
 
+def sliding(prefix, seconds):
+    """(p + 1,) `begins` of a stream of which the window holds the newest `seconds`: a unit is read
+    when those before its window have left.
+    """
+    unit = (torch.arange(len(prefix.ids) + 1) - prefix.header) // UNIT_ROWS
+    unit[-1] = len(prefix.end_at) - 1  # the questions see what the last unit sees
+    return prefix.header + UNIT_ROWS * (unit - seconds + 1).clamp(min=0)
+
+
 def make_batch(pool, tokenizer, prefixes, fraction, rng, rows=4400, number=10):
     """About `rows` rows of work: clips with `number` questions each."""
     seconds, with_options = window_length(fraction, rng), bool(rng.random() < 0.2)
-    evicted = int(rng.integers(1, 5)) if rng.random() < 0.12 and fraction > 0.35 else 0
-    total = min(seconds + evicted, MAX_SECONDS)
-    prefix = prefixes[total]
+    total = seconds
+    if fraction > 0.3 and rng.random() < SLIDING:
+        total = int(rng.integers(seconds, MAX_STREAM_SECONDS + 1))
+    evicted, prefix = total - seconds, prefixes[total]
     count = max(2, rows // (len(prefix.ids) + number * (34 if with_options else 20)))
     clips, pictures, sounds = pool.clips(count, total, rng)
     kept = [Clip(c.pictures[evicted:], c.sounds[evicted:]) for c in clips] if evicted else clips
     asked_of = [ask_about(c, number, rng, with_options, FAMILY_WEIGHTS) for c in kept]
     gap = int(rng.integers(0, 3000)) if rng.random() < 0.25 else 0
-    hidden = (prefix.header, prefix.header + UNIT_ROWS * evicted)
-    return clips, pictures, sounds, asked_of, pack(tokenizer, asked_of), prefix, gap, hidden
+    return clips, pictures, sounds, asked_of, pack(tokenizer, asked_of), prefix, gap, evicted
 
 
-def forward(language, prefix, packed, pictures, sounds, gap=0, hidden=(0, 0)):
-    """-> what Language returns, for a prefix with its embeddings and packed questions."""
+def forward(language, prefix, packed, pictures, sounds, gap=0, evicted=0):
+    """-> what Language returns, for a prefix with its embeddings and packed questions, of which
+    the oldest `evicted` units have left one by one.
+    """
     rows = prefix_rows(prefix, language.embed, pictures, sounds)
     asked = language.embed(packed.ids)
     dtype = torch.bfloat16 if torch.is_autocast_enabled('cpu') else torch.float32
-    return language(rows.to(dtype), prefix_positions(prefix, gap), asked.to(dtype), hidden)
+    begins = sliding(prefix, len(prefix.end_at) - evicted) if evicted else None
+    return language(
+        rows.to(dtype), prefix_positions(prefix, gap), asked.to(dtype), prefix.header, begins
+    )
 
 
 def loss_of(language, helpers, batch, help_weight=1.0):
     """-> loss, (family, whether it was told right) of every question"""
-    clips, pictures, sounds, asked_of, packed, prefix, gap, hidden = batch
+    clips, pictures, sounds, asked_of, packed, prefix, gap, evicted = batch
     with autocast():
-        seen, forked, looks = forward(language, prefix, packed, pictures, sounds, gap, hidden)
+        seen, forked, looks = forward(language, prefix, packed, pictures, sounds, gap, evicted)
         answers = language.logits(take(forked[-1], packed.answer_at)).float()
         early = language.logits(take(forked[4], packed.answer_at)).float()
         ends = [seen[i][:, prefix.end_at] for i in (1, 2)]
-        helping = helper_loss(helpers, ends, clips)
+        helping = helper_loss(helpers, ends, clips, clips[0].seconds - evicted)
         ends_told = language.logits(take(forked[-1], packed.answer_at + 1)).float()
     target = packed.answer.flatten()
     loss = F.cross_entropy(answers.flatten(0, 1), target)
     end = torch.full_like(target, packed.end)
     loss = loss + 0.1 * F.cross_entropy(ends_told.flatten(0, 1), end)
     early = F.cross_entropy(early.flatten(0, 1), target)
-    pointing = pointing_loss(take(looks[3], packed.answer_at), prefix, asked_of, hidden)
+    pointing = pointing_loss(take(looks[3], packed.answer_at), prefix, asked_of, evicted)
     loss = loss + help_weight * (0.4 * early + 0.5 * helping + 0.3 * pointing)
     right = answers.argmax(-1) == packed.answer
     return loss, [
@@ -134,7 +149,9 @@ def loss_of(language, helpers, batch, help_weight=1.0):
 
 
 def make_prefixes(tokenizer):
-    return {seconds: make_prefix(tokenizer, seconds) for seconds in range(1, MAX_SECONDS + 1)}
+    return {
+        seconds: make_prefix(tokenizer, seconds) for seconds in range(1, MAX_STREAM_SECONDS + 1)
+    }
 
 
 def train(language, tokenizer, pool, run: Run, check, steps, peak=3e-3, rows=4400):

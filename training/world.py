@@ -41,7 +41,8 @@ NUMBERS = (
 )
 SPOKEN = COLORS + SHAPES + NUMBERS[1:7] + COMMANDS
 SPOKEN_GROUPS = ((COLORS, 0.37), (SHAPES, 0.27), (NUMBERS[1:7], 0.18), (COMMANDS, 0.18))
-MAX_SECONDS = 16
+MAX_SECONDS = 16  # of a window
+MAX_STREAM_SECONDS = 48  # what a window has seen come and go
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def script(seconds, rng, p_independent=0.78):
         other = changed(base, rng)
         first, last = sorted(int(i) for i in rng.integers(0, seconds + 1, 2))
         pictures = [other if first <= i < last else base for i in range(seconds)]
-    sounds, used = [], set()
+    sounds = []
     for _ in range(seconds):
+        used = {s.word for s in sounds[-MAX_SECONDS:]}  # no word twice in a window
         sounds.append(random_sound(rng, used))
-        used.add(sounds[-1].word)
     return pictures, sounds, independent
