@@ -110,10 +110,11 @@ class SimulatedTime:
     def wait_known(self):
         """Wait until the three nodes have this time; the llm tells it."""
         self._graph.spin_until(lambda: self._publisher.get_subscription_count() >= 3, 'all nodes')
-        # Twice: when the llm tells the second, the others have the first.
-        for _ in range(2):
-            self.now_s += 1
-            self.until(lambda: self._graph.status.header.stamp.sec == self.now_s, 'its time')
+        # Twice: when the llm tells the second, the others have the first, a moment before it.
+        for step_s in (1.0, 0.001):
+            self.now_s += step_s
+            now = time_of(int(self.now_s * 10**9))
+            self.until(lambda now=now: self._graph.status.header.stamp == now, 'its time')
 
     def close(self):
         self._graph.destroy_publisher(self._publisher)

@@ -21,9 +21,8 @@ CLIPS = Path(__file__).parents[1] / 'demo' / 'clips'
 # {question id: what the core without ROS answers}, for all questions about the clips played here
 EXPECTED = json.loads((Path(__file__).parent / 'nano_answers.json').read_text())
 NS = 10**9
-APART_S = (
-    4  # between two clips: too long for a gap in the sound, too short for a jump of the stamps
-)
+# Between two clips: too long for a gap in the sound, too short for a jump of the stamps.
+APART_S = 4
 
 
 @pytest.fixture(scope='module')

@@ -12,8 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from ros_source import FIRST, Source, jpeg, picture_of, sound_of, time_of
-from rosgraph_msgs.msg import Clock
+from ros_source import FIRST, SimulatedTime, Source, jpeg, picture_of, sound_of
 from std_srvs.srv import SetBool
 
 from minicpmo_ros.evaluation.clips import write_clip
@@ -86,37 +85,6 @@ def window(status) -> tuple:
 
 
 WHOLE = (SECONDS, FIRST, FIRST + SECONDS)
-
-
-class SimulatedTime:
-    """/clock by the hand of a test."""
-
-    def __init__(self, graph):
-        self._graph = graph
-        self._publisher = graph.create_publisher(Clock, '/clock', 10)
-        graph.spin_until(self._publisher.get_subscription_count, 'a node')
-        self.now_s = FIRST - 50  # stamps need not agree with it: only what passes matters
-
-    def until(self, condition, what):
-        """Let time stand still until something has happened."""
-
-        def holds():
-            self._publisher.publish(Clock(clock=time_of(int(self.now_s * NS))))
-            return condition()
-
-        self._graph.spin_until(holds, what)
-
-    def wait_known(self):
-        """Wait until the three nodes have this time; the llm tells it."""
-        self._graph.spin_until(lambda: self._publisher.get_subscription_count() >= 3, 'all nodes')
-        # Twice: when the llm tells the second, the others have the first, a moment before it.
-        for step_s in (1.0, 0.001):
-            self.now_s += step_s
-            now = time_of(int(self.now_s * NS))
-            self.until(lambda now=now: self._graph.status.header.stamp == now, 'its time')
-
-    def close(self):
-        self._graph.destroy_publisher(self._publisher)
 
 
 def play_in_lock_step(graph, source, bag):

@@ -9,7 +9,6 @@ embedded model was never trained on; what it holds is printed, so that you can j
 """
 
 import argparse
-import os
 import signal
 import statistics
 import subprocess
@@ -19,7 +18,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import rclpy
 from ament_index_python.packages import get_package_prefix, get_package_share_directory
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -29,7 +27,7 @@ from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.msg import Answer, AudioEmbedding, ImageEmbedding, Status
 from minicpmo_ros.nodes.client import Client
 from minicpmo_ros.nodes.managed import LATCHED
-from minicpmo_ros.process import prepare
+from minicpmo_ros.nodes.spinning import run_program
 from minicpmo_ros.srv import Ask
 
 NAMESPACE = '/demo'
@@ -222,21 +220,12 @@ def main() -> int:
     parser.add_argument('--model-dir', default='nano', help='directory, or an embedded model')
     parser.add_argument('--clip', default=CLIP, help='one of the held-out clips (%(default)s)')
     arguments, _ = parser.parse_known_args()
-    prepare()
-    # Of this machine alone, and of nobody else's robot, unless the user says otherwise.
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    rclpy.init()
-    try:
+
+    def show() -> None:
         clips = Path(get_package_share_directory('minicpmo_ros')) / 'demo' / 'clips'
         demo(arguments.model_dir, *held_out_clip(clips, arguments.clip))
-    except (KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
-        return 130
-    except Error as error:
-        print(f'demo: {error}', file=sys.stderr)
-        return 1
-    finally:
-        rclpy.try_shutdown()
-    return 0
+
+    return run_program('demo', show)
 
 
 if __name__ == '__main__':

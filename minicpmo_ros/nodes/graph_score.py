@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import rclpy
 from audio_common_msgs.msg import AudioDataStamped, AudioInfo
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -34,13 +33,12 @@ from minicpmo_ros.nodes.client import Client
 from minicpmo_ros.nodes.demo import executable, unless_ended
 from minicpmo_ros.nodes.managed import LATCHED
 from minicpmo_ros.nodes.messages import to_time
-from minicpmo_ros.process import prepare
+from minicpmo_ros.nodes.spinning import run_program
 
 TIMEOUT_S = 120.0
 FIRST_S = 1_000_000  # of the stamps
-APART_S = (
-    4  # between two clips: too long for a gap in the sound, too short for a jump of the stamps
-)
+# Between two clips: too long for a gap in the sound, too short for a jump of the stamps.
+APART_S = 4
 SILENCE_S = 2  # longer than the encoders wait for more
 NODES = 3  # in `live`
 DEEP = QoSProfile(depth=100)
@@ -65,7 +63,7 @@ class Examiner(Node):
                 coding_format='wave',
             )
         )
-        self._clock, self._now_s = self.create_publisher(Clock, 'clock', DEEP), 1
+        self._clock, self._now_ns = self.create_publisher(Clock, 'clock', DEEP), NS
         self._next_s = FIRST_S  # stamp of the next second to be played
         self._reset = self.create_client(Trigger, 'llm/reset')
 
@@ -73,7 +71,7 @@ class Examiner(Node):
         """Wait for `condition()`; raise Error when it takes too long or `live` ended."""
 
         def holds():
-            self._clock.publish(Clock(clock=to_time(self._now_s * NS)))
+            self._clock.publish(Clock(clock=to_time(self._now_ns)))
             return condition()
 
         self.client.wait_until(unless_ended([self.process], holds), TIMEOUT_S, what)
@@ -87,11 +85,12 @@ class Examiner(Node):
             self.wait_until(publisher.get_subscription_count, 'subscribing')
         self.wait_until(self._reset.service_is_ready, 'finding the reset')
         self.wait_until(lambda: self._clock.get_subscription_count() >= NODES, 'finding the nodes')
-        # Twice: when the llm tells the second, the others have the first.
-        for _ in range(2):
-            self._now_s += 1
+        # Twice: when the llm tells the second, the others have the first, a moment before it.
+        for step_ns in (NS, NS // 1000):
+            self._now_ns += step_ns
+            now = to_time(self._now_ns)
             self.wait_until(
-                lambda: self.client.status.header.stamp.sec == self._now_s, 'setting the time'
+                lambda now=now: self.client.status.header.stamp == now, 'setting the time'
             )
 
     def _empty_the_window(self) -> None:
@@ -116,7 +115,7 @@ class Examiner(Node):
             self.wait_until(
                 lambda i=i: self.client.status.units_read >= before + i, f'second {second}'
             )
-        self._now_s += SILENCE_S  # it tells that the last second is over
+        self._now_ns += SILENCE_S * NS  # it tells that the last second is over
         self.wait_until(
             lambda: self.client.status.units_read >= before + len(seconds),
             'reading the last second',
@@ -199,23 +198,14 @@ def main() -> int:
     parser.add_argument('--input', choices=INPUTS, default='all')
     parser.add_argument('--limit', type=int, metavar='N', help='ask only the first N')
     arguments = parser.parse_args()
-    prepare()
-    # Of this machine alone, and of nobody else's robot, unless the user says otherwise.
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    rclpy.init()
-    try:
+
+    def answer() -> None:
         questions = QuestionSet.read(arguments.questions)
         if arguments.limit:
             questions = questions.first(arguments.limit)
         score(arguments.model_dir, questions, arguments.input).write(arguments.out)
-    except (KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
-        return 130
-    except Error as error:
-        print(f'graph_score: {error}', file=sys.stderr)
-        return 1
-    finally:
-        rclpy.try_shutdown()
-    return 0
+
+    return run_program('graph_score', answer)
 
 
 if __name__ == '__main__':

@@ -52,6 +52,24 @@ def run(make_nodes, args=None) -> int:
     return code
 
 
+def run_program(name: str, work) -> int:
+    """Do the `work()` of a program that asks the graph and ends; give the exit code."""
+    prepare()
+    # Of this machine alone, and of nobody else's robot, unless the user says otherwise.
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    rclpy.init()
+    try:
+        work()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 130
+    except Error as error:
+        print(f'{name}: {error}', file=sys.stderr)
+        return 1
+    finally:
+        rclpy.try_shutdown()
+    return 0
+
+
 def _init(args) -> None:
     """Initialise ROS; a signal that comes meanwhile ends what follows."""
     signalled = []
