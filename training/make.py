@@ -48,7 +48,7 @@ def _arguments():
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--vision-steps', type=int, default=2400)
     parser.add_argument('--audio-steps', type=int, default=4000)
-    parser.add_argument('--llm-steps', type=int, default=2400)
+    parser.add_argument('--llm-steps', type=int, default=2000)
     parser.add_argument('--processes', type=int, default=2, help='of the LLM stage, one core each')
     parser.add_argument('--stage', choices=('audio', 'vision', 'llm'), help=argparse.SUPPRESS)
     parser.add_argument('--rank', type=int, default=0, help=argparse.SUPPRESS)
