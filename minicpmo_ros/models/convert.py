@@ -45,6 +45,7 @@ from minicpmo_ros.models.shapes import Shape
 
 PRECISIONS = {'f16': Type.F16, 'bf16': Type.BF16, 'f32': Type.F32}
 OPENING_BYTES = 16 << 20  # more than the metadata of the published vocabularies
+LARGEST_F16 = 65504.0
 SHOWN = 5  # names in a message
 LICENCE = 'That of the checkpoint; see its model card.'
 
@@ -274,7 +275,7 @@ def _encoded(job: _Job, values: np.ndarray) -> np.ndarray:
         raise ModelFileError(
             job.file, f'its tensor {job.info.name} holds NaN or infinite numbers', FETCH_ALL
         )
-    if job.type == Type.F16 and (largest := float(np.abs(values).max())) > np.finfo('f2').max:
+    if job.type == Type.F16 and (largest := float(np.abs(values).max())) > LARGEST_F16:
         raise ModelFileError(
             job.file,
             f'its tensor {job.info.name} holds {largest:.4g}, which is too large for f16',

@@ -40,7 +40,7 @@ from whisper_files import random_mel  # noqa: E402
 
 from minicpmo_ros.encoders.siglip_positions import bucket_ids, sine_grid  # noqa: E402
 
-N_ANSWER, SECONDS = 32, 2
+N_ANSWER, SECONDS = 24, 2
 
 
 def part(state: dict, prefix: str) -> dict:
