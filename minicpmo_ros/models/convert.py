@@ -84,7 +84,7 @@ def convert_directory(
     """Write a model directory from a checkpoint of MiniCPM-o 2.6 or 4.5.
 
     precision: 'f16', 'bf16' or 'f32', of matrices and tables; norms and biases stay f32.
-    model_id: the name of the embedding space; empty: the name of the checkpoint's directory.
+    model_id: the name of the embedding space; empty: the name of the checkpoint.
     on_progress(role, tensor, bytes written, bytes in all) follows every tensor.
     Errors: ModelFileError for the checkpoint; InputError for precision, target or disk; OSError.
     """
@@ -94,7 +94,8 @@ def convert_directory(
             'Smaller ones are made by `minicpmo quantize` from these.'
         )
     checkpoint, target = Checkpoint.open(source), Path(target)
-    model_id = model_id or checkpoint.path.resolve().name
+    name = _name_of(checkpoint.path)
+    model_id = model_id or name
     shape = read_shape(checkpoint, model_id)
     tokens = read_tokens(checkpoint.path, shape.vocabulary, shape.family)
     template = read_chat_template(checkpoint.path)
@@ -113,9 +114,17 @@ def convert_directory(
     for role, writer in writers.items():
         _write(target / f'{role}.gguf', writer, jobs[role], partial(tell, role))
     files = {role: FileEntry(f'{role}.gguf', precision) for role in ROLES}
-    notes = f'Converted from the Hugging Face checkpoint {checkpoint.path.resolve().name}.'
+    notes = f'Converted from the Hugging Face checkpoint {name}.'
     write_manifest(target, Manifest(shape.family, model_id, files, LICENCE, notes))
     return Conversion(ModelDirectory.open(target), unused)
+
+
+def _name_of(path: Path) -> str:
+    """Return the directory's name; in Hugging Face's cache, where that is a hash, the model's."""
+    path = path.resolve()
+    if path.parent.name == 'snapshots':
+        return path.parents[1].name.rpartition('--')[2]
+    return path.name
 
 
 def _planned(checkpoint: Checkpoint, shape: Shape, wanted: Type) -> tuple:
