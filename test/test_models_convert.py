@@ -229,7 +229,10 @@ def test_a_dropped_vision_layer_may_still_be_stored(converted, tmp_path, tensors
         for name, array in tensors[FOUR_FIVE].items()
         if name.startswith('vpm.encoder.layers.0.')
     }
-    source = write_checkpoint(tmp_path / 'hf', FOUR_FIVE, tensors={**tensors[FOUR_FIVE], **stored})
+    weights = {**tensors[FOUR_FIVE], **stored}
+    source = write_checkpoint(
+        tmp_path / 'hf', FOUR_FIVE, tensors=weights, drop_vision_last_layer=None
+    )
     conversion = convert_directory(source, tmp_path / 'out')
     assert set(conversion.unused) == {
         *stored, *(name for name in tensors[FOUR_FIVE] if name.startswith('tts.'))

@@ -20,6 +20,7 @@ from minicpmo_ros.models.shapes import Shape
 LLM, VISION, AUDIO = 'llm.model.layers', 'vpm.encoder.layers', 'apm.layers'
 OTHER_MODEL = 'Use the checkpoint of a MiniCPM-o 2.6 or 4.5'
 CORRECT = f'Correct {CONFIG}, or use the files of one model'
+DROPS_VISION_LAYER = 'minicpm-o-4.5'  # where the configuration does not say
 REQUIRED = object()
 # The layouts have no key for these; a value of None in the config is as good as none.
 GRANTED = {
@@ -51,7 +52,7 @@ def read_shape(checkpoint: Checkpoint, name: str) -> Shape:
         name,
         family=family,
         **_llm_sizes(checkpoint),
-        **_vision_sizes(checkpoint),
+        **_vision_sizes(checkpoint, family),
         **_audio_sizes(checkpoint),
     )
 
@@ -106,7 +107,7 @@ def _llm_sizes(checkpoint: Checkpoint) -> dict:
     }
 
 
-def _vision_sizes(checkpoint: Checkpoint) -> dict:
+def _vision_sizes(checkpoint: Checkpoint, family: str) -> dict:
     agreed = _Agreed(checkpoint, 'vision_config.')
     kernel = 'vpm.embeddings.patch_embedding.weight'
     positions = checkpoint.side('vpm.embeddings.position_embedding.weight', 0, 2)
@@ -116,7 +117,7 @@ def _vision_sizes(checkpoint: Checkpoint) -> dict:
         agreed('image_size', grid * patch)
     # A dropped layer may have been left out of the checkpoint, or still be there, unused.
     layers = _count(checkpoint, VISION)
-    dropped = bool(_value(checkpoint, 'drop_vision_last_layer', False))
+    dropped = bool(_value(checkpoint, 'drop_vision_last_layer', family == DROPS_VISION_LAYER))
     if not dropped or _value(checkpoint, 'vision_config.num_hidden_layers', layers) == layers:
         layers = agreed('num_hidden_layers', layers) - dropped
     else:
