@@ -17,6 +17,7 @@ from minicpmo_ros.process import prepare
 VERBS = (
     'bag',
     'check',
+    'convert',
     'look',
     'parameters',
     'quantize',
