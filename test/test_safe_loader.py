@@ -1,10 +1,10 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A thousand mutated headers, and files that are none: refused in words, and nothing else happens.
+"""A thousand mutated headers, and files that are none, are refused in words; nothing else happens.
 
-The mutations run in child processes with limits on address space and CPU time (mutated_headers.py).
-Recorded hashes are not looked at.
+The mutations run in child processes with limits on address space and CPU time
+(mutated_headers.py). Recorded hashes are not looked at.
 """
 
 import json
@@ -267,7 +267,7 @@ def test_an_epsilon_that_would_end_the_process_is_refused(directory, epsilon):
 @pytest.mark.parametrize(
     'old, new, reason',
     [
-        (b'\xc4\xa0blue', b'\xc4\xa0what', 'occurs twice'),  # llama.cpp would abort()
+        (b'\xc4\xa0see', b'\xc4\xa0you', 'occurs twice'),  # llama.cpp would abort()
         (b'\xc4\xa0blue', b'\xc4\xa0bl\0e', 'zero byte'),
         (b'gpt2', b'llam', "tokeniser is 'llam'"),
     ],
