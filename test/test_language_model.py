@@ -67,7 +67,12 @@ def test_attention_without_biases_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_file_llama_cpp_refuses_is_an_error_not_a_crash(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf.GGUFWriter, 'add_feed_forward_length', lambda *_: None)
+    monkeypatch.setattr(gguf.GGUFWriter, 'add_feed_forward_length', _add_ffn_in_eight_bytes)
     synthetic.write_llm(tmp_path / 'llm.gguf', synthetic.SHAPES['tiny'])
     with pytest.raises(ModelFileError, match='llama.cpp refused'):
         LanguageModel.load(tmp_path / 'llm.gguf')
+
+
+def _add_ffn_in_eight_bytes(writer, length):
+    """The number is right, but llama.cpp wants four bytes."""
+    writer.add_uint64('qwen2.feed_forward_length', length)

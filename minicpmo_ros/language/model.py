@@ -17,10 +17,10 @@ import llama_cpp.llama_cpp as llama
 from minicpmo_ros.errors import CancelledError, ModelFileError
 from minicpmo_ros.ggml import library  # noqa: F401 (routes llama.cpp's log)
 from minicpmo_ros.ggml.header import Header, read_header
+from minicpmo_ros.language import llm_layout
 from minicpmo_ros.language.token_rows import TokenRows
 from minicpmo_ros.language.vocabulary import Vocabulary
 
-ARCHITECTURES = ('qwen2', 'qwen3')
 READ, MAP = 0, 1  # llama.h: enum llama_load_mode
 
 
@@ -105,14 +105,8 @@ class LanguageModel:
 
 
 def _check(path: Path, header: Header) -> None:
-    """Refuse what llama.cpp would load and then compute wrongly."""
-    architecture = header.require('general.architecture', str)
-    if architecture not in ARCHITECTURES:
-        raise ModelFileError(
-            path,
-            f'its architecture is {architecture}, a MiniCPM-o has {" or ".join(ARCHITECTURES)}',
-            'Use the language model of a MiniCPM-o.',
-        )
+    """Refuse what llama.cpp would load and then compute wrongly, or end the process over."""
+    architecture = llm_layout.read_facts(header).architecture
     header.require(f'{architecture}.rope.freq_base', float)  # else llama.cpp guesses 10000
     splitter = header.require('tokenizer.ggml.pre', str)
     if splitter != 'qwen2':
@@ -121,6 +115,3 @@ def _check(path: Path, header: Header) -> None:
             f'its tokeniser splits text as {splitter}, a MiniCPM-o as qwen2',
             'Convert it again with the tokeniser of the model.',
         )
-    names = header.tensors
-    if architecture == 'qwen2' and 'blk.0.attn_q.bias' not in names:
-        raise ModelFileError(path, 'its attention has no biases', 'Convert it again.')

@@ -15,6 +15,7 @@ from minicpmo_ros.errors import Error
 from minicpmo_ros.process import prepare
 
 VERBS = (
+    'adopt',
     'bag',
     'check',
     'convert',
