@@ -66,11 +66,13 @@ class Weights:
         wanted: Mapping,
         extra: Mapping | None = None,
         repack: bool = False,
+        between: Callable[[], None] | None = None,
     ) -> 'Weights':
         """Load wanted (name -> Want) from a path or a Header.
 
         extra: name -> float32 array computed by the caller (folded weights).
         repack: put matmul weights of the REPACKED types into the CPU's interleaved layout.
+        between: called after every tensor, and may raise: then nothing is loaded.
         Errors: ModelFileError for the file, EngineError for the device's memory.
         """
         header = source if isinstance(source, Header) else read_header(source)
@@ -98,6 +100,8 @@ class Weights:
                     header.path, f'its tensor {name} holds NaN or infinite numbers', FETCH_AGAIN
                 )
             weights[name].write(array)
+            if between is not None:
+                between()
         return weights
 
 
