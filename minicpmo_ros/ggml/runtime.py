@@ -142,12 +142,25 @@ def check_device(device: str) -> None:
     _find_device(device)
 
 
+def gpu_name() -> str:
+    """Give what llama.cpp calls the GPU it would compute on; '' where it finds none."""
+    found = _find_gpu()
+    return lib.backend_dev_description(found).decode() if found else ''
+
+
+def _find_gpu() -> int | None:
+    for kind in (_GPU, _INTEGRATED_GPU):
+        found = lib.backend_dev_by_type(kind)
+        if found:
+            return found
+    return None
+
+
 def _find_device(device: str) -> int:
     if device != 'cpu':
-        for kind in (_GPU, _INTEGRATED_GPU):
-            found = lib.backend_dev_by_type(kind)
-            if found:
-                return found
+        found = _find_gpu()
+        if found:
+            return found
         if device == 'gpu':
             raise EngineError(
                 'llama.cpp finds no GPU. Install llama-cpp-python built for this '

@@ -11,6 +11,7 @@ import ctypes
 import math
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,10 +93,11 @@ def give_back() -> None:
 class MemoryWatch:
     """Keeps `mib` up to date in a thread of its own.
 
-    `on_look(used_mib, available_mib)` is called there after every look.
+    `on_look(begun_s, used_mib, available_mib)` is called there after every look; `begun_s` is
+    time.monotonic() before it.
     """
 
-    def __init__(self, on_look: Callable[[float, float], None] | None = None):
+    def __init__(self, on_look: Callable[[float, float, float], None]):
         self.mib = 0.0
         self._on_look = on_look
         self._closing, self._wanted = False, threading.Event()
@@ -115,7 +117,7 @@ class MemoryWatch:
     def _watch(self) -> None:
         while not self._closing:
             self._wanted.clear()
+            begun_s = time.monotonic()
             self.mib = pss_mib()
-            if self._on_look is not None:
-                self._on_look(self.mib, available_mib())
+            self._on_look(begun_s, self.mib, available_mib())
             self._wanted.wait(PERIOD_S)

@@ -47,6 +47,7 @@ class VisionNode(EncoderNode):
 
     INPUTS = ('image', 'image/compressed')
     INBOX_CAPACITY = INBOX_SECONDS
+    MODEL_ROLE = 'vision'
     ONE_A_SECOND = True
     PARAMETERS = (
         *MODEL_PARAMETERS,
