@@ -17,6 +17,7 @@ from minicpmo_ros.process import prepare
 VERBS = (
     'bag',
     'check',
+    'doctor',
     'look',
     'parameters',
     'quantize',
