@@ -105,7 +105,7 @@ class MemoryWatch:
         self._thread.start()
 
     def look_now(self) -> None:
-        """Look again at once, because something has changed."""
+        """Look again at once, because something was freed, which is given back before."""
         self._wanted.set()
 
     def close(self) -> None:
@@ -116,7 +116,9 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while not self._closing:
-            self._wanted.clear()
+            if self._wanted.is_set():
+                self._wanted.clear()
+                give_back()
             begun_s = time.monotonic()
             self.mib = pss_mib()
             self._on_look(begun_s, self.mib, available_mib())
