@@ -81,11 +81,14 @@ class VisionEncoder:
         """
         header = read_header(path)
         facts = read_facts(header)
+        queries = _projected_queries(header, facts)
+        if between is not None:
+            between()
         weights = Weights.load(
             header,
             backend,
             _wanted(facts, header),
-            {'queries': _projected_queries(header, facts)},
+            {'queries': queries},
             repack=True,
             between=between,
         )

@@ -81,13 +81,11 @@ class Weights:
         shapes = {name: (array.shape, GgmlType.F32) for name, array in extra.items()}
         shapes.update((name, _stored(header.tensors[name], want)) for name, want in wanted.items())
         apart = _repackable(backend, shapes, wanted) if repack else {}
-        groups = [Tensors(backend, {name: shapes[name] for name in shapes if name not in apart})]
+        here = {name: shapes[name] for name in shapes if name not in apart}
+        groups = [Tensors(backend, here, clear=False)]
         if apart:
-            groups.append(
-                Tensors(
-                    backend, {name: shapes[name] for name in apart}, next(iter(apart.values()))
-                )
-            )
+            there = {name: shapes[name] for name in apart}
+            groups.append(Tensors(backend, there, next(iter(apart.values())), clear=False))
         weights = cls(groups)
         for name, array in extra.items():
             weights[name].write(array)
