@@ -18,6 +18,7 @@ from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
 from minicpmo_ros.live.engine import Engine, EngineOptions
 from minicpmo_ros.live.memory_guard import (
     CALM_LOOKS,
+    FAILED_LOOKS,
     MARGIN_MIB,
     MemoryBounds,
     MemoryGuard,
@@ -105,6 +106,17 @@ def test_figures_at_the_edge_do_not_let_it_swing(guard):
         used = 600 + PER_POSITION * (sizes[-1] if sizes else 4096)  # 1112 with all of it
         sizes.append(guard.look(used, FREE_MIB, bounds).n_ctx)
     assert sizes == [2048] * 30
+
+
+def test_a_step_back_that_failed_is_not_tried_at_every_look(guard):
+    bounds = MemoryBounds(limit_mib=1000)
+    guard.look(1001, FREE_MIB, bounds)
+    assert sizes_of(guard, [100] * CALM_LOOKS, bounds)[-1] == 4096
+    guard.settle(2048)
+    sizes = sizes_of(guard, [100] * (FAILED_LOOKS + CALM_LOOKS), bounds)
+    assert sizes == [2048] * (FAILED_LOOKS + CALM_LOOKS - 1) + [4096]
+    guard.settle(4096)
+    assert guard.look(100, FREE_MIB, bounds).reason == ''
 
 
 # --- the session --------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ def test_wrong_pictures_and_nobody(graph, consult):
     graph.create_publisher(ImageEmbedding, 'camera', 10)
     found = consult('--image-topic', 'camera')
     assert level(found['pictures'][0], 'minicpmo_ros/msg/ImageEmbedding') == FAIL
+    assert level(consult('--namespace', '/a b')['topics'][0], 'a b') == FAIL
     assert level(found['sound'][0]) == OK and level(found['nodes'][0], 'none of ours') == OK
 
 

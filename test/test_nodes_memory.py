@@ -15,10 +15,13 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from test_nodes_diagnostics import ERROR, WARN, told, wait_level  # noqa: F401 (told: fixture)
 
+from minicpmo_ros.errors import ModelFileError
+from minicpmo_ros.ggml.header import read_header
 from minicpmo_ros.models import synthetic
 from minicpmo_ros.models.shapes import TINY
 from minicpmo_ros.msg import AudioEmbedding, Status
 from minicpmo_ros.nodes import memory
+from minicpmo_ros.nodes.memory_room import require_room_for_encoder
 from minicpmo_ros.nodes.messages import put_rows, to_time
 
 # Keys and values take 64 MiB, of a process of 150 or so.
@@ -152,6 +155,13 @@ def test_a_context_larger_than_the_limit_is_refused_with_the_one_that_fits(graph
     text = a_failure(graph, 'llm.gguf', 'keys and values 64', 'Lower n_ctx to', 'memory_limit_mib')
     fits = int(text.split('Lower n_ctx to ')[1].split(',')[0])
     assert 1024 <= fits < 32768 and fits % 256 == 0
+
+
+def test_an_encoder_larger_than_the_memory_is_refused_with_numbers(tiny_model_dir):
+    header = read_header(tiny_model_dir / 'vision.gguf')
+    require_room_for_encoder(header, 'cpu')
+    with pytest.raises(ModelFileError, match=r'need 16777216 MiB; there is room for \d+'):
+        require_room_for_encoder(replace(header, size_bytes=2**44), 'cpu')
 
 
 # --- fault: an allocation fails ----------------------------------------------------------------

@@ -148,6 +148,17 @@ def test_a_container_bounds_what_is_available(put):
     assert available_mib(put(meminfo())) == 6 * 1024
     assert available_mib(put(GROUP)) == 1536
     assert available_mib(put({'sys/fs/cgroup/memory.max': 'max\n'})) == 6 * 1024
+    service = {path.replace('cgroup/', 'cgroup/system.slice/robot.service/'): text
+               for path, text in GROUP.items()}  # fmt: skip
+    root = put({**service, 'proc/self/cgroup': '0::/system.slice/robot.service\n'})
+    assert available_mib(root) == 1536
+    version_1 = {
+        'sys/fs/cgroup/memory/docker/7/memory.limit_in_bytes': f'{2**30}\n',
+        'sys/fs/cgroup/memory/docker/7/memory.usage_in_bytes': f'{2**29}\n',
+        'sys/fs/cgroup/memory/docker/7/memory.stat': 'cache 1\ntotal_inactive_file 0\n',
+        'proc/self/cgroup': '4:memory:/docker/7\n',
+    }
+    assert available_mib(put(version_1)) == 512
 
 
 # --- what is installed --------------------------------------------------------------------------

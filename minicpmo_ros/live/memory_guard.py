@@ -17,6 +17,7 @@ from minicpmo_ros.models.llm_memory import rounded
 
 MARGIN_MIB = 32.0  # that must be free beyond what comes back costs
 CALM_LOOKS = 3
+FAILED_LOOKS = 30  # before what was not to be had is tried again
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ class MemoryGuard:
         self._step, self._refuses, self._calm = 0, False, 0
 
     def settle(self, n_ctx: int) -> None:
-        """Take note of the size the context has in truth, where it could not be changed."""
-        if n_ctx in self._sizes:
+        """Take note of the size the context has become; another than decided was not to be had."""
+        if n_ctx != self._sizes[self._step]:
             self._step = self._sizes.index(n_ctx)
+            self._calm = -FAILED_LOOKS
 
     def look(self, used_mib: float, available_mib: float, bounds: MemoryBounds) -> Verdict:
         """Decide by what the process occupies and what the machine has available."""

@@ -7,11 +7,11 @@ import time
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.exceptions import NameValidationException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-from minicpmo_ros.errors import Error
 from minicpmo_ros.finding import FAIL, OK, WARN, Finding, judged
 from minicpmo_ros.nodes.audio_input import (
     INFO_TYPE,
@@ -61,7 +61,7 @@ def look(
         ]
         graph.close()
         return found
-    except Error as error:
+    except NameValidationException as error:
         return [Finding('topics', FAIL, str(error), 'Correct the name')]
     finally:
         rclpy.try_shutdown()

@@ -10,6 +10,7 @@ the machine's files lie.
 import ctypes
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -17,16 +18,18 @@ from pathlib import Path
 
 PERIOD_S = 2.0
 MIB = 2**20
-# Of a control group (a container, a service): what bounds it, what it has, its file cache; v2, v1.
-GROUP_FILES = (
-    ('sys/fs/cgroup', 'memory.max', 'memory.current', 'inactive_file'),
+# Of a control group (a container, a service), version 2 and 1: where it lies, what bounds it, what
+# it has, and what of that is file cache.
+GROUPS = (
     (
-        'sys/fs/cgroup/memory',
-        'memory.limit_in_bytes',
-        'memory.usage_in_bytes',
-        'total_inactive_file',
+        r'0::/(\S*)', 'sys/fs/cgroup',
+        'memory.max', 'memory.current', 'inactive_file',
     ),
-)
+    (
+        r'\d+:memory:/(\S*)', 'sys/fs/cgroup/memory',
+        'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file',
+    ),
+)  # fmt: skip
 # What only a Jetson has: its GPU computes in the machine's own memory.
 JETSON_FILES = ('etc/nv_tegra_release', 'dev/nvmap')
 
@@ -62,17 +65,27 @@ def available_mib(root='/') -> float:
 
 
 def _group_room_mib(root: Path) -> float:
-    """Give what the control group of this process leaves, MiB; inf where it bounds nothing."""
-    for folder, bound, usage, cache in GROUP_FILES:
-        try:
-            limit = int((root / folder / bound).read_text())
-            used = int((root / folder / usage).read_text())
-            counts = (root / folder / 'memory.stat').read_text().split()
-        except (OSError, ValueError):  # not there, or 'max'
-            continue
-        cached = int(dict(zip(counts[::2], counts[1::2])).get(cache, 0))
-        return (limit - used + cached) / MIB
-    return math.inf
+    """Give what the control groups of this process leave, MiB; inf where they bound nothing."""
+    try:
+        own = (root / 'proc/self/cgroup').read_text()
+    except OSError:
+        own = ''
+    rooms = [math.inf]
+    for line, folder, *names in GROUPS:
+        paths = re.findall(f'^{line}$', own, re.MULTILINE)
+        # In a container its own group is the root of what is there.
+        rooms += [_room_mib(root / folder / path, *names) for path in {*paths, ''}]
+    return min(rooms)
+
+
+def _room_mib(folder: Path, bound: str, usage: str, cache: str) -> float:
+    try:
+        limit, used = (int((folder / name).read_text()) for name in (bound, usage))
+        counts = (folder / 'memory.stat').read_text().split()
+    except (OSError, ValueError):  # not there, or 'max'
+        return math.inf
+    cached = int(dict(zip(counts[::2], counts[1::2])).get(cache, 0))
+    return (limit - used + cached) / MIB
 
 
 def shares_memory_with_gpu(root='/') -> bool:

@@ -7,6 +7,7 @@ For the executor's thread, but for the measuring, which is the watch's.
 """
 
 import time
+from dataclasses import replace
 
 from minicpmo_ros.live.engine import Engine
 from minicpmo_ros.live.engine_status import EngineStatus
@@ -57,6 +58,7 @@ class MemoryKeeper:
         if self._guard is not None and status.resizes != self._resizes:
             self._resizes, self._pending = status.resizes, False
             self._guard.settle(status.context_size)
+            self.verdict = replace(self.verdict, n_ctx=status.context_size)
             self._changed_s = time.monotonic()
             self._watch.look_now()
 
