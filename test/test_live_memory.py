@@ -8,12 +8,20 @@ import threading
 import llama_cpp.llama_cpp as llama
 import pytest
 from test_live_engine import WAIT_S, Asker, FakeSession, Gate, put, until
-from test_live_session import SMALL, answer, divergence, fill, first_logits, unit
+from test_live_session import (  # noqa: F401 (model, open_session: fixtures)
+    SMALL,
+    answer,
+    divergence,
+    fill,
+    first_logits,
+    model,
+    open_session,
+    unit,
+)
 
 from minicpmo_ros.errors import BusyError, EngineError
 from minicpmo_ros.ggml.header import read_header
 from minicpmo_ros.language.context import ContextOptions
-from minicpmo_ros.language.model import LanguageModel
 from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
 from minicpmo_ros.live.engine import Engine, EngineOptions
 from minicpmo_ros.live.memory_guard import (
@@ -122,32 +130,15 @@ def test_a_step_back_that_failed_is_not_tried_at_every_look(guard):
 # --- the session --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope='module')
-def model(tiny_model_dir):
-    model = LanguageModel.load(tiny_model_dir / 'llm.gguf')
-    yield model
-    model.close()
-
-
-@pytest.fixture
-def open_session(model):
-    sessions = []
-
-    def make(n_ctx=1536, kv_type='f16'):
-        options = ContextOptions(n_ctx=n_ctx, threads=1, kv_type=kv_type)
-        sessions.append(Session(model, MINICPMO_2_6_EN, options, SMALL))
-        return sessions[-1]
-
-    yield make
-    for session in sessions:
-        session.context.close()
+def opened(open_session, n_ctx=1536, seconds=range(0), **options):  # noqa: F811
+    return fill(open_session(n_ctx=n_ctx, **options), [unit(second) for second in seconds])
 
 
 @pytest.mark.parametrize('kv_type', ['f16', 'q8_0'])
-def test_what_stays_answers_as_if_the_context_had_never_been_larger(open_session, kv_type):
+def test_what_stays_answers_as_if_the_context_had_never_been_larger(open_session, kv_type):  # noqa: F811
     """The same units let go in the same way, with and without another context."""
-    shrunk = fill(open_session(kv_type=kv_type), [unit(s) for s in range(12)])
-    never = fill(open_session(kv_type=kv_type), [unit(s) for s in range(12)])
+    shrunk = opened(open_session, seconds=range(12), kv_type=kv_type)
+    never = opened(open_session, seconds=range(12), kv_type=kv_type)
     shrunk.resize(768)
     assert shrunk.context.n_ctx == 768
     assert shrunk.window.end <= shrunk.window.capacity < 768
@@ -164,10 +155,8 @@ def test_what_stays_answers_as_if_the_context_had_never_been_larger(open_session
         never.append(unit(later))
 
 
-def test_growing_loses_nothing(open_session):
-    session, small = open_session(768), open_session(768)
-    fill(session, [unit(s) for s in range(4)])
-    fill(small, [unit(s) for s in range(4)])
+def test_growing_loses_nothing(open_session):  # noqa: F811
+    session, small = (opened(open_session, 768, range(4)) for _ in range(2))
     session.resize(2048)
     assert session.window.seconds == [0, 1, 2, 3] and session.evicted == 0
     assert divergence(first_logits(session), first_logits(small)) < 1e-5
@@ -175,8 +164,8 @@ def test_growing_loses_nothing(open_session):
     assert session.window.seconds == list(range(18))
 
 
-def test_what_may_not_be_copied_leaves_and_the_prompt_stays(open_session):
-    session, fresh = (fill(open_session(), [unit(s) for s in range(8)]) for _ in range(2))
+def test_what_may_not_be_copied_leaves_and_the_prompt_stays(open_session):  # noqa: F811
+    session, fresh = (opened(open_session, seconds=range(8)) for _ in range(2))
     per_unit = 94 * kv_mib_per_position(read_header(session.model.path)) * 2**20
     prefix_bytes = session.window.prefix / 94 * per_unit
     session.resize(1280, max_copy_bytes=1.1 * (prefix_bytes + 3 * per_unit))
@@ -187,8 +176,8 @@ def test_what_may_not_be_copied_leaves_and_the_prompt_stays(open_session):
     assert divergence(first_logits(session), first_logits(fresh)) < 1e-5
 
 
-def test_the_smallest_context_still_reads_and_answers(open_session):
-    session = fill(open_session(), [unit(s) for s in range(8)])
+def test_the_smallest_context_still_reads_and_answers(open_session):  # noqa: F811
+    session = opened(open_session, seconds=range(8))
     session.resize(session.smallest_context)
     fill(session, [unit(s) for s in range(8, 12)])
     assert session.window.seconds[-2:] == [10, 11]
@@ -196,8 +185,8 @@ def test_the_smallest_context_still_reads_and_answers(open_session):
     assert session.smallest_context == session.context.n_ctx < 1024
 
 
-def test_a_context_that_cannot_be_made_leaves_the_former_one(open_session, monkeypatch):
-    session, never = (fill(open_session(), [unit(s) for s in range(3)]) for _ in range(2))
+def test_a_context_that_cannot_be_made_leaves_the_former_one(open_session, monkeypatch):  # noqa: F811
+    session, never = (opened(open_session, seconds=range(3)) for _ in range(2))
     real, calls = llama.llama_init_from_model, []
 
     def once(*arguments):
@@ -211,7 +200,7 @@ def test_a_context_that_cannot_be_made_leaves_the_former_one(open_session, monke
     assert divergence(first_logits(session), first_logits(never)) < 1e-5
 
 
-def test_shrinking_returns_the_memory_of_keys_and_values(model):
+def test_shrinking_returns_the_memory_of_keys_and_values(model):  # noqa: F811
     options = ContextOptions(n_ctx=32768, threads=1, kv_type='f32')
     session = fill(Session(model, MINICPMO_2_6_EN, options, SMALL), [unit(0), unit(1)])
     per_position = kv_mib_per_position(read_header(model.path), 'f32')
@@ -223,7 +212,7 @@ def test_shrinking_returns_the_memory_of_keys_and_values(model):
     session.context.close()
 
 
-def test_the_forecast_has_the_bytes_that_llama_cpp_logs(model):
+def test_the_forecast_has_the_bytes_that_llama_cpp_logs(model):  # noqa: F811
     """Of 2 layers, 2 heads of 64, ceil256 positions."""
     need = llm_memory(read_header(model.path), 4000, kv_type='f16')
     assert need.kv_mib == 4096 * 2 * 2 * 64 * 2 * 2 / 2**20
