@@ -31,7 +31,7 @@ def consult(graph, tmp_path):
     (root / 'proc/loadavg').write_text('0 0 0 1/1 1')
     (root / 'proc/meminfo').write_text('MemTotal: 8000000 kB\nMemAvailable: 8000000 kB\n')
 
-    def run(*arguments, **environment):
+    def once(arguments, environment):
         command = [sys.executable, '-m', 'minicpmo_ros.tools.cli', 'doctor', '--json',
                    '--wait', '1.5', '--root', str(root), '--namespace', graph.namespace,
                    *arguments]  # fmt: skip
@@ -43,6 +43,15 @@ def consult(graph, tmp_path):
         for finding in json.loads(process.stdout.read())['checks']:
             found.setdefault(finding['check'], []).append(finding)
         return found
+
+    def run(*arguments, sees=(), **environment):
+        """Ask again where the machine was too busy for him to see what is there."""
+        for _ in range(8):
+            found = once(arguments, environment)
+            facts = {check: found[check][0]['fact'] for check in sees if check in found}
+            if len(facts) == len(sees) and not any('nobody' in fact for fact in facts.values()):
+                return found
+        raise AssertionError(f'{sees} is not seen: {found}')
 
     return run
 
@@ -60,7 +69,7 @@ def test_types_and_quality_of_sources(graph, consult):
         graph.create_publisher(AudioData, 'audio', 10),
     ]
     subscription = graph.create_subscription(CompressedImage, topic, print, 10)  # reliable
-    found = consult('--topics', 'yes')
+    found = consult('--topics', 'yes', sees=('pictures', 'sound'))
     assert level(found['pictures'][0], topic, 'tester') == OK
     assert level(found['sound'][0], 'AudioInfo', 'audio.sample_rate') == WARN
     assert level(found['qos'][0], topic, 'best_effort', 'reliable', 'qos_overrides') == FAIL
@@ -73,7 +82,10 @@ def test_types_and_quality_of_sources(graph, consult):
     graph.create_publisher(AudioInfo, 'audio_info', 10)
     graph.create_publisher(String, 'audio', 10)
     # As a robot's environment is: this one has a profile for its tests.
-    found = consult(FASTDDS_DEFAULT_PROFILES_FILE='', FASTRTPS_DEFAULT_PROFILES_FILE=str(PROFILE))
+    found = consult(
+        sees=('pictures', 'sound'),
+        FASTDDS_DEFAULT_PROFILES_FILE='', FASTRTPS_DEFAULT_PROFILES_FILE=str(PROFILE),
+    )  # fmt: skip
     assert level(found['pictures'][0], 'LARGE_DATA') == WARN
     assert level(found['sound'][0], 'std_msgs/msg/String') == FAIL
     assert level(found['qos'][0]) == OK
@@ -84,7 +96,7 @@ def test_wrong_pictures_and_nobody(graph, consult):
     assert level(found['pictures'][0], 'camera/compressed') == FAIL
     assert level(found['sound'][0], 'nobody publishes') == FAIL
     graph.create_publisher(ImageEmbedding, 'camera', 10)
-    found = consult('--image-topic', 'camera')
+    found = consult('--image-topic', 'camera', sees=('pictures',))
     assert level(found['pictures'][0], 'minicpmo_ros/msg/ImageEmbedding') == FAIL
     assert level(consult('--namespace', '/a b')['topics'][0], 'a b') == FAIL
     assert level(found['sound'][0]) == OK and level(found['nodes'][0], 'none of ours') == OK
@@ -93,7 +105,7 @@ def test_wrong_pictures_and_nobody(graph, consult):
 def test_what_a_node_says_about_itself_is_told(graph, consult, tmp_path):
     graph.start('llm', '-p', f'model_dir:={tmp_path}')
     graph.spin_until(lambda: graph.status is not None, 'the llm')
-    found = consult()
+    found = consult(sees=('llm',))
     assert level(found['nodes'][0], 'streaming_encoder, vision_encoder') == WARN
     assert level(found['llm'][0], 'manifest.yaml') == FAIL
 
