@@ -3,13 +3,13 @@
 
 """What giving memory back gives, and what it costs: a smaller context, an idle vision encoder.
 
-    python -m benchmarks.memory models/nano
-    python -m benchmarks.memory build/vision.gguf      # an encoder alone
+    python -m benchmarks.give_back models/nano
+    python -m benchmarks.give_back build/vision.gguf      # an encoder alone
 
 One row an event, in order, of one process: PSS (smaps_rollup) after it, and the time it took.
 The picture is small, 112 pixels a side, as it is the return of the weights that is looked at.
 Files are read from the page cache; the first read from a disk takes longer. Writes
-build/memory-<name>.json.
+build/give_back-<name>.json.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def main() -> None:
         print(f'\n{path}, {name}\n\n| | PSS MiB | CPU ms | wall ms |\n|---|---:|---:|---:|')
         for event, *figures in diary.rows:
             print(f'| {event} | ' + ' | '.join(f'{figure:.0f}' for figure in figures) + ' |')
-    out = Path('build') / f'memory-{path.stem}.json'
+    out = Path('build') / f'give_back-{path.stem}.json'
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(tables, indent=1))
 
