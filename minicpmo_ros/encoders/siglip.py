@@ -11,6 +11,7 @@ Every tile gives the same number of embeddings, whatever its size.
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -49,8 +50,9 @@ class VisionEncoder:
         max_tiles: int,
         max_patches: int,
         attention: str,
+        path: Path,
     ):
-        self.facts, self.max_tiles = facts, max_tiles
+        self.facts, self.max_tiles, self.path = facts, max_tiles, path
         # The most elongated grid of that area has the most rows and columns to place.
         short = max(1, math.isqrt(max_patches // geometry.MAX_ASPECT))
         self._largest = Grid(max_tiles, short, -(-max_patches // short))
@@ -68,25 +70,31 @@ class VisionEncoder:
         max_tiles: int = 1,
         max_patches: int | None = None,
         attention: str = 'flash',
+        between: Callable[[], None] | None = None,
     ) -> 'VisionEncoder':
         """Load a file, tensors in the types it has.
 
         max_tiles: tiles that are encoded at once; memory is reserved for them. max_patches: of
         one tile; None: enough for all that the resizing rule gives. attention: 'flash' or
-        'mul_mat'. Raises ModelFileError, EngineError.
+        'mul_mat'. between: called between tensors, and may raise. Raises ModelFileError,
+        EngineError.
         """
         header = read_header(path)
         facts = read_facts(header)
+        queries = _projected_queries(header, facts)
+        if between is not None:
+            between()
         weights = Weights.load(
             header,
             backend,
             _wanted(facts, header),
-            {'queries': _projected_queries(header, facts)},
+            {'queries': queries},
             repack=True,
+            between=between,
         )
         if max_patches is None:
             max_patches = geometry.max_patches(side=facts.image_size)
-        return cls(facts, weights, backend, max_tiles, max_patches, attention)
+        return cls(facts, weights, backend, max_tiles, max_patches, attention, header.path)
 
     @property
     def width(self) -> int:

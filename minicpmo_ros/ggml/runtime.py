@@ -142,12 +142,25 @@ def check_device(device: str) -> None:
     _find_device(device)
 
 
+def gpu_name() -> str:
+    """Give what llama.cpp calls the GPU it would compute on; '' where it finds none."""
+    found = _find_gpu()
+    return lib.backend_dev_description(found).decode() if found else ''
+
+
+def _find_gpu() -> int | None:
+    for kind in (_GPU, _INTEGRATED_GPU):
+        found = lib.backend_dev_by_type(kind)
+        if found:
+            return found
+    return None
+
+
 def _find_device(device: str) -> int:
     if device != 'cpu':
-        for kind in (_GPU, _INTEGRATED_GPU):
-            found = lib.backend_dev_by_type(kind)
-            if found:
-                return found
+        found = _find_gpu()
+        if found:
+            return found
         if device == 'gpu':
             raise EngineError(
                 'llama.cpp finds no GPU. Install llama-cpp-python built for this '
@@ -255,10 +268,17 @@ def trimmed(shape: tuple) -> tuple:
 class Tensors:
     """Named tensors in one buffer of a backend, zero at first.
 
-    shapes maps names to (shape, GgmlType). EngineError if the memory is not to be had.
+    shapes maps names to (shape, GgmlType). clear: False where all are written before they are
+    read; zeroing a gigabyte takes half a second. EngineError if the memory is not to be had.
     """
 
-    def __init__(self, backend: Backend, shapes: Mapping, buffer_type: int | None = None):
+    def __init__(
+        self,
+        backend: Backend,
+        shapes: Mapping,
+        buffer_type: int | None = None,
+        clear: bool = True,
+    ):
         self.backend = backend
         self.readable = buffer_type is None  # ggml cannot read a repacked tensor back
         context = new_context(backend, self, len(shapes))
@@ -277,7 +297,8 @@ class Tensors:
         backend.own(self, lib.backend_buffer_free, buffer)
         self.size_bytes = lib.backend_buffer_get_size(buffer)
         lib.backend_buffer_set_usage(buffer, _USAGE_WEIGHTS)
-        lib.backend_buffer_clear(buffer, 0)
+        if clear:
+            lib.backend_buffer_clear(buffer, 0)
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor of that name."""

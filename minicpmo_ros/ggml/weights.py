@@ -66,11 +66,13 @@ class Weights:
         wanted: Mapping,
         extra: Mapping | None = None,
         repack: bool = False,
+        between: Callable[[], None] | None = None,
     ) -> 'Weights':
         """Load wanted (name -> Want) from a path or a Header.
 
         extra: name -> float32 array computed by the caller (folded weights).
         repack: put matmul weights of the REPACKED types into the CPU's interleaved layout.
+        between: called after every tensor, and may raise: then nothing is loaded.
         Errors: ModelFileError for the file, EngineError for the device's memory.
         """
         header = source if isinstance(source, Header) else read_header(source)
@@ -79,13 +81,11 @@ class Weights:
         shapes = {name: (array.shape, GgmlType.F32) for name, array in extra.items()}
         shapes.update((name, _stored(header.tensors[name], want)) for name, want in wanted.items())
         apart = _repackable(backend, shapes, wanted) if repack else {}
-        groups = [Tensors(backend, {name: shapes[name] for name in shapes if name not in apart})]
+        here = {name: shapes[name] for name in shapes if name not in apart}
+        groups = [Tensors(backend, here, clear=False)]
         if apart:
-            groups.append(
-                Tensors(
-                    backend, {name: shapes[name] for name in apart}, next(iter(apart.values()))
-                )
-            )
+            there = {name: shapes[name] for name in apart}
+            groups.append(Tensors(backend, there, next(iter(apart.values())), clear=False))
         weights = cls(groups)
         for name, array in extra.items():
             weights[name].write(array)
@@ -98,6 +98,8 @@ class Weights:
                     header.path, f'its tensor {name} holds NaN or infinite numbers', FETCH_AGAIN
                 )
             weights[name].write(array)
+            if between is not None:
+                between()
         return weights
 
 

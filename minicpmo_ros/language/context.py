@@ -170,6 +170,31 @@ class Context:
                 raise ValueError(f'sequence {other} may share cells with sequence {sequence}')
         llama.llama_memory_seq_add(self._memory, sequence, start, -1, delta)
 
+    def state_bytes(self, sequence: int) -> int:
+        """Return the size of what `save` returns."""
+        self._check_sequence(sequence)
+        return llama.llama_state_seq_get_size(self._pointer, sequence)
+
+    def save(self, sequence: int) -> np.ndarray:
+        """Return a sequence's keys and values as bytes (n,) uint8, for `restore`.
+
+        After a shift, read a row first: what was moved is rotated by the next decode only.
+        """
+        state = np.empty(self.state_bytes(sequence), np.uint8)  # (n,)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = llama.llama_state_seq_get_data(self._pointer, pointer, state.size, sequence)
+        if written != state.size:
+            raise EngineError(f'llama.cpp saved {written} of {state.size} bytes')
+        return state
+
+    def restore(self, sequence: int, state: np.ndarray) -> None:
+        """Fill an empty sequence with what a context of the same kind has saved."""
+        if self.next_position(sequence):
+            raise ValueError(f'sequence {sequence} is not empty')
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if not llama.llama_state_seq_set_data(self._pointer, pointer, state.size, sequence):
+            raise EngineError(f'llama.cpp does not take back {state.size} bytes that it has saved')
+
     def clear(self) -> None:
         """Forget all sequences, and the numbers in their cells."""
         self._check_sequence(0)

@@ -12,6 +12,7 @@ from minicpmo_ros.language.sampling import SamplingOptions
 from minicpmo_ros.live.session import Session, SessionOptions
 from minicpmo_ros.live.window import POLICIES
 from minicpmo_ros.nodes.loading import MODEL_PARAMETERS, thread_count
+from minicpmo_ros.nodes.memory_room import require_room_for_llm
 from minicpmo_ros.nodes.parameters import ANY_TIME, Parameter
 
 PARAMETERS = (
@@ -33,6 +34,11 @@ PARAMETERS = (
     Parameter('window_policy', 'recent', 'Who leaves a full context: recent, the oldest seconds; '
               'long thins older ones, of which every 2nd, then every 4th stays, to reach three '
               'times as far back', choices=POLICIES),
+    Parameter('memory_limit_mib', 0, 'What this process may occupy before the window shrinks, and '
+              'then questions are refused; 0: any. Memory of a GPU of its own is not counted',
+              'MiB', 0, 1_048_576, when=ANY_TIME),
+    Parameter('memory_reserve_mib', 128, 'What of the memory of this machine must stay available '
+              'before the same happens; 0: nothing', 'MiB', 0, 1_048_576, when=ANY_TIME),
     Parameter('unit_deadline', 2.0, 'How long the picture of a second waits for its sound, and '
               'the other way round', 'seconds', 0.0, 60.0),
     Parameter('max_backlog', 8, 'Seconds that may wait to be read; the oldest is dropped', '',
@@ -75,6 +81,7 @@ def make_loader(options, checked, leaving: list, warn):
                 warn('the model before has not ended yet; loading waits for it')
         check_device(options.device)  # llama.cpp would take the CPU without a word
         model = checked.result()
+        require_room_for_llm(model.headers['llm'], options)
         layout = LAYOUTS.get(f'{model.family}/{options.prompt}')
         if layout is None:
             raise InputError(

@@ -19,6 +19,7 @@ VERBS = (
     'bag',
     'check',
     'convert',
+    'doctor',
     'look',
     'parameters',
     'quantize',
