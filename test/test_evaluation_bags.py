@@ -26,7 +26,7 @@ PLUGINS = {'mcap': StoragePlugin.MCAP, 'db3': StoragePlugin.SQLITE3}
 
 def rows():
     """What a small robot sends in six seconds: (log_ns, kind, message) and a type of its own."""
-    types = clips._type_store()
+    types = clips.type_store()
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 16000 * SECONDS)
     shots = [(i * NS + NS // 2, jpeg((40 * i, 99, 9))) for i in range(SECONDS)]
     return types, list(clips._messages(types, START_S, shots, noise))
