@@ -14,10 +14,20 @@ import numpy as np
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation import plots
 from minicpmo_ros.evaluation.clips import read_clip
-from minicpmo_ros.evaluation.comparison import by_group, changed, verdict
+from minicpmo_ros.evaluation.comparison import by_group, changed, differing, verdict
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.sheet import contact_sheet
 
+# Task types of StreamingBench's omni-source task, in the order of the published tables.
+TASKS = {
+    'Misleading Context Understanding': 'MCU',
+    'Source Discrimination': 'SD',
+    'Emotion Recognition': 'ER',
+    'Anomaly Context Understanding': 'ACU',
+    'Scene Understanding': 'SU',
+    'Multimodal Alignment': 'MA',
+}
+MOST_NAMED = 20  # questions with another text, in the headline
 MOST_SHOWN = 40  # questions with their pictures
 LONGEST_SHOWN_S = 30  # of a window: its end is what was asked about
 STYLE = """
@@ -107,7 +117,29 @@ class Report:
         family, cells = min(self.families.items(), key=lambda item: _gain(item[1]))
         if _gain(cells) < 0:
             told += f' It lost most on {family} ({verdict(cells[-1])}).'
-        return told
+        return f'{told} {self.agreement()}'
+
+    def agreement(self) -> str:
+        """Say on how many questions the last run says the same as the first, and on which not."""
+        asked, others = self.questions.questions, differing(self.runs)
+        same = len(asked) - len(others)
+        told = f'Same text on {same} of {len(asked)} questions ({100 * same / len(asked):.1f} %)'
+        shown = ', '.join(asked[i].id for i in others[:MOST_NAMED])
+        more = f' and {len(others) - MOST_NAMED} more' if len(others) > MOST_NAMED else ''
+        return f'{told}; another one on {shown}{more}.' if others else f'{told}.'
+
+    def published_rows(self) -> list:
+        """Give the table as StreamingBench's are published: a row a run, a column a task type,
+        in percent and nothing else.
+        """
+        known = [family for family in TASKS if family in self.families]
+        columns = [*known, *(family for family in self.families if family not in TASKS)]
+        rows = [['run', *(TASKS.get(family, family) for family in columns), 'all']]
+        for k, run in enumerate(self.runs):
+            shares = [self.families[family][k].right.share for family in columns]
+            shares.append(self.total[k].right.share)
+            rows.append([run.name, *(f'{100 * share:.1f}' for share in shares)])
+        return rows
 
 
 def _gain(cells: list) -> float:
@@ -124,6 +156,7 @@ def markdown(report: Report) -> str:
     """Give the tables as Markdown."""
     parts = [
         report.headline(),
+        _markdown_table(report.published_rows()),
         _markdown_table(report.rows()),
         _markdown_table(report.family_rows()),
     ]
@@ -149,6 +182,13 @@ def as_csv(report: Report) -> str:
             latency_ms = run.run.costs.get(q.id, {}).get('first_token_ms', '')
             row += [run.texts[i], int(run.right[i]), latency_ms]
         writer.writerow(row)
+    return file.getvalue()
+
+
+def table_csv(report: Report) -> str:
+    """Give the table in the published shape."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator='\n').writerows(report.published_rows())
     return file.getvalue()
 
 

@@ -24,9 +24,10 @@ class Recording:
         from mcap.writer import CompressionType, Writer
         from rosbags.typesys import get_types_from_msg
 
-        self._types = type_store()
+        self._types = type_store(definitions)
         for kind, text in definitions.items():
-            self._types.register(get_types_from_msg(text, kind))
+            if kind not in self._types.types:
+                self._types.register(get_types_from_msg(text, kind))
         try:
             self._file = Path(path).open('xb')
         except FileExistsError as error:

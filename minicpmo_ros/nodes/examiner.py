@@ -32,8 +32,8 @@ TIMEOUT_S = 600.0  # for one second: a large model on a small CPU takes its time
 FIRST_S = 1_000_000  # of the stamps
 # Between two clips: too long for a gap in the sound, too short for a jump of the stamps.
 APART_S = 4
-SILENCE_S = 2  # longer than the encoders wait for more
-UNIT_DEADLINE_S = 5.0  # longer than SILENCE_S: a second that is whole waits for both its halves
+# Longer than the encoders wait for more, shorter than launching.UNIT_DEADLINE_S.
+SILENCE_S = 2
 PENDING = 9  # seconds that may be open where one lacks a half
 NODES = 3  # in `live`
 DEEP = QoSProfile(depth=100)
@@ -52,7 +52,7 @@ class Examiner(Node):
             channels=1, sample_rate=SAMPLE_RATE_HZ, sample_format='S16LE', coding_format='wave'
         )
         self._info.publish(self.info)
-        self._clock, self._now_ns = self.create_publisher(Clock, 'clock', DEEP), NS
+        self._ticking, self._now_ns = self.create_publisher(Clock, 'clock', DEEP), NS
         self._next_s = FIRST_S  # stamp of the next second to be played
         self.shift_s = 0  # from the clip's stamps to those that are played
         self._reset = self.create_client(Trigger, 'llm/reset')
@@ -66,7 +66,7 @@ class Examiner(Node):
         """Wait for `condition()`; raise Error when it takes too long or `live` ended."""
 
         def holds():
-            self._clock.publish(Clock(clock=to_time(self._now_ns)))
+            self._ticking.publish(Clock(clock=to_time(self._now_ns)))
             return condition()
 
         self.client.wait_until(unless_ended(self.processes, holds), TIMEOUT_S, what)
@@ -79,7 +79,9 @@ class Examiner(Node):
         for publisher in (self._pictures, self._sound):
             self.wait_until(publisher.get_subscription_count, 'subscribing')
         self.wait_until(self._reset.service_is_ready, 'finding the reset')
-        self.wait_until(lambda: self._clock.get_subscription_count() >= NODES, 'finding the nodes')
+        self.wait_until(
+            lambda: self._ticking.get_subscription_count() >= NODES, 'finding the nodes'
+        )
         # Twice: when the llm tells the second, the others have the first, a moment before it.
         for step_ns in (NS, NS // 1000):
             self._now_ns += step_ns

@@ -16,7 +16,6 @@ from pathlib import Path
 from time import perf_counter
 
 import rclpy
-from ament_index_python.packages import get_package_share_directory
 from rclpy.serialization import serialize_message
 
 from minicpmo_ros.errors import AskError, InputError, LateError
@@ -28,14 +27,10 @@ from minicpmo_ros.evaluation.results import Given
 from minicpmo_ros.evaluation.runner import Variant
 from minicpmo_ros.msg import Answer
 from minicpmo_ros.nodes.demo import executable
-from minicpmo_ros.nodes.examiner import UNIT_DEADLINE_S, Examiner
+from minicpmo_ros.nodes.examiner import Examiner
+from minicpmo_ros.nodes.launching import UNIT_DEADLINE_S, lossless
+from minicpmo_ros.nodes.recorder import ANSWER, definitions
 
-LOSSLESS = (
-    ('image/compressed', 'depth:=20'),
-    ('image/compressed', 'reliability:=reliable'),
-    ('audio', 'reliability:=reliable'),
-)
-ANSWER = 'minicpmo_ros/msg/Answer'
 KINDS = {
     'audio': 'audio_common_msgs/msg/AudioDataStamped',
     'image/compressed': 'sensor_msgs/msg/CompressedImage',
@@ -47,29 +42,40 @@ RECORDED = ('', 'answers', 'all')
 class GraphAnswerer:
     """See the module.
 
+    examiner: asks a graph that somebody else has started, instead.
     record: 'answers' writes them into a bag for every clip in `folder`, 'all' what was played
     beside them; stamps are the clip's own.
     """
 
-    def __init__(self, plan: Plan, folder: Path | None = None, record: str = ''):
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path | None = None,
+        record: str = '',
+        examiner: Examiner | None = None,
+    ):
         check(plan.variant, record)
         self._plan, self._folder, self._record = plan, folder, record
         self._ending, self._taping, self._tape = ExitStack(), ExitStack(), None
+        if examiner is not None:
+            self.examiner = examiner  # of a graph that is there and ready
+            return
         try:
-            if not rclpy.ok():
-                rclpy.init()
-                self._ending.callback(rclpy.try_shutdown)
-            namespace = f'/replay_{os.getpid()}'
-            self.examiner = Examiner(namespace)
-            self._ending.callback(self.examiner.close)
-            live = executable(
-                'live', *arguments_of(plan, namespace), namespace=namespace, on_start=end_with_us
-            )
-            self.examiner.processes = [self._ending.enter_context(live)]
-            self.examiner.wait_ready()
+            self._start(f'/replay_{os.getpid()}')
         except BaseException:
             self._ending.close()
             raise
+
+    def _start(self, namespace: str) -> None:
+        if not rclpy.ok():
+            rclpy.init()
+            self._ending.callback(rclpy.try_shutdown)
+        self.examiner = Examiner(namespace)
+        self._ending.callback(self.examiner.close)
+        arguments = arguments_of(self._plan, namespace)
+        live = executable('live', *arguments, namespace=namespace, on_start=end_with_us)
+        self.examiner.processes = [self._ending.enter_context(live)]
+        self.examiner.wait_ready()
 
     def close(self) -> None:
         """End the graph."""
@@ -165,8 +171,8 @@ def arguments_of(plan: Plan, namespace: str) -> list:
         'llm:unit_deadline': UNIT_DEADLINE_S,
     }
     parts = [part for item in parameters.items() for part in ('-p', '{}:={}'.format(*item))]
-    for topic, policy in LOSSLESS:
-        parts += ['-p', f'qos_overrides.{namespace}/{topic}.subscription.{policy}']
+    for name, value in lossless(namespace).items():
+        parts += ['-p', f'{name}:={value}']
     return [*parts, '-r', f'/clock:={namespace}/clock']
 
 
@@ -175,19 +181,13 @@ def end_with_us() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def answer_definitions() -> dict:
-    """Give the definition of Answer, for a Recording."""
-    share = Path(get_package_share_directory('minicpmo_ros'))
-    return {ANSWER: (share / 'msg' / 'Answer.msg').read_text(encoding='utf-8')}
-
-
 class Tape:
     """A recording of what one clip's questions were about, and the answers."""
 
     def __init__(self, folder: Path, name: str, has_inputs: bool, info):
         folder.mkdir(parents=True, exist_ok=True)
         number = len(list(folder.glob(f'{name}_*.mcap')))  # a run that goes on begins another
-        self._recording = Recording(folder / f'{name}_{number}.mcap', answer_definitions())
+        self._recording = Recording(folder / f'{name}_{number}.mcap', definitions())
         self.name, self._has_inputs, self._info = name, has_inputs, info
         self._seconds, self._earlier = set(), set()  # recorded; in the windows before
 
