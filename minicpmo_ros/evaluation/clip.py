@@ -87,7 +87,7 @@ class Clip:
             part = samples[skip:stop]
             if len(part):
                 kept.append((begin_ns + skip * NS // SAMPLE_RATE_HZ, part))
-        return replace(self, pictures=shots, sound=tuple(kept))
+        return replace(self, pictures=shots, sound=tuple(kept), begins_s=None)
 
 
 def png(picture: np.ndarray) -> bytes:

@@ -96,8 +96,8 @@ class _Reading:
         known = self._topics.setdefault(message.kind, message.topic)
         if known != message.topic:
             raise InputError(
-                f'{self._path}: {message.kind} is on {known} and {message.topic}; one topic of it '
-                'is allowed. Leave the others out of the bag.'
+                f'{self._path}: {message.kind} is on {", ".join(sorted((known, message.topic)))}; '
+                'one topic of it is allowed. Leave the others out of the bag.'
             )
         if message.kind == SOUND_INFO:
             self._formats.add(

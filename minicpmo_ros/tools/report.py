@@ -4,8 +4,8 @@
 """Score runs over the same questions and compare them with the first.
 
 Writes one HTML page that needs no network, a Markdown file with the same tables, and a CSV file
-with a row a question; the table of shares alone, in the shape of StreamingBench's published ones, goes
-to PAGE.table.csv.
+with a row a question; the shares alone, in the shape of StreamingBench's published tables, go to
+PAGE.table.csv.
 """
 
 from pathlib import Path
