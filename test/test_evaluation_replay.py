@@ -62,12 +62,14 @@ def test_every_worker_sees_the_gpu_it_was_given(plan, whole, tmp_path, monkeypat
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '7')
     seen = []
 
-    class Process(multiprocessing.get_context('spawn').Process):
-        def start(self):
-            seen.append(os.environ.get('CUDA_VISIBLE_DEVICES'))
-            super().start()
+    kind = type(multiprocessing.get_context('spawn')).Process
+    start = kind.start
 
-    monkeypatch.setattr(multiprocessing.get_context('spawn'), 'Process', Process)
+    def noting(process):
+        seen.append(os.environ.get('CUDA_VISIBLE_DEVICES'))
+        start(process)
+
+    monkeypatch.setattr(kind, 'start', noting)
     assert answer(plan, tmp_path / 'run', workers=3, gpus=('0', '3')) == whole
     assert seen == ['0', '3', '0'] and os.environ['CUDA_VISIBLE_DEVICES'] == '7'
     with pytest.raises(InputError, match='0 workers'):
