@@ -11,10 +11,8 @@ Who answers is an Answerer: CoreAnswerer here, without ROS; another one goes thr
 """
 
 import ctypes
-import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from time import perf_counter
@@ -26,7 +24,7 @@ from minicpmo_ros.evaluation.questions import QuestionSet, by_window, in_portion
 from minicpmo_ros.evaluation.results import Given, Results
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_clip
 from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.process import prepare
+from minicpmo_ros.process import prepare, visible_gpu
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 MOST_HELD_S = 1800  # seconds of one clip in memory, unless one window is longer
@@ -151,7 +149,7 @@ def _in_processes(plan: Plan, tasks: list, open_answerer, workers: Workers) -> I
             receiver, sender = context.Pipe(duplex=False)
             share = (sender, plan, tasks[k::count], open_answerer)
             processes.append(context.Process(target=_work, args=share, daemon=True))
-            with _visible(workers.device_of(k)):
+            with visible_gpu(workers.device_of(k)):
                 processes[-1].start()
             sender.close()
             pipes.append(receiver)
@@ -167,21 +165,6 @@ def _in_processes(plan: Plan, tasks: list, open_answerer, workers: Workers) -> I
         for process in processes:
             process.terminate()
             process.join()
-
-
-@contextmanager
-def _visible(device: str | None):
-    """Let a process that is started meanwhile see this GPU only."""
-    before = os.environ.get('CUDA_VISIBLE_DEVICES')
-    if device is not None:
-        os.environ['CUDA_VISIBLE_DEVICES'] = device
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ['CUDA_VISIBLE_DEVICES'] = before
-        elif device is not None:
-            del os.environ['CUDA_VISIBLE_DEVICES']
 
 
 def _work(pipe, plan: Plan, tasks: list, open_answerer) -> None:
