@@ -51,12 +51,13 @@ score: build ## how often nano is right, by sense, precision and path; build/sco
 	$(quantized) build/nano_f32 --type f32 && \
 	$(quantized) build/nano_q8_0 --type q8_0 && \
 	$(quantized) build/nano_q4 --type q4_0 && \
-	python -m minicpmo_ros.nodes.graph_score models/nano --questions $(score_questions) \
-	  --out build/answers/graph.json && \
+	rm -rf build/answers/graph && \
+	python -m minicpmo_ros.tools.cli replay models/nano $(score_questions) --runner graph \
+	  --out build/answers/graph && \
 	python -m minicpmo_ros.tools.cli score \
 	  build/nano_f32 models/nano build/nano_q8_0 models/nano_q4 build/nano_q4 \
 	  --questions $(score_questions) --audio streaming,offline --json build/score.json \
-	  $(addprefix --answers ,build/answers/graph.json $(wildcard build/answers/pytorch.json))
+	  $(addprefix --answers ,build/answers/graph $(wildcard build/answers/pytorch.json))
 
 soak: build ## an hour of stream in minutes: memory flat, answers as right at the end; build/soak.json
 	@$(in_env) python -m benchmarks.soak

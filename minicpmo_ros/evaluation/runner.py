@@ -145,17 +145,21 @@ class Core:
         return seconds
 
     def _hear_offline(self, sound: list) -> list:
-        """Encode a whole clip's spectrum under the chunk-causal mask, which the stream is."""
+        """Encode a whole clip's spectrum under the chunk-causal mask, which the stream is.
+
+        As the published offline path does, what is longer than the encoder's positions is cut into
+        pieces, each with a spectrum of its own and positions from 0.
+        """
         splitter = SecondSplitter(look_ahead_samples=0)
         cut = [second for chunk in sound for second in splitter.push(*chunk)] + splitter.flush()
-        if not cut:
-            return []
+        if any(second.restarted for second in cut[1:]):
+            raise InputError('A clip whose sound has a long gap cannot be heard offline.')
+        longest = self.audio.stream().max_seconds
+        pieces = (cut[begin : begin + longest] for begin in range(0, len(cut), longest))
+        return [heard for piece in pieces for heard in self._hear_piece(piece)]
+
+    def _hear_piece(self, cut: list) -> list:
         stream = self.audio.stream()
-        if len(cut) > stream.max_seconds or any(s.restarted for s in cut[1:]):
-            raise InputError(
-                f'A clip of {len(cut)} s cannot be heard offline; one piece of 1 to '
-                f'{stream.max_seconds} s can.'
-            )
         mel = log_mel(np.concatenate([second.samples for second in cut]))  # (100 n, 80)
         mel = np.pad(mel, ((LEFT, RIGHT), (0, 0)))  # as the encoder's convolutions pad
         return [

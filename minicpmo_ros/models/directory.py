@@ -104,6 +104,14 @@ class ModelDirectory:
         return {role: self.manifest.files[role].precision for role in ROLES}
 
     @property
+    def fingerprint(self) -> dict:
+        """What tells these weights from others: by role the recorded SHA-256, else the size."""
+        return {
+            role: self.manifest.files[role].sha256 or f'{header.path.stat().st_size} bytes'
+            for role, header in self.headers.items()
+        }
+
+    @property
     def space(self) -> str:
         """The space of the embeddings: encoders and LLM of one space understand each other."""
         return f'{self.family}/{self.width}/{self.model_id}'

@@ -54,10 +54,11 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         '--answers',
         type=Path,
-        metavar='FILE',
+        metavar='ANSWERS',
         action='append',
         default=[],
-        help='also score these answers, given by another path; repeatable',
+        help='also score these answers, given by another path: a file, or the folder of a '
+        'replay; repeatable',
     )
     parser.add_argument('--save', type=Path, metavar='FOLDER', help='write all answers there')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the report there')
@@ -80,6 +81,7 @@ def run(arguments) -> None:
     from minicpmo_ros.evaluation.answers import AnswerSet
     from minicpmo_ros.evaluation.questions import QuestionSet
     from minicpmo_ros.evaluation.report import markdown
+    from minicpmo_ros.evaluation.results import Run
     from minicpmo_ros.evaluation.score import report
     from minicpmo_ros.models.directory import ModelDirectory
 
@@ -89,7 +91,10 @@ def run(arguments) -> None:
     questions = QuestionSet.read(path)
     if arguments.limit:
         questions = questions.first(arguments.limit)
-    imported = [AnswerSet.read(file) for file in arguments.answers]
+    imported = [
+        Run.read(given).answer_set() if given.is_dir() else AnswerSet.read(given)
+        for given in arguments.answers
+    ]
     models = [ModelDirectory.open(directory) for directory in arguments.directories]
     given = [answers for model in models for answers in _answers(model, questions, arguments)]
     if arguments.save:
