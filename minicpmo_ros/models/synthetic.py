@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 def write_model(
     directory,
     shape: Shape | str = 'tiny',
-    seed: int = 1,
+    seed: int | None = 1,
     llm_type: str = 'f16',
     vision_type: str = 'f16',
     audio_type: str = 'f16',
@@ -52,7 +52,8 @@ def write_model(
 
     The types are f32, f16, q8_0, q4_0 or q4_K (with Q6_K where llama.cpp's Q4_K_M has it); rows
     that no block fits are stored as llama.cpp would, rows of the vision feed-forward in f16, or
-    with `pad_ffn` widened by zeros. `ffn_naming` is 'swapped' (published) or 'plain'.
+    with `pad_ffn` widened by zeros. `ffn_naming` is 'swapped' (published) or 'plain'. Without a seed
+    the files have true headers, and holes for weights: any size at once and in no space.
     """
     shape = SHAPES[shape] if isinstance(shape, str) else shape
     directory = Path(directory)
@@ -76,7 +77,7 @@ def write_model(
     return directory
 
 
-def write_llm(path, shape: Shape, seed: int = 1, precision: str = 'f16') -> None:
+def write_llm(path, shape: Shape, seed: int | None = 1, precision: str = 'f16') -> None:
     """Write a language model in llama.cpp's layout for the family: qwen2 or qwen3."""
     writer = gguf.GGUFWriter(path, ARCHITECTURES[shape.family])
     writer.add_name(f'random-{shape.name}-{seed}')
@@ -93,7 +94,7 @@ def write_llm(path, shape: Shape, seed: int = 1, precision: str = 'f16') -> None
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_layer_norm_rms_eps(1e-6)
     _add_tokens(writer, make_tokens(shape.vocabulary, shape.family))
-    _write(writer, layouts.llm_tensors(shape), RandomRows(seed), precision)
+    _write(writer, layouts.llm_tensors(shape), seed, precision)
 
 
 def _add_tokens(writer: gguf.GGUFWriter, tokens: TokenTable) -> None:
@@ -112,7 +113,7 @@ def _add_tokens(writer: gguf.GGUFWriter, tokens: TokenTable) -> None:
 def write_vision(
     path,
     shape: Shape,
-    seed: int = 1,
+    seed: int | None = 1,
     precision: str = 'f16',
     ffn_naming: str = 'swapped',
     pad_ffn: bool = False,
@@ -146,10 +147,10 @@ def write_vision(
         block = block_size(PRECISIONS[precision])
         columns = -(-shape.vision_ffn // block) * block
     plans = layouts.vision_tensors(shape, ffn_naming, columns)
-    _write(writer, plans, RandomRows(seed), precision)
+    _write(writer, plans, seed, precision)
 
 
-def write_audio(path, shape: Shape, seed: int = 1, precision: str = 'f16') -> None:
+def write_audio(path, shape: Shape, seed: int | None = 1, precision: str = 'f16') -> None:
     """Write the Whisper encoder and projector in 360CVGroup's layout."""
     writer = gguf.GGUFWriter(path, 'whisper')
     writer.add_file_type(1 if precision != 'f32' else 0)
@@ -168,11 +169,12 @@ def write_audio(path, shape: Shape, seed: int = 1, precision: str = 'f16') -> No
     }.items():
         writer.add_uint32(key, value)
     writer.add_array('filters', bank.reshape(-1).tolist())
-    _write(writer, layouts.audio_tensors(shape), RandomRows(seed), precision)
+    _write(writer, layouts.audio_tensors(shape), seed, precision)
 
 
-def _write(writer: gguf.GGUFWriter, plans: list, rows: RandomRows, precision: str) -> None:
+def _write(writer: gguf.GGUFWriter, plans: list, seed: int | None, precision: str) -> None:
     """Stream the tensors to disk one by one."""
+    rows = None if seed is None else RandomRows(seed)
     types = [_stored_type(plan, precision) for plan in plans]
     for plan, kind in zip(plans, types):
         writer.add_tensor_info(
@@ -186,8 +188,18 @@ def _write(writer: gguf.GGUFWriter, plans: list, rows: RandomRows, precision: st
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for plan, kind in zip(plans, types):
-        writer.write_tensor_data(_tensor_bytes(plan, kind, rows))
+        if rows is None:
+            _leave_room(writer, byte_count(plan.shape, kind))
+        else:
+            writer.write_tensor_data(_tensor_bytes(plan, kind, rows))
     writer.close()
+
+
+def _leave_room(writer: gguf.GGUFWriter, n_bytes: int) -> None:
+    file = writer.fout[0]
+    end = -(-(file.tell() + n_bytes) // writer.data_alignment) * writer.data_alignment
+    file.truncate(end)
+    file.seek(end)
 
 
 def _stored_type(plan: layouts.TensorPlan, precision: str) -> Type:
