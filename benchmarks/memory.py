@@ -86,9 +86,7 @@ def forecast(case: Case, directory: Path) -> dict:
 def measure(case: Case, directory: Path) -> dict:
     """Start `live`, have it used, and give what it occupies by kind of memory, MiB."""
     namespace = f'/memory_{os.getpid()}_{time.monotonic_ns()}'
-    command = json.loads(
-        in_child('command', directory, namespace, json.dumps(case.parameters))
-    )
+    command = json.loads(in_child('command', directory, namespace, json.dumps(case.parameters)))
     environment = {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', **os.environ}
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:

@@ -15,7 +15,6 @@ prepare()
 import numpy as np  # noqa: E402
 
 NS, RATE_HZ = 10**9, 16000
-ROLES = ('llm', 'vision', 'audio')
 
 
 def write(directory, shape, llm, vision, audio, kind) -> None:
@@ -47,8 +46,8 @@ def command(directory, namespace, parameters) -> None:
     from minicpmo_ros.nodes.graph_score import LOSSLESS
 
     path = Path(get_package_prefix('minicpmo_ros')) / 'lib' / 'minicpmo_ros' / 'live'
-    given = {'model_dir': str(Path(directory).resolve()), 'device': 'cpu', 'threads': 1,
-             'use_sim_time': True, 'llm:unit_deadline': 60.0, **json.loads(parameters)}  # fmt: skip
+    given = {'model_dir': str(Path(directory).resolve()), 'device': 'cpu', 'threads': 1}
+    given |= {'use_sim_time': True, 'llm:unit_deadline': 60.0} | json.loads(parameters)
     rules = [f'{name}:={json.dumps(value).strip(chr(34))}' for name, value in given.items()]
     rules += [f'qos_overrides.{namespace}/{t}.subscription.{policy}' for t, policy in LOSSLESS]
     remaps = ['-r', f'__ns:={namespace}', '-r', f'/clock:={namespace}/clock']

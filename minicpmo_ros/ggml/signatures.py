@@ -4,8 +4,8 @@
 """C prototypes of the ggml functions in use, as data: `name result arguments`.
 
 Letters: p pointer, i int, l int64, z size_t, f float, b bool, s char pointer, c the
-init struct by value, w the compute plan by value, B uint8, - nothing. They follow ggml.h, ggml-alloc.h and
-ggml-backend.h of ggml 0.25.
+init struct by value, w the compute plan by value, B uint8, - nothing. They follow ggml.h,
+ggml-alloc.h, ggml-cpu.h and ggml-backend.h of ggml 0.25.
 """
 
 import ctypes

@@ -52,8 +52,8 @@ def write_model(
 
     The types are f32, f16, q8_0, q4_0 or q4_K (with Q6_K where llama.cpp's Q4_K_M has it); rows
     that no block fits are stored as llama.cpp would, rows of the vision feed-forward in f16, or
-    with `pad_ffn` widened by zeros. `ffn_naming` is 'swapped' (published) or 'plain'. Without a seed
-    the files have true headers, and holes for weights: any size at once and in no space.
+    with `pad_ffn` widened by zeros. `ffn_naming` is 'swapped' (published) or 'plain'. Without a
+    seed the files have true headers, and holes for weights: any size at once, in no space.
     """
     shape = SHAPES[shape] if isinstance(shape, str) else shape
     directory = Path(directory)

@@ -19,6 +19,7 @@ VERBS = (
     'check',
     'look',
     'parameters',
+    'plan',
     'quantize',
     'replay',
     'report',
