@@ -69,21 +69,21 @@ class _Elsewhere:
         return 1 if state == 'Z' else None
 
 
-def use(pid, namespace, seconds) -> None:
-    """Play so many seconds of noise to `live`, and ask it something."""
+def use(pid, namespace, n_ubatch) -> None:
+    """Play a second of noise to `live`, and ask it something that fills a batch of that size."""
     from minicpmo_ros.nodes import graph_score
     from minicpmo_ros.nodes.spinning import run_program
 
-    graph_score.TIMEOUT_S = 600.0  # a second of the true size takes half a minute
+    graph_score.TIMEOUT_S = 1800.0  # a second of the true size takes half a minute on an idle core
 
     def work() -> None:
         examiner = graph_score.Examiner(namespace)
         examiner.process = _Elsewhere(int(pid))
         try:
             examiner.wait_ready()
-            examiner.play(_noise(int(seconds)), range(int(seconds)), 'all')
-            # Long enough to fill a batch: every buffer has been used then.
-            examiner.client.ask('what is there? ' * 60, max_tokens=3, timeout_s=600.0)
+            examiner.play(_noise(1), range(1), 'all')
+            question = 'what is there? ' * (int(n_ubatch) // 4)  # four tokens each
+            examiner.client.ask(question, max_tokens=3, timeout_s=graph_score.TIMEOUT_S)
         finally:
             examiner.client.destroy()
             examiner.destroy_node()

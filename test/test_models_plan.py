@@ -231,7 +231,7 @@ def test_parameters_come_from_a_file_as_ros_reads_it(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match='no file of ROS parameters'):
             read_parameters(path)
-    with pytest.raises(InputError, match="n_ctx is '8192'; a int is expected"):
+    with pytest.raises(InputError, match="n_ctx is '8192'; an int is expected"):
         plan_options({'llm': {'n_ctx': '8192'}})
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.language.context import KV_TYPES
 from minicpmo_ros.models.plan import PlanOptions
 
 NODES = ('llm', 'vision_encoder', 'streaming_encoder')
@@ -20,6 +21,9 @@ SOURCES = {
     'vision_device': ('vision_encoder', 'device'),
     'audio_device': ('streaming_encoder', 'device'),
 }
+
+CHOICES = {'kv_type': tuple(KV_TYPES), 'device': ('auto', 'cpu', 'gpu')}
+MINIMUM = {'n_ctx': 256, 'n_ubatch': 16, 'gpu_layers': -1, 'vision.max_tiles': 1}
 
 
 def read_parameters(path) -> dict:
@@ -52,5 +56,10 @@ def plan_options(parameters: dict) -> PlanOptions:
 
 def _checked(name: str, value, default):
     if type(value) is not type(default):
-        raise InputError(f'{name} is {value!r}; a {type(default).__name__} is expected')
+        kind = {int: 'an int', str: 'a text', bool: 'true or false'}[type(default)]
+        raise InputError(f'{name} is {value!r}; {kind} is expected')
+    if name in CHOICES and value not in CHOICES[name]:
+        raise InputError(f'{name} is {value!r}; allowed are {", ".join(CHOICES[name])}')
+    if name in MINIMUM and value < MINIMUM[name]:
+        raise InputError(f'{name} is {value}; {MINIMUM[name]} is the least')
     return value

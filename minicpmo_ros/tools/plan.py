@@ -14,6 +14,8 @@ from pathlib import Path
 from minicpmo_ros.errors import InputError
 
 SUMMARY = 'forecast the memory a model takes, and what to lower where it does not fit'
+# Options of a plan that are no parameter of one node.
+NOT_PARAMETERS = ('device', 'overlap_s', 'llm_precision', 'vision_precision', 'audio_precision')
 CONTEXTS, KV_TYPES = (2048, 4096, 8192), ('f16', 'q8_0')
 
 
@@ -84,7 +86,7 @@ def _parameters(arguments) -> dict:
     if arguments.preset:
         parameters = read_parameters(preset_path(arguments.preset))
     names = {row.name: ('llm', row.name) for row in fields(PlanOptions)} | SOURCES
-    owners = {name: node for node, name in names.values() if name != 'device'}
+    owners = {name: node for node, name in names.values() if name not in NOT_PARAMETERS}
     for text in arguments.set:
         name, equals, value = text.partition('=')
         if not equals or name not in (*owners, 'device'):
