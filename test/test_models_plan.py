@@ -20,11 +20,13 @@ from minicpmo_ros.ggml.header import read_header
 from minicpmo_ros.ggml.library import GgmlType, set_log
 from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.language.context import FLASH_ATTENTION, KV_TYPES
-from minicpmo_ros.live.ears import Handover
+from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
+from minicpmo_ros.live.ears import Ears, Handover
+from minicpmo_ros.live.session import Session
 from minicpmo_ros.models import llm_forecast
 from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.models.llm_forecast import LlmFacts
-from minicpmo_ros.models.plan import MIB, PlanOptions, forecast
+from minicpmo_ros.models.plan import MIB, N_SEQUENCES, PlanOptions, forecast
 from minicpmo_ros.models.presets import SOURCES, plan_options, read_parameters
 from minicpmo_ros.models.remedies import DoesNotFitError, Limits, require_fit
 from minicpmo_ros.models.synthetic import write_model
@@ -59,6 +61,27 @@ def test_what_the_encoders_take_is_what_was_planned(tmp_path, precision):
             planned = vision_memory(vision, backend, tiles)
             seen = VisionEncoder.load(vision.path, backend, max_tiles=tiles)
             assert (seen.weight_bytes, seen.compute_bytes) == (planned.weights, planned.compute)
+
+
+@pytest.mark.parametrize('isolated', [False, True])
+def test_the_plan_is_of_the_streams_that_ears_have(tiny_model_dir, isolated):
+    plan = forecast(ModelDirectory.open(tiny_model_dir), replace(ON_CPU, isolated=isolated))
+    with closing(Backend('cpu')) as backend:
+        encoder = AudioEncoder.load(tiny_model_dir / 'audio.gguf', backend)
+        ears = Ears(encoder, isolated, Handover())
+        streams = [ear._stream for ear in (ears._now, ears._next) if ear is not None]
+        computing = sum(stream._graphs.size_bytes for stream in streams)
+        caches = sum(stream._caches.size_bytes for stream in streams)
+    assert plan.part('audio', 'keys and values').host == caches
+    assert 0 <= plan.part('audio', 'computing').host - computing < MIB
+
+
+def test_the_plan_is_of_the_context_that_a_session_opens(tiny_model_dir):
+    with closing(Session.load(tiny_model_dir / 'llm.gguf', MINICPMO_2_6_EN)) as session:
+        assert session.context.options.n_sequences == N_SEQUENCES
+        facts = LlmFacts.of(read_header(tiny_model_dir / 'llm.gguf'))
+        assert session.context.n_ctx == llm_forecast.cells(session.context.options.n_ctx)
+        assert facts.context_length == session.model.context_length
 
 
 def test_what_a_gpu_would_take_is_planned_without_one(tiny_model_dir):

@@ -72,7 +72,7 @@ def write_model(
             'Apache-2.0',
             'Random weights: for tests and benchmarks only.',
         ),
-        hashes,
+        hashes and seed is not None,
     )
     return directory
 
