@@ -135,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--shapes', default='small,0.5b,2.6', help='synthetic sizes')
     parser.add_argument('--forecast', action='store_true', help='measure nothing')
+    parser.add_argument('--only', default='', help='text in the names of the cases; models stay')
     parser.add_argument('--out', type=Path, default=OUT)
     arguments = parser.parse_args()
     columns = ['size', 'case', 'forecast MiB']
@@ -146,6 +147,8 @@ def main() -> None:
     for shape in arguments.shapes.split(','):
         folder = FOLDER / ('headers' if arguments.forecast else 'models')
         for case in cases(shape) + (more_cases(shape) if shape != '2.6' else []):
+            if arguments.only not in case.name:
+                continue
             directory = folder / case.model
             kind = 'hollow' if arguments.forecast else 'full'
             in_child('write', directory, shape, case.llm, case.vision, case.audio, kind)
@@ -155,7 +158,8 @@ def main() -> None:
             rows.append(row)
             print(line(row), flush=True)
             arguments.out.write_text(json.dumps(rows, indent=1) + '\n')
-        shutil.rmtree(folder)
+        if not arguments.only:
+            shutil.rmtree(folder)
 
 
 if __name__ == '__main__':

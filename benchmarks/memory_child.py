@@ -18,12 +18,29 @@ NS, RATE_HZ = 10**9, 16000
 
 
 def write(directory, shape, llm, vision, audio, kind) -> None:
-    """Write a synthetic model, if it is not there; 'hollow' ones have headers only."""
-    from minicpmo_ros.models.synthetic import write_model
+    """Write a synthetic model, if it is not there; 'hollow' ones have headers only.
 
-    if not Path(directory).exists():
-        seed = None if kind == 'hollow' else 1
-        write_model(directory, shape, seed, llm, vision, audio, pad_ffn=True, hashes=False)
+    A file that a case before has of the same precision is linked.
+    """
+    from minicpmo_ros.models import manifest, synthetic
+    from minicpmo_ros.models.shapes import SHAPES
+
+    directory, files, seed = Path(directory), {}, None if kind == 'hollow' else 1
+    precisions = {'llm': llm, 'vision': vision, 'audio': audio}
+    directory.mkdir(parents=True, exist_ok=True)
+    for role, precision in precisions.items():
+        kept = directory.parent / f'{shape}-{role}-{precision}.gguf'
+        if not kept.exists():
+            padded = {'pad_ffn': True} if role == 'vision' else {}
+            make, part = getattr(synthetic, f'write_{role}'), kept.with_suffix('.part')
+            make(part, SHAPES[shape], seed, precision, **padded)
+            part.rename(kept)
+        path = directory / f'{role}.gguf'
+        if not path.exists():
+            os.link(kept, path)
+        files[role] = manifest.FileEntry(path.name, precision)
+    record = manifest.Manifest(SHAPES[shape].family, f'random-{shape}', files)
+    manifest.write_manifest(directory, record, hashes=False)
 
 
 def forecast(directory, parameters) -> None:
