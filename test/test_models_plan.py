@@ -4,6 +4,7 @@
 """Forecasts of memory: what is planned is what ggml and llama.cpp take; what is too large says."""
 
 import re
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,15 @@ def test_a_header_alone_tells_it(tmp_path):
         write_model(tmp_path / name, 'tiny', seed, hashes=False)
         plans.append(forecast(ModelDirectory.open(tmp_path / name), ON_CPU))
     assert plans[0].parts == plans[1].parts
+
+
+def test_a_node_can_plan_while_it_is_configured(true_size):
+    def cpu_s() -> float:
+        begun_s = time.process_time()
+        forecast(true_size, ON_CPU)
+        return time.process_time() - begun_s
+
+    assert min(cpu_s() for _ in range(4)) < 0.08  # 0.03 on the machine it was written on
 
 
 def test_layers_move_to_the_gpu_one_by_one(true_size):
