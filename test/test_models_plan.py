@@ -25,6 +25,7 @@ from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
 from minicpmo_ros.live.ears import Ears, Handover
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.models import llm_forecast
+from minicpmo_ros.models import plan as plan_module
 from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.models.llm_forecast import LlmFacts
 from minicpmo_ros.models.plan import MIB, N_SEQUENCES, PlanOptions, forecast
@@ -180,13 +181,29 @@ def test_a_node_can_plan_while_it_is_configured(true_size):
 
 def test_layers_move_to_the_gpu_one_by_one(true_size):
     plans = [forecast(true_size, replace(ON_GPU, gpu_layers=n)) for n in (0, 1, 15, 29, -1)]
-    assert plans[0].part('llm', 'keys and values').device == 0
+    # The first layer that goes there is the output, which has no keys.
+    caches = [plan.part('llm', 'keys and values') for plan in plans]
+    assert [cache.device / MIB for cache in caches] == [
+        0,
+        0,
+        14 * 8,
+        224,
+        224,
+    ]  # the 1st is output
+    assert all(cache.host + cache.device == 224 * MIB for cache in caches)
     for fewer, more in zip(plans, plans[1:4]):
         assert fewer.host_mib > more.host_mib and fewer.device_mib < more.device_mib
     assert plans[3].parts == plans[4].parts
     table = true_size.headers['llm'].tensors['token_embd.weight'].n_bytes
     assert 0 < plans[4].part('llm', 'weights').host - table < 8 * MIB
     assert forecast(true_size, ON_CPU).device_mib == 0
+
+
+def test_auto_is_where_the_model_will_run(tiny_model_dir, monkeypatch):
+    model = ModelDirectory.open(tiny_model_dir)
+    for found, meant in ((True, ON_GPU), (False, ON_CPU)):
+        monkeypatch.setattr(plan_module, 'finds_gpu', lambda found=found: found)
+        assert forecast(model).parts == forecast(model, meant).parts
 
 
 def test_weights_that_are_held_twice_are_counted_twice(true_size):

@@ -109,7 +109,7 @@ class Plan:
 def forecast(
     model: ModelDirectory, options: PlanOptions | None = None, known: Plan | None = None
 ) -> Plan:
-    """Forecast a model with these parameters; 30 ms of CPU at the true size, no memory to speak of.
+    """Forecast a model with these parameters: 30 ms of CPU at the true size, hardly any memory.
 
     known: a plan of the same model; what the options do not change is taken from it.
     Raises ModelFileError for headers that do not tell what is needed.
