@@ -3,6 +3,8 @@
 
 """Loading can be watched and stopped, and refuses what llama.cpp would compute wrongly."""
 
+import resource
+
 import gguf
 import pytest
 
@@ -19,6 +21,26 @@ def test_every_way_of_holding_weights_loads(tiny_model_dir, use_mmap, repack):
     assert (model.width, model.context_length, model.head_width) == (256, 32768, 64)
     assert model.size_bytes > 1 << 20
     model.close()
+
+
+def locked_bytes() -> int:
+    """Give what this process has locked in memory."""
+    with open('/proc/self/status') as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith('VmLck'))
+
+
+@pytest.mark.parametrize('use_mmap', [True, False])
+def test_locked_weights_stay_in_memory(tiny_model_dir, use_mmap):
+    path = tiny_model_dir / 'llm.gguf'
+    allowed, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if allowed != resource.RLIM_INFINITY and allowed < 2 * path.stat().st_size:
+        pytest.skip(f'only {allowed} bytes may be locked here')
+    before = locked_bytes()
+    model = LanguageModel.load(path, ModelOptions(use_mmap=use_mmap, use_mlock=True))
+    assert locked_bytes() - before >= 0.9 * model.size_bytes
+    model.close()
+    if use_mmap:  # what was read is freed; how much of that the allocator keeps is its affair
+        assert locked_bytes() == before
 
 
 def test_progress_rises_to_one(tiny_model_dir):

@@ -53,9 +53,7 @@ class VisionEncoder:
         path: Path,
     ):
         self.facts, self.max_tiles, self.path = facts, max_tiles, path
-        # The most elongated grid of that area has the most rows and columns to place.
-        short = max(1, math.isqrt(max_patches // geometry.MAX_ASPECT))
-        self._largest = Grid(max_tiles, short, -(-max_patches // short))
+        self._largest = largest_grid(max_tiles, max_patches)
         graph = VisionGraph(weights, facts, attention)
         self._graphs = GraphCache(
             backend, graph.describe, [self._largest], max_nodes(facts), GRIDS_KEPT
@@ -87,7 +85,7 @@ class VisionEncoder:
         weights = Weights.load(
             header,
             backend,
-            _wanted(facts, header),
+            wanted(facts, header),
             {'queries': queries},
             repack=True,
             between=between,
@@ -190,7 +188,13 @@ def _sines(width: int, grid: Grid) -> tuple:
     return of_column, of_row
 
 
-def _wanted(facts: VisionFacts, header: Header) -> dict:
+def largest_grid(max_tiles: int, max_patches: int) -> Grid:
+    """Return the grid of that area with the most rows and columns to place: the longest."""
+    short = max(1, math.isqrt(max_patches // geometry.MAX_ASPECT))
+    return Grid(max_tiles, short, -(-max_patches // short))
+
+
+def wanted(facts: VisionFacts, header: Header) -> dict:
     """Return how every tensor is to be loaded: matrices as stored, the small ones in float32."""
     wanted = {}
     for name, shape in expected_shapes(facts).items():

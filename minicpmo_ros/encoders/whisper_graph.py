@@ -141,6 +141,13 @@ def new_caches(
     backend: Backend, facts: WhisperFacts, kind: str, kv_type: GgmlType, masked: bool, seconds: int
 ) -> Tensors:
     """Room for the keys and values of so many seconds, allocated once."""
+    return Tensors(backend, cache_shapes(facts, kind, kv_type, masked, seconds))
+
+
+def cache_shapes(
+    facts: WhisperFacts, kind: str, kv_type: GgmlType, masked: bool, seconds: int
+) -> dict:
+    """Name -> (shape, type) of the keys and values of so many seconds."""
     positions = seconds * CHUNK
     if masked:
         positions = -(-positions // _MASK_MULTIPLE) * _MASK_MULTIPLE
@@ -150,7 +157,7 @@ def new_caches(
     for i in range(facts.layers):
         shapes[f'k.{i}'] = (rows, kv_type)
         shapes[f'v.{i}'] = (rows if kind == 'flash' else turned, kv_type)
-    return Tensors(backend, shapes)
+    return shapes
 
 
 def copy_caches(facts: WhisperFacts, kind: str, source: Tensors, target: Tensors, seconds: int):

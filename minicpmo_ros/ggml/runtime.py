@@ -252,7 +252,7 @@ class Tensor:
 
     def _storage(self) -> tuple:
         self.owner.backend.require_open()
-        if not TensorStruct.from_address(self.handle).data or not self.is_contiguous:
+        if not TensorStruct.from_address(self.handle).buffer or not self.is_contiguous:
             raise ValueError('only contiguous tensors with memory can be read and written')
         return storage(self.shape, self.type)
 
@@ -281,11 +281,7 @@ class Tensors:
     ):
         self.backend = backend
         self.readable = buffer_type is None  # ggml cannot read a repacked tensor back
-        context = new_context(backend, self, len(shapes))
-        self._handles = {
-            name: _declare(context, name, shape, GgmlType(ggml_type))
-            for name, (shape, ggml_type) in shapes.items()
-        }
+        context, self._handles = declare_all(backend, self, shapes)
         self.size_bytes = 0
         if not shapes:
             return
@@ -307,6 +303,15 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of that name."""
         return name in self._handles
+
+
+def declare_all(backend: Backend, owner, shapes: Mapping) -> tuple:
+    """Describe named tensors; a context that is freed with its owner, and handles by name."""
+    context = new_context(backend, owner, len(shapes))
+    return context, {
+        name: _declare(context, name, shape, GgmlType(ggml_type))
+        for name, (shape, ggml_type) in shapes.items()
+    }
 
 
 def _declare(context: int, name: str, shape: tuple, ggml_type: GgmlType) -> int:

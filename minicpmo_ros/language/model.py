@@ -21,7 +21,7 @@ from minicpmo_ros.language import llm_layout
 from minicpmo_ros.language.token_rows import TokenRows
 from minicpmo_ros.language.vocabulary import Vocabulary
 
-READ, MAP = 0, 1  # llama.h: enum llama_load_mode
+READ, MAP, LOCK = 0, 1, 2  # llama.h: enum llama_load_mode; their sums are modes too
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class ModelOptions:
 
     gpu_layers: int = 0  # layers on the accelerator; -1: all
     use_mmap: bool = True  # False: read into memory; then repacked weights are held once
+    use_mlock: bool = False  # keep them in memory; llama.cpp warns where the system refuses
     repack: bool = True  # reorder weights for the CPU: slower to load; measure which is faster
 
 
@@ -83,6 +84,7 @@ class LanguageModel:
         parameters = llama.llama_model_default_params()
         parameters.n_gpu_layers = options.gpu_layers
         parameters.load_mode = MAP if options.use_mmap else READ
+        parameters.load_mode += LOCK if options.use_mlock else READ
         parameters.use_extra_bufts = options.repack
         parameters.progress_callback = llama.llama_progress_callback(progress)
         pointer = llama.llama_model_load_from_file(str(path).encode(), parameters)

@@ -15,6 +15,7 @@ import numpy as np
 from minicpmo_ros.ggml.types import GgmlType as Type
 from minicpmo_ros.ggml.types import block_size
 from minicpmo_ros.models import file_keys, layouts
+from minicpmo_ros.models.gguf_copy import byte_count
 from minicpmo_ros.models.layouts import PRECISIONS
 from minicpmo_ros.models.manifest import FileEntry, Manifest, write_manifest
 from minicpmo_ros.models.quantize_rules import fitting_type
@@ -28,7 +29,7 @@ FILE_TYPES = {'f32': 0, 'f16': 1, 'q4_0': 2, 'q8_0': 7, 'q4_K': 15}  # llama.cpp
 def write_model(
     directory,
     shape: Shape | str = 'tiny',
-    seed: int = 1,
+    seed: int | None = 1,
     llm_type: str = 'f16',
     vision_type: str = 'f16',
     audio_type: str = 'f16',
@@ -40,7 +41,8 @@ def write_model(
 
     The types are f32, f16, q8_0, q4_0 or q4_K (with Q6_K where llama.cpp's Q4_K_M has it); rows
     that no block fits are stored as llama.cpp would, rows of the vision feed-forward in f16, or
-    with `pad_ffn` widened by zeros. `ffn_naming` is 'swapped' (published) or 'plain'.
+    with `pad_ffn` widened by zeros. `ffn_naming` is 'swapped' (published) or 'plain'. Without a
+    seed the files have true headers, and holes for weights: any size at once, in no space.
     """
     shape = SHAPES[shape] if isinstance(shape, str) else shape
     directory = Path(directory)
@@ -59,23 +61,23 @@ def write_model(
             'Apache-2.0',
             'Random weights: for tests and benchmarks only.',
         ),
-        hashes,
+        hashes and seed is not None,
     )
     return directory
 
 
-def write_llm(path, shape: Shape, seed: int = 1, precision: str = 'f16') -> None:
+def write_llm(path, shape: Shape, seed: int | None = 1, precision: str = 'f16') -> None:
     """Write a language model in llama.cpp's layout for the family: qwen2 or qwen3."""
     tokens = make_tokens(shape.vocabulary, shape.family)
     name = f'random-{shape.name}-{seed}'
     writer = file_keys.llm_writer(path, shape, FILE_TYPES[precision], name, tokens)
-    _write(writer, layouts.llm_tensors(shape), RandomRows(seed), precision)
+    _write(writer, layouts.llm_tensors(shape), seed, precision)
 
 
 def write_vision(
     path,
     shape: Shape,
-    seed: int = 1,
+    seed: int | None = 1,
     precision: str = 'f16',
     ffn_naming: str = 'swapped',
     pad_ffn: bool = False,
@@ -87,22 +89,33 @@ def write_vision(
         columns = -(-shape.vision_ffn // block) * block
     plans = layouts.vision_tensors(shape, ffn_naming, columns)
     writer = file_keys.vision_writer(path, shape, 1 if precision != 'f32' else 0)
-    _write(writer, plans, RandomRows(seed), precision)
+    _write(writer, plans, seed, precision)
 
 
-def write_audio(path, shape: Shape, seed: int = 1, precision: str = 'f16') -> None:
+def write_audio(path, shape: Shape, seed: int | None = 1, precision: str = 'f16') -> None:
     """Write the Whisper encoder and projector in 360CVGroup's layout."""
     writer = file_keys.audio_writer(path, shape, 1 if precision != 'f32' else 0)
-    _write(writer, layouts.audio_tensors(shape), RandomRows(seed), precision)
+    _write(writer, layouts.audio_tensors(shape), seed, precision)
 
 
-def _write(writer: gguf.GGUFWriter, plans: list, rows: RandomRows, precision: str) -> None:
+def _write(writer: gguf.GGUFWriter, plans: list, seed: int | None, precision: str) -> None:
     """Stream the tensors to disk one by one."""
+    rows = None if seed is None else RandomRows(seed)
     types = [_stored_type(plan, precision) for plan in plans]
     file_keys.declare(writer, [(plan.name, plan.shape, kind) for plan, kind in zip(plans, types)])
     for plan, kind in zip(plans, types):
-        writer.write_tensor_data(_tensor_bytes(plan, kind, rows))
+        if rows is None:
+            _leave_room(writer, byte_count(plan.shape, kind))
+        else:
+            writer.write_tensor_data(_tensor_bytes(plan, kind, rows))
     writer.close()
+
+
+def _leave_room(writer: gguf.GGUFWriter, n_bytes: int) -> None:
+    file = writer.fout[0]
+    end = -(-(file.tell() + n_bytes) // writer.data_alignment) * writer.data_alignment
+    file.truncate(end)
+    file.seek(end)
 
 
 def _stored_type(plan: layouts.TensorPlan, precision: str) -> Type:

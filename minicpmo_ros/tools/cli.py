@@ -22,6 +22,7 @@ VERBS = (
     'doctor',
     'look',
     'parameters',
+    'plan',
     'quantize',
     'replay',
     'report',
