@@ -266,7 +266,7 @@ class Tensors:
             name: _declare(context, name, shape, GgmlType(ggml_type))
             for name, (shape, ggml_type) in shapes.items()
         }
-        self.size_bytes = 0
+        self.size_bytes, self._buffer = 0, None
         if not shapes:
             return
         buffer = lib.backend_alloc_ctx_tensors_from_buft(
@@ -277,7 +277,15 @@ class Tensors:
         backend.own(self, lib.backend_buffer_free, buffer)
         self.size_bytes = lib.backend_buffer_get_size(buffer)
         lib.backend_buffer_set_usage(buffer, _USAGE_WEIGHTS)
-        lib.backend_buffer_clear(buffer, 0)
+        self._buffer = buffer
+        self.clear()
+
+    def clear(self) -> None:
+        """Set all numbers to zero."""
+        with self.backend.lock:
+            self.backend.require_open()
+            if self._buffer:
+                lib.backend_buffer_clear(self._buffer, 0)
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor of that name."""
