@@ -47,15 +47,20 @@ class BenchOptions:
     n_ctx: int = 4096
     kv_type: str = 'f16'
     repack: bool = False  # of the language model
-    pairs: int = 20  # of a ratio; of those that read whole windows and clips at most 3
+    pairs: int = 20  # of a ratio of short things; fewer of what takes longer
     units: int = 7  # seconds of picture and sound that are counted
     seconds: int = 30  # of stream before a question
     tokens: int = 16  # of an answer
 
     @property
     def long_pairs(self) -> int:
-        """Pairs of a ratio whose parts take long."""
-        return min(3, self.pairs)
+        """Pairs of a ratio whose parts take long: whole windows and clips."""
+        return max(1, self.pairs // 7)
+
+    @property
+    def some_pairs(self) -> int:
+        """Pairs of a ratio whose parts take a while: a unit, a picture."""
+        return max(1, self.pairs // 3)
 
 
 def open_bench(model: ModelDirectory, options: BenchOptions) -> Core:
@@ -144,15 +149,24 @@ def random_unit(core: Core, second: int) -> Unit:
     return Unit(second, picture.astype(np.float16), (0, 0), sound.astype(np.float16))
 
 
+def unit_rows(core: Core, second: int = 0) -> np.ndarray:
+    """Give the rows of a random unit as they are read."""
+    unit = random_unit(core, second)
+    return core.session.prompt.unit(unit.picture_rows, *unit.tiles, unit.sound_rows)
+
+
+def capacity_s(core: Core) -> int:
+    """Give how many seconds a window holds."""
+    window = core.session.window
+    return (window.capacity - window.prefix) // len(unit_rows(core))
+
+
 def fill(core: Core, seconds: int) -> int:
     """Read so many seconds into an empty window, fewer where it is smaller; give how many."""
-    session = core.session
-    session.reset()
-    unit = random_unit(core, 0)
-    rows = len(session.prompt.unit(unit.picture_rows, *unit.tiles, unit.sound_rows))
-    seconds = min(seconds, (session.window.capacity - session.window.prefix) // rows)
+    core.session.reset()
+    seconds = min(seconds, capacity_s(core))
     for second in range(seconds):
-        session.append(random_unit(core, second))
+        core.session.append(random_unit(core, second))
     return seconds
 
 

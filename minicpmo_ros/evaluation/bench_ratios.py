@@ -17,12 +17,14 @@ import numpy as np
 
 from minicpmo_ros.encoders.whisper_graph import LEFT, RIGHT, StepGraph
 from minicpmo_ros.encoders.whisper_layout import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
+from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bench import (
     BenchOptions,
+    capacity_s,
     clock_of,
     fill,
-    random_unit,
     token_times,
+    unit_rows,
 )
 from minicpmo_ros.evaluation.runner import Core
 from minicpmo_ros.evaluation.timing import Ratio, compare, spent_ms
@@ -39,11 +41,10 @@ WINDOW_SECONDS = (10, 30)
 def one_decode(core: Core, options: BenchOptions) -> Ratio:
     """Compare reading a unit in one decode with reading its parts one after the other."""
     session, clock = core.session, clock_of(core)
-    prompt, context = session.prompt, session.context
+    context = session.context
     fill(core, 1)
-    unit = random_unit(core, 1)
-    rows = prompt.unit(unit.picture_rows, *unit.tiles, unit.sound_rows)
-    n_sound, n_picture = len(unit.sound_rows), len(unit.picture_rows)
+    rows = unit_rows(core)
+    n_sound, n_picture = core.audio.tokens_per_second, core.vision.queries
     ends = np.cumsum(
         [len(rows) - n_sound - n_picture - 3, n_picture, 2, n_sound, 1]
     )  # <unit><image> | picture | </image><|audio_start|> | sound | <|audio_end|>
@@ -57,7 +58,7 @@ def one_decode(core: Core, options: BenchOptions) -> Ratio:
 
     whole = [rows[i : i + context.n_batch] for i in range(0, len(rows), context.n_batch)]
     names = ('one decode a unit', f'{len(parts)} decodes a unit')
-    return compare(lambda: read(whole), lambda: read(parts), names, options.pairs)
+    return compare(lambda: read(whole), lambda: read(parts), names, options.some_pairs)
 
 
 def first_token(core: Core, options: BenchOptions, seconds: int) -> Ratio:
@@ -66,8 +67,8 @@ def first_token(core: Core, options: BenchOptions, seconds: int) -> Ratio:
     Encoding is in neither.
     """
     clock = clock_of(core)
-    if fill(core, seconds) < seconds:
-        raise ValueError(f'a window of {seconds} s does not fit into {core.options.n_ctx}')
+    if capacity_s(core) < seconds:
+        raise InputError(f'a window of {seconds} s does not fit into {core.options.n_ctx}')
 
     def read_all() -> float:
         return spent_ms(lambda: fill(core, seconds), clock) + token_times(core, 1)[0]
@@ -129,6 +130,7 @@ class ClipGraph(StepGraph):
         frames, positions = FRAMES_PER_SECOND * seconds, POSITIONS_PER_SECOND * seconds
         mel = g.input('mel', (frames + LEFT + RIGHT, self.facts.mel_bins))
         x = g.gelu_erf(self._linear(g, 'encoder.conv1', g.taps(mel, 3, 1, frames + 1)))
+        x = g.multiply(x, g.input('keep', (frames + 1, 1)))  # nothing comes before the clip
         x = g.gelu_erf(self._linear(g, 'encoder.conv2', g.taps(x, 3, 2, positions)))
         table = self.weights['encoder.positional_embedding']
         x = g.add(x, g.slice(table, 0, 0, positions))  # (50 * seconds, d_model)
@@ -168,5 +170,7 @@ class Clip:
 
     def encode(self, mel: np.ndarray, seconds: int) -> np.ndarray:
         """Encode the first seconds of a spectrum: (seconds * tokens, width) float32."""
-        part = mel[: FRAMES_PER_SECOND * seconds + LEFT + RIGHT]
-        return self._graphs.run(seconds, {'mel': part})['tokens']
+        frames = FRAMES_PER_SECOND * seconds
+        part, keep = mel[: frames + LEFT + RIGHT].copy(), np.ones((frames + 1, 1), np.float32)
+        part[:LEFT] = keep[0] = 0
+        return self._graphs.run(seconds, {'mel': part, 'keep': keep})['tokens']

@@ -126,9 +126,9 @@ class Context:
         """Read rows (n, width) at the end of a sequence; return the logits behind the last one.
 
         Logits are (vocabulary,) float32, a copy, in `out` where it is given: fresh memory for a
-        large vocabulary costs a twentieth of a small model's token. Raises ValueError for rows that do not fit a
-        batch, InputError for rows that are not finite, ContextFullError, CancelledError, and
-        EngineError after which the context must be rebuilt.
+        large vocabulary costs a twentieth of a small model's token. Raises ValueError for rows
+        that do not fit a batch, InputError for rows that are not finite, ContextFullError,
+        CancelledError, and EngineError after which the context must be rebuilt.
         """
         start = self.next_position(sequence)
         self._check_rows(rows, start)

@@ -16,6 +16,7 @@ from minicpmo_ros.process import prepare
 
 VERBS = (
     'bag',
+    'bench',
     'check',
     'look',
     'parameters',
