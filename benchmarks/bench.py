@@ -40,6 +40,7 @@ OUT = Path('build/bench.json')
 TORCH = Path('build/nano-venv/bin/python')
 NANO = Path('models/nano')
 PRECISIONS = ('f32', 'f16', 'q8_0', 'q4_0')  # of nano; f32 is what the others are held against
+SHOWN = PRECISIONS[1:]
 QUESTIONS = Path('demo/clips/questions.json')
 
 
@@ -98,25 +99,27 @@ def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--model', type=Path, action='append', dest='directories')
+    parser.add_argument('--shape', choices=('nano', '0.5b'), action='append', help='default: both')
     parser.add_argument('--true-size', action='store_true')
     parser.add_argument('--torch', type=Path, default=TORCH, metavar='PYTHON')
     parser.add_argument('--no-accuracy', action='store_true')
+    parser.add_argument('--json', type=Path, default=OUT, metavar='OUT')
     bench.add_measuring(parser)
     given = parser.parse_args()
-    given.json, given.no_ratios = OUT, False
     command = ' '.join(['python -m benchmarks.bench', *sys.argv[1:]])
-    whole = given.directories is None
-    by_precision = nanos() if whole else {}
-    if whole:
-        shown = [by_precision[name] for name in ('f16', 'q8_0', 'q4_0')]
-        given.directories = [*shown, synthetic('0.5b', 'q4_0', 'f16', 'f16')]
+    shapes = given.shape or ([] if given.directories or given.true_size else ['nano', '0.5b'])
+    by_precision = nanos() if 'nano' in shapes else {}
+    given.directories = given.directories or []
+    given.directories += [by_precision[name] for name in SHOWN if by_precision]
+    if '0.5b' in shapes:
+        given.directories.append(synthetic('0.5b', 'q4_0', 'f16', 'f16'))
     if given.true_size:
-        given.directories = [synthetic('2.6', 'q4_K', 'q4_0', 'q4_0')]
+        given.directories.append(synthetic('2.6', 'q4_K', 'q4_0', 'q4_0'))
         given.pairs, given.units = min(given.pairs, 1), 1
     report = bench.measure_all(given, partial(baselines_of, torch_python(given.torch)), command)
-    if by_precision and not given.true_size and not given.no_accuracy:
+    if by_precision and not given.no_accuracy:
         report.data['accuracy'] = accuracy(by_precision)
-        bench.write(report, OUT)
+        bench.write(report, given.json)
         print('\n' + markdown(report.data['accuracy']), end='')
     if given.true_size:
         shutil.rmtree(BUILD / '2.6')

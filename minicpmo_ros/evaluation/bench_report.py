@@ -11,6 +11,7 @@ number or null}}, "pairs": {shape: {name: how it was measured, or why it was not
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bench import (
@@ -41,6 +42,13 @@ AIMS = {
     'vision_over_mtmd': ('at most', 0.9),
     'overhead_share': ('below', 0.1),
 }
+RATIOS = (
+    'one_decode_over_five',
+    *(f'audio_stream_over_reencode_{seconds}s' for seconds in STREAM_SECONDS),
+    *(f'first_token_speedup_{seconds}s' for seconds in WINDOW_SECONDS),
+    'overhead_share',
+    *BASELINES,
+)
 NO_BASELINES = 'needs benchmarks/ of the source tree: make bench'
 
 
@@ -60,44 +68,52 @@ def shape_of(model: ModelDirectory) -> str:
 
 
 def measure(model: ModelDirectory, options: BenchOptions, pss_mib: Callable[[], float]) -> dict:
-    """Measure one configuration; gives its entry of a report."""
+    """Measure one configuration; gives what its entry of a report has beside describe()."""
     with closing(open_bench(model, options)) as core:
         on_cpu = core.is_cpu
-        unit_ms = unit_times(core, options)
-        asked = question_times(core, options)
-    return {
-        'shape': shape_of(model),
-        'precision': model.precision,
-        'unit_ms': unit_ms,
-        **asked,
-        'pss_mib': memory(model.path, options, pss_mib),
-        'calibration': calibrate(model.llm_path, options) if on_cpu else None,
-    }
+        found = {'unit_ms': unit_times(core, options), **question_times(core, options)}
+    found['pss_mib'] = memory(model.path, options, pss_mib)
+    found['calibration'] = calibrate(model.llm_path, options) if on_cpu else None
+    return found
+
+
+def describe(model: ModelDirectory) -> dict:
+    """Give what is known without measuring."""
+    return {'shape': shape_of(model), 'precision': model.precision}
 
 
 def measure_ratios(
-    model: ModelDirectory, options: BenchOptions, unit_ms: dict, baselines: dict
+    model: ModelDirectory,
+    options: BenchOptions,
+    baselines: dict,
+    only: tuple = RATIOS,
+    tell: Callable[[str, object], None] = lambda name, found: None,
 ) -> dict:
     """Give {name: Ratio, number, or a sentence that says why there is none}.
 
-    baselines: name of BASELINES -> function that gives a Ratio.
+    baselines: name of BASELINES -> function that gives a Ratio. tell: called with each.
     """
+    found = {}
     with closing(open_bench(model, options)) as core:
-        found = {'one_decode_over_five': one_decode(core, options)}
-        for second, ratio in audio_stream(core, options).items():
-            found[f'audio_stream_over_reencode_{second}s'] = ratio
-        last_s = core.audio.facts.max_seconds
-        for second in STREAM_SECONDS:
-            reason = f'the positions of this encoder end at {last_s} s'
-            found.setdefault(f'audio_stream_over_reencode_{second}s', reason)
+        own = {
+            'one_decode_over_five': partial(one_decode, core, options),
+            'overhead_share': partial(_overhead, core, options),
+        }
+        for seconds in STREAM_SECONDS:
+            name = f'audio_stream_over_reencode_{seconds}s'
+            own[name] = partial(audio_stream, core, options, seconds)
         for seconds in WINDOW_SECONDS:
-            found[f'first_token_speedup_{seconds}s'] = _tried(
-                lambda s=seconds: first_token(core, options, s)
-            )
-    found['overhead_share'] = 1 - unit_ms['compute'] / unit_ms['whole']
-    for name in BASELINES:
-        found[name] = _tried(baselines[name]) if name in baselines else NO_BASELINES
+            own[f'first_token_speedup_{seconds}s'] = partial(first_token, core, options, seconds)
+        for name in only:
+            call = {**own, **baselines}.get(name)
+            found[name] = NO_BASELINES if call is None else _tried(call)
+            tell(name, found[name])
     return found
+
+
+def _overhead(core, options: BenchOptions) -> float:
+    unit_ms = unit_times(core, options)
+    return 1 - unit_ms['compute'] / unit_ms['whole']
 
 
 def _tried(call: Callable[[], object]):
@@ -140,7 +156,7 @@ class Report:
     def markdown(self) -> str:
         """Give the tables."""
         data = self.data
-        parts = [_machine(data), _configurations(data)]
+        parts = [_machine(data)] + ([_configurations(data)] if _measured(data) else [])
         parts += [_ratios(shape, data) for shape in data['ratios']]
         parts += [_calibrations(data)] if any(_calibrated(data)) else []
         return '\n\n'.join(parts) + '\n'
@@ -156,11 +172,15 @@ def _machine(data: dict) -> str:
     return _table(('machine', ''), rows)
 
 
+def _measured(data: dict) -> list:
+    return [(n, e) for n, e in data['configurations'].items() if 'unit_ms' in e]
+
+
 def _configurations(data: dict) -> str:
     head = ('configuration', *(f'{part} ms' for part in PARTS), 'whole unit ms')
     head += ('first token ms', 'tokens/s', 'PSS weights MiB', 'PSS inference MiB')
     rows = []
-    for name, entry in data['configurations'].items():
+    for name, entry in _measured(data):
         unit, pss = entry['unit_ms'], entry['pss_mib']
         numbers = [unit[part] for part in (*PARTS, 'whole')]
         numbers += [entry['first_token_ms'], entry['tokens_per_s']]
@@ -188,7 +208,7 @@ def _ratios(shape: str, data: dict) -> str:
 
 
 def _calibrated(data: dict) -> list:
-    return [(n, e['calibration']) for n, e in data['configurations'].items() if e['calibration']]
+    return [(n, e['calibration']) for n, e in _measured(data) if e['calibration']]
 
 
 def _calibrations(data: dict) -> str:

@@ -14,7 +14,10 @@ import json
 import sys
 from pathlib import Path
 
+from minicpmo_ros.errors import InputError
+
 SUMMARY = 'measure time and memory of model directories'
+CONFIGURATION = 'configuration'
 
 
 def add_arguments(parser) -> None:
@@ -23,9 +26,6 @@ def add_arguments(parser) -> None:
         'directories', type=Path, nargs='+', metavar='DIR', help='model directories'
     )
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the figures there')
-    parser.add_argument(
-        '--no-ratios', action='store_true', help='leave out the ratios, which take longest'
-    )
     add_measuring(parser)
 
 
@@ -44,6 +44,13 @@ def add_measuring(parser) -> None:
         '--pairs', type=_count, default=20, help='of a ratio; fewer of what takes longer'
     )
     parser.add_argument('--units', type=_count, default=7, help='live seconds that count')
+    parser.add_argument(
+        '--only',
+        type=lambda text: tuple(text.split(',')),
+        metavar='LIST',
+        help=f'of {CONFIGURATION} (the parts of a second, tokens, memory) and the ratios; all '
+        'where it is not given',
+    )
     parser.add_argument('--tokens', type=_tokens, default=16, help='of an answer')
 
 
@@ -73,7 +80,13 @@ def measure_all(arguments, baselines_of, command: str):
     first directory of a shape.
     """
     from minicpmo_ros.evaluation.bench import BenchOptions
-    from minicpmo_ros.evaluation.bench_report import Report, measure, measure_ratios
+    from minicpmo_ros.evaluation.bench_report import (
+        RATIOS,
+        Report,
+        describe,
+        measure,
+        measure_ratios,
+    )
     from minicpmo_ros.models.directory import ModelDirectory
     from minicpmo_ros.nodes.memory import pss_mib
     from minicpmo_ros.tools.machine import machine_facts
@@ -84,18 +97,30 @@ def measure_all(arguments, baselines_of, command: str):
     )
     models = [ModelDirectory.open(directory) for directory in a.directories]
     report = Report(machine_facts(), options, command)
+    a.only = a.only or (CONFIGURATION, *RATIOS)
+    unknown = set(a.only) - {CONFIGURATION, *RATIOS}
+    if unknown:
+        raise InputError(
+            f'--only names {", ".join(sorted(unknown))}; known are '
+            f'{", ".join((CONFIGURATION, *RATIOS))}.'
+        )
+    wanted = tuple(name for name in RATIOS if name in a.only)
     for model in models:
-        entry = measure(model, options, pss_mib)
-        ratios = None
-        if not a.no_ratios and entry['shape'] not in report.data['ratios']:
-            baselines = baselines_of(model, options)
-            ratios = measure_ratios(model, options, entry['unit_ms'], baselines)
-        name = f'{model.path.name} ({"/".join(model.precision.values())})'
-        report.add(name, entry, ratios)
+        entry, ratios = describe(model), None
+        if CONFIGURATION in a.only:
+            entry.update(measure(model, options, pss_mib))
+        if wanted and entry['shape'] not in report.data['ratios']:
+            ratios = measure_ratios(model, options, baselines_of(model, options), wanted, _tell)
+        report.add(f'{model.path.name} ({"/".join(model.precision.values())})', entry, ratios)
         if a.json:
             write(report, a.json)  # what is measured is kept, whatever comes
     print(report.markdown(), end='')
     return report
+
+
+def _tell(name: str, found) -> None:
+    """Tell how far it is: a ratio takes minutes where the machine is small."""
+    print(f'{name}: {getattr(found, "value", found)}', file=sys.stderr, flush=True)
 
 
 def write(report, path: Path) -> None:
