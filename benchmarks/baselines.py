@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import mtmd
 from minicpmo_ros.encoders.siglip import VisionEncoder
 from minicpmo_ros.encoders.whisper import AudioEncoder
-from minicpmo_ros.errors import EngineError
+from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.evaluation.bench import (
     BenchOptions,
     fill,
@@ -100,6 +100,8 @@ def audio(model: ModelDirectory, options: BenchOptions, python: Path, second: in
     backend = Backend('cpu', options.threads)
     encoder = AudioEncoder.load(model.audio_path, backend)
     stream, facts = encoder.stream(), encoder.facts
+    if second > stream.max_seconds:
+        raise InputError(f'the positions of this encoder end at {stream.max_seconds} s')
     mel = random_mel(second, facts.mel_bins)
     sizes = (facts.d_model, facts.layers, facts.heads, facts.width, facts.pool_step)
     process = subprocess.Popen(
