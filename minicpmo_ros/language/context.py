@@ -222,7 +222,7 @@ class Context:
             max(self.next_position(sequence) for sequence in range(self.options.n_sequences)),
         )
 
-    def _logits(self, row: int, out: np.ndarray | None) -> np.ndarray:
+    def _logits(self, row: int, out: np.ndarray | None = None) -> np.ndarray:
         pointer = llama.llama_get_logits_ith(self._pointer, row)
         if not pointer:
             raise EngineError('llama.cpp gave no logits')
