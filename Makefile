@@ -15,7 +15,7 @@ installed := $(shell find minicpmo_ros msg srv action launch config demo models 
   -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt package.xml setup.py setup.cfg
 in_env := source environment/env.sh &&
 
-.PHONY: help build live test score soak nano lint clean setup setup-test
+.PHONY: help build live test score soak bench nano lint clean setup setup-test
 
 help: ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -61,6 +61,10 @@ score: build ## how often nano is right, by sense, precision and path; build/sco
 
 soak: build ## an hour of stream in minutes: memory flat, answers as right at the end; build/soak.json
 	@$(in_env) python -m benchmarks.soak
+
+# TRUE_SIZE=--true-size: MiniCPM-o 2.6's size instead, with 5 GB on the disk for as long.
+bench: build ## what a second, a question and a token cost, against others' programs; build/bench.json
+	@$(in_env) python -m benchmarks.bench $(TRUE_SIZE)
 
 build/nano-venv: environment/requirements-training.txt
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet -r $<

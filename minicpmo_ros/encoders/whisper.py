@@ -19,6 +19,7 @@ from minicpmo_ros.encoders.whisper_graph import (
     RIGHT,
     StepGraph,
     copy_caches,
+    n_keys_of,
     new_caches,
     step_inputs,
 )
@@ -131,7 +132,6 @@ class AudioStream:
         self._caches = new_caches(
             encoder.backend, facts, encoder.attention, kv_type, fixed, self.max_seconds
         )
-        self._n_keys = self._caches['k.0'].shape[0] if fixed else 0
         describe = StepGraph(facts, encoder.weights, self._caches, encoder.attention)
         seconds = [ALL_SECONDS] if fixed else range(self.max_seconds)
         self._graphs = GraphCache(encoder.backend, describe, seconds, describe.max_nodes, keep=1)
@@ -149,6 +149,8 @@ class AudioStream:
     def restart(self) -> None:
         """Begin anew at second 0."""
         self.seconds = 0
+        # What is masked is multiplied by zero, which leaves NaN what it is.
+        self._caches.clear()
 
     def take_over(self, other: 'AudioStream') -> None:
         """Go on where another stream of the same encoder is, as if this one had been it.
@@ -183,10 +185,13 @@ class AudioStream:
         mel = self._checked(mel)  # (103, bins)
         if self.full:
             raise ContextFullError(POSITIONS_PER_SECOND, 0, 'Restart the audio stream')
-        inputs = step_inputs(mel, self.seconds, self.isolated or not self.seconds, self._n_keys)
-        key = ALL_SECONDS if self._n_keys else self.seconds
-        tokens = self._graphs.run(key, inputs, between)['tokens']
-        if not np.isfinite(tokens).all():
+        fixed, kind = self.encoder.fixed_graph, self.encoder.attention
+        n_keys = self._caches['k.0'].shape[0] if fixed else n_keys_of(kind, self.seconds)
+        inputs = step_inputs(mel, self.seconds, self.isolated or not self.seconds, n_keys, fixed)
+        key = ALL_SECONDS if fixed else self.seconds
+        found = self._graphs.run(key, inputs, between)
+        tokens = found['tokens']
+        if not all(np.isfinite(array).all() for array in found.values()):
             raise EngineError('the audio encoder gave NaN or infinite numbers')
         self.seconds += 1
         return tokens.reshape(self.encoder.tokens_per_second, self.encoder.width)

@@ -67,6 +67,7 @@ class CoreOptions:
     n_ctx: int = 4096
     n_ubatch: int = 128
     kv_type: str = 'f16'
+    repack: bool = False
     window_policy: str = 'recent'
     max_tokens: int = 16
     max_tiles: int = 1
@@ -98,7 +99,7 @@ class Core:
             self.session = Session.load(
                 model.llm_path,
                 layout,
-                ModelOptions(0 if on_cpu else -1, repack=False),
+                ModelOptions(0 if on_cpu else -1, repack=o.repack),
                 ContextOptions(
                     o.n_ctx,
                     o.n_ubatch,
@@ -111,6 +112,11 @@ class Core:
         except BaseException:
             self._backend.close()
             raise
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the encoders run on the CPU."""
+        return self._backend.is_cpu
 
     def close(self) -> None:
         """Free everything."""

@@ -282,7 +282,7 @@ class Tensors:
         self.backend = backend
         self.readable = buffer_type is None  # ggml cannot read a repacked tensor back
         context, self._handles = declare_all(backend, self, shapes)
-        self.size_bytes = 0
+        self.size_bytes, self._buffer = 0, None
         if not shapes:
             return
         buffer = lib.backend_alloc_ctx_tensors_from_buft(
@@ -293,8 +293,16 @@ class Tensors:
         backend.own(self, lib.backend_buffer_free, buffer)
         self.size_bytes = lib.backend_buffer_get_size(buffer)
         lib.backend_buffer_set_usage(buffer, _USAGE_WEIGHTS)
+        self._buffer = buffer
         if clear:
-            lib.backend_buffer_clear(buffer, 0)
+            self.clear()
+
+    def clear(self) -> None:
+        """Set all numbers to zero."""
+        with self.backend.lock:
+            self.backend.require_open()
+            if self._buffer:
+                lib.backend_buffer_clear(self._buffer, 0)
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor of that name."""

@@ -181,8 +181,8 @@ class Session:
         self.model.close()
 
     def read_fork(self, rows: np.ndarray, want_logits: bool) -> np.ndarray | None:
-        """Read rows on the fork; for the answering."""
-        return self.context.decode(rows, FORK, want_logits)
+        """Read rows on the fork; for the answering. Logits are good until the next call."""
+        return self.context.decode(rows, FORK, want_logits, self._logits)
 
     def drop_fork(self) -> None:
         """Give the fork's cells back, and take back what was lent; for the answering."""
@@ -214,6 +214,7 @@ class Session:
     def _open(self, carried: tuple | None = None) -> None:
         """Make a context and a window, empty or with what was `carried` over."""
         self._answering = None
+        self._logits = np.empty(self.model.vocabulary.size, np.float32)  # of the fork
         self._held = 0  # cells of units that left the window and live on in the fork
         self.context = Context(self.model, self._context_options, self._abort)
         prefix, reserve = self.prompt.prefix, self._reserve

@@ -17,6 +17,7 @@ from minicpmo_ros.process import prepare
 VERBS = (
     'adopt',
     'bag',
+    'bench',
     'check',
     'convert',
     'doctor',
