@@ -54,6 +54,9 @@ class Examiner(Node):
         self._info.publish(self.info)
         self._ticking, self._now_ns = self.create_publisher(Clock, 'clock', DEEP), NS
         self._next_s = FIRST_S  # stamp of the next second to be played
+        # After a window that lacked a half, one stream alone may tell of seconds between, and
+        # the llm waits for the other's word: time has to go on once more.
+        self._was_whole = True
         self.shift_s = 0  # from the clip's stamps to those that are played
         self._reset = self.create_client(Trigger, 'llm/reset')
 
@@ -105,12 +108,13 @@ class Examiner(Node):
         ]
         there = sorted(halves[0] | halves[1])
         is_whole = halves[0] == halves[1] == set(range(start_s, end_s))
+        in_step, self._was_whole = is_whole and self._was_whole, is_whole
         for i, second in enumerate(range(start_s, end_s)):
             self._publish_second(clip, second, shown, on_message)
-            read = i if is_whole else max(0, sum(s < second for s in there) - PENDING)
+            read = i if in_step else max(0, sum(s < second for s in there) - PENDING)
             self._wait_read(before + read, f'second {second}')
         self._now_ns += SILENCE_S * NS  # it tells that the last second is over
-        if not is_whole:
+        if not in_step:
             self._let_time_pass(before + len(there))
         self._wait_read(before + len(there), 'reading the last second')
         return there
