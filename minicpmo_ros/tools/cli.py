@@ -17,12 +17,14 @@ from minicpmo_ros.process import prepare
 VERBS = (
     'bag',
     'check',
+    'importance',
     'look',
     'parameters',
     'quantize',
     'replay',
     'report',
     'score',
+    'search',
     'streamingbench',
     'synthetic',
 )
