@@ -226,7 +226,7 @@ def test_score_refuses_a_wrong_file_in_one_line(nano_dir, tmp_path, capsys):
 
 
 def test_questions_that_ship_are_whole():
-    from minicpmo_ros.tools.score import shipped_questions
+    from minicpmo_ros.tools.asking import shipped_questions
 
     shipped = QuestionSet.read(shipped_questions())
     assert len(shipped.by_clip()) == 24

@@ -67,7 +67,7 @@ def test_no_pad_keeps_odd_rows(tiny_model_dir, tmp_path, quantize):
 
 
 @pytest.mark.parametrize('source, options, words', [
-    ('llm.gguf', [], 'give --type or --rule'),
+    ('llm.gguf', [], 'give --type, --rule or --rules'),
     ('llm.gguf', ['--type', 'q4_0', '--llm', 'q4_0'], 'are for directories'),
     ('llm.gguf', ['--rule', 'blk'], 'PATTERN=TYPE'),
     ('llm.gguf', ['--rule', 'encoder.*=q4_0'], 'no matrix that fits'),

@@ -78,10 +78,15 @@ class Core:
     """A loaded model: clips to units, units and questions to answers. One thread uses it.
 
     strict: refuse clips of which a second is lost, and windows that lack one.
+    on_product: sees what every weight is multiplied with, as ContextOptions has it.
     """
 
     def __init__(
-        self, model: ModelDirectory, options: CoreOptions | None = None, strict: bool = True
+        self,
+        model: ModelDirectory,
+        options: CoreOptions | None = None,
+        strict: bool = True,
+        on_product: Callable | None = None,
     ):
         self.model, self.options, self.strict = model, options or CoreOptions(), strict
         o = self.options
@@ -92,6 +97,7 @@ class Core:
                 f'{", ".join(LAYOUTS)}.'
             )
         self._backend = Backend(o.device, threads=o.threads)
+        self._backend.on_product = on_product
         try:
             self.vision = VisionEncoder.load(model.vision_path, self._backend, o.max_tiles)
             self.audio = AudioEncoder.load(model.audio_path, self._backend)
@@ -106,6 +112,7 @@ class Core:
                     kv_type=o.kv_type,
                     threads=o.threads,
                     offload_kv=not on_cpu,
+                    on_product=on_product,
                 ),
                 SessionOptions(max_tokens=o.max_tokens, window_policy=o.window_policy),
             )

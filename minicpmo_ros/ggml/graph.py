@@ -27,6 +27,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 import numpy as np
 
 from minicpmo_ros.errors import EngineError
+from minicpmo_ros.ggml import products
 from minicpmo_ros.ggml.builder import Builder
 from minicpmo_ros.ggml.library import GgmlType, lib
 from minicpmo_ros.ggml.runtime import Backend, new_context, storage, trimmed
@@ -88,6 +89,7 @@ class CompiledGraph:
             if not TensorStruct.from_address(tensor.handle).data:
                 raise ValueError(f'the input {name} is not used')
         self._slices = self._form_slices(builder.cuts)
+        self._products = None  # formed when they are first watched
 
     @property
     def n_slices(self) -> int:
@@ -110,7 +112,9 @@ class CompiledGraph:
         try:
             for name, array in arrays.items():
                 self._inputs[name][0].write(array)
-            if between is None:
+            if self._backend.on_product is not None:
+                self._compute_watched(between)
+            elif between is None:
                 self._backend.compute(self._memory.graph)
             else:
                 self._compute_slices(between)
@@ -123,6 +127,21 @@ class CompiledGraph:
             self._backend.compute(graph)
             between()
         self._backend.compute(self._slices[-1])
+
+    def _compute_watched(self, between: Callable[[], None] | None) -> None:
+        if self._products is None:
+            nodes = self._nodes()
+            ends = [end for end, node in enumerate(nodes, 1) if products.weight_of(node)]
+            self._products = list(
+                zip(self._form_slices(ends), [nodes[end - 1] for end in ends] + [None])
+            )
+        for graph, product in self._products:
+            self._backend.compute(graph)
+            if product is not None:
+                rows = products.input_rows(product)  # (n, k)
+                self._backend.on_product(products.weight_of(product), rows)
+            if between is not None:
+                between()
 
     def _checked(self, name: str, inputs: Mapping) -> np.ndarray:
         tensor, below = self._inputs[name]

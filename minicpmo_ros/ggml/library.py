@@ -62,11 +62,15 @@ lib = types.SimpleNamespace(
 QUANTIZABLE = frozenset(map(GgmlType, (0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23, 30)))
 
 
-def quantize(rows: np.ndarray, ggml_type: GgmlType) -> np.ndarray:
-    """Encode rows (n, k) float32 as (n, row_bytes(type, k)) uint8, without importance weights.
+def quantize(
+    rows: np.ndarray, ggml_type: GgmlType, importance: np.ndarray | None = None
+) -> np.ndarray:
+    """Encode rows (n, k) float32 as (n, row_bytes(type, k)) uint8.
 
+    importance: (k,) float32, what an error in each column counts; types of four to six bits
+    choose their scales by it, others take no notice.
     ValueError: a type not in QUANTIZABLE, rows not two-dimensional, not finite, or of a
-    length that is no whole number of blocks.
+    length that is no whole number of blocks; an importance that does not fit or is not positive.
     """
     if ggml_type not in QUANTIZABLE:
         raise ValueError(f'{GgmlType(ggml_type).name} cannot be quantised to')
@@ -76,9 +80,16 @@ def quantize(rows: np.ndarray, ggml_type: GgmlType) -> np.ndarray:
     if not np.isfinite(rows).all():
         raise ValueError('rows with NaN or infinite numbers cannot be quantised')
     n_rows, n = rows.shape
+    weights = None
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, np.float32)  # (k,)
+        # A block of zeros would be divided by their sum.
+        if importance.shape != (n,) or not (np.isfinite(importance) & (importance > 0)).all():
+            raise ValueError(f'the importance is not {n} positive numbers')
+        weights = importance.ctypes.data
     encoded = np.empty((n_rows, row_bytes(ggml_type, n)), np.uint8)  # (n, bytes)
     written = lib.quantize_chunk(
-        ggml_type, rows.ctypes.data, encoded.ctypes.data, 0, n_rows, n, None
+        ggml_type, rows.ctypes.data, encoded.ctypes.data, 0, n_rows, n, weights
     )
     if written != encoded.nbytes:
         raise EngineError(

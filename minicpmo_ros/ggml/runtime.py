@@ -71,6 +71,9 @@ class Backend:
         self.description = lib.backend_dev_description(found).decode()
         self.is_cpu = found == lib.backend_dev_by_type(_CPU)
         self.threads = threads
+        # Sees (name of a weight, rows (n, k) it is multiplied with) of every such product;
+        # graphs are then computed product by product, which is slow.
+        self.on_product = None
         self._set_threads(threads)
         _check_arithmetic(self)
 

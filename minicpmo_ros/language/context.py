@@ -14,12 +14,14 @@ without a unified cache, a shift that the cache cannot do.
 
 import ctypes
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import llama_cpp.llama_cpp as llama
 import numpy as np
 
 from minicpmo_ros.errors import CancelledError, ContextFullError, EngineError, InputError
+from minicpmo_ros.ggml.products import Watch
 from minicpmo_ros.ggml.types import GgmlType
 from minicpmo_ros.language.model import LanguageModel
 
@@ -67,6 +69,8 @@ class ContextOptions:
     kv_type: str = 'f16'  # of keys and values: f32, f16, q8_0
     threads: int = 2
     offload_kv: bool = True  # use the accelerator where there is one, also for keys and values
+    # Sees (name of a weight, rows (n, k) it is multiplied with) of every such product: slow.
+    on_product: Callable[[str, np.ndarray], None] | None = None
 
 
 class Context:
@@ -90,6 +94,11 @@ class Context:
         parameters.no_perf = True
         parameters.abort_callback = self.abort.callback
         parameters.abort_callback_data = self.abort.data
+        self._watch = options.on_product and Watch(options.on_product)
+        if self._watch:
+            parameters.cb_eval = ctypes.cast(
+                self._watch.callback, llama.ggml_backend_sched_eval_callback
+            )
         pointer = llama.llama_init_from_model(model.pointer, parameters)
         if not pointer:
             raise EngineError(
@@ -138,9 +147,10 @@ class Context:
         code = llama.llama_decode(
             self._pointer, self._batch.fill(rows, start, sequence, want_logits)
         )
-        if code != 0:
+        watch_error = self._watch and self._watch.error
+        if code != 0 or watch_error:
             self.remove(sequence, start, -1)  # of an aborted batch, finished parts stay
-            raise self._error(code, n)
+            raise watch_error or self._error(code, n)
         if not want_logits:
             return None
         return self._logits(n - 1, out)

@@ -28,6 +28,7 @@ from minicpmo_ros.ggml.types import GgmlType as Type
 from minicpmo_ros.ggml.types import block_size
 from minicpmo_ros.models.directory import ModelDirectory, role_of
 from minicpmo_ros.models.gguf_copy import align, appearing, byte_count, opening, row_blocks
+from minicpmo_ros.models.importance import Importance, check_fits
 from minicpmo_ros.models.manifest import FILE_NAME, ROLES, write_manifest
 from minicpmo_ros.models.quantize_rules import (
     FLOATS,
@@ -35,7 +36,7 @@ from minicpmo_ros.models.quantize_rules import (
     chosen_types,
     fitting_type,
     type_named,
-    unused_rules,
+    used_rules,
 )
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
@@ -48,6 +49,8 @@ FILE_TYPES = {
     Type.Q8_0: 7,
     Type.Q5_0: 8,
     Type.Q5_1: 9,
+    Type.Q2_K: 10,
+    Type.Q3_K: 12,
     Type.Q4_K: 15,
     Type.Q5_K: 17,
     Type.Q6_K: 18,
@@ -63,6 +66,7 @@ class QuantizeOptions:
     pad: bool = True  # widen vision feed-forward rows; stock llama.cpp cannot use such files
     threads: int = 1  # the bytes do not depend on it
     overwrite: bool = False
+    importance: Importance | None = None  # of columns; tensors it does not know go without
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class TensorReport:
     old_bytes: int
     new_bytes: int
     relative_error: float  # root mean square of the difference over that of the values
+    weighted_error: float | None = None  # the same, columns weighted by their importance
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,12 @@ class _Change:
     type: Type
     shape: tuple
 
-    def report(self, error: float) -> TensorReport:
+    importance: np.ndarray | None  # (columns,)
+
+    def report(self, errors: tuple) -> TensorReport:
         info, n_bytes = self.info, byte_count(self.shape, self.type)
         return TensorReport(
-            info.name, self.shape, info.type, self.type, info.n_bytes, n_bytes, error
+            info.name, self.shape, info.type, self.type, info.n_bytes, n_bytes, *errors
         )
 
 
@@ -108,8 +115,7 @@ def quantize_file(
     """
     options = options or QuantizeOptions()
     header, base = read_header(source), type_named(precision)
-    if unused := unused_rules(header, options.rules):
-        raise _no_such_tensor(unused, header.path)
+    _check_rules({_checked_role(header): header}, options, header.path)
     _check_targets([Path(target)], [header.path], options)
     return _write(header, Path(target), base, options, on_tensor)
 
@@ -130,9 +136,7 @@ def quantize_directory(
     options = options or QuantizeOptions()
     model, target = ModelDirectory.open(source), Path(target)
     bases = {role: type_named(precisions.get(role, 'keep')) for role in ROLES}
-    unused = [unused_rules(header, options.rules) for header in model.headers.values()]
-    if unused := set.intersection(*unused):
-        raise _no_such_tensor(unused, model.path)
+    _check_rules(model.headers, options, model.path)
     outputs = {role: target / f'{role}.gguf' for role in ROLES}
     sources = [header.path for header in model.headers.values()]
     manifest = target / FILE_NAME
@@ -150,19 +154,33 @@ def quantize_directory(
     return ModelDirectory.open(target), reports
 
 
-def overall_error(reports: Sequence[TensorReport]) -> float:
-    """Return the root mean square of the tensors' relative errors, weighted by their sizes."""
+def overall_error(reports: Sequence[TensorReport], weighted: bool = False) -> float:
+    """Return the root mean square of the tensors' relative errors, weighted by their sizes.
+
+    weighted: take the errors that count importance, where they are known.
+    """
     sizes = [math.prod(report.shape) for report in reports]
-    total = sum(n * report.relative_error**2 for n, report in zip(sizes, reports))
+    errors = [
+        report.weighted_error
+        if weighted and report.weighted_error is not None
+        else report.relative_error
+        for report in reports
+    ]
+    total = sum(n * error**2 for n, error in zip(sizes, errors))
     return math.sqrt(total / max(1, sum(sizes)))
 
 
-def _no_such_tensor(rules: set, where: Path) -> InputError:
-    patterns = ', '.join(sorted(rule.pattern for rule in rules))
-    return InputError(
-        f'{where} has no matrix that fits {patterns}. Rules speak of tensors of two and more '
-        "dimensions that end in '.weight'; patterns are compared with the whole name."
-    )
+def _check_rules(headers: Mapping[str, Header], options: QuantizeOptions, where: Path) -> None:
+    """InputError for a rule, or an importance, that speaks of nothing in the files."""
+    used = [used_rules(header, role, options.rules) for role, header in headers.items()]
+    if unused := set(options.rules).difference(*used):
+        patterns = ', '.join(sorted(f'{rule.role} {rule.pattern}'.strip() for rule in unused))
+        raise InputError(
+            f'{where} has no matrix that fits {patterns}. Rules speak of tensors of two and more '
+            "dimensions that end in '.weight'; patterns are compared with the whole name."
+        )
+    if options.importance is not None:
+        check_fits(options.importance, headers.values())
 
 
 def _check_targets(targets: list, sources: list, options: QuantizeOptions) -> None:
@@ -199,8 +217,8 @@ def _write(header: Header, target: Path, base, options: QuantizeOptions, on_tens
         sink.write(start)
         for change in changes:
             align(sink, header.alignment)
-            error = _convert(header, file, sink, change, pool, options.threads)
-            reports.append(change.report(error))
+            errors = _convert(header, file, sink, change, pool, options.threads)
+            reports.append(change.report(errors))
             if on_tensor:
                 on_tensor(reports[-1])
         align(sink, header.alignment)
@@ -234,8 +252,24 @@ def _planned(header: Header, role: str, base: Type | None, options: QuantizeOpti
     for name, info in header.tensors.items():
         columns = padded.get(name, info.shape[-1])
         ggml_type = fitting_type(chosen.get(name, info.type), columns)
-        changes.append(_Change(info, ggml_type, (*info.shape[:-1], columns)))
+        importance = None
+        if name in chosen and options.importance is not None and name in options.importance:
+            importance = _column_importance(options.importance, info, columns, name in padded)
+        changes.append(_Change(info, ggml_type, (*info.shape[:-1], columns), importance))
     return changes
+
+
+def _column_importance(
+    importance: Importance, info: TensorInfo, columns: int, may_differ: bool
+) -> np.ndarray:
+    """Return what the columns of a tensor count, (columns,)."""
+    seen = importance.columns(info.name)
+    if seen != info.shape[-1] and not may_differ:
+        raise InputError(
+            f'The importance of {info.name} has {seen} columns, the tensor has '
+            f'{info.shape[-1]}. Use one of this model.'
+        )
+    return importance.of(info.name, columns)
 
 
 def _padded_columns(header: Header, chosen: dict) -> dict:
@@ -249,42 +283,53 @@ def _padded_columns(header: Header, chosen: dict) -> dict:
     return dict.fromkeys(names, -(-facts.ffn_rows // block) * block)
 
 
-def _convert(header: Header, file, sink, change: _Change, pool, threads: int) -> float:
-    """Write one tensor in blocks of rows; return its relative error."""
+def _convert(header: Header, file, sink, change: _Change, pool, threads: int) -> tuple:
+    """Write one tensor in blocks of rows; return its relative and its weighted error."""
     info = change.info
     if (info.type, info.shape) == (change.type, change.shape):
         for rows in row_blocks(header.path, file, info):
             sink.write(rows)
-        return 0.0
-    error = power = 0.0
+        return 0.0, None if change.importance is None else 0.0
+    squares = np.zeros((2, change.shape[-1]))  # of errors and values, by column
     for rows in row_blocks(header.path, file, info):
         parts = np.array_split(rows, min(threads, len(rows)))
-        for encoded, *squares in pool.map(partial(_encode, header, change), parts):
+        for encoded, of_part in pool.map(partial(_encode, header, change), parts):
             sink.write(encoded)
-            error, power = error + squares[0], power + squares[1]
+            squares += of_part
+    if change.importance is None:
+        return _share(squares.sum(axis=1)), None
+    return _share(squares.sum(axis=1)), _share(squares @ change.importance)
+
+
+def _share(squares: np.ndarray) -> float:
+    """Root of error over power, (2,); 0 where there is no power."""
+    error, power = squares
     return math.sqrt(error / power) if power else 0.0
 
 
 def _encode(header: Header, change: _Change, rows: np.ndarray) -> tuple:
-    """Return rows (n, bytes) in their new type, and the sums of squares of error and values."""
+    """Return rows (n, bytes) in their new type, and the sums of squares of errors and values by
+    column (2, columns).
+    """
     name, columns = change.info.name, change.shape[-1]
     values = dequantize(rows, change.info.type)[:, :columns]  # (n, k)
     n_valid = values.shape[1]
     if n_valid < columns:
         values = np.pad(values, ((0, 0), (0, columns - n_valid)))  # (n, columns)
-    power = np.square(values, dtype=np.float64).sum()
-    if not math.isfinite(power):
+    power = np.square(values, dtype=np.float64).sum(axis=0)
+    if not np.isfinite(power).all():
         raise ModelFileError(
             header.path, f'its tensor {name} holds NaN or infinite numbers', FETCH_AGAIN
         )
-    encoded = quantize(values, change.type)  # (n, bytes)
+    encoded = quantize(values, change.type, change.importance)  # (n, bytes)
+    lost = values - dequantize(encoded, change.type)  # (n, columns)
     # Asymmetric blocks may decode padding to other numbers than zero; it is multiplied by zeros.
-    lost = values[:, :n_valid] - dequantize(encoded, change.type)[:, :n_valid]
-    error = np.square(lost, dtype=np.float64).sum()
-    if not math.isfinite(error):
+    lost[:, n_valid:] = 0
+    error = np.square(lost, dtype=np.float64).sum(axis=0)
+    if not np.isfinite(error).all():
         raise ModelFileError(
             header.path,
             f'its tensor {name} holds numbers too large for {change.type.name}',
             f"Add the rule '{name}=bf16'",
         )
-    return encoded, error, power
+    return encoded, np.stack([error, power])

@@ -9,7 +9,7 @@ depends on most. Rules speak of matrices, kernels and of tables whose names end 
 norms, biases and other tables (Whisper's positions, the resampler's queries) stay as stored.
 
 The language model's defaults are those of llama.cpp's Q4_K_M (src/llama-quant.cpp), for all types
-of four and five bits: Q6_K for the output matrix and for half of the layers' attn_v and ffn_down.
+of two to five bits: Q6_K for the output matrix and for half of the layers' attn_v and ffn_down.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,30 @@ TYPES = {
     'q4_K': Type.Q4_K,
     'q4_1': Type.Q4_1,
     'q4_0': Type.Q4_0,
+    'q3_K': Type.Q3_K,
+    'q2_K': Type.Q2_K,
     'keep': None,
 }
 FLOATS = (Type.F32, Type.F16, Type.BF16)
 # llama.cpp's, for rows that are no multiple of 256.
-FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
-HIGHER = Type.Q6_K  # of what a model depends on most, where the rest has four or five bits
-HAS_HIGHER = (Type.Q4_0, Type.Q4_1, Type.Q4_K, Type.Q5_0, Type.Q5_1, Type.Q5_K)
+FALLBACK = {
+    Type.Q2_K: Type.IQ4_NL,
+    Type.Q3_K: Type.IQ4_NL,
+    Type.Q4_K: Type.Q5_0,
+    Type.Q5_K: Type.Q5_1,
+    Type.Q6_K: Type.Q8_0,
+}
+HIGHER = Type.Q6_K  # of what a model depends on most, where the rest has two to five bits
+HAS_HIGHER = (
+    Type.Q2_K,
+    Type.Q3_K,
+    Type.Q4_0,
+    Type.Q4_1,
+    Type.Q4_K,
+    Type.Q5_0,
+    Type.Q5_1,
+    Type.Q5_K,
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,7 @@ class Rule:
 
     pattern: str
     type: Type | None
+    role: str = ''  # of the file it speaks of: llm, vision, audio; '': of all
 
     @classmethod
     def parse(cls, text: str) -> 'Rule':
@@ -69,12 +87,21 @@ def type_named(name: str) -> Type | None:
     return TYPES[name]
 
 
+def type_name(ggml_type: Type | None) -> str:
+    """Return the name of a type of TYPES, 'keep' for None; InputError where it has none."""
+    for name, known in TYPES.items():
+        if known == ggml_type:
+            return name
+    raise InputError(f'{ggml_type.name} is none of {", ".join(TYPES)}.')
+
+
 def chosen_types(header: Header, role: str, base: Type | None, rules: Sequence[Rule]) -> dict:
     """Name -> the type wanted, for the tensors that may change; rows may not fit it yet.
 
     base: of what no rule speaks of; None leaves that as it is.
     """
-    ordered = (*rules, *default_rules(header, role, base))
+    own = (rule for rule in rules if rule.role in ('', role))
+    ordered = (*own, *default_rules(header, role, base))
     chosen = {}
     for name, info in header.tensors.items():
         if may_change(info):
@@ -89,10 +116,14 @@ def may_change(info: TensorInfo) -> bool:
     return n_sides > 1 and info.name.endswith('.weight') and info.type not in NO_WEIGHTS
 
 
-def unused_rules(header: Header, rules: Sequence[Rule]) -> set:
-    """Return the rules that fit no tensor of the file."""
+def used_rules(header: Header, role: str, rules: Sequence[Rule]) -> list:
+    """Return the rules that fit a tensor of the file of that role, in their order."""
     names = [info.name for info in header.tensors.values() if may_change(info)]
-    return {rule for rule in rules if not any(fnmatchcase(name, rule.pattern) for name in names)}
+    return [
+        rule
+        for rule in rules
+        if rule.role in ('', role) and any(fnmatchcase(name, rule.pattern) for name in names)
+    ]
 
 
 def default_rules(header: Header, role: str, base: Type | None) -> tuple:

@@ -21,6 +21,7 @@ VERBS = (
     'check',
     'convert',
     'doctor',
+    'importance',
     'look',
     'parameters',
     'plan',
@@ -28,6 +29,7 @@ VERBS = (
     'replay',
     'report',
     'score',
+    'search',
     'streamingbench',
     'synthetic',
 )

@@ -8,12 +8,17 @@ among the directories. The same files give the same answers each time.
 """
 
 import json
-import os
-import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.tools.asking import (
+    add_asking_arguments,
+    asked_questions,
+    core_options,
+    end_progress,
+    progress,
+)
 
 SUMMARY = 'ask a model about clips and count the right answers'
 INPUTS = ('all', 'no_picture', 'no_sound')
@@ -30,13 +35,6 @@ def add_arguments(parser) -> None:
         help='model directories, of one model in several precisions; none: only '
         'the answers given by --answers are scored',
     )
-    parser.add_argument(
-        '--questions',
-        type=Path,
-        metavar='FILE',
-        help='questions.json beside its clips; default: those that ship',
-    )
-    parser.add_argument('--limit', type=_count, metavar='N', help='ask only the first N')
     parser.add_argument(
         '--inputs',
         type=_list_of(INPUTS),
@@ -62,24 +60,12 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument('--save', type=Path, metavar='FOLDER', help='write all answers there')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the report there')
-    parser.add_argument(
-        '--device',
-        choices=('auto', 'cpu', 'gpu'),
-        default='auto',
-        help='where the model runs; auto: GPU where there is one',
-    )
-    parser.add_argument(
-        '--threads',
-        type=_count,
-        default=len(os.sched_getaffinity(0)),
-        help='of computation on the CPU',
-    )
+    add_asking_arguments(parser)
 
 
 def run(arguments) -> None:
     """Answer, score, print."""
     from minicpmo_ros.evaluation.answers import AnswerSet
-    from minicpmo_ros.evaluation.questions import QuestionSet
     from minicpmo_ros.evaluation.report import markdown
     from minicpmo_ros.evaluation.results import Run
     from minicpmo_ros.evaluation.score import report
@@ -87,10 +73,7 @@ def run(arguments) -> None:
 
     if not arguments.directories and not arguments.answers:
         raise InputError('Nothing to score was given. Give model directories, or --answers.')
-    path = arguments.questions or shipped_questions()
-    questions = QuestionSet.read(path)
-    if arguments.limit:
-        questions = questions.first(arguments.limit)
+    questions = asked_questions(arguments)
     imported = [
         Run.read(given).answer_set() if given.is_dir() else AnswerSet.read(given)
         for given in arguments.answers
@@ -109,7 +92,7 @@ def run(arguments) -> None:
 
 
 def _answers(model, questions, arguments) -> list:
-    from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
+    from minicpmo_ros.evaluation.runner import Core, Variant, answer_all
 
     variants = [
         Variant(name, audio)
@@ -117,45 +100,12 @@ def _answers(model, questions, arguments) -> list:
         for name in arguments.inputs
         if audio == 'streaming' or name == 'all'
     ]
-    core = Core(model, CoreOptions(device=arguments.device, threads=arguments.threads))
+    core = Core(model, core_options(arguments))
     try:
-        return answer_all(core, questions, variants, _progress(model.path))
+        return answer_all(core, questions, variants, progress(model.path))
     finally:
         core.close()
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
-
-
-def _progress(path: Path):
-    """Tell how far it is, on a terminal."""
-    if not sys.stderr.isatty():
-        return None
-    return lambda done, total: print(
-        f'\r{path}: {done} of {total} questions', end='', file=sys.stderr, flush=True
-    )
-
-
-def shipped_questions() -> Path:
-    """Find the questions that come with the package, in the source tree or installed."""
-    source = Path(__file__).resolve().parents[2] / 'demo' / 'clips' / 'questions.json'
-    if source.is_file():
-        return source
-    from ament_index_python.packages import get_package_share_directory
-
-    try:
-        return Path(get_package_share_directory('minicpmo_ros')) / 'demo/clips/questions.json'
-    except (LookupError, OSError) as error:
-        raise InputError(
-            'The questions that ship are in the source tree and in an installed '
-            'package that is sourced. Source it, or give --questions.'
-        ) from error
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise ArgumentTypeError('1 or more is expected')
-    return count
+        end_progress()
 
 
 def _list_of(allowed: tuple):
