@@ -87,7 +87,7 @@ class _Elsewhere:
 
 
 def use(pid, namespace, n_ubatch) -> None:
-    """Play two seconds of noise to `live`, and ask it something that fills a batch of that size."""
+    """Play two seconds of noise to `live`, and ask it something that fills such a batch."""
     from minicpmo_ros.nodes import graph_score
     from minicpmo_ros.nodes.spinning import run_program
 
