@@ -8,8 +8,8 @@
     python -m benchmarks.memory                  # the same beside what is measured
 
 For every case: a model of random weights is written into build/memory; the installed executable
-`live` is started on it; another process plays a second of picture and sound, waits until it is
-read, asks a question as long as a batch, and ends; then the kernel is asked what `live` occupies.
+`live` is started on it; another process plays two seconds of picture and sound, waits until they
+are read, asks a question as long as a batch, and ends; then the kernel is asked what `live` takes.
 Its PSS is that of a process alone: the one that played, which has the same libraries open, has
 ended, and this one has none of them. Prints a table, writes build/memory.json. The true size
 takes minutes and 6 GB of disk and of memory.

@@ -87,7 +87,7 @@ class _Elsewhere:
 
 
 def use(pid, namespace, n_ubatch) -> None:
-    """Play a second of noise to `live`, and ask it something that fills a batch of that size."""
+    """Play two seconds of noise to `live`, and ask it something that fills such a batch."""
     from minicpmo_ros.nodes import graph_score
     from minicpmo_ros.nodes.spinning import run_program
 
@@ -98,7 +98,7 @@ def use(pid, namespace, n_ubatch) -> None:
         examiner.process = _Elsewhere(int(pid))
         try:
             examiner.wait_ready()
-            examiner.play(_noise(1), range(1), 'all')
+            examiner.play(_noise(2), range(2), 'all')
             question = 'what is there? ' * (int(n_ubatch) // 4)  # four tokens each
             examiner.client.ask(question, max_tokens=3, timeout_s=graph_score.TIMEOUT_S)
         finally:
