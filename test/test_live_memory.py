@@ -33,7 +33,7 @@ from minicpmo_ros.live.memory_guard import (
     context_sizes,
 )
 from minicpmo_ros.live.session import Session
-from minicpmo_ros.models.llm_memory import kv_mib_per_position, llm_memory
+from minicpmo_ros.models.llm_memory import LlmFacts, kv_mib_per_position, llm_memory
 from minicpmo_ros.nodes.memory import rss_mib
 
 SIZES = (4096, 2048, 1024, 512)
@@ -166,7 +166,7 @@ def test_growing_loses_nothing(open_session):  # noqa: F811
 
 def test_what_may_not_be_copied_leaves_and_the_prompt_stays(open_session):  # noqa: F811
     session, fresh = (opened(open_session, seconds=range(8)) for _ in range(2))
-    per_unit = 94 * kv_mib_per_position(read_header(session.model.path)) * 2**20
+    per_unit = 94 * kv_mib_per_position(LlmFacts.of(read_header(session.model.path))) * 2**20
     prefix_bytes = session.window.prefix / 94 * per_unit
     session.resize(1280, max_copy_bytes=1.1 * (prefix_bytes + 3 * per_unit))
     assert session.window.seconds == [5, 6, 7]
@@ -203,7 +203,7 @@ def test_a_context_that_cannot_be_made_leaves_the_former_one(open_session, monke
 def test_shrinking_returns_the_memory_of_keys_and_values(model):  # noqa: F811
     options = ContextOptions(n_ctx=32768, threads=1, kv_type='f32')
     session = fill(Session(model, MINICPMO_2_6_EN, options, SMALL), [unit(0), unit(1)])
-    per_position = kv_mib_per_position(read_header(model.path), 'f32')
+    per_position = kv_mib_per_position(LlmFacts.of(read_header(model.path)), 'f32')
     assert 32768 * per_position == 64
     before_mib = rss_mib()
     session.resize(8192)

@@ -24,10 +24,10 @@ from minicpmo_ros.language.context import FLASH_ATTENTION, KV_TYPES
 from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
 from minicpmo_ros.live.ears import Ears, Handover
 from minicpmo_ros.live.session import Session
-from minicpmo_ros.models import llm_forecast
+from minicpmo_ros.models import llm_forecast, llm_memory
 from minicpmo_ros.models import plan as plan_module
 from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.models.llm_forecast import LlmFacts
+from minicpmo_ros.models.llm_memory import LlmFacts
 from minicpmo_ros.models.plan import MIB, N_SEQUENCES, PlanOptions, forecast
 from minicpmo_ros.models.presets import SOURCES, plan_options, read_parameters
 from minicpmo_ros.models.remedies import DoesNotFitError, Limits, require_fit
@@ -82,7 +82,7 @@ def test_the_plan_is_of_the_context_that_a_session_opens(tiny_model_dir):
     with closing(Session.load(tiny_model_dir / 'llm.gguf', MINICPMO_2_6_EN)) as session:
         assert session.context.options.n_sequences == N_SEQUENCES
         facts = LlmFacts.of(read_header(tiny_model_dir / 'llm.gguf'))
-        assert session.context.n_ctx == llm_forecast.cells(session.context.options.n_ctx)
+        assert session.context.n_ctx == llm_memory.cells(session.context.options.n_ctx)
         assert facts.context_length == session.model.context_length
 
 
@@ -157,8 +157,8 @@ def test_a_language_model_takes_what_llama_cpp_plans(tmp_path, shape):
             found = dry.context(n_ctx, n_ubatch, kv_type)
             kv = llm_forecast.keys_and_values(facts, n_ctx, kv_type, 0).host / MIB
             assert kv == pytest.approx(found['kv'], abs=0.006)
-            assert llm_forecast.output(facts, 2) / MIB == pytest.approx(found['output'], abs=0.006)
-            computing = llm_forecast.compute(facts, n_ctx, n_ubatch, 8) / MIB
+            assert llm_memory.output(facts, 2) / MIB == pytest.approx(found['output'], abs=0.006)
+            computing = llm_memory.compute(facts, n_ctx, n_ubatch, 8) / MIB
             assert found['compute'] - 0.1 < computing < 1.09 * found['compute'] + 1.0
 
 

@@ -13,7 +13,7 @@ for it, with a margin, for several looks on end.
 
 from dataclasses import dataclass
 
-from minicpmo_ros.models.llm_memory import rounded
+from minicpmo_ros.models.llm_memory import cells
 
 MARGIN_MIB = 32.0  # that must be free beyond what comes back costs
 CALM_LOOKS = 3
@@ -41,8 +41,8 @@ class Verdict:
 def context_sizes(n_ctx: int, smallest: int) -> tuple:
     """Give the sizes a context may have, largest first: halves, rounded as llama.cpp does."""
     sizes = [n_ctx]
-    while rounded(sizes[-1] / 2) >= smallest and rounded(sizes[-1] / 2) < sizes[-1]:
-        sizes.append(rounded(sizes[-1] / 2))
+    while cells(sizes[-1] / 2) >= smallest and cells(sizes[-1] / 2) < sizes[-1]:
+        sizes.append(cells(sizes[-1] / 2))
     return tuple(sizes)
 
 

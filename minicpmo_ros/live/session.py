@@ -27,7 +27,7 @@ from minicpmo_ros.live.answering import Answering
 from minicpmo_ros.live.question import Question
 from minicpmo_ros.live.units import Unit
 from minicpmo_ros.live.window import Window
-from minicpmo_ros.models.llm_memory import rounded
+from minicpmo_ros.models.llm_memory import cells
 
 LIVE, FORK = 0, 1  # sequences
 LEAST_ROOM = 256  # positions of the smallest window: two seconds of picture and sound
@@ -154,7 +154,7 @@ class Session:
     def smallest_context(self) -> int:
         """How small `resize` can make the context: the window then holds little."""
         least = len(self.prompt.prefix) + self._reserve + LEAST_ROOM
-        return rounded(max(least, self._context_options.n_batch))
+        return cells(max(least, self._context_options.n_batch))
 
     def resize(self, n_ctx: int, max_copy_bytes: float = math.inf) -> None:
         """Go on in a context of another size, with the newest units that fit into it.

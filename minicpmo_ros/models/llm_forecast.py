@@ -1,60 +1,23 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What llama.cpp will take for a language model and its context, from the header alone.
+"""Where llama.cpp will put a language model and its context, from the header alone.
 
-Weights by tensor; keys and values, output and compute buffers by the formulas of llama.cpp with
-flash attention and one pool of cells for all sequences, as language/context.py opens it. A test
-holds them to what llama.cpp itself plans. Layers on a GPU are placed as llama.cpp places them:
-the last ones first, the output matrix behind them, the token table never.
+Weights by tensor; the rest by the formulas of llm_memory.py. Layers on a GPU are placed as
+llama.cpp places them: the last ones first, the output matrix behind them, the token table never.
 """
 
 import re
 from dataclasses import dataclass
 
-from minicpmo_ros.ggml.header import Header, StringArray
+from minicpmo_ros.ggml.header import Header
 from minicpmo_ros.ggml.runtime import Backend
-from minicpmo_ros.ggml.types import GgmlType, row_bytes
+from minicpmo_ros.ggml.types import GgmlType
 from minicpmo_ros.ggml.weights import is_repacked
-from minicpmo_ros.language.context import KV_TYPES
 from minicpmo_ros.language.token_rows import TABLE
+from minicpmo_ros.models.llm_memory import FLOAT, HALF, LlmFacts, cells, position_bytes
 
-CELLS_MULTIPLE = 256  # the context is rounded up to it
-FLOAT, HALF = 4, 2  # bytes
 OUTPUT = 'output.weight'
-
-
-@dataclass(frozen=True)
-class LlmFacts:
-    """Sizes of one language model."""
-
-    width: int
-    layers: int
-    ffn: int
-    kv_width: int  # numbers of one position's keys in one layer, and as many values
-    vocabulary: int
-    context_length: int  # positions it was made for
-
-    @classmethod
-    def of(cls, header: Header) -> 'LlmFacts':
-        """Read them; ModelFileError where one is missing."""
-        architecture = header.require('general.architecture', str)
-
-        def number(key, default=None):
-            if default is not None and f'{architecture}.{key}' not in header.metadata:
-                return default
-            return header.require(f'{architecture}.{key}', int)
-
-        width, heads = number('embedding_length'), number('attention.head_count')
-        head_width = number('attention.key_length', width // heads)
-        return cls(
-            width,
-            number('block_count'),
-            number('feed_forward_length'),
-            head_width * number('attention.head_count_kv', heads),
-            len(header.require('tokenizer.ggml.tokens', StringArray)),
-            number('context_length'),
-        )
 
 
 @dataclass(frozen=True)
@@ -102,37 +65,11 @@ def repacked_bytes(header: Header, backend: Backend) -> int:
     return total
 
 
-def cells(n_ctx: int) -> int:
-    """Round a context up as llama.cpp does."""
-    return -(-n_ctx // CELLS_MULTIPLE) * CELLS_MULTIPLE
-
-
-def position_bytes(facts: LlmFacts, kv_type: str) -> int:
-    """Give the bytes of one position's keys and values in one layer."""
-    return 2 * row_bytes(KV_TYPES[kv_type], facts.kv_width)
-
-
 def keys_and_values(facts: LlmFacts, n_ctx: int, kv_type: str, on_gpu: int) -> Split:
     """Give the cache; a layer's part lies where the layer does."""
     layer = cells(n_ctx) * position_bytes(facts, kv_type)
     there = max(0, on_gpu - 1)  # without the output
     return Split(layer * (facts.layers - there), layer * there)
-
-
-def output(facts: LlmFacts, n_sequences: int) -> int:
-    """Give the buffer that logits are read from."""
-    return FLOAT * facts.vocabulary * n_sequences
-
-
-def compute(facts: LlmFacts, n_ctx: int, n_ubatch: int, n_outputs: int) -> int:
-    """Give the buffer of intermediate results: of the widest layer, or of the logits.
-
-    Exact for keys and values in f16, up to 9 % too much for q8_0.
-    """
-    in_layer = n_ubatch * (3 * facts.ffn + 4 * facts.width) * FLOAT
-    mask = cells(n_ctx) * n_ubatch * HALF
-    logits = n_outputs * facts.vocabulary * FLOAT + 2 * n_ubatch * facts.width * FLOAT
-    return max(in_layer + mask, logits)
 
 
 def work(facts: LlmFacts, n_ubatch: int) -> int:

@@ -20,14 +20,13 @@ from minicpmo_ros.ggml.forecast import AsGpu
 from minicpmo_ros.ggml.header import Header
 from minicpmo_ros.ggml.runtime import Backend, gpu_name
 from minicpmo_ros.ggml.types import block_size, type_size
-from minicpmo_ros.models import llm_forecast
+from minicpmo_ros.models import llm_forecast, llm_memory
 from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.models.llm_forecast import LlmFacts
+from minicpmo_ros.models.llm_memory import LlmFacts
 from minicpmo_ros.models.quantize_rules import chosen_types, type_named
 
 MIB = 2**20
 N_SEQUENCES = 2  # of a session: the window and a question
-MIN_OUTPUTS = 8  # rows of a decode that may have logits, at the least
 # Measured with models whose own parts are small, on x86-64 with Python 3.11 and ROS 2 Kilted.
 PROCESS_MIB = 146.0  # Python, NumPy, rclpy, DDS, llama.cpp's code, messages on their way
 BYTES_PER_TOKEN = 440  # of the vocabulary, in llama.cpp's tables and in Python
@@ -178,8 +177,8 @@ def _llm_parts(header: Header, options: PlanOptions, on_gpu: bool, devices: _Dev
     if options.repack and options.use_mmap and n_cpu == facts.layers + 1:
         repacked = llm_forecast.repacked_bytes(header, devices.get(False))
     kv = llm_forecast.keys_and_values(facts, options.n_ctx, options.kv_type, n_gpu)
-    n_outputs = min(options.n_ubatch, max(MIN_OUTPUTS, N_SEQUENCES))
-    computing = llm_forecast.compute(facts, options.n_ctx, options.n_ubatch, n_outputs)
+    n_outputs = min(options.n_ubatch, max(llm_memory.OUTPUTS, N_SEQUENCES))
+    computing = llm_memory.compute(facts, options.n_ctx, options.n_ubatch, n_outputs)
     on_host = computing + llm_forecast.work(facts, options.n_ubatch) if n_cpu else 0
     if n_gpu:
         on_host += llm_forecast.gpu_inputs(facts, options.n_ctx, options.n_ubatch)
@@ -188,7 +187,7 @@ def _llm_parts(header: Header, options: PlanOptions, on_gpu: bool, devices: _Dev
         Part('llm', 'repacked weights', repacked),
         Part('llm', 'keys and values', kv.host, kv.device),
         Part('llm', 'computing', on_host, computing if n_gpu else 0),
-        Part('llm', 'output', llm_forecast.output(facts, N_SEQUENCES)),
+        Part('llm', 'output', llm_memory.output(facts, N_SEQUENCES)),
         Part('llm', 'vocabulary', facts.vocabulary * BYTES_PER_TOKEN),
     ]
 

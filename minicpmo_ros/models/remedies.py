@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from minicpmo_ros.errors import Error
 from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.models.llm_forecast import CELLS_MULTIPLE, LlmFacts, layers_on_gpu
+from minicpmo_ros.models.llm_forecast import layers_on_gpu
+from minicpmo_ros.models.llm_memory import CELLS_MULTIPLE, LlmFacts
 from minicpmo_ros.models.plan import Plan, PlanOptions, forecast, quantized_savings
 
 SMALLEST_N_CTX = 1024  # the prompt, a few seconds, a question and its answer

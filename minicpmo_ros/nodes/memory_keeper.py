@@ -12,7 +12,7 @@ from dataclasses import replace
 from minicpmo_ros.live.engine import Engine
 from minicpmo_ros.live.engine_status import EngineStatus
 from minicpmo_ros.live.memory_guard import MemoryGuard, Verdict, context_sizes
-from minicpmo_ros.models.llm_memory import kv_mib_per_position
+from minicpmo_ros.models.llm_memory import LlmFacts, kv_mib_per_position
 from minicpmo_ros.nodes.memory import MIB, MemoryWatch
 from minicpmo_ros.nodes.memory_room import bounds_of
 
@@ -40,7 +40,7 @@ class MemoryKeeper:
         """Guard an engine that has become ready."""
         status, kv_type = engine.status(), self._node.table.values().kv_type
         sizes = context_sizes(status.context_size, status.smallest_context)
-        self._guard = MemoryGuard(sizes, kv_mib_per_position(header, kv_type))
+        self._guard = MemoryGuard(sizes, kv_mib_per_position(LlmFacts.of(header), kv_type))
         self._engine, self._pending, self._resizes = engine, False, status.resizes
         self.verdict = Verdict(status.context_size)
 

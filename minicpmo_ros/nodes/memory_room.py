@@ -11,7 +11,12 @@ from minicpmo_ros.errors import ModelFileError
 from minicpmo_ros.ggml.header import Header
 from minicpmo_ros.ggml.runtime import gpu_name
 from minicpmo_ros.live.memory_guard import MemoryBounds
-from minicpmo_ros.models.llm_memory import STEP, kv_mib_per_position, llm_memory
+from minicpmo_ros.models.llm_memory import (
+    CELLS_MULTIPLE,
+    LlmFacts,
+    kv_mib_per_position,
+    llm_memory,
+)
 from minicpmo_ros.nodes.memory import available_mib, pss_mib, shares_memory_with_gpu
 
 LEAST_CONTEXT = 1024  # below that a window is not worth having
@@ -39,9 +44,9 @@ def refuse_llm(header: Header, options, room_mib: float) -> None:
     if need.total_mib <= room_mib:
         return
     for_context_mib = room_mib - need.weights_mib - need.compute_mib
-    positions = for_context_mib / kv_mib_per_position(header, options.kv_type)
+    positions = for_context_mib / kv_mib_per_position(LlmFacts.of(header), options.kv_type)
     if positions >= LEAST_CONTEXT:
-        remedy = f'Lower n_ctx to {int(positions) // STEP * STEP}'
+        remedy = f'Lower n_ctx to {int(positions) // CELLS_MULTIPLE * CELLS_MULTIPLE}'
         remedy += ', or set kv_type to q8_0' if options.kv_type != 'q8_0' else ''
     elif held_twice:
         remedy = 'Set repack to false: with use_mmap it holds the weights twice'
