@@ -52,6 +52,7 @@ def run(arguments) -> None:
     from minicpmo_ros.models.plan import forecast
     from minicpmo_ros.models.presets import plan_options
     from minicpmo_ros.models.remedies import Limits, require_fit
+    from minicpmo_ros.nodes.memory import available_mib
 
     parameters = _parameters(arguments)
     limit_mib = arguments.memory_mib or _limit_of(parameters) or available_mib()
@@ -65,14 +66,6 @@ def run(arguments) -> None:
         print(_by_context(model, plan, limits))
         print(f'\n{_verdict(plan, limits)}')
     require_fit(model, plan, limits)
-
-
-def available_mib() -> float:
-    """Give what programs can take on this machine without swapping, MiB."""
-    for line in Path('/proc/meminfo').read_text().splitlines():
-        if line.startswith('MemAvailable:'):
-            return int(line.split()[1]) / 1024
-    raise InputError('this system does not tell its available memory; give --memory-mib')
 
 
 def _parameters(arguments) -> dict:
