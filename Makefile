@@ -15,7 +15,7 @@ installed := $(shell find minicpmo_ros msg srv action launch config demo models 
   -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt package.xml setup.py setup.cfg
 in_env := source environment/env.sh &&
 
-.PHONY: help build live test score soak nano lint clean setup setup-test
+.PHONY: help build live test score soak bench nano lint clean setup setup-test
 
 help: ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -51,15 +51,20 @@ score: build ## how often nano is right, by sense, precision and path; build/sco
 	$(quantized) build/nano_f32 --type f32 && \
 	$(quantized) build/nano_q8_0 --type q8_0 && \
 	$(quantized) build/nano_q4 --type q4_0 && \
-	python -m minicpmo_ros.nodes.graph_score models/nano --questions $(score_questions) \
-	  --out build/answers/graph.json && \
+	rm -rf build/answers/graph && \
+	python -m minicpmo_ros.tools.cli replay models/nano $(score_questions) --runner graph \
+	  --out build/answers/graph && \
 	python -m minicpmo_ros.tools.cli score \
 	  build/nano_f32 models/nano build/nano_q8_0 models/nano_q4 build/nano_q4 \
 	  --questions $(score_questions) --audio streaming,offline --json build/score.json \
-	  $(addprefix --answers ,build/answers/graph.json $(wildcard build/answers/pytorch.json))
+	  $(addprefix --answers ,build/answers/graph $(wildcard build/answers/pytorch.json))
 
 soak: build ## an hour of stream in minutes: memory flat, answers as right at the end; build/soak.json
 	@$(in_env) python -m benchmarks.soak
+
+# TRUE_SIZE=--true-size: MiniCPM-o 2.6's size instead, with 5 GB on the disk for as long.
+bench: build ## what a second, a question and a token cost, against others' programs; build/bench.json
+	@$(in_env) python -m benchmarks.bench $(TRUE_SIZE)
 
 build/nano-venv: environment/requirements-training.txt
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet -r $<

@@ -37,6 +37,7 @@ from sensor_msgs.msg import CompressedImage  # noqa: E402
 
 from minicpmo_ros.encoders.siglip import VisionEncoder  # noqa: E402
 from minicpmo_ros.encoders.whisper import AudioEncoder  # noqa: E402
+from minicpmo_ros.evaluation.timing import Meter  # noqa: E402
 from minicpmo_ros.ggml.runtime import Backend  # noqa: E402
 from minicpmo_ros.language.context import ContextOptions  # noqa: E402
 from minicpmo_ros.language.prompt import MINICPMO_2_6_EN  # noqa: E402
@@ -77,27 +78,6 @@ def pcm_of(second: int) -> list[bytes]:
 INPUT = [(jpeg_of(i), pcm_of(i)) for i in range(WARM_UP + SECONDS + 1)]
 
 
-class Meter:
-    """CPU time of this process by what it is spent on."""
-
-    def __init__(self):
-        self.ms = {'model': 0.0, 'preparing': 0.0}
-
-    def timed(self, part: str, call):
-        """Wrap a call so that its CPU time counts for `part`, that of wrapped calls in it not."""
-
-        def wrapped(*arguments, **keywords):
-            inside = sum(self.ms.values())
-            started = time.process_time()
-            try:
-                return call(*arguments, **keywords)
-            finally:
-                spent = 1e3 * (time.process_time() - started)
-                self.ms[part] += spent - (sum(self.ms.values()) - inside)
-
-        return wrapped
-
-
 def run_core(directory: Path) -> dict:
     """Give CPU ms a second of the core alone: all, model, preparing."""
     model, meter, backend = ModelDirectory.open(directory), Meter(), Backend('cpu', threads=1)
@@ -116,7 +96,8 @@ def run_core(directory: Path) -> dict:
     waiting = {}
     for i, (jpeg, chunks) in enumerate(INPUT):
         if i == WARM_UP:
-            started, meter.ms = time.process_time(), {'model': 0.0, 'preparing': 0.0}
+            meter.reset()
+            started = time.process_time()
         second = FIRST + i
         seeing.offer(second * NS, lambda jpeg=jpeg: decode_compressed(jpeg))
         heard = []

@@ -10,8 +10,8 @@ import gguf
 import numpy as np
 import pytest
 import siglip_reference
-from mtmd_oracle import encode_overview, loaded_mtmd
 
+from benchmarks.mtmd import encode_overview, loaded_mtmd
 from minicpmo_ros.encoders import siglip
 from minicpmo_ros.encoders.siglip import VisionEncoder
 from minicpmo_ros.errors import InputError, ModelFileError

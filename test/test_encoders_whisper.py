@@ -189,6 +189,16 @@ def test_a_restarted_stream_is_a_fresh_one(files, backend, mel, form):
     np.testing.assert_array_equal(encode(stream, mel), wanted)
 
 
+def test_what_was_not_finite_is_forgotten_by_a_restart(encoder, mel):
+    stream, expected = encoder.stream(), encoder.stream().step(step_mel(mel, 0))
+    cache = stream._caches['v.0']
+    cache.write(np.full_like(cache.read(), np.nan))  # also where later keys are masked
+    with pytest.raises(EngineError, match='NaN'):
+        stream.step(step_mel(mel, 0))
+    stream.restart()
+    assert np.array_equal(stream.step(step_mel(mel, 0)), expected)
+
+
 def test_second_0_has_nothing_before_it(encoder, mel):
     """A restart in the middle of a sound gets real frames there; they are taken as zeros."""
     wanted = encoder.stream().step(step_mel(mel, 0))

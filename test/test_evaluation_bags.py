@@ -5,6 +5,8 @@
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 
 import mcap.writer
 import numpy as np
@@ -26,7 +28,7 @@ PLUGINS = {'mcap': StoragePlugin.MCAP, 'db3': StoragePlugin.SQLITE3}
 
 def rows():
     """What a small robot sends in six seconds: (log_ns, kind, message) and a type of its own."""
-    types = clips._type_store()
+    types = clips.type_store()
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 16000 * SECONDS)
     shots = [(i * NS + NS // 2, jpeg((40 * i, 99, 9))) for i in range(SECONDS)]
     return types, list(clips._messages(types, START_S, shots, noise))
@@ -235,3 +237,81 @@ def test_what_is_no_bag_is_refused(tmp_path):
     (tmp_path / 'a.txt').write_text('a')
     with pytest.raises(InputError, match='not a bag'):
         Bag(tmp_path / 'a.txt')
+
+
+def test_a_bag_without_messages_and_one_that_cannot_be_opened_are_refused_in_words(
+    tmp_path, monkeypatch
+):
+    with Writer(tmp_path / 'empty', version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for kind, topic in clips.TOPICS.items():
+            writer.add_connection(topic, kind, typestore=clips.type_store())
+    with pytest.raises(InputError, match='neither pictures'):
+        read_clip(tmp_path / 'empty')
+    path = write(tmp_path / 'bag', 'mcap') / 'bag.mcap'
+    bag = Bag(path)
+    path.unlink()  # between finding and reading it
+    monkeypatch.setattr('minicpmo_ros.evaluation.clip_reading.Bag', lambda _: bag)
+    with pytest.raises(InputError, match='cannot be read'):
+        read_clip(path)
+
+
+@pytest.mark.parametrize('relative', [True, False])
+def test_a_window_of_a_bag_is_what_the_whole_bag_has_there(tmp_path, relative):
+    folder = write(tmp_path / 'bag', 'mcap')
+    whole, shift_s = read_clip(folder), START_S * (not relative)
+    part = read_clip(folder, [((1 + shift_s, 3 + shift_s), relative)])
+    assert part.first_s == whole.first_s == START_S
+    one, other = (clip.between(START_S + 1, START_S + 3) for clip in (whole, part))
+    assert [s.stamp_ns for s in one.pictures] == [s.stamp_ns for s in other.pictures]
+    assert [stamp for stamp, _ in one.sound] == [stamp for stamp, _ in other.sound]
+    for (_, a), (_, b) in zip(one.sound, other.sound):
+        assert np.array_equal(a, b)
+    assert len(part.pictures) == 2 and len(part.sound) < len(whole.sound)
+
+
+def test_what_relative_windows_count_from_may_be_stored_late(tmp_path):
+    types, messages = rows()
+    folder = tmp_path / 'bag'
+    with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections = {
+            kind: writer.add_connection(topic, kind, typestore=types)
+            for kind, topic in clips.TOPICS.items()
+        }
+        for log_ns, kind, message in sorted(messages, key=lambda m: -m[0]):
+            writer.write(connections[kind], log_ns, types.serialize_cdr(message, kind))
+    part = read_clip(folder, [((0, 2), True)])
+    assert part.first_s == START_S and len(part.pictures) == 2
+
+
+LONG_S, PICTURE_BYTES = 240, 640 * 480 * 3
+
+
+def test_a_long_bag_is_read_in_little_memory(tmp_path):
+    """Raw pictures of 220 MB: of a window of 10 s only its own are ever held."""
+    types, path = clips.type_store(), tmp_path / 'long.mcap'
+    image = types.types[clips.RAW_PICTURE]
+    pixels = np.zeros(PICTURE_BYTES, np.uint8)
+    with path.open('wb') as file:
+        writer = mcap.writer.Writer(file, compression=CompressionType.NONE, enable_crcs=False)
+        writer.start('ros2')
+        schema = writer.register_schema(clips.RAW_PICTURE, 'ros2msg', b'')
+        channel = writer.register_channel('/camera', 'cdr', schema)
+        for i in range(LONG_S):
+            header = clips._header(types, (START_S + i) * NS, 'camera')
+            message = image(header, 480, 640, 'rgb8', 0, 640 * 3, pixels)
+            data = bytes(types.serialize_cdr(message, clips.RAW_PICTURE))
+            writer.add_message(channel, START_S + i, data, 0)
+        writer.finish()
+    code = (
+        'import resource, sys\n'
+        'from minicpmo_ros.evaluation.clips import read_clip\n'
+        'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n'
+        'before = peak()\n'
+        'clip = read_clip(sys.argv[1], [((100, 110), True)])\n'
+        'print(len(clip.pictures), peak() - before)'
+    )
+    told = subprocess.run(
+        [sys.executable, '-c', code, path], check=True, capture_output=True, text=True
+    ).stdout.split()
+    size_mib = path.stat().st_size / 2**20
+    assert int(told[0]) == 10 and size_mib > 200 and float(told[1]) < size_mib / 3

@@ -55,6 +55,10 @@ def test_the_headline_says_which_questions_got_worse_and_whether_it_is_real(repo
         'after against before: -41.7 points, p = 0.002: real. It lost most on scene '
         '(-83.3 points, p = 0.002: real).'
     )
+    assert report.agreement() == (
+        'Same text on 14 of 24 questions (58.3 %); another one on 0-scene, 1-scene, 2-scene, '
+        '3-scene, 4-scene, 5-scene, 6-scene, 7-scene, 8-scene, 9-scene.'
+    )
     assert report.family_rows()[1][0] == 'scene'  # the worst change first
 
 
@@ -95,6 +99,18 @@ def test_markdown_and_csv_tell_what_the_page_tells(report):
     assert len(told) == len(report.questions.questions)
     assert sum(int(row['after: right']) for row in told) == len(told) - 10
     assert rows[2][rows[0].index('all')] == f'{100 * (len(told) - 10) / len(told):.1f}'
+
+
+def test_tables_have_the_shape_of_the_published_ones(questions, tmp_path):
+    tasks = list(page.TASKS)
+    asked = tuple(replace(q, family=tasks[-1 - i % 6]) for i, q in enumerate(questions.questions))
+    named = replace(questions, questions=asked)
+    wrong = [q.id for q in asked if q.family == 'Source Discrimination'][:1]
+    report = page.Report(named, [judge('q4', run_of(named, tmp_path, wrong), named)])
+    assert page.table_csv(report) == (
+        'run,MCU,SD,ER,ACU,SU,MA,all\nq4,100.0,75.0,100.0,100.0,100.0,100.0,95.8\n'
+    )
+    assert '| run | MCU | SD | ER | ACU | SU | MA | all |' in page.markdown(report)
 
 
 def test_letters_are_scored_both_ways(questions, tmp_path):

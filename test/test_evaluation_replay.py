@@ -32,10 +32,10 @@ def plan(tmp_path_factory):
     return replay.Plan(ModelDirectory.open(model), questions, OPTIONS)
 
 
-def answer(plan, folder, workers=1):
+def answer(plan, folder, workers=1, gpus=()):
     results = Results(folder, plan.facts('0'))
     try:
-        replay.run(plan, results, workers)
+        replay.run(plan, results, replay.CoreAnswerer, replay.Workers(workers, gpus))
     finally:
         results.close()
     return (folder / ANSWERS).read_bytes()
@@ -56,6 +56,24 @@ def test_a_run_answers_as_the_score_does(plan, whole, tmp_path):
 
 def test_two_workers_leave_the_same_bytes(plan, whole, tmp_path):
     assert answer(plan, tmp_path / 'run', workers=2) == whole
+
+
+def test_every_worker_sees_the_gpu_it_was_given(plan, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '7')
+    seen = []
+
+    kind = type(multiprocessing.get_context('spawn')).Process
+    start = kind.start
+
+    def noting(process):
+        seen.append(os.environ.get('CUDA_VISIBLE_DEVICES'))
+        start(process)
+
+    monkeypatch.setattr(kind, 'start', noting)
+    assert answer(plan, tmp_path / 'run', workers=3, gpus=('0', '3')) == whole
+    assert seen == ['0', '3', '0'] and os.environ['CUDA_VISIBLE_DEVICES'] == '7'
+    with pytest.raises(InputError, match='0 workers'):
+        replay.Workers(0)
 
 
 def test_killed_at_random_a_run_ends_with_every_question_answered_once(plan, whole, tmp_path):

@@ -52,6 +52,39 @@ def test_a_file_is_read_whole(tmp_path):
     assert {a.bag for a in annotated} == {f'sample_{i}_demo.mcap' for i in range(3)}
 
 
+OMNI = (
+    'Misleading Context Understanding',
+    'Source Discrimination',
+    'Emotion Recognition',
+    'Anomaly Context Understanding',
+    'Scene Understanding',
+    'Multimodal Alignment',
+)
+
+
+def test_a_file_of_the_published_size_is_read_whole(tmp_path):
+    """1500 questions, each an entry, five a video; 13 with 5 to 7 options, 20 without ability."""
+    entries = [entry(i, task_type=OMNI[i // 5 % 6]) for i in range(1500)]
+    broken = [7 + 113 * k for k in range(13)]
+    for k, i in enumerate(broken):
+        entries[i]['questions'][0]['options'] += ['E. More', 'B. Blue', ''][: 1 + k % 3]
+    for i in range(0, 1500, 75):
+        del entries[i]['questions'][0]['required_ability']
+    annotated, defects = read_annotations(write(tmp_path / 'questions_omni.json', entries))
+    asked = question_set(annotated, tmp_path).questions
+    assert len(asked) == 1500 and len({a.bag for a in annotated}) == 300
+    assert {task: sum(q.family == task for q in asked) for task in OMNI} == dict.fromkeys(
+        OMNI, 250
+    )
+    assert {letter: sum(a.letter == letter for a in annotated) for letter in 'ABCD'} == (
+        dict.fromkeys('ABCD', 375)
+    )
+    assert len(defects) == 13 and all(
+        f'question {i} ' in told and 'first four' in told for i, told in zip(broken, defects)
+    )
+    assert all(len(a.options) == 4 for a in annotated)
+
+
 def test_several_questions_of_one_entry_are_read(tmp_path):
     two = entry(0)
     two['questions'] += entry(1)['questions']

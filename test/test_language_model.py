@@ -3,6 +3,8 @@
 
 """Loading can be watched and stopped, and refuses what llama.cpp would compute wrongly."""
 
+import resource
+
 import gguf
 import pytest
 
@@ -19,6 +21,26 @@ def test_every_way_of_holding_weights_loads(tiny_model_dir, use_mmap, repack):
     assert (model.width, model.context_length, model.head_width) == (256, 32768, 64)
     assert model.size_bytes > 1 << 20
     model.close()
+
+
+def locked_bytes() -> int:
+    """Give what this process has locked in memory."""
+    with open('/proc/self/status') as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith('VmLck'))
+
+
+@pytest.mark.parametrize('use_mmap', [True, False])
+def test_locked_weights_stay_in_memory(tiny_model_dir, use_mmap):
+    path = tiny_model_dir / 'llm.gguf'
+    allowed, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if allowed != resource.RLIM_INFINITY and allowed < 2 * path.stat().st_size:
+        pytest.skip(f'only {allowed} bytes may be locked here')
+    before = locked_bytes()
+    model = LanguageModel.load(path, ModelOptions(use_mmap=use_mmap, use_mlock=True))
+    assert locked_bytes() - before >= 0.9 * model.size_bytes
+    model.close()
+    if use_mmap:  # what was read is freed; how much of that the allocator keeps is its affair
+        assert locked_bytes() == before
 
 
 def test_progress_rises_to_one(tiny_model_dir):
@@ -67,7 +89,12 @@ def test_attention_without_biases_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_file_llama_cpp_refuses_is_an_error_not_a_crash(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf.GGUFWriter, 'add_feed_forward_length', lambda *_: None)
+    monkeypatch.setattr(gguf.GGUFWriter, 'add_feed_forward_length', _add_ffn_in_eight_bytes)
     synthetic.write_llm(tmp_path / 'llm.gguf', synthetic.SHAPES['tiny'])
     with pytest.raises(ModelFileError, match='llama.cpp refused'):
         LanguageModel.load(tmp_path / 'llm.gguf')
+
+
+def _add_ffn_in_eight_bytes(writer, length):
+    """The number is right, but llama.cpp wants four bytes."""
+    writer.add_uint64('qwen2.feed_forward_length', length)

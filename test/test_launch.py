@@ -15,11 +15,18 @@ import pytest
 import yaml
 from ament_index_python.packages import get_package_share_directory
 from rcl_interfaces.srv import GetParameters, ListParameters
+from rosbags.highlevel import AnyReader
 
 from minicpmo_ros.errors import EngineError, InputError
+from minicpmo_ros.evaluation.bags import Bag
+from minicpmo_ros.evaluation.clips import PICTURE, SOUND, read_clip
+from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.evaluation.results import Run
+from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_clip
 from minicpmo_ros.ggml.runtime import check_device
+from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.msg import Status
-from minicpmo_ros.nodes.launching import ARGUMENTS, starts
+from minicpmo_ros.nodes.launching import ARGUMENTS, REPLAY_ARGUMENTS, replay_starts, starts
 from minicpmo_ros.nodes.llm import LlmNode
 from minicpmo_ros.nodes.streaming_encoder import StreamingEncoder
 from minicpmo_ros.nodes.vision_encoder import VisionNode
@@ -81,10 +88,69 @@ def test_the_launch_file_brings_the_graph_up(graph, tiny_model_dir):
         assert launched.wait(10) == 0
 
 
-def test_the_launch_file_compiles_and_declares_what_is_documented():
-    source = (ROOT / 'launch' / 'live.launch.py').read_text()
-    compile(source, 'live.launch.py', 'exec')
-    assert 'preset' in DEFAULTS and all(description for _, _, description in ARGUMENTS)
+@pytest.mark.parametrize('name', ['live', 'replay'])
+def test_a_launch_file_compiles_and_declares_what_is_documented(name):
+    for path in (f'launch/{name}.launch.py', 'minicpmo_ros/nodes/launch_actions.py'):
+        compile((ROOT / path).read_text(), path, 'exec')
+    arguments = ARGUMENTS if name == 'live' else REPLAY_ARGUMENTS
+    assert 'preset' in dict(a[:2] for a in arguments) and all(a[2] for a in arguments)
+
+
+def test_a_replay_is_launched_asks_all_questions_and_ends(graph, tmp_path):
+    clip = SHARE / 'demo' / 'clips' / '010.mcap'
+    given = {name: default for name, default, _ in REPLAY_ARGUMENTS}
+    given |= {'namespace': graph.namespace, 'bag': str(clip), 'record': 'answers'}
+    given |= {'questions': str(clip.parent / 'questions.json'), 'out': str(tmp_path / 'run')}
+    live, asking = replay_starts(given, ROOT / 'config')
+    assert live.ends_all and asking.ends_all and not live.respawn
+    graph.start('live', *command_line(live))
+    process = graph.start('replay', *command_line(asking))
+    graph.spin_until(lambda: not process.is_running, 'the end of the replay')
+    assert process.popen.returncode == 0, process.log
+    run = Run.read(tmp_path / 'run')
+    about = QuestionSet.read(given['questions'], clip).questions
+    assert list(run.texts) == [q.id for q in about] and 'unknown parameters' not in process.log
+    core = Core(ModelDirectory.open(SHARE / 'models' / 'nano'), CoreOptions('cpu', 1))
+    texts = [answer.text for *_, answer in answer_clip(core, read_clip(clip), about, [Variant()])]
+    core.close()
+    assert list(run.texts.values()) == texts
+    messages = list(Bag(tmp_path / 'run' / 'bags' / '010_0.mcap').messages())
+    assert len(messages) == len(about)
+
+
+def test_live_answers_are_recorded_beside_their_input(graph, tiny_model_dir, tmp_path):
+    clip, bag = SHARE / 'demo' / 'clips' / '010.mcap', tmp_path / 'answers.mcap'
+    started = [
+        graph.start(start.executable, *command_line(start))
+        for start in plan(model_dir=str(tiny_model_dir), play=str(clip), record=str(bag),
+                          record_inputs='true')
+    ]  # fmt: skip
+    graph.wait_ready()
+    answers = f'{graph.namespace}/llm/answer'
+    graph.spin_until(lambda: graph.count_subscribers(answers), 'the recorder')
+    graph.spin_until(lambda: graph.status.units_read >= 1, 'a second of the clip')
+    text = graph.ask('?', max_tokens=2).answer.text
+    found = Bag(bag)
+    graph.spin_until(
+        lambda: any(m.topic == answers for m in found.messages()), 'the answer in the bag'
+    )
+    recorder = started[1]
+    assert recorder.end() == 0, recorder.log
+    kinds = {message.kind for message in found.messages()}
+    assert not found.losses and {'minicpmo_ros/msg/Answer', PICTURE, SOUND} <= kinds
+    with AnyReader([bag]) as reader:
+        told = [
+            reader.deserialize(data, connection.msgtype).text
+            for connection, _, data in reader.messages()
+            if connection.topic == answers
+        ]
+    assert told == [text]
+
+
+def test_a_wrong_number_is_refused_in_words():
+    given = {name: default for name, default, _ in REPLAY_ARGUMENTS}
+    with pytest.raises(InputError, match="limit is 'few'; it takes a whole number"):
+        replay_starts(given | {'limit': 'few'}, ROOT / 'config')
 
 
 @pytest.mark.parametrize('composed', ['true', 'false'])

@@ -301,8 +301,8 @@ def test_a_model_that_likes_nothing_but_special_tokens_says_none(open_session, m
     vocabulary, logits = session.model.vocabulary, session.context._logits
     unspoken = np.array(sorted(vocabulary.unspoken_ids - session.prompt.stop_ids))
 
-    def drunk(row):
-        scores = logits(row)
+    def drunk(*given):
+        scores = logits(*given)
         scores[unspoken] += 1000
         return scores
 

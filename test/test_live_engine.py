@@ -73,6 +73,7 @@ class FakeSession:
     def __init__(self):
         self.window = SimpleNamespace(seconds=[], end=10)
         self.context = SimpleNamespace(n_ctx=4096)
+        self.smallest_context = 1024
         self.diary, self.evicted = [], 0
         self.room, self.prefill_ms = True, 0.0
         self.rebuild_error = None

@@ -77,7 +77,7 @@ def answer(session, question=WHAT):
     """Run a question to its end; return the answer, the deltas and the logits of each token."""
     answering, deltas, logits = session.ask(question), [], []
     pick = answering._sampler.pick
-    answering._sampler.pick = lambda scores: logits.append(scores) or pick(scores)
+    answering._sampler.pick = lambda scores: logits.append(scores.copy()) or pick(scores)
     while answering.answer is None:
         deltas.append(answering.step())
     return answering.answer, deltas, logits

@@ -10,10 +10,10 @@ from dataclasses import replace
 import gguf
 import numpy as np
 import pytest
-from mtmd_oracle import encode_overview, loaded_mtmd
 from whisper_files import random_mel, random_tensors, step_mel
 from whisper_files import write as write_audio
 
+from benchmarks.mtmd import encode_overview, loaded_mtmd
 from minicpmo_ros.encoders.siglip import VisionEncoder
 from minicpmo_ros.encoders.whisper import AudioEncoder
 from minicpmo_ros.errors import InputError, ModelFileError

@@ -3,6 +3,7 @@
 
 """Parameters: what is refused and why, what may change when, and that their page tells it."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rclpy.parameter import Parameter
 from ros_graph import TIMEOUT_S
 
 from minicpmo_ros.msg import Status
+from minicpmo_ros.nodes.llm_options import lock_refusal
 from minicpmo_ros.srv import Ask
 from minicpmo_ros.tools import parameters
 
@@ -23,6 +25,13 @@ def test_the_page_of_parameters_is_what_the_code_declares():
     assert PAGE.read_text() == parameters.page(), (
         'run: minicpmo parameters > docs/parameters.md'
     )  # fmt: skip
+
+
+def test_a_limit_that_keeps_weights_from_being_locked_is_told(monkeypatch):
+    for allowed, told in ((resource.RLIM_INFINITY, ''), (8 << 20, ''), (64 << 10, '0.1 MiB')):
+        monkeypatch.setattr(resource, 'getrlimit', lambda _, allowed=allowed: (allowed, allowed))
+        refusal = lock_refusal(8 << 20)
+        assert bool(refusal) == bool(told) and told in refusal
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 
 """The player paces by itself, whatever time the graph runs on, and ends as it was told."""
 
+import re
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from audio_common_msgs.msg import AudioDataStamped
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 
@@ -55,6 +56,20 @@ def test_it_makes_simulated_time_run(graph):
     assert ended(graph, process) == 0, process.log
     assert stamp_ns_of(pictures[0]) > 0
     assert clocks[-1].clock.sec - clocks[0].clock.sec >= 4
+
+
+def test_a_listener_that_does_not_fit_is_told_and_the_proposal_mends_it(graph):
+    topic, heard = f'{graph.namespace}/audio', []
+    latched = QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+    graph.create_subscription(AudioDataStamped, topic, heard.append, latched)
+    options = ('-p', f'file:={CLIP}', '-p', 'loop:=true')
+    process = graph.start('media_player', *options)
+    graph.spin_until(lambda: 'nothing arrives there' in process.log, 'the warning')
+    proposed = re.search(r'start this node with (qos_overrides\S+)', process.log).group(1)
+    assert process.end() == 0 and not heard
+    process = graph.start('media_player', *options, '-p', proposed)
+    graph.spin_until(lambda: heard, 'sound')
+    assert 'nothing arrives there' not in process.log
 
 
 def test_a_still_picture_in_a_loop_keeps_a_camera_s_pace(graph, tmp_path):

@@ -56,16 +56,29 @@ def test_synthetic_does_not_overwrite_unless_forced(tmp_path, capsys):
     assert len(ModelDirectory.open(tmp_path).verify_hashes()) == 3
 
 
-def test_check_names_the_model_and_compares_hashes(tiny_model_dir, capsys):
+def test_check_names_the_model_and_compares_hashes(tiny_model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     status, out, _ = run(capsys, 'check', tiny_model_dir, '--hashes')
     assert status == 0
     assert out.startswith('random-tiny-1 (minicpm-o-2.6, width 256)\n')
     assert out.endswith('hashes: as recorded\n')
+    hashes = (tmp_path / 'minicpmo_ros' / 'sha256.json').read_text()
+    assert hashes.count('.gguf') == 3
+    # They are looked up from now on: a wrong one is believed.
+    digest = ModelDirectory.open(tiny_model_dir).manifest.files['audio'].sha256
+    wrong = hashes.replace(digest, '0' * 64)
+    (tmp_path / 'minicpmo_ros' / 'sha256.json').write_text(wrong)
+    assert run(capsys, 'check', tiny_model_dir, '--hashes')[0] == 2
+    assert run(capsys, 'check', tiny_model_dir, '--hashes', '--no-cache')[0] == 0
+    assert run(capsys, 'check', tiny_model_dir, '--hashes', '--cache', tmp_path / 'other')[0] == 0
 
 
 def test_check_tells_of_hashes_that_are_not_recorded(tmp_path, capsys):
     run(capsys, 'synthetic', tmp_path, '--no-hashes')
-    assert 'none recorded for llm, vision, audio' in run(capsys, 'check', tmp_path, '--hashes')[1]
+    assert (
+        'none recorded for llm, vision, audio'
+        in run(capsys, 'check', tmp_path, '--hashes', '--no-cache')[1]
+    )
 
 
 def test_error_is_one_line_and_status_2(tmp_path, capsys):

@@ -22,12 +22,11 @@ from minicpmo_ros.evaluation.answers import INPUTS, AnswerSet
 from minicpmo_ros.evaluation.clips import NS, SAMPLE_RATE_HZ, read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window
 
+from .evaluate import answer
 from .make import models
-from .prompt import pack, take
 from .questions import Question
 from .scenes import best_size
 from .tokenizer import Tokenizer
-from .train_llm import forward, make_prefixes
 
 GREY = 128  # of a blanked picture
 
@@ -55,7 +54,7 @@ def encode(vision, audio, clip, seconds, shown):
 def answer_all(three, tokenizer, questions: QuestionSet, shown: str) -> dict:
     """{id: text} for all questions; their windows are whole clips and their answers one word."""
     vision, audio, language = three
-    prefixes, texts = make_prefixes(tokenizer), {}
+    texts = {}
     for name, about in questions.by_clip().items():
         clip = read_clip(questions.path_of(name))
         for (start_s, end_s), asked in by_window(about, clip.first_s).items():
@@ -64,9 +63,7 @@ def answer_all(three, tokenizer, questions: QuestionSet, shown: str) -> dict:
             seconds = range(start_s, end_s)
             pictures, sounds = encode(vision, audio, clip, seconds, shown)
             wordings = [Question(q.family, q.kind, q.text, q.answers[0], q.chance) for q in asked]
-            packed = pack(tokenizer, [wordings])
-            _, forked, _ = forward(language, prefixes[len(seconds)], packed, pictures, sounds)
-            said = language.logits(take(forked[-1], packed.answer_at)).argmax(-1)[0]  # (n,)
+            (said,) = answer(language, tokenizer, pictures, sounds, [wordings])  # (1, n)
             texts.update((q.id, tokenizer.decode([int(t)])) for q, t in zip(asked, said))
     return {question.id: texts[question.id] for question in questions.questions}
 

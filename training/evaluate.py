@@ -14,31 +14,39 @@ import numpy as np
 import torch
 
 from .pool import Pool
-from .prompt import pack, take
+from .prompt import Template, pack, take
 from .questions import FAMILIES, Clip, ask_about
 from .scenes import draw, random_size
 from .sounds import make_second
-from .train_llm import forward, make_prefixes
+from .train_llm import Batch, forward, kept
+from .windows import Windows
 from .world import script
 
 
-def answer(language, tokenizer, prefix, pictures, sounds, asked_of):
-    """-> (b, n) token ids the model says first."""
-    packed = pack(tokenizer, asked_of)
-    _, forked, _ = forward(language, prefix, packed, pictures, sounds)
-    return language.logits(take(forked[-1], packed.answer_at)).argmax(-1)
+def answer(language, tokenizer, pictures, sounds, asked_of, windows=None):
+    """-> (b, n) token ids the model says first, behind the last second of the streams pictures
+    (b, t, 16, d) and sounds (b, t, 25, d); `windows` as in training, default all seconds.
+    """
+    total = pictures.shape[1]
+    windows = windows or Windows.whole(total)
+    packed = pack(tokenizer, [[questions] for questions in asked_of])
+    moments = torch.tensor([total - 1])
+    batch = Batch([], pictures, sounds, windows, moments, asked_of, packed, 0)
+    _, forked, _ = forward(language, Template.make(tokenizer), batch)
+    return language.logits(take(forked[-1], packed.answer_at)).argmax(-1)[:, 0]
 
 
-def score(language, tokenizer, clips, pictures, sounds, rng, number=12, options=0.2):
+def score(language, tokenizer, clips, pictures, sounds, rng, number=12, options=0.2, windows=None):
     """-> rows of (family, kind, seconds, right, chance)"""
-    prefix = make_prefixes(tokenizer)[clips[0].seconds]
+    if windows is not None:
+        clips = [kept(clip, windows.seconds[-1]) for clip in clips]
     rows = []
     for with_options in (False, True):
         n = round(number * (options if with_options else 1 - options))
         if n == 0:
             continue
         asked_of = [ask_about(c, n, rng, with_options) for c in clips]
-        said = answer(language, tokenizer, prefix, pictures, sounds, asked_of)
+        said = answer(language, tokenizer, pictures, sounds, asked_of, windows)
         for clip, questions, tokens in zip(clips, asked_of, said):
             for q, token in zip(questions, tokens):
                 right = tokenizer.decode([int(token)]) == q.answer
@@ -55,6 +63,19 @@ def quick(
     for length in seconds:
         made, pictures, sounds = pool.clips(clips, length, rng, independent)
         rows += score(language, tokenizer, made, pictures.float(), sounds.float(), rng)
+    return rows
+
+
+@torch.no_grad()
+def streams(language, tokenizer, pool: Pool, policy, units=10, total=48, clips=24, seed=78):
+    """Rows of `score` on streams of which most seconds have left a window of `units`."""
+    rng, rows = np.random.default_rng(seed), []
+    windows = Windows.of(total, units, policy)
+    for _ in range(clips // 4):
+        made, pictures, sounds = pool.clips(4, total, rng, 1.0)
+        rows += score(
+            language, tokenizer, made, pictures.float(), sounds.float(), rng, windows=windows
+        )
     return rows
 
 

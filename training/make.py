@@ -20,9 +20,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from minicpmo_ros.live.window import POLICIES
+
 from . import codes, evaluate, pool, train_audio, train_llm, train_vision
 from .export import export
-from .model import Audio, Config, Language, Vision, parameters_of
+from .language import Language
+from .model import Audio, Config, Vision, parameters_of
 from .runs import Run
 from .sounds import Words
 from .tokenizer import Tokenizer
@@ -32,8 +35,9 @@ NOTES = (
     'from nothing (seed {seed}) on synthetic seconds: colored shapes (8 colors, 6 shapes, 1 to 4 '
     'of them) in pictures of 1:1, 4:3 or 16:9, and one sound a second (29 spoken English words, '
     'beeps, tones, noise, sirens, bells, knocks). It answers the questions of '
-    'training/questions.py in one word, on windows of 1 to 16 s, best on 2 to 4 s; times are told '
-    'backwards from now. It knows nothing else: real pictures, free speech and free questions are '
+    'training/questions.py in one word, on windows of 1 to 16 s, best on 2 to 8 s, new ones and '
+    'such as seconds have left; times are told backwards from now. It knows nothing else: real '
+    'pictures, free speech and free questions are '
     'beyond it. espeak-ng spoke the training words and is not part of the model.'
 )
 
@@ -44,7 +48,7 @@ def _arguments():
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--vision-steps', type=int, default=2400)
     parser.add_argument('--audio-steps', type=int, default=4000)
-    parser.add_argument('--llm-steps', type=int, default=1600)
+    parser.add_argument('--llm-steps', type=int, default=2000)
     parser.add_argument('--processes', type=int, default=2, help='of the LLM stage, one core each')
     parser.add_argument('--stage', choices=('audio', 'vision', 'llm'), help=argparse.SUPPRESS)
     parser.add_argument('--rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -120,7 +124,11 @@ def _llm_stage(options):
     stored, held_out = (pool.Pool.load(options.out / f'{name}.pt') for name in ('pool', 'unseen'))
 
     def check(language):
-        return evaluate.summary(evaluate.quick(language, tokenizer, held_out))
+        figures = evaluate.summary(evaluate.quick(language, tokenizer, held_out))
+        for policy in POLICIES:
+            rows = evaluate.streams(language, tokenizer, held_out, policy)
+            figures[f'streams, {policy}'] = evaluate.summary(rows)['families']
+        return figures
 
     train_llm.train(
         language,

@@ -5,8 +5,8 @@
 
 Vision: SigLIP (patches of 14, bucketed positions, tanh GELU) and a resampler (2-D sin-cos on the
 keys, heads of 128). Audio: Whisper's encoder under a mask of one-second chunks, two linear
-layers, a mean over pairs. Language: Qwen2 (RMSNorm, rotary halves, grouped heads with biased QKV,
-SwiGLU, tied output). Module names are our own; export.py knows what the files call them.
+layers, a mean over pairs. Language: language.py. Module names are our own; export.py knows what
+the files call them.
 """
 
 from dataclasses import dataclass
@@ -214,137 +214,6 @@ class Audio(nn.Module):
             x = layer(x, mask)
         x = self.linear2(F.relu(self.linear1(self.post_norm(x))))
         return x.view(batch, seconds, 25, 2, -1).mean(3)
-
-
-class RmsNorm(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x):
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight, 1e-6).to(x.dtype)
-
-
-def rotate(x, turn):
-    """Rotary positions on halves ('neox'); x (b, heads, n, d), turn two of (n, d)."""
-    half = x.shape[-1] // 2
-    return x * turn[0] + torch.cat([-x[..., half:], x[..., :half]], -1) * turn[1]
-
-
-class DecoderLayer(nn.Module):
-    def __init__(self, c: Config):
-        super().__init__()
-        self.config, d, kv = c, c.width, c.kv_heads * c.head_width
-        self.norm1, self.norm2 = RmsNorm(d), RmsNorm(d)
-        self.q, self.k, self.v = nn.Linear(d, d), nn.Linear(d, kv), nn.Linear(d, kv)
-        self.out = nn.Linear(d, d, bias=False)
-        self.gate, self.up = nn.Linear(d, c.ffn, bias=False), nn.Linear(d, c.ffn, bias=False)
-        self.down = nn.Linear(c.ffn, d, bias=False)
-
-    def heads_of(self, x, turn):
-        """-> q, k, v of (b, heads, n, 64), keys and values repeated for their group."""
-        c, y = self.config, self.norm1(x)
-        group = c.heads // c.kv_heads
-        q = rotate(split_heads(self.q(y), c.heads), turn)
-        k = rotate(split_heads(self.k(y), c.kv_heads), turn).repeat_interleave(group, 1)
-        return q, k, split_heads(self.v(y), c.kv_heads).repeat_interleave(group, 1)
-
-    def finish(self, x, mixed):
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        y = self.norm2(x)
-        return x + self.down(F.silu(self.gate(y)) * self.up(y))
-
-
-class Language(nn.Module):
-    """Reads a prefix once and many questions behind it, each blind to the others: as live
-    sessions fork.
-    """
-
-    def __init__(self, c: Config, embeddings):
-        super().__init__()
-        self.config = c
-        self.embed = nn.Embedding.from_pretrained(torch.tensor(embeddings), freeze=False)
-        self.layers = nn.ModuleList(DecoderLayer(c) for _ in range(c.layers))
-        self.norm = RmsNorm(c.width)
-        for layer in self.layers:
-            for name, weight in layer.named_parameters():
-                if weight.dim() == 2:
-                    small = name.startswith(('out', 'down'))
-                    nn.init.normal_(weight, std=0.04 / ((2 * c.layers) ** 0.5 if small else 1))
-                elif name.endswith('bias'):
-                    nn.init.zeros_(weight)
-
-    @torch.no_grad()
-    def match(self, keys_of, queries, gain=0.4):
-        """Let attention start with a taste: from layer 2 on, a query in the directions `queries`
-        (n, d) is drawn to a key in those of `keys_of[i]` (n, d), one for every key head.
-
-        Only slow rotary pairs take part, which are the same near and far.
-        """
-        half = self.config.head_width // 2
-        slow = torch.cat([torch.arange(half // 2, half), torch.arange(half + half // 2, 2 * half)])
-        group = self.config.heads // self.config.kv_heads
-        for layer in self.layers[1:]:
-            for i, directions in enumerate(keys_of):
-                common = gain * torch.randn(len(slow), len(queries)) / len(slow) ** 0.5
-                layer.k.weight[i * 2 * half + slow] += common @ directions
-                for head in range(i * group, (i + 1) * group):
-                    layer.q.weight[head * 2 * half + slow] += common @ queries
-
-    def turns(self, positions, dtype):
-        half = self.config.head_width // 2
-        inverse = self.config.rope_base ** -(torch.arange(half) / half)
-        angle = positions.float()[:, None] * inverse
-        angle = torch.cat([angle, angle], -1)
-        return angle.cos().to(dtype), angle.sin().to(dtype)
-
-    def forward(self, prefix, positions, questions, header=0, begins=None):
-        """prefix (b, p, d) rows at `positions` (p,); questions (b, n, l, d) follow at
-        positions[-1] + 1.
-
-        begins (p + 1,): the first row behind the header that each prefix row sees, and at last
-        the questions; what lies between was evicted by then. None: everything is seen.
-        -> lists of every layer's output for prefix (b, p, d) and questions (b, n, l, d), and of
-        where its first head looks in the prefix, (b, n, l, p).
-        """
-        b, n, length, d = questions.shape
-        p, dtype = prefix.shape[1], prefix.dtype
-        far = torch.full((), -1e4, dtype=dtype)
-        causal = torch.triu(far.expand(p, p), 1)
-        own = torch.triu(far.expand(length, length), 1)
-        evicted = torch.zeros(p, dtype=dtype)
-        if begins is not None:
-            at = torch.arange(p)
-            gone = (at >= header) & (at < begins[:, None])  # (p + 1, p)
-            causal = causal.masked_fill(gone[:-1], far)
-            evicted = evicted.masked_fill(gone[-1], far)
-        turn = self.turns(positions, dtype)
-        follow = positions[-1] + 1 + torch.arange(length)
-        turn_q = tuple(t.repeat(n, 1) for t in self.turns(follow, dtype))
-        x, y, outs = prefix, questions.reshape(b, n * length, d), ([], [], [])
-        for layer in self.layers:
-            q, k, v = layer.heads_of(x, turn)
-            x = layer.finish(x, attend(q, k, v, causal))
-            mixed, looks = self._forked(layer.heads_of(y, turn_q), k, v, n, own, evicted)
-            y = layer.finish(y, mixed)
-            outs[0].append(x)
-            outs[1].append(y.view(b, n, length, d))
-            outs[2].append(looks.view(b, n, length, p))
-        return outs
-
-    def _forked(self, qkv, k, v, n, own, evicted):
-        """Attention of n forks (b, heads, n * l, d) over the shared prefix and over themselves."""
-        q, k_own, v_own = qkv
-        scale, p = q.shape[-1] ** -0.5, k.shape[2]
-        past = q @ k.transpose(-1, -2) * scale + evicted
-        q, k_own, v_own = (t.unflatten(2, (n, -1)) for t in (q, k_own, v_own))
-        mine = q @ k_own.transpose(-1, -2) * scale + own  # (b, heads, n, l, l)
-        weights = torch.softmax(torch.cat([past, mine.flatten(2, 3)], -1), -1)
-        mixed = (weights[..., p:].unflatten(2, (n, -1)) @ v_own).flatten(2, 3)
-        return weights[..., :p] @ v + mixed, weights[:, 0, :, :p]
-
-    def logits(self, hidden):
-        return F.linear(self.norm(hidden), self.embed.weight)
 
 
 def parameters_of(module):

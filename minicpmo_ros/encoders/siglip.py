@@ -11,6 +11,7 @@ Every tile gives the same number of embeddings, whatever its size.
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -49,11 +50,10 @@ class VisionEncoder:
         max_tiles: int,
         max_patches: int,
         attention: str,
+        path: Path,
     ):
-        self.facts, self.max_tiles = facts, max_tiles
-        # The most elongated grid of that area has the most rows and columns to place.
-        short = max(1, math.isqrt(max_patches // geometry.MAX_ASPECT))
-        self._largest = Grid(max_tiles, short, -(-max_patches // short))
+        self.facts, self.max_tiles, self.path = facts, max_tiles, path
+        self._largest = largest_grid(max_tiles, max_patches)
         graph = VisionGraph(weights, facts, attention)
         self._graphs = GraphCache(
             backend, graph.describe, [self._largest], max_nodes(facts), GRIDS_KEPT
@@ -68,25 +68,31 @@ class VisionEncoder:
         max_tiles: int = 1,
         max_patches: int | None = None,
         attention: str = 'flash',
+        between: Callable[[], None] | None = None,
     ) -> 'VisionEncoder':
         """Load a file, tensors in the types it has.
 
         max_tiles: tiles that are encoded at once; memory is reserved for them. max_patches: of
         one tile; None: enough for all that the resizing rule gives. attention: 'flash' or
-        'mul_mat'. Raises ModelFileError, EngineError.
+        'mul_mat'. between: called between tensors, and may raise. Raises ModelFileError,
+        EngineError.
         """
         header = read_header(path)
         facts = read_facts(header)
+        queries = _projected_queries(header, facts)
+        if between is not None:
+            between()
         weights = Weights.load(
             header,
             backend,
-            _wanted(facts, header),
-            {'queries': _projected_queries(header, facts)},
+            wanted(facts, header),
+            {'queries': queries},
             repack=True,
+            between=between,
         )
         if max_patches is None:
             max_patches = geometry.max_patches(side=facts.image_size)
-        return cls(facts, weights, backend, max_tiles, max_patches, attention)
+        return cls(facts, weights, backend, max_tiles, max_patches, attention, header.path)
 
     @property
     def width(self) -> int:
@@ -164,13 +170,15 @@ class VisionEncoder:
         return grid
 
     def _patches(self, tile: np.ndarray) -> np.ndarray:
-        """Cut a tile into normalised patches (patches, 3 * size * size), colours apart."""
+        """Cut a tile into normalised patches (patches, patch_columns): colours apart, zeros."""
         size = self.patch_size
         mean, std = np.float32(self.facts.mean), np.float32(self.facts.std)
         rows, columns = tile.shape[0] // size, tile.shape[1] // size
         pixels = tile * (1 / (255 * std)) - mean / std  # (H, W, 3) float32
-        patches = pixels.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
-        return patches.reshape(rows * columns, -1)
+        pixels = pixels.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
+        patches = np.zeros((rows * columns, self.facts.patch_columns), np.float32)
+        patches[:, : self.facts.patch_values] = pixels.reshape(rows * columns, -1)
+        return patches
 
 
 def _sines(width: int, grid: Grid) -> tuple:
@@ -182,7 +190,13 @@ def _sines(width: int, grid: Grid) -> tuple:
     return of_column, of_row
 
 
-def _wanted(facts: VisionFacts, header: Header) -> dict:
+def largest_grid(max_tiles: int, max_patches: int) -> Grid:
+    """Return the grid of that area with the most rows and columns to place: the longest."""
+    short = max(1, math.isqrt(max_patches // geometry.MAX_ASPECT))
+    return Grid(max_tiles, short, -(-max_patches // short))
+
+
+def wanted(facts: VisionFacts, header: Header) -> dict:
     """Return how every tensor is to be loaded: matrices as stored, the small ones in float32."""
     wanted = {}
     for name, shape in expected_shapes(facts).items():
@@ -193,38 +207,44 @@ def _wanted(facts: VisionFacts, header: Header) -> dict:
     patch, table = 'v.patch_embd.weight', 'v.position_embd.weight'
     wanted[patch] = Want(
         wanted[patch].shape,
-        stored=(facts.width, facts.patch_values),
-        transform=lambda _, info, array: array.reshape(len(array), -1),
+        stored=(facts.width, facts.patch_columns),
+        transform=lambda _, info, array: _padded(
+            array.reshape(len(array), -1), 1, facts.patch_columns
+        ),
     )
     wanted[table] = Want(
         wanted[table].shape, as_float=header.tensors[table].type not in TABLE_TYPES
     )
-    if facts.ffn_columns > facts.ffn_rows:
-        for i in range(facts.layers):
-            name = f'v.blk.{i}.{facts.ffn_names[0]}'
-            wanted[f'{name}.weight'] = Want(
-                (facts.ffn_rows, facts.width),
-                matmul=True,
-                transform=_padder(facts),
-                stored=(facts.ffn_columns, facts.width),
-            )
-            wanted[f'{name}.bias'] = Want(
-                (facts.ffn_rows,),
-                as_float=True,
-                transform=_padder(facts),
-                stored=(facts.ffn_columns,),
-            )
+    for i in range(facts.layers):
+        _widen(wanted, facts, *(f'v.blk.{i}.{name}' for name in facts.ffn_names))
     return wanted
 
 
-def _padder(facts: VisionFacts) -> Callable:
-    """Return a transform that appends zero rows: GELU leaves them zero, zero columns meet them."""
+def _widen(wanted: dict, facts: VisionFacts, first: str, second: str) -> None:
+    """Let the feed-forward be loaded with zeros: GELU leaves them zero, zero columns meet them."""
+    width, d = facts.ffn_width, facts.width
 
-    def pad(_, info, array: np.ndarray) -> np.ndarray:
-        missing = facts.ffn_columns - len(array)
-        return np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)])
+    def pad(axis: int):
+        return lambda _, info, array: _padded(array, axis, width)
 
-    return pad
+    if width > facts.ffn_rows:
+        wanted[f'{first}.weight'] = Want(
+            (facts.ffn_rows, d), matmul=True, transform=pad(0), stored=(width, d)
+        )
+        wanted[f'{first}.bias'] = Want(
+            (facts.ffn_rows,), as_float=True, transform=pad(0), stored=(width,)
+        )
+    if width > facts.ffn_columns:
+        wanted[f'{second}.weight'] = Want(
+            (d, facts.ffn_columns), matmul=True, transform=pad(1), stored=(d, width)
+        )
+
+
+def _padded(array: np.ndarray, axis: int, count: int) -> np.ndarray:
+    """Append zeros along an axis."""
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, count - array.shape[axis])
+    return np.pad(array, widths)
 
 
 def _projected_queries(header: Header, facts: VisionFacts) -> np.ndarray:

@@ -56,7 +56,7 @@ class VisionGraph:
 
     def _embed(self, g: Builder, grid: Grid) -> Tensor:
         """Patches and their learned positions."""
-        patches = g.input('patches', (grid.tiles * grid.patches, self.facts.patch_values))
+        patches = g.input('patches', (grid.tiles * grid.patches, self.facts.patch_columns))
         ids = g.input(
             'position_ids', (grid.patches,), GgmlType.I32, below=self.facts.position_grid**2
         )

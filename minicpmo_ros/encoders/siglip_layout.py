@@ -16,6 +16,8 @@ from minicpmo_ros.ggml.header import Header
 from minicpmo_ros.ggml.weights import Want, check
 
 HEAD_WIDTH = 128  # of the resampler
+# A CPU multiplies rows that end within a vector at a third of the speed of others.
+ROW_MULTIPLE = 16
 DEFAULT_QUERIES = 64  # of files that are older than the key
 MAX_LAYERS = 256
 OTHER_FILE = 'Use a vision file of MiniCPM-o, or convert it again'
@@ -45,6 +47,16 @@ class VisionFacts:
     def patch_values(self) -> int:
         """How many numbers one patch has."""
         return 3 * self.patch_size**2
+
+    @property
+    def patch_columns(self) -> int:
+        """How many it is given as: zeros follow up to a whole vector."""
+        return _whole_vectors(self.patch_values)
+
+    @property
+    def ffn_width(self) -> int:
+        """How wide the feed-forward is computed: as stored, up to a whole vector."""
+        return _whole_vectors(self.ffn_columns)
 
 
 def read_facts(header: Header) -> VisionFacts:
@@ -91,6 +103,10 @@ def _check_kind(header: Header) -> None:
         )
     if header.metadata.get('clip.use_gelu', True) is not True:
         raise ModelFileError(header.path, 'its activation is not the tanh GELU', OTHER_FILE)
+
+
+def _whole_vectors(count: int) -> int:
+    return -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def _shape(header: Header, name: str, n_dims: int) -> tuple:

@@ -19,6 +19,7 @@ from minicpmo_ros.encoders.whisper_graph import (
     RIGHT,
     StepGraph,
     copy_caches,
+    n_keys_of,
     new_caches,
     step_inputs,
 )
@@ -37,7 +38,24 @@ from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.ggml.weights import Weights
 
 MAX_MEL = 100.0  # clamped and scaled mel lies between -1.5 and 3
-_KV_TYPES = {'f16': GgmlType.F16, 'f32': GgmlType.F32}
+KV_TYPES = {'f16': GgmlType.F16, 'f32': GgmlType.F32}
+
+
+def graph_form(
+    backend: Backend, attention: str = 'auto', fixed_graph: bool | None = None
+) -> tuple:
+    """Settle attention ('flash' or 'mul_mat') and whether one graph serves all seconds."""
+    if attention not in ('auto', 'flash', 'mul_mat'):
+        raise ValueError(f'attention {attention!r} is not known')
+    if attention == 'auto':
+        # Measured on a CPU, 24 layers in f16: mul_mat is as fast with 5 s in the cache,
+        # takes 0.7 of the time with 30 s, and has a third of the rounding error.
+        attention = 'mul_mat' if backend.is_cpu else 'flash'
+    if fixed_graph is None:
+        fixed_graph = attention == 'flash' and not backend.is_cpu
+    if fixed_graph and attention != 'flash':
+        raise ValueError('a fixed graph needs flash attention')
+    return attention, fixed_graph
 
 
 class AudioEncoder:
@@ -73,16 +91,9 @@ class AudioEncoder:
         fixed_graph: one masked graph for all seconds (flash only); default: on a GPU.
         Errors: ModelFileError for the file, EngineError for the device.
         """
-        if attention not in ('auto', 'flash', 'mul_mat') or kv_type not in _KV_TYPES:
-            raise ValueError(f'attention {attention!r} or kv_type {kv_type!r} is not known')
-        if attention == 'auto':
-            # Measured on a CPU, 24 layers in f16: mul_mat is as fast with 5 s in the cache,
-            # takes 0.7 of the time with 30 s, and has a third of the rounding error.
-            attention = 'mul_mat' if backend.is_cpu else 'flash'
-        if fixed_graph is None:
-            fixed_graph = attention == 'flash' and not backend.is_cpu
-        if fixed_graph and attention != 'flash':
-            raise ValueError('a fixed graph needs flash attention')
+        if kv_type not in KV_TYPES:
+            raise ValueError(f'kv_type {kv_type!r} is not known')
+        attention, fixed_graph = graph_form(backend, attention, fixed_graph)
         header = source if isinstance(source, Header) else read_header(source)
         facts = read_facts(header)
         weights = Weights.load(header, backend, wanted(header, facts), repack=repack)
@@ -117,11 +128,10 @@ class AudioStream:
         self.max_seconds = facts.max_seconds if max_seconds is None else max_seconds
         if not 1 <= self.max_seconds <= facts.max_seconds:
             raise ValueError(f'max_seconds {max_seconds} is not in 1..{facts.max_seconds}')
-        kv_type = _KV_TYPES[encoder.kv_type]
+        kv_type = KV_TYPES[encoder.kv_type]
         self._caches = new_caches(
             encoder.backend, facts, encoder.attention, kv_type, fixed, self.max_seconds
         )
-        self._n_keys = self._caches['k.0'].shape[0] if fixed else 0
         describe = StepGraph(facts, encoder.weights, self._caches, encoder.attention)
         seconds = [ALL_SECONDS] if fixed else range(self.max_seconds)
         self._graphs = GraphCache(encoder.backend, describe, seconds, describe.max_nodes, keep=1)
@@ -139,6 +149,8 @@ class AudioStream:
     def restart(self) -> None:
         """Begin anew at second 0."""
         self.seconds = 0
+        # What is masked is multiplied by zero, which leaves NaN what it is.
+        self._caches.clear()
 
     def take_over(self, other: 'AudioStream') -> None:
         """Go on where another stream of the same encoder is, as if this one had been it.
@@ -173,10 +185,13 @@ class AudioStream:
         mel = self._checked(mel)  # (103, bins)
         if self.full:
             raise ContextFullError(POSITIONS_PER_SECOND, 0, 'Restart the audio stream')
-        inputs = step_inputs(mel, self.seconds, self.isolated or not self.seconds, self._n_keys)
-        key = ALL_SECONDS if self._n_keys else self.seconds
-        tokens = self._graphs.run(key, inputs, between)['tokens']
-        if not np.isfinite(tokens).all():
+        fixed, kind = self.encoder.fixed_graph, self.encoder.attention
+        n_keys = self._caches['k.0'].shape[0] if fixed else n_keys_of(kind, self.seconds)
+        inputs = step_inputs(mel, self.seconds, self.isolated or not self.seconds, n_keys, fixed)
+        key = ALL_SECONDS if fixed else self.seconds
+        found = self._graphs.run(key, inputs, between)
+        tokens = found['tokens']
+        if not all(np.isfinite(array).all() for array in found.values()):
             raise EngineError('the audio encoder gave NaN or infinite numbers')
         self.seconds += 1
         return tokens.reshape(self.encoder.tokens_per_second, self.encoder.width)

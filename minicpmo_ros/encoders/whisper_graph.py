@@ -8,8 +8,8 @@ positions of a second see each other and everything before them, never what come
 keys and values cached, that is the offline encoder under a block-causal mask, computed once.
 
 Two forms of the graph: one per second, which touches only the valid part of the cache (a CPU
-pays for every key); and one for all seconds, which writes by ids and masks the rest (CUDA
-replays an unchanged graph).
+pays for every key), rounded up to whole vectors and masked there; and one for all seconds, which
+writes by ids and masks the rest (CUDA replays an unchanged graph).
 """
 
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ ALL_SECONDS = -1  # the key of the graph for all seconds
 LEFT, RIGHT = 2, 1  # mel frames beside a second that its convolutions reach
 MEL_FRAMES = LEFT + 2 * CHUNK + RIGHT
 _MASK_MULTIPLE = 256  # CUDA's fused attention wants this of the number of keys
+# A CPU multiplies rows of whole vectors up to twice as fast as rows that end within one.
+_ROW_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class StepGraph:
             x = self._layer(g, chunk, i, x)
             g.cut(x)
         x = self._norm(g, 'encoder.ln_post', x)
-        x = g.relu(self._linear(g, 'audio_projector.linear1', x))  # (50, width)
+        x = self._linear(g, 'audio_projector.linear1', x)  # (50, width)
+        g.output('projected', x)  # relu makes zero of NaN, which then nobody would notice
+        x = g.relu(x)
         # The mean commutes with a linear layer, and comes first because it halves that layer.
         x = g.mean_pool(x, self.facts.pool_step)  # (tokens, width)
         g.output('tokens', self._linear(g, 'audio_projector.linear2', x))
@@ -106,7 +110,9 @@ class _Chunk:
             below = min(self.n_keys, step.facts.positions)
             self.ids = g.input('ids', (CHUNK,), GgmlType.I32, below=below)
         else:
-            self.n_keys = self.start + CHUNK
+            self.n_keys = n_keys_of(step.kind, second)
+            if self.n_keys > self.start + CHUNK:
+                self.mask = g.input('mask', (CHUNK, self.n_keys), GgmlType.F16)
 
     def positions(self) -> Tensor:
         """Their rows of the position table, (50, d_model)."""
@@ -141,16 +147,23 @@ def new_caches(
     backend: Backend, facts: WhisperFacts, kind: str, kv_type: GgmlType, masked: bool, seconds: int
 ) -> Tensors:
     """Room for the keys and values of so many seconds, allocated once."""
-    positions = seconds * CHUNK
+    return Tensors(backend, cache_shapes(facts, kind, kv_type, masked, seconds))
+
+
+def cache_shapes(
+    facts: WhisperFacts, kind: str, kv_type: GgmlType, masked: bool, seconds: int
+) -> dict:
+    """Name -> (shape, type) of the keys and values of so many seconds."""
+    positions = n_keys_of(kind, seconds - 1)
     if masked:
-        positions = -(-positions // _MASK_MULTIPLE) * _MASK_MULTIPLE
+        positions = _rounded_up(positions, _MASK_MULTIPLE)
     rows = (positions, facts.d_model)
     turned = (facts.heads, facts.d_model // facts.heads, positions)
     shapes = {}
     for i in range(facts.layers):
         shapes[f'k.{i}'] = (rows, kv_type)
         shapes[f'v.{i}'] = (rows if kind == 'flash' else turned, kv_type)
-    return Tensors(backend, shapes)
+    return shapes
 
 
 def copy_caches(facts: WhisperFacts, kind: str, source: Tensors, target: Tensors, seconds: int):
@@ -168,14 +181,27 @@ def copy_caches(facts: WhisperFacts, kind: str, source: Tensors, target: Tensors
     graphs.run(seconds * CHUNK, {})
 
 
-def step_inputs(mel: np.ndarray, second: int, padded_left: bool, n_keys: int = 0) -> dict:
-    """The arrays of one step: mel (103, bins); n_keys of the cache for the masked form."""
+def n_keys_of(kind: str, second: int) -> int:
+    """How many keys the graph of one second reads, its own among them."""
+    positions = (second + 1) * CHUNK
+    return positions if kind == 'flash' else _rounded_up(positions, _ROW_MULTIPLE)
+
+
+def _rounded_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def step_inputs(
+    mel: np.ndarray, second: int, padded_left: bool, n_keys: int, by_ids: bool
+) -> dict:
+    """The arrays of one step: mel (103, bins); n_keys that are read; the form for all seconds."""
+    start, end = second * CHUNK, (second + 1) * CHUNK
     keep = np.ones((MEL_FRAMES - 2, 1), np.float32)  # (101, 1)
     keep[0] = not padded_left
     inputs = {'mel': mel, 'keep': keep}
-    if n_keys:
-        start, end = second * CHUNK, (second + 1) * CHUNK
+    if by_ids:
         inputs['ids'] = np.arange(start, end, dtype=np.int32)  # (50,)
+    if by_ids or n_keys > end:
         inputs['mask'] = np.zeros((CHUNK, n_keys), np.float16)  # (50, n_keys)
         inputs['mask'][:, end:] = -np.inf
     return inputs

@@ -103,13 +103,19 @@ def _cell(runs: list, k: int, chosen: list) -> Cell:
 
 def changed(questions: QuestionSet, runs: list) -> list:
     """Give indices worth looking at: what the last run lost against the baseline, then what it
-    won; with one run, what is wrong.
+    won, then what it only says otherwise; with one run, what is wrong.
     """
     last, base = runs[-1].right, runs[0].right
     if len(runs) == 1:
         return [i for i, right in enumerate(last) if not right]
     lost = [i for i, (a, b) in enumerate(zip(base, last)) if a and not b]
-    return lost + [i for i, (a, b) in enumerate(zip(base, last)) if b and not a]
+    won = [i for i, (a, b) in enumerate(zip(base, last)) if b and not a]
+    return lost + won + [i for i in differing(runs) if base[i] == last[i]]
+
+
+def differing(runs: list) -> list:
+    """Give indices of the questions that the last run answers with another text than the first."""
+    return [i for i, (a, b) in enumerate(zip(runs[0].texts, runs[-1].texts)) if a != b]
 
 
 def verdict(cell: Cell) -> str:

@@ -14,10 +14,20 @@ import numpy as np
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation import plots
 from minicpmo_ros.evaluation.clips import read_clip
-from minicpmo_ros.evaluation.comparison import by_group, changed, verdict
+from minicpmo_ros.evaluation.comparison import by_group, changed, differing, verdict
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.sheet import contact_sheet
 
+# Task types of StreamingBench's omni-source task, in the order of the published tables.
+TASKS = {
+    'Misleading Context Understanding': 'MCU',
+    'Source Discrimination': 'SD',
+    'Emotion Recognition': 'ER',
+    'Anomaly Context Understanding': 'ACU',
+    'Scene Understanding': 'SU',
+    'Multimodal Alignment': 'MA',
+}
+MOST_NAMED = 20  # questions with another text, in the headline
 MOST_SHOWN = 40  # questions with their pictures
 LONGEST_SHOWN_S = 30  # of a window: its end is what was asked about
 STYLE = """
@@ -28,6 +38,7 @@ td, th { padding: .25em .7em; text-align: right }
 td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f4f4f4 }
 .lost { color: #a00; font-weight: 600 } .won { color: #060 } .plots svg { max-width: 100% }
 .question { border-top: 1px solid #ccc; padding: .8em 0 } .question img { max-width: 100% }
+.headline { font-size: 1.35em; font-weight: 600 }
 pre { white-space: pre-wrap } .question pre { margin: .3em 0 } small { color: #666 }
 """
 
@@ -77,10 +88,14 @@ class Report:
             rows.append(row + _costs(run))
         return rows
 
+    def worst_first(self) -> dict:
+        """Give `families`, first what the last run lost most on; of one run, knows least."""
+        return dict(sorted(self.families.items(), key=lambda item: _gain(item[1])))
+
     def family_rows(self) -> list:
         """Give what became of every family: by run its share, interval and verdict."""
         rows = [['questions about', 'run', 'right', '95 % interval', 'against the first']]
-        for family, cells in sorted(self.families.items(), key=lambda item: _gain(item[1])):
+        for family, cells in self.worst_first().items():
             for name, cell in zip(self.names, cells):
                 low, high = 100 * cell.right.low, 100 * cell.right.high
                 rows.append(
@@ -109,6 +124,30 @@ class Report:
             told += f' It lost most on {family} ({verdict(cells[-1])}).'
         return told
 
+    def agreement(self) -> str:
+        """Say on how many questions the last run says the same as the first, and on which not."""
+        if len(self.runs) == 1:
+            return ''
+        asked, others = self.questions.questions, differing(self.runs)
+        same = len(asked) - len(others)
+        told = f'Same text on {same} of {len(asked)} questions ({100 * same / len(asked):.1f} %)'
+        shown = ', '.join(asked[i].id for i in others[:MOST_NAMED])
+        more = f' and {len(others) - MOST_NAMED} more' if len(others) > MOST_NAMED else ''
+        return f'{told}; another one on {shown}{more}.' if others else f'{told}.'
+
+    def published_rows(self) -> list:
+        """Give the table as StreamingBench's are published: a row a run, a column a task type,
+        in percent and nothing else.
+        """
+        known = [family for family in TASKS if family in self.families]
+        columns = [*known, *(family for family in self.families if family not in TASKS)]
+        rows = [['run', *(TASKS.get(family, family) for family in columns), 'all']]
+        for k, run in enumerate(self.runs):
+            shares = [self.families[family][k].right.share for family in columns]
+            shares.append(self.total[k].right.share)
+            rows.append([run.name, *(f'{100 * share:.1f}' for share in shares)])
+        return rows
+
 
 def _gain(cells: list) -> float:
     return cells[-1].against.gain if cells[-1].against else cells[-1].right.share
@@ -123,7 +162,8 @@ def _costs(run) -> list:
 def markdown(report: Report) -> str:
     """Give the tables as Markdown."""
     parts = [
-        report.headline(),
+        ' '.join(filter(None, (report.headline(), report.agreement()))),
+        _markdown_table(report.published_rows()),
         _markdown_table(report.rows()),
         _markdown_table(report.family_rows()),
     ]
@@ -152,17 +192,25 @@ def as_csv(report: Report) -> str:
     return file.getvalue()
 
 
+def table_csv(report: Report) -> str:
+    """Give the table in the published shape."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator='\n').writerows(report.published_rows())
+    return file.getvalue()
+
+
 def html(report: Report, title: str = 'Replay') -> str:
     """Give the page."""
     drawings = [
-        plots.accuracy({**report.families, 'all': report.total}, report.names),
+        plots.accuracy({**report.worst_first(), 'all': report.total}, report.names),
         plots.distribution(
             {run.name: run.latencies_ms() for run in report.runs}, 'first token, milliseconds'
         ),
         plots.course({run.name: run.memory_mib() for run in report.runs}, 'memory, MiB'),
     ]
     body = [
-        f'<h1>{escape(title)}</h1><p>{escape(report.headline())}</p>',
+        f'<h1>{escape(title)}</h1><p class="headline">{escape(report.headline())}</p>',
+        f'<p><small>{escape(report.agreement())}</small></p>',
         '<div class="plots">' + ''.join(drawings) + '</div>',
         _html_table(report.rows()),
         '<h2>By what was asked, the worst change first</h2>',
@@ -202,8 +250,12 @@ def _mark(cell: str) -> str:
 
 def _shown_questions(report: Report) -> str:
     indices = changed(report.questions, report.runs)
-    what = 'are wrong' if len(report.runs) == 1 else 'changed between right and wrong'
-    parts = [f'<h2>{len(indices)} answers {what}</h2>']
+    first, last = report.runs[0].right, report.runs[-1].right
+    lost, won = (sum(a == k and b != k for a, b in zip(first, last)) for k in (True, False))
+    what = f'{len(indices)} answers are wrong'
+    if len(report.runs) > 1:
+        what = f'{lost} answers lost, {won} won, {len(indices) - lost - won} only worded otherwise'
+    parts = [f'<h2>{what}</h2>']
     if len(indices) > MOST_SHOWN:
         parts.append(f'<p>The first {MOST_SHOWN} of each family in turn; all are in the CSV.</p>')
     clips = {}

@@ -55,6 +55,11 @@ class ScoredQuestion:
         rule = is_text if self.rule == 'text' else is_letter
         return rule(self.answers if self.rule == 'text' else self.answers[0], text)
 
+    @property
+    def span(self) -> tuple:
+        """(start_s, end_s), as told."""
+        return self.start_s, self.end_s
+
     def window(self, first_s: int) -> tuple:
         """Give the window in stamps, (start_s, end_s); first_s: the clip's first second."""
         shift_s = first_s if self.relative else 0
@@ -70,35 +75,33 @@ class QuestionSet:
     notes: str = ''
     clips: dict = field(default_factory=dict)  # clip: what it shows, second by second
     folder: Path = Path()  # that the clips' paths are relative to
+    bag: str = ''  # the only one, where one was given for all questions
 
     @classmethod
-    def read(cls, path) -> 'QuestionSet':
-        """Read and check a file; raises InputError."""
-        path = Path(path)
+    def read(cls, path, bag=None) -> 'QuestionSet':
+        """Read and check a file; raises InputError.
+
+        bag: where the bags are, if not beside the file: a folder of them, or a single bag: then
+        only the questions about it are taken, which are those that name it or no clip.
+        """
+        path, bag = Path(path), Path(bag) if bag else None
         data = read_json(path, FORMAT)
         if not isinstance(data.get('questions'), list) or not data['questions']:
             raise InputError(f'{path}: it has no list of questions.')
-        questions = tuple(
-            _read_question(path, i, entry) for i, entry in enumerate(data['questions'])
-        )
-        seen = set()
-        for question in questions:
-            if question.id in seen:
-                raise InputError(
-                    f'{path}: two questions have the id {question.id!r}; ids are unique.'
-                )
-            seen.add(question.id)
-            if not (path.parent / question.clip).exists():
-                raise InputError(
-                    f'{path}: the clip {question.clip} of the question '
-                    f'{question.id!r} is not there. Fetch the clips with the file.'
-                )
+        entries, one = list(data['questions']), None
+        if bag is not None:
+            one = None if _is_folder_of(bag, entries) else bag.name
+            entries = _about(path, entries, one) if one else entries
+        folder = path.parent if bag is None else bag.parent if one else bag
+        questions = tuple(_read_question(path, i, entry) for i, entry in enumerate(entries))
+        _check_together(path, questions, folder)
         return cls(
             questions,
             str(data.get('name', '')),
             str(data.get('notes', '')),
             dict(data.get('clips') or {}),
-            path.parent,
+            folder,
+            one or '',
         )
 
     def write(self, path) -> None:
@@ -135,6 +138,40 @@ class QuestionSet:
         return self.folder / clip
 
 
+def _is_folder_of(bag: Path, entries: list) -> bool:
+    """Tell whether a folder holds bags that questions name, or is one bag itself."""
+    named = (entry.get('clip') for entry in entries if isinstance(entry, dict))
+    return bag.is_dir() and any(_is_inside(name) and (bag / name).exists() for name in named)
+
+
+def _about(path: Path, entries: list, bag: str) -> list:
+    """Give the questions about one bag."""
+    about = [
+        {**entry, 'clip': bag}
+        for entry in entries
+        if isinstance(entry, dict) and entry.get('clip', bag) == bag
+    ]
+    if not about:
+        raise InputError(
+            f'{path}: no question is about {bag}. Questions name it as their clip, or none.'
+        )
+    return about
+
+
+def _check_together(path: Path, questions: tuple, folder: Path) -> None:
+    """Check that ids are unique and the clips are there."""
+    seen = set()
+    for question in questions:
+        if question.id in seen:
+            raise InputError(f'{path}: two questions have the id {question.id!r}; ids are unique.')
+        seen.add(question.id)
+        if not (folder / question.clip).exists():
+            raise InputError(
+                f'{path}: the clip {question.clip} of the question {question.id!r} is not in '
+                f'{folder}. Fetch the clips with the file, or tell where they are (bag).'
+            )
+
+
 def _told(question: ScoredQuestion) -> dict:
     """What a file says of a question; rarer fields only where they are not at their default."""
     rare = {
@@ -150,6 +187,19 @@ def by_window(questions, first_s: int) -> dict:
     for question in questions:
         windows.setdefault(question.window(first_s), []).append(question)
     return windows
+
+
+def in_portions(questions: list, most_s: int) -> list:
+    """Cut questions about one clip, in their order, where their windows cover more than most_s."""
+    portions, covered = [[]], set()
+    for question in questions:
+        window = {(question.relative, second) for second in range(*question.span)}
+        if portions[-1] and len(covered | window) > most_s:
+            portions.append([])
+            covered = set()
+        covered |= window
+        portions[-1].append(question)
+    return portions
 
 
 def read_json(path: Path, expected_format: str) -> dict:

@@ -6,6 +6,8 @@
 Clips are worked on in the order of the questions, and answers are written in that order whatever
 the number of workers, so that equal runs leave equal files. A clip or a window that cannot be
 read costs its questions, each with the reason, never the run.
+
+Who answers is an Answerer: CoreAnswerer here, without ROS; another one goes through the graph.
 """
 
 import ctypes
@@ -14,16 +16,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from time import perf_counter
+from typing import Protocol
 
 from minicpmo_ros.errors import EngineError, InputError
-from minicpmo_ros.evaluation.clips import read_clip
-from minicpmo_ros.evaluation.questions import QuestionSet, by_window
+from minicpmo_ros.evaluation.clips import Clip, read_clip
+from minicpmo_ros.evaluation.questions import QuestionSet, by_window, in_portions
 from minicpmo_ros.evaluation.results import Given, Results
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_clip
 from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.process import prepare
+from minicpmo_ros.process import prepare, visible_gpu
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+MOST_HELD_S = 1800  # seconds of one clip in memory, unless one window is longer
 
 
 @dataclass(frozen=True)
@@ -35,20 +39,35 @@ class Plan:
     options: CoreOptions = CoreOptions()
     variant: Variant = Variant()
 
-    def facts(self, questions_sha256: str) -> dict:
+    def facts(self, questions_sha256: str, path: str = 'core') -> dict:
         """Give what the run's file begins with."""
-        kept = ('prompt', 'n_ctx', 'kv_type', 'max_tokens', 'max_tiles', 'unchanged_threshold')
+        kept = (
+            'prompt', 'n_ctx', 'kv_type', 'window_policy', 'max_tokens', 'max_tiles',
+            'unchanged_threshold',
+        )  # fmt: skip
         return {
-            'path': 'core',
+            'path': path,
             'model': self.model.model_id,
             'precision': self.model.precision,
+            'weights': self.model.fingerprint,
             'questions': self.questions.name,
             'questions_sha256': questions_sha256,
+            'bag': self.questions.bag,
             'count': len(self.questions.questions),
             'audio': self.variant.audio,
             'input': self.variant.input,
             'options': {name: getattr(self.options, name) for name in kept},
         }
+
+
+class Answerer(Protocol):
+    """Answers questions about clips; one thread uses it."""
+
+    def answer(self, clip: Clip, asked: list) -> Iterator[Given]:
+        """Answer questions about a clip, in their order; InputError where a window is no good."""
+
+    def close(self) -> None:
+        """Free everything."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +78,51 @@ class Progress:
     total: int
     left_s: float  # at the pace so far
 
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        minutes, seconds = divmod(round(self.left_s), 60)
+        hours, minutes = divmod(minutes, 60)
+        left = f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
+        return f'{self.done} of {self.total} questions, {left} left'
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many processes work; `devices`: numbers of GPUs, which they take in turn."""
+
+    count: int = 1
+    devices: tuple = ()
+
+    def __post_init__(self):
+        """Check."""
+        if self.count < 1:
+            raise InputError(f'{self.count} workers were asked for; 1 or more can work.')
+
+    def device_of(self, worker: int) -> str | None:
+        """Give the GPU of a worker, None: as the environment has it."""
+        return str(self.devices[worker % len(self.devices)]) if self.devices else None
+
 
 def run(
     plan: Plan,
     results: Results,
-    workers: int = 1,
-    memory_mib: Callable[[], float] = float,
+    open_answerer: Callable[[Plan], Answerer],
+    workers: Workers = Workers(),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Answer what has not been answered yet."""
+    """Answer what has not been answered yet; `open_answerer` is called in every process."""
     tasks = [
         (name, [q for q in asked if q.id not in results.done])
         for name, asked in plan.questions.by_clip().items()
     ]
     tasks = [task for task in tasks if task[1]]
+    if not tasks:
+        return
     total = sum(len(asked) for _, asked in tasks)
     began_s, done = perf_counter(), 0
-    work = _in_processes if min(workers, len(tasks)) > 1 else _in_this_process
-    for answer in work(plan, tasks, workers, memory_mib):
+    alone = min(workers.count, len(tasks)) == 1 and not workers.devices
+    work = _in_this_process if alone else _in_processes
+    for answer in work(plan, tasks, open_answerer, workers):
         results.add(answer)
         done += 1
         if on_progress is not None:
@@ -84,33 +130,33 @@ def run(
             on_progress(Progress(len(results.done), len(plan.questions.questions), left_s))
 
 
-def _in_this_process(plan: Plan, tasks: list, _workers: int, memory_mib) -> Iterator[Given]:
-    if not tasks:
-        return
-    core = Core(plan.model, plan.options, strict=False)
+def _in_this_process(plan: Plan, tasks: list, open_answerer, _workers) -> Iterator[Given]:
+    answerer = open_answerer(plan)
     try:
         for name, asked in tasks:
-            yield from _answer(core, plan, name, asked, memory_mib)
+            yield from _answer(answerer, plan, name, asked)
     finally:
-        core.close()
+        answerer.close()
 
 
-def _in_processes(plan: Plan, tasks: list, workers: int, memory_mib) -> Iterator[Given]:
+def _in_processes(plan: Plan, tasks: list, open_answerer, workers: Workers) -> Iterator[Given]:
     """Worker k of n takes the tasks k, k + n, ...; what they give is given in the tasks' order."""
     context = get_context('spawn')  # a fork would share the library's threads
-    workers = min(workers, len(tasks))
+    count = min(workers.count, len(tasks))
     pipes, processes = [], []
     try:
-        for k in range(workers):
+        for k in range(count):
             receiver, sender = context.Pipe(duplex=False)
-            share = (sender, plan, tasks[k::workers], memory_mib)
+            share = (sender, plan, tasks[k::count], open_answerer)
             processes.append(context.Process(target=_work, args=share, daemon=True))
-            processes[-1].start()
+            with visible_gpu(workers.device_of(k)):
+                processes[-1].start()
             sender.close()
             pipes.append(receiver)
         for i, (name, _) in enumerate(tasks):
             try:
-                yield from pipes[i % workers].recv()
+                while (answer := pipes[i % count].recv()) is not None:
+                    yield answer
             except EOFError as error:
                 raise EngineError(
                     f'A worker ended at {name}; see what it wrote. The run can go on from here.'
@@ -121,51 +167,71 @@ def _in_processes(plan: Plan, tasks: list, workers: int, memory_mib) -> Iterator
             process.join()
 
 
-def _work(pipe, plan: Plan, tasks: list, memory_mib) -> None:
+def _work(pipe, plan: Plan, tasks: list, open_answerer) -> None:
     prepare()
     # A worker whose run was killed would go on alone.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    core = Core(plan.model, plan.options, strict=False)
-    for task in tasks:
-        pipe.send(list(_answer(core, plan, *task, memory_mib)))
-    core.close()
-
-
-def _answer(core: Core, plan: Plan, name: str, asked: list, memory_mib) -> Iterator[Given]:
-    """Answer questions about one clip, in their order."""
+    answerer = open_answerer(plan)
     try:
-        clip = read_clip(plan.questions.path_of(name))
-    except InputError as error:
-        yield from (Given(question.id, '', error=str(error)) for question in asked)
-        return
+        for name, asked in tasks:
+            for given in _answer(answerer, plan, name, asked):
+                pipe.send(given)
+            pipe.send(None)
+    finally:
+        answerer.close()
+
+
+def _answer(answerer: Answerer, plan: Plan, name: str, asked: list) -> Iterator[Given]:
+    """Answer questions about one clip, in their order, so many at a time as memory has room."""
+    for portion in in_portions(asked, MOST_HELD_S):
+        try:
+            clip = read_clip(plan.questions.path_of(name), [(q.span, q.relative) for q in portion])
+        except InputError as error:
+            yield from (Given(question.id, '', error=str(error)) for question in portion)
+            continue
+        yield from _answer_portion(answerer, clip, portion)
+
+
+def _answer_portion(answerer: Answerer, clip: Clip, asked: list) -> Iterator[Given]:
     left = {question.id: question for question in asked}
     try:
-        for given in _answers(core, plan, clip, asked, memory_mib):
+        for given in answerer.answer(clip, asked):
             left.pop(given.id)
             yield given
     except InputError:
         # One of its windows is no good: each by itself.
         for window in by_window(left.values(), clip.first_s).values():
             try:
-                yield from _answers(core, plan, clip, window, memory_mib)
+                yield from answerer.answer(clip, window)
             except InputError as error:
                 yield from (Given(question.id, '', error=str(error)) for question in window)
 
 
-def _answers(core: Core, plan: Plan, clip, asked: list, memory_mib) -> Iterator[Given]:
-    began_s = perf_counter()
-    for _, question, answer in answer_clip(core, clip, asked, [plan.variant]):
-        now_s = perf_counter()
-        given = Given(
-            question.id,
-            answer.text,
-            round(answer.first_token_ms, 2),
-            round(1e3 * (now_s - began_s), 2),
-            answer.answer_tokens,
-            answer.units,
-            round(memory_mib(), 1),
-            str(answer.error or ''),
-        )
-        began_s = now_s
-        yield given
+class CoreAnswerer:
+    """Answers without ROS; `memory_mib` is asked for after every answer."""
+
+    def __init__(self, plan: Plan, memory_mib: Callable[[], float] = float):
+        self._core = Core(plan.model, plan.options, strict=False)
+        self._variant, self._memory_mib = plan.variant, memory_mib
+
+    def close(self) -> None:
+        """Free the model."""
+        self._core.close()
+
+    def answer(self, clip: Clip, asked: list) -> Iterator[Given]:
+        """Answer questions about a clip."""
+        began_s = perf_counter()
+        for _, question, answer in answer_clip(self._core, clip, asked, [self._variant]):
+            now_s = perf_counter()
+            yield Given(
+                question.id,
+                answer.text,
+                round(answer.first_token_ms, 2),
+                round(1e3 * (now_s - began_s), 2),
+                answer.answer_tokens,
+                answer.units,
+                round(self._memory_mib(), 1),
+                str(answer.error or ''),
+            )
+            began_s = now_s

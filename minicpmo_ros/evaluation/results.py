@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation.answers import AnswerSet
+from minicpmo_ros.evaluation.answers import AnswerSet, precision_name
 
 FORMAT = 'minicpmo_ros run 1'
 ANSWERS, COSTS = 'answers.jsonl', 'costs.jsonl'
@@ -103,6 +103,15 @@ class Run:
         _, costs = _read(Path(folder) / COSTS, has_head=False)
         by_id = {line.pop('id'): line for line in costs}
         return cls(head, texts, {name: by_id.get(name, {}) for name in texts})
+
+    def answer_set(self) -> AnswerSet:
+        """Give the answers as `score` takes them; InputError for a run of other facts."""
+        facts = self.facts
+        precision = facts.get('precision', 'mixed')
+        if isinstance(precision, dict):
+            precision = precision_name(precision)
+        path, audio, given = (facts.get(name) for name in ('path', 'audio', 'input'))
+        return AnswerSet(self.texts, path, precision, audio, given, str(facts.get('model', '')))
 
 
 class _Appended:

@@ -67,6 +67,7 @@ class CoreOptions:
     n_ctx: int = 4096
     n_ubatch: int = 128
     kv_type: str = 'f16'
+    repack: bool = False
     window_policy: str = 'recent'
     max_tokens: int = 16
     max_tiles: int = 1
@@ -104,7 +105,7 @@ class Core:
             self.session = Session.load(
                 model.llm_path,
                 layout,
-                ModelOptions(0 if on_cpu else -1, repack=False),
+                ModelOptions(0 if on_cpu else -1, repack=o.repack),
                 ContextOptions(
                     o.n_ctx,
                     o.n_ubatch,
@@ -118,6 +119,11 @@ class Core:
         except BaseException:
             self._backend.close()
             raise
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the encoders run on the CPU."""
+        return self._backend.is_cpu
 
     def close(self) -> None:
         """Free everything."""
@@ -152,17 +158,21 @@ class Core:
         return seconds
 
     def _hear_offline(self, sound: list) -> list:
-        """Encode a whole clip's spectrum under the chunk-causal mask, which the stream is."""
+        """Encode a whole clip's spectrum under the chunk-causal mask, which the stream is.
+
+        As the published offline path does, what is longer than the encoder's positions is cut into
+        pieces, each with a spectrum of its own and positions from 0.
+        """
         splitter = SecondSplitter(look_ahead_samples=0)
         cut = [second for chunk in sound for second in splitter.push(*chunk)] + splitter.flush()
-        if not cut:
-            return []
+        if any(second.restarted for second in cut[1:]):
+            raise InputError('A clip whose sound has a long gap cannot be heard offline.')
+        longest = self.audio.stream().max_seconds
+        pieces = (cut[begin : begin + longest] for begin in range(0, len(cut), longest))
+        return [heard for piece in pieces for heard in self._hear_piece(piece)]
+
+    def _hear_piece(self, cut: list) -> list:
         stream = self.audio.stream()
-        if len(cut) > stream.max_seconds or any(s.restarted for s in cut[1:]):
-            raise InputError(
-                f'A clip of {len(cut)} s cannot be heard offline; one piece of 1 to '
-                f'{stream.max_seconds} s can.'
-            )
         mel = log_mel(np.concatenate([second.samples for second in cut]))  # (100 n, 80)
         mel = np.pad(mel, ((LEFT, RIGHT), (0, 0)))  # as the encoder's convolutions pad
         return [

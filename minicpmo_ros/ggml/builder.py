@@ -267,7 +267,8 @@ class Builder:
         if not v_transposed:
             v = self.contiguous(self.transpose(v, (0, 1, 3, 2)))
         y = self.matmul(v, weights)  # (b, h, t, d)
-        return self.reshape(self.contiguous(self.transpose(y, (0, 2, 1, 3))), (b * t, h * d))
+        width = h * _sides(v)[2]
+        return self.reshape(self.contiguous(self.transpose(y, (0, 2, 1, 3))), (b * t, width))
 
     # Shapes.
 

@@ -13,6 +13,7 @@ import mmap
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +97,12 @@ class StringArray:
         index %= n
         start, end = self._starts[index] + 8, self._starts[index + 1]
         return self._data[start:end].decode('utf-8', 'replace')
+
+    def raw(self) -> Iterator[bytes]:
+        """Give the bytes of one text after another."""
+        starts = self._starts.tolist()
+        for start, end in zip(starts, starts[1:]):
+            yield self._data[start + 8 : end]
 
 
 @dataclass(frozen=True)
@@ -327,8 +334,8 @@ class _Reader:
         return ggml_type, n_elements // shape[-1] * row_bytes(ggml_type, shape[-1])
 
     def placed(self, claims: dict, data_offset: int, alignment: int) -> dict:
-        """Tensors at their places: aligned, inside the file, none over another."""
-        tensors = {}
+        """Tensors at their places: aligned, inside the file, each behind the one before it."""
+        tensors, end, before = {}, 0, ''
         for name, (shape, ggml_type, n_bytes, offset) in claims.items():
             if offset % alignment:
                 self.refuse(f'the tensor {name} lies at {offset}, not a multiple of {alignment}')
@@ -338,9 +345,10 @@ class _Reader:
                     f'it has {self.size_bytes} bytes, but the tensor {name} ends at '
                     f'{start + n_bytes}: it is cut short'
                 )
+            if offset < end:
+                self.refuse(f'the tensors {before} and {name} overlap, or are out of order')
+            if offset != -(-end // alignment) * alignment:  # llama.cpp allows none
+                self.refuse(f'there is a gap before the tensor {name}')
             tensors[name] = TensorInfo(name, shape, ggml_type, start, n_bytes)
-        ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
-        for before, after in zip(ordered, ordered[1:]):
-            if before.offset + before.n_bytes > after.offset:
-                self.refuse(f'the tensors {before.name} and {after.name} overlap')
+            end, before = offset + n_bytes, name
         return tensors

@@ -145,12 +145,25 @@ def check_device(device: str) -> None:
     _find_device(device)
 
 
+def gpu_name() -> str:
+    """Give what llama.cpp calls the GPU it would compute on; '' where it finds none."""
+    found = _find_gpu()
+    return lib.backend_dev_description(found).decode() if found else ''
+
+
+def _find_gpu() -> int | None:
+    for kind in (_GPU, _INTEGRATED_GPU):
+        found = lib.backend_dev_by_type(kind)
+        if found:
+            return found
+    return None
+
+
 def _find_device(device: str) -> int:
     if device != 'cpu':
-        for kind in (_GPU, _INTEGRATED_GPU):
-            found = lib.backend_dev_by_type(kind)
-            if found:
-                return found
+        found = _find_gpu()
+        if found:
+            return found
         if device == 'gpu':
             raise EngineError(
                 'llama.cpp finds no GPU. Install llama-cpp-python built for this '
@@ -242,7 +255,7 @@ class Tensor:
 
     def _storage(self) -> tuple:
         self.owner.backend.require_open()
-        if not TensorStruct.from_address(self.handle).data or not self.is_contiguous:
+        if not TensorStruct.from_address(self.handle).buffer or not self.is_contiguous:
             raise ValueError('only contiguous tensors with memory can be read and written')
         return storage(self.shape, self.type)
 
@@ -258,18 +271,21 @@ def trimmed(shape: tuple) -> tuple:
 class Tensors:
     """Named tensors in one buffer of a backend, zero at first.
 
-    shapes maps names to (shape, GgmlType). EngineError if the memory is not to be had.
+    shapes maps names to (shape, GgmlType). clear: False where all are written before they are
+    read; zeroing a gigabyte takes half a second. EngineError if the memory is not to be had.
     """
 
-    def __init__(self, backend: Backend, shapes: Mapping, buffer_type: int | None = None):
+    def __init__(
+        self,
+        backend: Backend,
+        shapes: Mapping,
+        buffer_type: int | None = None,
+        clear: bool = True,
+    ):
         self.backend = backend
         self.readable = buffer_type is None  # ggml cannot read a repacked tensor back
-        context = new_context(backend, self, len(shapes))
-        self._handles = {
-            name: _declare(context, name, shape, GgmlType(ggml_type))
-            for name, (shape, ggml_type) in shapes.items()
-        }
-        self.size_bytes = 0
+        context, self._handles = declare_all(backend, self, shapes)
+        self.size_bytes, self._buffer = 0, None
         if not shapes:
             return
         buffer = lib.backend_alloc_ctx_tensors_from_buft(
@@ -280,7 +296,16 @@ class Tensors:
         backend.own(self, lib.backend_buffer_free, buffer)
         self.size_bytes = lib.backend_buffer_get_size(buffer)
         lib.backend_buffer_set_usage(buffer, _USAGE_WEIGHTS)
-        lib.backend_buffer_clear(buffer, 0)
+        self._buffer = buffer
+        if clear:
+            self.clear()
+
+    def clear(self) -> None:
+        """Set all numbers to zero."""
+        with self.backend.lock:
+            self.backend.require_open()
+            if self._buffer:
+                lib.backend_buffer_clear(self._buffer, 0)
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor of that name."""
@@ -289,6 +314,15 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of that name."""
         return name in self._handles
+
+
+def declare_all(backend: Backend, owner, shapes: Mapping) -> tuple:
+    """Describe named tensors; a context that is freed with its owner, and handles by name."""
+    context = new_context(backend, owner, len(shapes))
+    return context, {
+        name: _declare(context, name, shape, GgmlType(ggml_type))
+        for name, (shape, ggml_type) in shapes.items()
+    }
 
 
 def _declare(context: int, name: str, shape: tuple, ggml_type: GgmlType) -> int:

@@ -4,8 +4,8 @@
 """C prototypes of the ggml functions in use, as data: `name result arguments`.
 
 Letters: p pointer, i int, l int64, z size_t, f float, b bool, s char pointer, c the
-init struct by value, B uint8, - nothing. They follow ggml.h, ggml-alloc.h and
-ggml-backend.h of ggml 0.25.
+init struct by value, w the compute plan by value, B uint8, - nothing. They follow ggml.h,
+ggml-alloc.h, ggml-cpu.h and ggml-backend.h of ggml 0.25.
 """
 
 import ctypes
@@ -56,6 +56,12 @@ class TypeTraits(ctypes.Structure):
     ]
 
 
+class ComputePlan(ctypes.Structure):
+    """struct ggml_cplan; what follows the size is of no interest here."""
+
+    _fields_ = [('work_size', ctypes.c_size_t), ('rest', ctypes.c_char * 120)]
+
+
 LETTERS = {
     'p': ctypes.c_void_p,
     'i': ctypes.c_int,
@@ -65,6 +71,7 @@ LETTERS = {
     'b': ctypes.c_bool,
     's': ctypes.c_char_p,
     'c': InitParams,
+    'w': ComputePlan,
     'B': ctypes.c_uint8,
     '-': None,
 }
@@ -115,10 +122,12 @@ build_forward_expand - pp
 graph_n_nodes i p
 graph_node p pi
 graph_add_node - pp
+graph_plan w pip
 backend_get_default_buffer_type p p
 backend_get_device p p
 backend_name s p
 backend_buffer_get_size z p
+backend_alloc_ctx_tensors_from_buft_size z pp
 backend_buffer_set_usage - pi
 backend_dev_by_type p i
 backend_dev_description s p

@@ -11,10 +11,12 @@ in between, unless a tensor has to be changed on its way.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from minicpmo_ros.errors import ModelFileError
+from minicpmo_ros.ggml.forecast import DescribedTensors
 from minicpmo_ros.ggml.header import FETCH_AGAIN, Header, TensorInfo, read_header
 from minicpmo_ros.ggml.library import GgmlType, dequantize, lib
 from minicpmo_ros.ggml.runtime import Backend, Tensor, Tensors, new_context, storage, trimmed
@@ -66,27 +68,21 @@ class Weights:
         wanted: Mapping,
         extra: Mapping | None = None,
         repack: bool = False,
+        between: Callable[[], None] | None = None,
     ) -> 'Weights':
         """Load wanted (name -> Want) from a path or a Header.
 
         extra: name -> float32 array computed by the caller (folded weights).
         repack: put matmul weights of the REPACKED types into the CPU's interleaved layout.
+        between: called after every tensor, and may raise: then nothing is loaded.
         Errors: ModelFileError for the file, EngineError for the device's memory.
         """
         header = source if isinstance(source, Header) else read_header(source)
         check(header, wanted)
         extra = {name: np.asarray(array, np.float32) for name, array in (extra or {}).items()}
-        shapes = {name: (array.shape, GgmlType.F32) for name, array in extra.items()}
-        shapes.update((name, _stored(header.tensors[name], want)) for name, want in wanted.items())
-        apart = _repackable(backend, shapes, wanted) if repack else {}
-        groups = [Tensors(backend, {name: shapes[name] for name in shapes if name not in apart})]
-        if apart:
-            groups.append(
-                Tensors(
-                    backend, {name: shapes[name] for name in apart}, next(iter(apart.values()))
-                )
-            )
-        weights = cls(groups)
+        computed = {name: array.shape for name, array in extra.items()}
+        make = partial(Tensors, clear=False)  # all are written below
+        weights = cls(_groups(make, header, backend, wanted, computed, repack))
         for name, array in extra.items():
             weights[name].write(array)
         data = _map(header)
@@ -98,7 +94,36 @@ class Weights:
                     header.path, f'its tensor {name} holds NaN or infinite numbers', FETCH_AGAIN
                 )
             weights[name].write(array)
+            if between is not None:
+                between()
         return weights
+
+    @classmethod
+    def describe(
+        cls,
+        header: Header,
+        backend: Backend,
+        wanted: Mapping,
+        extra: Mapping | None = None,
+        repack: bool = False,
+    ) -> 'Weights':
+        """Describe what load() makes, without memory and data; extra: name -> shape."""
+        check(header, wanted)
+        return cls(_groups(DescribedTensors, header, backend, wanted, extra or {}, repack))
+
+
+def _groups(
+    make: Callable, header: Header, backend: Backend, wanted: Mapping, extra: Mapping, repack: bool
+) -> list:
+    """The tensors, made by `make`, by the layout of the memory they are to lie in."""
+    shapes = {name: (shape, GgmlType.F32) for name, shape in extra.items()}
+    shapes.update((name, _stored(header.tensors[name], want)) for name, want in wanted.items())
+    apart = _repackable(backend, shapes, wanted) if repack else {}
+    groups = [make(backend, {name: shapes[name] for name in shapes if name not in apart})]
+    if apart:
+        layout = next(iter(apart.values()))
+        groups.append(make(backend, {name: shapes[name] for name in apart}, layout))
+    return groups
 
 
 def check(header: Header, wanted: Mapping) -> None:
@@ -191,6 +216,13 @@ def _repackable(backend: Backend, shapes: Mapping, wanted: Mapping) -> dict:
             if supported[kind]:
                 apart[name] = buffer_type
     return apart
+
+
+def is_repacked(backend: Backend, shape: tuple, ggml_type: GgmlType) -> bool:
+    """Whether this CPU multiplies by such a matrix in an interleaved layout of its own."""
+    few_rows = (shape[0] % 64 + 64, shape[1])  # the layouts interleave up to 64 rows
+    layouts = backend.extra_buffer_types()[:1]
+    return any(_multiplies(backend, few_rows, ggml_type, layout) for layout in layouts)
 
 
 def _multiplies(backend: Backend, shape: tuple, ggml_type: GgmlType, buffer_type: int) -> bool:

@@ -126,13 +126,18 @@ class Context:
         return llama.llama_memory_seq_pos_max(self._memory, sequence) + 1
 
     def decode(
-        self, rows: np.ndarray, sequence: int, want_logits: bool = False
+        self,
+        rows: np.ndarray,
+        sequence: int,
+        want_logits: bool = False,
+        out: np.ndarray | None = None,
     ) -> np.ndarray | None:
         """Read rows (n, width) at the end of a sequence; return the logits behind the last one.
 
-        Logits are (vocabulary,) float32, a copy. Raises ValueError for rows that do not fit a
-        batch, InputError for rows that are not finite, ContextFullError, CancelledError, and
-        EngineError after which the context must be rebuilt.
+        Logits are (vocabulary,) float32, a copy, in `out` where it is given: fresh memory for a
+        large vocabulary costs a twentieth of a small model's token. Raises ValueError for rows
+        that do not fit a batch, InputError for rows that are not finite, ContextFullError,
+        CancelledError, and EngineError after which the context must be rebuilt.
         """
         start = self.next_position(sequence)
         self._check_rows(rows, start)
@@ -148,7 +153,7 @@ class Context:
             raise watch_error or self._error(code, n)
         if not want_logits:
             return None
-        return self._logits(n - 1)
+        return self._logits(n - 1, out)
 
     def copy(self, source: int, target: int, end: int) -> None:
         """Let an empty sequence share the positions [0, end) of another."""
@@ -179,6 +184,31 @@ class Context:
             if other != sequence and self.next_position(other):
                 raise ValueError(f'sequence {other} may share cells with sequence {sequence}')
         llama.llama_memory_seq_add(self._memory, sequence, start, -1, delta)
+
+    def state_bytes(self, sequence: int) -> int:
+        """Return the size of what `save` returns."""
+        self._check_sequence(sequence)
+        return llama.llama_state_seq_get_size(self._pointer, sequence)
+
+    def save(self, sequence: int) -> np.ndarray:
+        """Return a sequence's keys and values as bytes (n,) uint8, for `restore`.
+
+        After a shift, read a row first: what was moved is rotated by the next decode only.
+        """
+        state = np.empty(self.state_bytes(sequence), np.uint8)  # (n,)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = llama.llama_state_seq_get_data(self._pointer, pointer, state.size, sequence)
+        if written != state.size:
+            raise EngineError(f'llama.cpp saved {written} of {state.size} bytes')
+        return state
+
+    def restore(self, sequence: int, state: np.ndarray) -> None:
+        """Fill an empty sequence with what a context of the same kind has saved."""
+        if self.next_position(sequence):
+            raise ValueError(f'sequence {sequence} is not empty')
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if not llama.llama_state_seq_set_data(self._pointer, pointer, state.size, sequence):
+            raise EngineError(f'llama.cpp does not take back {state.size} bytes that it has saved')
 
     def clear(self) -> None:
         """Forget all sequences, and the numbers in their cells."""
@@ -227,14 +257,17 @@ class Context:
             max(self.next_position(sequence) for sequence in range(self.options.n_sequences)),
         )
 
-    def _logits(self, row: int) -> np.ndarray:
+    def _logits(self, row: int, out: np.ndarray | None = None) -> np.ndarray:
         pointer = llama.llama_get_logits_ith(self._pointer, row)
         if not pointer:
             raise EngineError('llama.cpp gave no logits')
-        logits = np.ctypeslib.as_array(pointer, (self.model.vocabulary.size,)).copy()
-        if not np.isfinite(logits).all():
+        logits = np.ctypeslib.as_array(pointer, (self.model.vocabulary.size,))
+        if out is None:
+            out = np.empty_like(logits)
+        np.copyto(out, logits)
+        if not np.isfinite(out).all():
             raise EngineError('llama.cpp gave logits that are not finite')
-        return logits
+        return out
 
 
 class _Batch:

@@ -17,11 +17,11 @@ import llama_cpp.llama_cpp as llama
 from minicpmo_ros.errors import CancelledError, ModelFileError
 from minicpmo_ros.ggml import library  # noqa: F401 (routes llama.cpp's log)
 from minicpmo_ros.ggml.header import Header, read_header
+from minicpmo_ros.language import llm_layout
 from minicpmo_ros.language.token_rows import TokenRows
 from minicpmo_ros.language.vocabulary import Vocabulary
 
-ARCHITECTURES = ('qwen2', 'qwen3')
-READ, MAP = 0, 1  # llama.h: enum llama_load_mode
+READ, MAP, LOCK = 0, 1, 2  # llama.h: enum llama_load_mode; their sums are modes too
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class ModelOptions:
 
     gpu_layers: int = 0  # layers on the accelerator; -1: all
     use_mmap: bool = True  # False: read into memory; then repacked weights are held once
+    use_mlock: bool = False  # keep them in memory; llama.cpp warns where the system refuses
     repack: bool = True  # reorder weights for the CPU: slower to load; measure which is faster
 
 
@@ -83,6 +84,7 @@ class LanguageModel:
         parameters = llama.llama_model_default_params()
         parameters.n_gpu_layers = options.gpu_layers
         parameters.load_mode = MAP if options.use_mmap else READ
+        parameters.load_mode += LOCK if options.use_mlock else READ
         parameters.use_extra_bufts = options.repack
         parameters.progress_callback = llama.llama_progress_callback(progress)
         pointer = llama.llama_model_load_from_file(str(path).encode(), parameters)
@@ -105,14 +107,8 @@ class LanguageModel:
 
 
 def _check(path: Path, header: Header) -> None:
-    """Refuse what llama.cpp would load and then compute wrongly."""
-    architecture = header.require('general.architecture', str)
-    if architecture not in ARCHITECTURES:
-        raise ModelFileError(
-            path,
-            f'its architecture is {architecture}, a MiniCPM-o has {" or ".join(ARCHITECTURES)}',
-            'Use the language model of a MiniCPM-o.',
-        )
+    """Refuse what llama.cpp would load and then compute wrongly, or end the process over."""
+    architecture = llm_layout.read_facts(header).architecture
     header.require(f'{architecture}.rope.freq_base', float)  # else llama.cpp guesses 10000
     splitter = header.require('tokenizer.ggml.pre', str)
     if splitter != 'qwen2':
@@ -121,6 +117,3 @@ def _check(path: Path, header: Header) -> None:
             f'its tokeniser splits text as {splitter}, a MiniCPM-o as qwen2',
             'Convert it again with the tokeniser of the model.',
         )
-    names = header.tensors
-    if architecture == 'qwen2' and 'blk.0.attn_q.bias' not in names:
-        raise ModelFileError(path, 'its attention has no biases', 'Convert it again.')

@@ -53,10 +53,14 @@ class Sampler:
         self._forbidden = np.fromiter(forbidden_ids, np.int64)
         self._random = np.random.default_rng(options.seed)
         self._accepted = []
+        self._scores = np.empty(0, np.float32)  # kept: fresh memory is slower than the choice
 
     def pick(self, logits: np.ndarray) -> int:
         """Return a token for logits (vocabulary,); InputError where the grammar allows none."""
-        scores = np.array(logits, np.float32)
+        if self._scores.shape != np.shape(logits):
+            self._scores = np.empty(np.shape(logits), np.float32)
+        scores = self._scores
+        np.copyto(scores, logits)
         self._penalise(scores)
         scores[self._forbidden] = -np.inf
         for _ in range(DRAWS):

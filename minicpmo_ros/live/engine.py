@@ -89,6 +89,7 @@ class Engine:
         )
         self._waiting = deque()  # askings
         self._reset = self._closing = False
+        self._resize, self._refusal = None, ''  # (positions, bytes) to come; why none are taken
         self._session = self._current = None  # of the engine's thread alone
         self._answer_s = self._last_unit_s = 0.0
         self._begun_s = None  # monotonic: the piece of work at hand
@@ -120,6 +121,8 @@ class Engine:
             status = self._status
             if self._closing or status.state != 'ready':
                 raise BusyError(status.why_not_ready())
+            if self._refusal:
+                raise BusyError(self._refusal)
             if len(self._waiting) >= self.options.max_waiting:
                 raise BusyError(
                     f'{len(self._waiting)} questions are waiting, more are not taken. '
@@ -136,6 +139,17 @@ class Engine:
             self._inbox.clear()
             self._reset = True
             self._wake.notify_all()
+
+    def resize(self, n_ctx: int, max_copy_bytes: float) -> None:
+        """Give the context another size, after the answer at hand; see Session.resize."""
+        with self._wake:
+            self._resize = n_ctx, max_copy_bytes
+            self._wake.notify_all()
+
+    def refuse(self, reason: str) -> None:
+        """Take no more questions, and say why; '' takes them again."""
+        with self._wake:
+            self._refusal = reason
 
     def retune(self, sampling: SamplingOptions) -> None:
         """Choose tokens in another way, from the next question on that is begun."""
@@ -215,6 +229,9 @@ class Engine:
                 return False
             self._inbox.collect(self._now())
             reset, self._reset = self._reset, False
+            resize = None
+            if self._current is None:
+                resize, self._resize = self._resize, None
             taken_back = [asking for asking in self._waiting if asking.cancelled]
             for asking in taken_back:
                 self._waiting.remove(asking)
@@ -225,6 +242,8 @@ class Engine:
         if reset:
             self._session.reset()
             self._publish()
+        if resize is not None:
+            self._change_size(*resize)
         for back in taken_back:
             back.finish(Answer(back.question.text, '', Finish.CANCELLED))
         if asking is not None:
@@ -240,6 +259,7 @@ class Engine:
             self._closing
             or self._reset
             or self._current is not None
+            or self._resize is not None
             or bool(self._inbox.units)
             or bool(self._waiting)
         )
@@ -336,12 +356,23 @@ class Engine:
             self._status = replace(self._status, reason=f'The window was lost: {error}')
         self._publish(rebuilds=1)
 
+    def _change_size(self, n_ctx: int, max_copy_bytes: float) -> None:
+        with self._arbiter.hold(Priority.UNIT):
+            try:
+                self._session.resize(n_ctx, max_copy_bytes)
+            except EngineError as error:  # unless that fails too, in the former size it goes on
+                log.warning('the context does not become one of %d positions: %s', n_ctx, error)
+        self._publish(resizes=1)
+
     def _fail(self, error: Exception) -> None:
         reason, remedy = str(error) or repr(error), 'See the log; restart the node.'
         if isinstance(error, ModelFileError):
             reason, remedy = f'{error.path}: {error.problem}', error.remedy
         elif isinstance(error, InputError):
             remedy = 'Correct the parameters and configure again.'
+        elif isinstance(error, MemoryError):
+            reason = 'the memory ran out'
+            remedy = 'Lower n_ctx, take smaller files, or end other programs.'
         self._set_state('failed', reason=reason, remedy=remedy)
 
     def _end_all(self) -> None:
@@ -374,6 +405,7 @@ class Engine:
                 positions=session.window.end,
                 evicted=session.evicted,
                 context_size=session.context.n_ctx,
+                smallest_context=session.smallest_context,
                 window_start_s=seconds[0] if seconds else 0,
                 window_end_s=seconds[-1] + 1 if seconds else 0,
                 answering=self._current is not None,

@@ -19,6 +19,8 @@ class EngineStatus:
     units: int = 0  # in the window
     positions: int = 0  # of the context in use by the window
     context_size: int = 0
+    smallest_context: int = 0  # that `Engine.resize` can make of it
+    resizes: int = 0  # times that was tried
     waiting: int = 0  # questions, beside the one being answered
     answering: bool = False
     units_read: int = 0

@@ -15,7 +15,7 @@ from time import perf_counter
 
 import numpy as np
 
-from minicpmo_ros.errors import EngineError, InputError
+from minicpmo_ros.errors import EngineError, InputError, ModelFileError
 from minicpmo_ros.live.status import LARGEST, Status
 from minicpmo_ros.media.geometry import TilePlan, plan_tiles, slice_picture
 from minicpmo_ros.media.picture import thumbnail
@@ -182,7 +182,7 @@ class Seeing:
         batches = [[overview], *(tiles[i : i + at_once] for i in range(0, len(tiles), at_once))]
         try:
             rows = np.concatenate([self._encoder.encode(b, self._between) for b in batches])
-        except EngineError as error:  # of this picture; those of other seconds are given
+        except (EngineError, ModelFileError) as error:  # of this picture, not of other seconds
             return replace(new, status=Status.LOST, reason=str(error))
         new = replace(new, encode_ms=_ms_since(started_s))
         if not np.abs(rows).max() < LARGEST:  # NaN is not less than anything

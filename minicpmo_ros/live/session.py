@@ -11,6 +11,7 @@ their cells, because what stays must move then: where the room is used up during
 next unit waits for its end (`can_append`). One thread uses a session.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,8 +27,10 @@ from minicpmo_ros.live.answering import Answering
 from minicpmo_ros.live.question import Question
 from minicpmo_ros.live.units import Unit
 from minicpmo_ros.live.window import Window
+from minicpmo_ros.models.llm_memory import rounded
 
 LIVE, FORK = 0, 1  # sequences
+LEAST_ROOM = 256  # positions of the smallest window: two seconds of picture and sound
 
 
 @dataclass(frozen=True)
@@ -147,14 +150,39 @@ class Session:
         self.context.close()
         self._open()
 
+    @property
+    def smallest_context(self) -> int:
+        """How small `resize` can make the context: the window then holds little."""
+        least = len(self.prompt.prefix) + self._reserve + LEAST_ROOM
+        return rounded(max(least, self._context_options.n_batch))
+
+    def resize(self, n_ctx: int, max_copy_bytes: float = math.inf) -> None:
+        """Go on in a context of another size, with the newest units that fit into it.
+
+        Only that returns memory: keys and values lie in one piece that llama.cpp takes at the
+        start. The units that stay are copied meanwhile; those that `max_copy_bytes` does not hold
+        leave too. On EngineError the session goes on in its former size, or is not to be used.
+        """
+        if self._answering is not None:
+            raise ValueError('a question is being answered; end it first')
+        former, carried = self._context_options, self._pack(n_ctx, max_copy_bytes)
+        self.context.close()
+        try:
+            self._context_options = replace(former, n_ctx=n_ctx)
+            self._open(carried)
+        except EngineError:
+            self._context_options = former
+            self._open(carried)
+            raise
+
     def close(self) -> None:
         """Free the context and the model."""
         self.context.close()
         self.model.close()
 
     def read_fork(self, rows: np.ndarray, want_logits: bool) -> np.ndarray | None:
-        """Read rows on the fork; for the answering."""
-        return self.context.decode(rows, FORK, want_logits)
+        """Read rows on the fork; for the answering. Logits are good until the next call."""
+        return self.context.decode(rows, FORK, want_logits, self._logits)
 
     def drop_fork(self) -> None:
         """Give the fork's cells back, and take back what was lent; for the answering."""
@@ -162,16 +190,34 @@ class Session:
         self.context.remove(FORK, 0, -1)
         self._make_room(0)
 
-    def _open(self) -> None:
+    @property
+    def _reserve(self) -> int:
+        """Positions that are kept for the longest question and answer."""
+        options = self.options
+        return len(self.prompt.question([])) + options.max_question_tokens + options.max_tokens
+
+    def _pack(self, n_ctx: int, max_copy_bytes: float) -> tuple | None:
+        """Let go what does not fit; give (state, spans) of the rest, None where it is nothing."""
+        window, prefix = self.window, self.window.prefix
+        per_position = self.context.state_bytes(LIVE) / window.end
+        room = int(min(n_ctx - self._reserve, max_copy_bytes / per_position))
+        if room < prefix:
+            self.evicted += len(window.seconds)
+            return None
+        window.capacity = room
+        self._let_go(window.leaving(0))
+        end = self.context.next_position(LIVE)
+        self.context.decode(self.prompt.prefix[-1:], LIVE)  # it closes the gaps; and goes again
+        self.context.remove(LIVE, end, -1)
+        return self.context.save(LIVE), window.spans
+
+    def _open(self, carried: tuple | None = None) -> None:
+        """Make a context and a window, empty or with what was `carried` over."""
         self._answering = None
+        self._logits = np.empty(self.model.vocabulary.size, np.float32)  # of the fork
         self._held = 0  # cells of units that left the window and live on in the fork
         self.context = Context(self.model, self._context_options, self._abort)
-        reserve = (
-            len(self.prompt.question([]))
-            + self.options.max_question_tokens
-            + self.options.max_tokens
-        )
-        prefix = self.prompt.prefix
+        prefix, reserve = self.prompt.prefix, self._reserve
         capacity = self.context.n_ctx - reserve
         if len(prefix) >= capacity:
             self.context.close()
@@ -182,7 +228,11 @@ class Session:
             )
         self.window = Window(len(prefix), capacity, self.options.window_policy)
         try:
-            self._read_chunks(prefix)
+            if carried is None:
+                self._read_chunks(prefix)
+            else:
+                state, self.window.spans = carried
+                self.context.restore(LIVE, state)
         except BaseException:
             self.context.close()
             raise
@@ -205,6 +255,9 @@ class Session:
             raise ContextFullError(
                 n_rows, self._n_free(), 'The answer that is being given holds the room; wait.'
             )
+        self._let_go(leaving)
+
+    def _let_go(self, leaving: list) -> None:
         self.evicted += sum(span.second is not None for span in leaving)
         for start, end in self.window.remove(leaving):
             self.context.remove(LIVE, start, end)

@@ -7,13 +7,15 @@ What is checked here never reaches the C library: missing, cut or swapped files,
 files of different models together. Every failure names the file and what to do.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from minicpmo_ros.encoders import siglip_layout, whisper_layout
 from minicpmo_ros.errors import ModelFileError
-from minicpmo_ros.ggml.header import Header, StringArray, read_header
-from minicpmo_ros.ggml.types import NO_WEIGHTS
+from minicpmo_ros.ggml.header import Header, read_header
+from minicpmo_ros.language import llm_layout
+from minicpmo_ros.language.llm_layout import LlmFacts
 from minicpmo_ros.models.manifest import (
     ARCHITECTURES,
     FILE_NAME,
@@ -45,7 +47,12 @@ class ModelDirectory:
     def open(cls, path) -> 'ModelDirectory':
         """Read manifest and headers and check them; raises ModelFileError."""
         path = Path(path)
-        manifest = read_manifest(path)
+        return cls.of(path, read_manifest(path))
+
+    @classmethod
+    def of(cls, path, manifest: Manifest) -> 'ModelDirectory':
+        """Check the files a manifest names, before it is written; raises ModelFileError."""
+        path = Path(path)
         if manifest.family not in ARCHITECTURES:
             raise ModelFileError(
                 path / FILE_NAME,
@@ -97,13 +104,22 @@ class ModelDirectory:
         return {role: self.manifest.files[role].precision for role in ROLES}
 
     @property
+    def fingerprint(self) -> dict:
+        """What tells these weights from others: by role the recorded SHA-256, else the size."""
+        return {
+            role: self.manifest.files[role].sha256 or f'{header.path.stat().st_size} bytes'
+            for role, header in self.headers.items()
+        }
+
+    @property
     def space(self) -> str:
         """The space of the embeddings: encoders and LLM of one space understand each other."""
         return f'{self.family}/{self.width}/{self.model_id}'
 
-    def verify_hashes(self) -> list:
+    def verify_hashes(self, sha256: Callable[[Path], str] = sha256_of) -> list:
         """Compare the files with their recorded SHA-256 (takes seconds per gigabyte).
 
+        `sha256`: gives the hash of a file; HashCache.sha256 looks up what has not changed.
         Returns the roles without a record; raises ModelFileError where a file differs.
         """
         unrecorded = []
@@ -111,7 +127,7 @@ class ModelDirectory:
             recorded = self.manifest.files[role].sha256
             if not recorded:
                 unrecorded.append(role)
-            elif (found := sha256_of(header.path)) != recorded.lower():
+            elif (found := sha256(header.path)) != recorded.lower():
                 raise ModelFileError(
                     header.path,
                     f'its SHA-256 is {found}, the manifest has {recorded}',
@@ -167,43 +183,16 @@ def _version_warnings(vision: Header, family: str):
 
 def _check_llm(header: Header, family: str) -> tuple:
     """Return the embedding width and warnings."""
-    architecture = ARCHITECTURES[family]
-    width = header.require(f'{architecture}.embedding_length', int)
-    layers = header.require(f'{architecture}.block_count', int)
-    tokens = header.require('tokenizer.ggml.tokens', StringArray)
-    _check_tensor(header, 'token_embd.weight', (len(tokens), width))
-    _check_tensor(header, f'blk.{layers - 1}.attn_norm.weight', (width,))
-    if f'blk.{layers}.attn_norm.weight' in header.tensors:
-        raise ModelFileError(
-            header.path, f'it has more layers than its block_count of {layers}', FETCH_AGAIN
-        )
-    for name, info in header.tensors.items():
-        if info.type in NO_WEIGHTS:
-            raise ModelFileError(
-                header.path,
-                f'the tensor {name} has the type {info.type.name}, which is not one of weights',
-                FETCH_AGAIN,
-            )
-    _check_special_tokens(header, tokens, REQUIRED[family])
+    facts = llm_layout.read_facts(header)
+    _check_special_tokens(header, facts, REQUIRED[family])
     warnings = []
-    if f'{architecture}.rope.freq_base' not in header.metadata:
+    if f'{facts.architecture}.rope.freq_base' not in header.metadata:
         warnings.append(f'{header.path}: it has no rope.freq_base, llama.cpp takes 10000')
-    return width, warnings
+    return facts.width, warnings
 
 
-def _check_tensor(header: Header, name: str, shape: tuple) -> None:
-    if name not in header.tensors:
-        raise ModelFileError(header.path, f'the tensor {name} is missing', FETCH_AGAIN)
-    if header.tensors[name].shape != shape:
-        raise ModelFileError(
-            header.path,
-            f'the tensor {name} has the shape {header.tensors[name].shape}, {shape} is expected',
-            FETCH_AGAIN,
-        )
-
-
-def _check_special_tokens(header: Header, tokens: StringArray, required: tuple) -> None:
-    missing, found = set(required), {}
+def _check_special_tokens(header: Header, facts: LlmFacts, required: tuple) -> None:
+    tokens, missing, found = facts.tokens, set(required), {}
     for token_id in reversed(range(len(tokens))):  # they are near the end: the search is short
         if tokens[token_id] in missing:
             found[tokens[token_id]] = token_id
@@ -216,10 +205,11 @@ def _check_special_tokens(header: Header, tokens: StringArray, required: tuple) 
             'its vocabulary lacks ' + ' '.join(sorted(missing)),
             'Use the language model of MiniCPM-o, not the Qwen it is made from',
         )
-    types = header.metadata.get('tokenizer.ggml.token_type')
-    if types is None or len(types) != len(tokens):
-        raise ModelFileError(header.path, 'it has no types for its tokens', FETCH_AGAIN)
-    ordinary = [text for text, token_id in found.items() if types[token_id] not in SPECIAL_TYPES]
+    ordinary = [
+        text
+        for text, token_id in found.items()
+        if facts.token_types[token_id] not in SPECIAL_TYPES
+    ]
     if ordinary:
         raise ModelFileError(
             header.path,

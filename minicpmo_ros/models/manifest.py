@@ -4,6 +4,8 @@
 """`manifest.yaml`: what lies in a model directory, and what may be done with it."""
 
 import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -39,12 +41,16 @@ class Manifest:
     notes: str = ''
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    digest = hashlib.sha256()
+def sha256_of(path: Path, on_progress: Callable[[int, int], None] | None = None) -> str:
+    """Return the SHA-256 of a file in hexadecimal; `on_progress(done, total)` counts bytes."""
+    digest, done = hashlib.sha256(), 0
     with open(path, 'rb') as file:
+        total = os.fstat(file.fileno()).st_size
         while chunk := file.read(HASH_CHUNK_BYTES):
             digest.update(chunk)
+            done += len(chunk)
+            if on_progress is not None:
+                on_progress(done, total)
     return digest.hexdigest()
 
 

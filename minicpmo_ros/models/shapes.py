@@ -35,6 +35,7 @@ class Shape:
     llm_head: int = 0  # width of an attention head; 0: the heads share the embedding's width
     context_length: int = 32768
     rope_base: float = 1e6
+    rms_epsilon: float = 1e-6  # of the language model's norms
     family: str = 'minicpm-o-2.6'
 
     @property

@@ -9,7 +9,7 @@ the special tokens in the published order, so that a vocabulary of 151700 has th
 
 from dataclasses import dataclass
 
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # llama.cpp's token types
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 
 # Ids 151643..151699 of MiniCPM-o 2.6.
 SPECIAL_2_6 = (

@@ -56,6 +56,37 @@ ARRAYS = {
     'uint8_data': ('U8', 32),
 }
 ORDER = 'LE' if sys.byteorder == 'little' else 'BE'  # of arrays, which are this machine's
+# Of each type of sound: a field that the package of another author lacks.
+SOUND_TYPES = {
+    f'{PACKAGE}AudioDataStamped': 'audio',
+    f'{PACKAGE}AudioStamped': 'audio',
+    f'{PACKAGE}AudioData': 'data',
+    f'{PACKAGE}Audio': 'audio_data',
+}
+INFO_TYPE = f'{PACKAGE}AudioInfo'
+NEED_INFO = (f'{PACKAGE}AudioDataStamped', f'{PACKAGE}AudioData')  # do not say what they hold
+
+
+def installed_type(name: str) -> tuple:
+    """Give (the class of a message of audio_common_msgs, '') or (None, why there is none)."""
+    try:
+        import audio_common_msgs.msg as messages
+    except ImportError as error:
+        return None, f'audio needs the package audio_common_msgs: {error}'
+    message_type = getattr(messages, name.rsplit('/', 1)[1], None)
+    field = SOUND_TYPES.get(name, 'sample_rate')
+    if message_type is None or field not in message_type.get_fields_and_field_types():
+        author = 'mgonzs13' if hasattr(messages, 'AudioDataStamped') else 'ros-drivers'
+        return None, (
+            f'{name} is published, but the installed audio_common_msgs has no such message: '
+            f'it is another package of that name. Install the one of {author}, as the '
+            'publisher has it'
+        )
+    try:
+        check_for_type_support(message_type)
+    except Exception as error:  # of rclpy, of its generators or of the loader
+        return None, f'{name} cannot be taken, its type support is not there: {error!r}'
+    return message_type, ''
 
 
 class AudioInput:
@@ -106,29 +137,27 @@ class AudioInput:
 
     def _wanted_sound(self):
         """Give how to subscribe to `audio`, or None: as it is, or not at all yet."""
-        # Of each type: a field that the package of another author lacks, and what takes it.
-        handlers = {
-            f'{PACKAGE}AudioDataStamped': ('audio', self._on_stamped),
-            f'{PACKAGE}AudioStamped': ('audio', self._on_stamped_arrays),
-            f'{PACKAGE}AudioData': ('data', self._on_plain),
-            f'{PACKAGE}Audio': ('audio_data', self._on_arrays),
-        }
+        handlers = dict(
+            zip(
+                SOUND_TYPES,
+                (self._on_stamped, self._on_stamped_arrays, self._on_plain, self._on_arrays),
+            )
+        )
         types = sorted({info.topic_type for info in self._publishers('audio')})
-        taken = [name for name in handlers if name in types]
+        taken = [name for name in SOUND_TYPES if name in types]
         if types and not taken:
             self._tell(
-                f'audio is published as {", ".join(types)}; taken are {", ".join(handlers)}'
+                f'audio is published as {", ".join(types)}; taken are {", ".join(SOUND_TYPES)}'
             )
         if not taken:
             return None
-        field, handler = handlers[taken[0]]
-        message_type = self._message_type(taken[0], field)
-        return (message_type, 'audio', handler, AUDIO_QOS) if message_type else None
+        message_type = self._message_type(taken[0])
+        return (message_type, 'audio', handlers[taken[0]], AUDIO_QOS) if message_type else None
 
     def _wanted_info(self):
         """Give how to subscribe to `audio_info`, or None: as it is, or not at all yet."""
         given = [info.qos_profile for info in self._publishers('audio_info')]
-        message_type = given and self._message_type(f'{PACKAGE}AudioInfo', 'sample_rate')
+        message_type = given and self._message_type(INFO_TYPE)
         if not message_type:
             return None
         # A latched publisher is heard late only by a latched subscription, a plain one not
@@ -142,27 +171,11 @@ class AudioInput:
         )
         return message_type, 'audio_info', self._on_info, qos
 
-    def _message_type(self, name: str, field: str):
-        """Give the class of a message, or None where the installed package has no such one."""
-        try:
-            import audio_common_msgs.msg as messages
-        except ImportError as error:
-            self._tell(f'audio needs the package audio_common_msgs: {error}')
-            return None
-        message_type = getattr(messages, name.rsplit('/', 1)[1], None)
-        if message_type is None or field not in message_type.get_fields_and_field_types():
-            author = 'mgonzs13' if hasattr(messages, 'AudioDataStamped') else 'ros-drivers'
-            self._tell(
-                f'{name} is published, but the installed audio_common_msgs has no such message: '
-                f'it is another package of that name. Install the one of {author}, as the '
-                'publisher has it'
-            )
-            return None
-        try:
-            check_for_type_support(message_type)
-        except Exception as error:  # of rclpy, of its generators or of the loader
-            self._tell(f'{name} cannot be taken, its type support is not there: {error!r}')
-            return None
+    def _message_type(self, name: str):
+        """Give the class of a message, or None, and then tell why."""
+        message_type, problem = installed_type(name)
+        if problem:
+            self._tell(problem)
         return message_type
 
     def _on_info(self, message) -> None:

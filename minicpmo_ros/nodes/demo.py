@@ -102,12 +102,15 @@ def checked(reply) -> Answer:
 
 
 @contextmanager
-def executable(name: str, *arguments: str, namespace: str = NAMESPACE):
-    """Run an installed executable of this package; end it by SIGINT and wait for it."""
+def executable(name: str, *arguments: str, namespace: str = NAMESPACE, on_start=None):
+    """Run an installed executable of this package; end it by SIGINT and wait for it.
+
+    `on_start` is called in the new process.
+    """
     path = Path(get_package_prefix('minicpmo_ros')) / 'lib' / 'minicpmo_ros' / name
     command = [str(path), '--ros-args', '-r', f'__ns:={namespace}', *arguments]
     # A session of its own: Ctrl-C in the terminal reaches this program, which ends the others.
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=on_start)
     try:
         yield process
     finally:

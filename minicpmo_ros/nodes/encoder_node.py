@@ -22,6 +22,7 @@ from minicpmo_ros.live.status import Status
 from minicpmo_ros.nodes.loading import model_path, open_model
 from minicpmo_ros.nodes.managed import ManagedNode
 from minicpmo_ros.nodes.memory import give_back
+from minicpmo_ros.nodes.memory_room import require_room_for_encoder
 from minicpmo_ros.nodes.node_time import NodeTime
 
 EMBEDDING_QOS = QoSProfile(depth=4)
@@ -88,6 +89,7 @@ class EncoderNode(ManagedNode):
     """
 
     INBOX_CAPACITY: float
+    MODEL_ROLE: str  # of its file in the model directory
     ROLE = 'encoder'
     ONE_A_SECOND = False  # of what arrives, only the newest of a second matters
     is_doubting = False  # something came that the stream may have jumped to; it is not silent
@@ -191,6 +193,7 @@ class EncoderNode(ManagedNode):
         try:
             model, pause = checked.result(), _Pause(stop)
             pause.check()
+            require_room_for_encoder(model.headers[self.MODEL_ROLE], options.device)
             state = self.load(options, model, pause)
             self._pause = pause
             self.get_logger().info(f'ready: {model.space}')

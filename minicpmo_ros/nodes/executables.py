@@ -41,3 +41,8 @@ def vision_encoder() -> int:
 def media_player() -> int:
     """Run node `media_player`."""
     return _start('media_player')
+
+
+def recorder() -> int:
+    """Run node `recorder`."""
+    return _start('recorder')

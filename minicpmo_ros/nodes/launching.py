@@ -1,9 +1,9 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What `live.launch.py` starts, as plain data: which executables, parameters and remappings.
+"""What the launch files start, as plain data: which executables, parameters and remappings.
 
-All that the launch file decides is decided here, where it can be tested without `launch`, which
+All that a launch file decides is decided here, where it can be tested without `launch`, which
 comes with a ROS 2 distribution only.
 """
 
@@ -26,7 +26,25 @@ ARGUMENTS = (
     ('audio_topic', 'audio', 'Microphone'),
     ('audio_info_topic', '', 'Format of the sound; empty: audio_topic with _info'),
     ('play', '', 'A file to play as camera and microphone'),
+    ('record', '', 'A bag to write the answers to, such as answers.mcap'),
+    ('record_inputs', 'false', 'Write pictures and sound to it, too'),
 )
+REPLAY_ARGUMENTS = (
+    ('questions', '', 'Questions, JSON or YAML'),
+    ('bag', '', 'A folder of bags, or a single one to ask about; empty: beside the questions'),
+    ('out', 'replay', 'Folder of the run; a run that is there is gone on with'),
+    ('limit', '0', 'Ask only the first so many; 0: all'),
+    ('input', 'all', 'Senses given: all, no_picture, no_sound'),
+    ('max_tokens', '16', 'Of an answer'),
+    ('record', '', 'Write into bags in the folder: answers, or all'),
+    ('preset', 'nano', 'Name of a YAML in share/minicpmo_ros/config'),
+    ('model_dir', '', 'Model directory, or the name of an embedded model; empty: of the preset'),
+    ('params_file', '', 'YAML of parameters instead of a preset'),
+    ('namespace', 'replay', 'Namespace of all nodes'),
+    ('log_level', 'info', 'debug, info, warn, error'),
+)
+# Of simulated time, in a replay: longer than it ever goes on while a second is waited for.
+UNIT_DEADLINE_S = 5.0
 EMBEDDINGS = (
     ('audio_embedding', 'streaming_encoder/embedding'),
     ('image_embedding', 'vision_encoder/embedding'),
@@ -43,6 +61,7 @@ class Start:
     remappings: tuple  # of (name in the node, name in the graph)
     name: str | None = None  # None: the executable's own; `live` has three and takes no name
     respawn: bool = False
+    ends_all: bool = False  # its end is the end of the launch
 
 
 def starts(given: dict, config: Path) -> tuple:
@@ -69,6 +88,13 @@ def starts(given: dict, config: Path) -> tuple:
             Start('vision_encoder', remappings=inputs, name='vision_encoder', **common),
             Start('llm', remappings=EMBEDDINGS, name='llm', **common),
         )
+    if given['record']:
+        taping = {
+            'bag': given['record'],
+            'inputs': boolean(given, 'record_inputs'),
+            'use_sim_time': use_sim_time,
+        }
+        nodes += (Start('recorder', (taping,), inputs, name='recorder'),)
     if not given['play']:
         return nodes
     # The one who plays is where simulated time comes from.
@@ -78,6 +104,43 @@ def starts(given: dict, config: Path) -> tuple:
         'publish_clock': use_sim_time,
     }
     return (*nodes, Start('media_player', (playing,), inputs, name='media_player'))
+
+
+def replay_starts(given: dict, config: Path) -> tuple:
+    """Give the Starts for launch arguments {name: text}, all of REPLAY_ARGUMENTS.
+
+    Raises InputError on a preset that is not there, and on what is no number.
+    """
+    namespace = '/' + given['namespace'].strip('/')
+    own = {'use_sim_time': True, 'unit_deadline': UNIT_DEADLINE_S}
+    own.update(lossless('' if namespace == '/' else namespace))
+    if given['model_dir']:
+        own['model_dir'] = given['model_dir']
+    clock = ('/clock', 'clock')  # the time is of this run alone
+    asked = {name: given[name] for name in ('questions', 'bag', 'out', 'input', 'record')}
+    asked.update({name: whole_number(given, name) for name in ('limit', 'max_tokens')})
+    return (
+        Start('live', (params_file(given, config), own), (clock,), ends_all=True),
+        Start('replay', (asked,), (clock,), name='replay', ends_all=True),
+    )
+
+
+def lossless(namespace: str) -> dict:
+    """Give the parameters by which `live` in a namespace loses no input."""
+    policies = {'image/compressed': {'depth': 20, 'reliability': 'reliable'}}
+    policies['audio'] = {'reliability': 'reliable'}
+    return {
+        f'qos_overrides.{namespace}/{topic}.subscription.{name}': value
+        for topic, of_topic in policies.items()
+        for name, value in of_topic.items()
+    }
+
+
+def whole_number(given: dict, name: str) -> int:
+    """Give a launch argument that is a number."""
+    if not given[name].isdigit():
+        raise InputError(f'{name} is {given[name]!r}; it takes a whole number')
+    return int(given[name])
 
 
 def params_file(given: dict, config: Path) -> str:

@@ -27,7 +27,9 @@ from minicpmo_ros.nodes.llm_options import (
 )
 from minicpmo_ros.nodes.loading import model_path, open_model
 from minicpmo_ros.nodes.managed import LATCHED, ManagedNode
-from minicpmo_ros.nodes.memory import MemoryWatch, give_back
+from minicpmo_ros.nodes.memory import give_back
+from minicpmo_ros.nodes.memory_keeper import MemoryKeeper
+from minicpmo_ros.nodes.memory_room import require_room_for_llm
 from minicpmo_ros.nodes.messages import NS, take_rows, to_time
 from minicpmo_ros.nodes.node_time import NodeTime
 from minicpmo_ros.nodes.spinning import run
@@ -59,7 +61,7 @@ class LlmNode(ManagedNode):
         self._arbiter = arbiter or DeviceArbiter()
         self._model = None  # the ModelDirectory, once the engine is ready
         self._refused, self._told_s = 0, -60.0
-        self._memory = MemoryWatch()
+        self._memory = MemoryKeeper(self)
         self._time, self._jumps = NodeTime(self), 0
         self.answers = self.topics.publish(Answer, '~/answer', ANSWER_QOS)
         self.deltas = self.topics.publish(AnswerDelta, '~/answer_delta', DELTA_QOS)
@@ -75,6 +77,8 @@ class LlmNode(ManagedNode):
         """Check the files, then load in the engine's thread."""
         check(options)
         checked = open_model(model_path(options.model_dir))
+        if self._leaving is None and checked.done():  # else in the engine's thread, in time
+            require_room_for_llm(checked.result().headers['llm'], options)
         leaving, self._leaving = [self._leaving] if self._leaving else [], None
         engine = Engine(
             make_loader(options, checked, leaving, self.get_logger().warning),
@@ -110,6 +114,7 @@ class LlmNode(ManagedNode):
         """Tell the engine to end: what is being answered ends as cancelled."""
         if self.engine is not None:
             self.engine.close(timeout_s=0.0)
+            self._memory.end()
             self._leaving, self.engine, self._model = self.engine, None, None
 
     def join(self, timeout_s: float) -> None:
@@ -153,6 +158,8 @@ class LlmNode(ManagedNode):
         # What an engine says that was told to end is not about the one there is now.
         if engine is self.engine and status.state == 'failed':
             self.fail(LoadError(status.reason, status.remedy))
+        if engine is self.engine:
+            self._memory.hear(status)
         if engine is self.engine and status.jumps != self._jumps:
             self._jumps = status.jumps
             if status.jumps:
@@ -197,6 +204,7 @@ class LlmNode(ManagedNode):
         status = self.engine.status() if self.engine is not None else EngineStatus()
         if status.state == 'ready' and self._model is None:
             self._model = self._checked.result()
+            self._memory.begin(self.engine, self._model.headers['llm'])
             self.get_logger().info(f'ready: {self._model.space}')
         self._statuses.publish(self._status_message(status))
 
@@ -220,7 +228,11 @@ class LlmNode(ManagedNode):
                      'units_dropped', 'late', 'evicted', 'prefill_ms'):  # fmt: skip
             setattr(message, name, getattr(status, name))
         message.refused = self._refused + status.units_refused
-        message.memory_mib = self._memory.mib
+        message.memory_mib = self._memory.used_mib
+        verdict = self._memory.verdict
+        message.refusing = verdict.refuses
+        if not message.reason:
+            message.reason, message.remedy = verdict.reason, verdict.remedy
         return message
 
     def diagnose(self, report) -> None:
@@ -248,7 +260,7 @@ class LlmNode(ManagedNode):
         report.count('windows lost', status.rebuilds, f'{status.reason} The log says more')
         report.tell('questions waiting', status.waiting)
         report.tell('prefill of the newest unit [ms]', status.prefill_ms)
-        report.tell('memory [MiB]', self._memory.mib)
+        self._memory.diagnose(report)
         if status.state == 'loading':
             report.warn(f'loading, {status.progress:.0%} is done')
 

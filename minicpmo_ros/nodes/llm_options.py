@@ -3,6 +3,8 @@
 
 """The parameters of node `llm`, and what they mean to the model and its session."""
 
+import resource
+
 from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.ggml.runtime import check_device
 from minicpmo_ros.language.context import KV_TYPES, ContextOptions
@@ -12,6 +14,7 @@ from minicpmo_ros.language.sampling import SamplingOptions
 from minicpmo_ros.live.session import Session, SessionOptions
 from minicpmo_ros.live.window import POLICIES
 from minicpmo_ros.nodes.loading import MODEL_PARAMETERS, thread_count
+from minicpmo_ros.nodes.memory_room import require_room_for_llm
 from minicpmo_ros.nodes.parameters import ANY_TIME, Parameter
 
 PARAMETERS = (
@@ -22,6 +25,8 @@ PARAMETERS = (
               'is one', '', -1, 1000),
     Parameter('use_mmap', True, 'Map the weights from the file: loads at once, and memory can be '
               'taken back. False reads them'),
+    Parameter('use_mlock', False, 'Lock the weights in memory: they are never paged out, and '
+              'others have less. Needs a limit of locked memory as large (ulimit -l)'),
     Parameter('repack', False, 'Reorder weights for the CPU: q4_0 reads faster, q4_K slower; '
               'with use_mmap they are then held twice'),
     Parameter('n_ctx', 4096, 'Context: 94 positions hold one second of picture and sound',
@@ -33,6 +38,11 @@ PARAMETERS = (
     Parameter('window_policy', 'recent', 'Who leaves a full context: recent, the oldest seconds; '
               'long thins older ones, of which every 2nd, then every 4th stays, to reach three '
               'times as far back', choices=POLICIES),
+    Parameter('memory_limit_mib', 0, 'What this process may occupy before the window shrinks, and '
+              'then questions are refused; 0: any. Memory of a GPU of its own is not counted',
+              'MiB', 0, 1_048_576, when=ANY_TIME),
+    Parameter('memory_reserve_mib', 128, 'What of the memory of this machine must stay available '
+              'before the same happens; 0: nothing', 'MiB', 0, 1_048_576, when=ANY_TIME),
     Parameter('unit_deadline', 2.0, 'How long the picture of a second waits for its sound, and '
               'the other way round', 'seconds', 0.0, 60.0),
     Parameter('max_backlog', 8, 'Seconds that may wait to be read; the oldest is dropped', '',
@@ -75,6 +85,9 @@ def make_loader(options, checked, leaving: list, warn):
                 warn('the model before has not ended yet; loading waits for it')
         check_device(options.device)  # llama.cpp would take the CPU without a word
         model = checked.result()
+        require_room_for_llm(model.headers['llm'], options)
+        if options.use_mlock and (refusal := lock_refusal(model.headers['llm'].size_bytes)):
+            warn(refusal)
         layout = LAYOUTS.get(f'{model.family}/{options.prompt}')
         if layout is None:
             raise InputError(
@@ -85,7 +98,12 @@ def make_loader(options, checked, leaving: list, warn):
         return Session.load(
             model.llm_path,
             layout,
-            ModelOptions(gpu_layers, options.use_mmap, options.repack),
+            ModelOptions(
+                gpu_layers,
+                use_mmap=options.use_mmap,
+                use_mlock=options.use_mlock,
+                repack=options.repack,
+            ),
             ContextOptions(
                 n_ctx=options.n_ctx,
                 n_batch=options.n_ubatch,
@@ -99,6 +117,18 @@ def make_loader(options, checked, leaving: list, warn):
         )
 
     return load
+
+
+def lock_refusal(size_bytes: int) -> str:
+    """Say why so much cannot be locked in memory, or ''; llama.cpp then goes on without."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY or limit >= size_bytes:
+        return ''
+    return (
+        f'use_mlock is true, but this process may lock {limit / 2**20:.1f} MiB, the weights have '
+        f'{size_bytes / 2**20:.0f}: they can be paged out. Raise the limit (ulimit -l unlimited, '
+        'or LimitMEMLOCK=infinity of the service)'
+    )
 
 
 def session_options(options) -> SessionOptions:

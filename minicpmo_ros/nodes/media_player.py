@@ -36,9 +36,11 @@ from minicpmo_ros.nodes.messages import to_time
 from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
 from minicpmo_ros.nodes.playable import NS, Playable, open_playable
 from minicpmo_ros.nodes.spinning import run
+from minicpmo_ros.nodes.topics import Topics
 
 PUBLISH_PERIOD_S = 0.01
 CLOCK_PERIOD_S = 0.02
+LOOK_PERIOD_S = 1.0  # for ends of topics that do not fit
 # Of steady time between two looks at it; simulated time takes no part in longer stalls.
 LONGEST_STEP_S = 0.1
 # Read ahead this much: enough for a slow disk, little enough for large pictures.
@@ -84,9 +86,10 @@ class MediaPlayer(Node):
         media = self._open()
         self._origin_ns = self._recorded_origin_ns(media)
         self._has_pictures, self._has_sound = media.pictures is not None, media.sound is not None
-        self._pictures = self.create_publisher(CompressedImage, 'image/compressed', CAMERA_QOS)
-        self._sound = self.create_publisher(AudioDataStamped, 'audio', MICROPHONE_QOS)
-        self._info = self.create_publisher(AudioInfo, 'audio_info', LATCHED)
+        topics = Topics(self)
+        self._pictures = topics.publish(CompressedImage, 'image/compressed', CAMERA_QOS)
+        self._sound = topics.publish(AudioDataStamped, 'audio', MICROPHONE_QOS)
+        self._info = topics.publish(AudioInfo, 'audio_info', LATCHED)
         self._clock_publisher, self._stamp_clock = None, self.get_clock()
         if self._options.publish_clock:
             self._clock_publisher = self.create_publisher(Clock, '/clock', 10)
@@ -105,6 +108,7 @@ class MediaPlayer(Node):
         # Steady, or simulated time would have to run before the node that makes it run.
         self._steady = RosClock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(PUBLISH_PERIOD_S, self._publish_due, clock=self._steady)
+        self.create_timer(LOOK_PERIOD_S, topics.problems, clock=self._steady)
         self.create_service(SetBool, '~/pause', self._on_pause)
 
     def destroy_node(self):

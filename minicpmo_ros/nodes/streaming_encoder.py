@@ -59,6 +59,7 @@ class StreamingEncoder(EncoderNode):
 
     INPUTS = ('audio',)
     INBOX_CAPACITY = INBOX_S
+    MODEL_ROLE = 'audio'
     PARAMETERS = (
         *MODEL_PARAMETERS,
         *INPUT_PARAMETERS,

@@ -190,13 +190,46 @@ class Topics:
         ]
 
 
+def misfits(node, topic: str) -> list:
+    """Give (what does not fit, what to change) for all ends of a topic that `node` sees."""
+    found = []
+    for publisher in node.get_publishers_info_by_topic(topic):
+        for subscription in node.get_subscriptions_info_by_topic(topic):
+            offered, wanted = publisher.qos_profile, subscription.qos_profile
+            if qos_check_compatible(offered, wanted)[0] != QoSCompatibility.ERROR:
+                continue
+            policy = 'reliability' if _is_weaker(offered, wanted, 'reliability') else 'durability'
+            mine, theirs = _value(offered, policy), _value(wanted, policy)
+            fact = (
+                f'{topic}: {_name(publisher)} publishes with {policy} {mine}, '
+                f'{_name(subscription)} subscribes with {policy} {theirs}, so that nothing '
+                'arrives there'
+            )
+            remedy = (
+                f'Start one of them with qos_overrides.{topic}.subscription.{policy}:={mine} or '
+                f'qos_overrides.{topic}.publisher.{policy}:={theirs}, if it has such parameters; '
+                'else change its source'
+            )
+            found.append((fact, remedy))
+    return found
+
+
+def _is_weaker(offered: QoSProfile, wanted: QoSProfile, policy: str) -> bool:
+    values = [_value(profile, policy) for profile in (offered, wanted)]
+    return values in (['best_effort', 'reliable'], ['volatile', 'transient_local'])
+
+
+def _name(end) -> str:
+    return f'{end.node_namespace.rstrip("/")}/{end.node_name}'
+
+
 def _sentence(end: _End, policy: str, others: list) -> str:
     """Say who does not fit, in what, and what to change."""
     mine = _value(end.qos, policy)
     them = 'another node'
     theirs = 'another'
     if others:
-        them = ', '.join(sorted({f'{o.node_namespace.rstrip("/")}/{o.node_name}' for o in others}))
+        them = ', '.join(sorted(set(map(_name, others))))
         theirs = _value(others[-1].qos_profile, policy)
     if end.kind == 'subscription':
         text = (

@@ -6,15 +6,19 @@
 Of each second the newest picture is encoded; the others are not even decoded.
 """
 
+import weakref
 from dataclasses import dataclass, field
+from functools import partial
 
 from minicpmo_ros.encoders.siglip import VisionEncoder
 from minicpmo_ros.ggml.runtime import Backend
+from minicpmo_ros.live.on_demand import VisionOnDemand
 from minicpmo_ros.live.pacing import NS, Arrival, Instant, StreamClock
 from minicpmo_ros.live.seeing import UNCHANGED_THRESHOLD, Seeing
 from minicpmo_ros.msg import ImageEmbedding
 from minicpmo_ros.nodes.encoder_node import EncoderNode
 from minicpmo_ros.nodes.loading import MODEL_PARAMETERS, thread_count
+from minicpmo_ros.nodes.memory import give_back
 from minicpmo_ros.nodes.messages import put_rows, to_time
 from minicpmo_ros.nodes.parameters import Parameter
 from minicpmo_ros.nodes.picture_input import PARAMETERS as INPUT_PARAMETERS
@@ -32,6 +36,7 @@ class Eye:
     """What the worker works with."""
 
     seeing: Seeing
+    encoder: VisionOnDemand
     space: str
     clock: StreamClock = field(default_factory=StreamClock)
     newest_ns: int | None = None  # stamp of the newest picture, since a restart
@@ -42,6 +47,7 @@ class VisionNode(EncoderNode):
 
     INPUTS = ('image', 'image/compressed')
     INBOX_CAPACITY = INBOX_SECONDS
+    MODEL_ROLE = 'vision'
     ONE_A_SECOND = True
     PARAMETERS = (
         *MODEL_PARAMETERS,
@@ -49,19 +55,24 @@ class VisionNode(EncoderNode):
         Parameter('vision.max_tiles', 1, 'Pictures a frame is cut into at most, beside the '
                   'overview; 1: overview only. Each costs 64 positions of the context',
                   '', 1, 9),
+        Parameter('vision.release_after_s', 0.0, 'Without a picture to encode for so long, the '
+                  'weights leave memory, and return for the next one, whose embedding is late by '
+                  'that; 0: they stay', 'seconds', 0.0, 86_400.0),
         Parameter('vision.unchanged_threshold', UNCHANGED_THRESHOLD, 'A picture reuses the last '
                   'embedding when no colour of its 32x32 thumbnail differs by as much; 0: never',
                   'levels of 255', 0, 255),
     )  # fmt: skip
 
     def __init__(self, arbiter=None):
+        self._encoder = lambda: None  # a weak reference: the worker's is the one that holds it
         super().__init__('vision_encoder', ImageEmbedding, arbiter)
 
     def load(self, options, model, between) -> Eye:
         """Load the encoder."""
         backend = Backend(options.device, threads=thread_count(options.threads))
-        encoder = VisionEncoder.load(
-            model.vision_path, backend, max_tiles=options.vision_max_tiles
+        encoder = VisionOnDemand(
+            partial(VisionEncoder.load, model.vision_path, backend, options.vision_max_tiles),
+            options.vision_release_after_s,
         )
         seeing = Seeing(
             encoder,
@@ -70,7 +81,17 @@ class VisionNode(EncoderNode):
             between,
             max_behind=MAX_BEHIND_S,
         )
-        return Eye(seeing, model.space)
+        self._encoder = weakref.ref(encoder)
+        return Eye(seeing, encoder, model.space)
+
+    def diagnose(self, report) -> None:
+        """Write also whether the weights are in memory."""
+        super().diagnose(report)
+        encoder = self._encoder()
+        if encoder is not None:
+            report.tell('weights', 'in memory' if encoder.is_loaded else 'released')
+            report.tell('weights released', encoder.releases)
+            report.tell('newest return of the weights [ms]', encoder.reload_ms)
 
     def open_input(self, options):
         """Subscribe to the camera."""
@@ -100,6 +121,12 @@ class VisionNode(EncoderNode):
         eye.newest_ns = None
 
     def tick(self, eye: Eye, now: Instant) -> None:
+        """Give the seconds that are over; give the weights back where none needs them."""
+        self._give_what_is_over(eye, now)
+        if eye.encoder.release_when_idle():
+            give_back()
+
+    def _give_what_is_over(self, eye: Eye, now: Instant) -> None:
         """Encode and publish the seconds that are over, also when no later picture has come."""
         if eye.newest_ns is not None:
             self._publish_seen(eye, eye.seeing.advance(eye.newest_ns))

@@ -15,11 +15,16 @@ from minicpmo_ros.errors import Error
 from minicpmo_ros.process import prepare
 
 VERBS = (
+    'adopt',
     'bag',
+    'bench',
     'check',
+    'convert',
+    'doctor',
     'importance',
     'look',
     'parameters',
+    'plan',
     'quantize',
     'replay',
     'report',

@@ -32,7 +32,7 @@ Every topic of these nodes takes its quality of service from read-only parameter
 
 with the topic's full name, such as `qos_overrides./image.subscription.reliability:=reliable`.
 Where two ends of a topic do not fit each other, the log and `/diagnostics` name the other node,
-the policy, both values and the parameter that mends it. `media_player` takes none.
+the policy, both values and the parameter that mends it.
 """
 
 

@@ -8,10 +8,20 @@ scores and compares such folders.
 """
 
 import hashlib
+import os
+import re
 import sys
+from argparse import ArgumentTypeError
+from functools import partial
 from pathlib import Path
 
+from minicpmo_ros.errors import InputError
+
 SUMMARY = 'ask a model about bags; goes on where it was killed'
+OPTIONS = (
+    'device', 'threads', 'prompt', 'n_ctx', 'kv_type', 'window_policy', 'max_tokens', 'max_tiles',
+    'unchanged_threshold',
+)  # fmt: skip
 
 
 def add_arguments(parser) -> None:
@@ -21,7 +31,34 @@ def add_arguments(parser) -> None:
         'questions', type=Path, metavar='FILE', help='JSON or YAML beside its bags'
     )
     parser.add_argument('--out', type=Path, required=True, metavar='FOLDER', help='of the run')
+    parser.add_argument(
+        '--runner',
+        choices=('offline', 'graph'),
+        default='offline',
+        help='offline: without ROS, as fast as it goes; graph: the installed nodes, by topics and '
+        'services, in lock-step with simulated time',
+    )
+    parser.add_argument(
+        '--bag',
+        type=Path,
+        metavar='BAG',
+        help='a folder the bags are in, or a single one to ask about; default: beside FILE',
+    )
     parser.add_argument('--workers', type=int, default=1, help='processes; each loads the model')
+    parser.add_argument(
+        '--gpus',
+        type=_numbers,
+        default=(),
+        metavar='LIST',
+        help='numbers of GPUs that the workers take in turn, one each (CUDA_VISIBLE_DEVICES)',
+    )
+    parser.add_argument(
+        '--record',
+        choices=('', 'answers', 'all'),
+        default='',
+        help='with --runner graph: write the answers into bags in FOLDER/bags; all: what was '
+        'played beside them',
+    )
     parser.add_argument('--limit', type=int, metavar='N', help='ask only the first N')
     parser.add_argument(
         '--device', choices=('auto', 'cpu', 'gpu'), default='auto', help='of the model'
@@ -29,6 +66,15 @@ def add_arguments(parser) -> None:
     parser.add_argument('--threads', type=int, default=2, help='of each worker, on the CPU')
     parser.add_argument('--n-ctx', type=int, default=4096, help='positions of the context')
     parser.add_argument('--kv-type', choices=('f16', 'q8_0'), default='f16', help='of the cache')
+    parser.add_argument(
+        '--window-policy', choices=('recent', 'long'), default='recent', help='of a full context'
+    )
+    parser.add_argument(
+        '--unchanged-threshold',
+        type=float,
+        default=8.0,
+        help='a picture as like the last one is not encoded again; of 255, 0: encode all',
+    )
     parser.add_argument('--max-tokens', type=int, default=16, help='of an answer')
     parser.add_argument('--max-tiles', type=int, default=1, help='of a picture')
     parser.add_argument('--prompt', default='en', help='layout of the prompt: en or zh')
@@ -50,39 +96,52 @@ def run(arguments) -> None:
     from minicpmo_ros.evaluation.results import Results
     from minicpmo_ros.evaluation.runner import CoreOptions, Variant
     from minicpmo_ros.models.directory import ModelDirectory
-    from minicpmo_ros.nodes.memory import pss_mib
 
-    questions = QuestionSet.read(arguments.questions)
+    questions = QuestionSet.read(arguments.questions, arguments.bag)
     if arguments.limit:
         questions = questions.first(arguments.limit)
-    names = ('device', 'threads', 'prompt', 'n_ctx', 'kv_type', 'max_tokens', 'max_tiles')
-    options = CoreOptions(**{name: getattr(arguments, name) for name in names})
+    options = CoreOptions(**{name: getattr(arguments, name) for name in OPTIONS})
     variant = Variant(arguments.input, arguments.audio)
     plan = replay.Plan(ModelDirectory.open(arguments.model), questions, options, variant)
     digest = hashlib.sha256(arguments.questions.read_bytes()).hexdigest()
-    results = Results(arguments.out, plan.facts(digest))
+    open_answerer = _answerer(arguments, variant)
+    path = 'graph' if arguments.runner == 'graph' else 'core'
+    results = Results(arguments.out, plan.facts(digest, path))
     if results.done:
         print(f'{len(results.done)} questions were answered before', file=sys.stderr)
+    workers = replay.Workers(arguments.workers, tuple(arguments.gpus))
     try:
-        replay.run(plan, results, arguments.workers, pss_mib, _tell)
+        replay.run(plan, results, open_answerer, workers, _tell)
     finally:
         results.close()
         if sys.stderr.isatty():
             print(file=sys.stderr)
 
 
+def _answerer(arguments, variant):
+    """Give what makes the one who answers, in every worker."""
+    if arguments.runner == 'offline':
+        from minicpmo_ros.evaluation.replay import CoreAnswerer
+        from minicpmo_ros.nodes.memory import pss_mib
+
+        if arguments.record:
+            raise InputError('--record is for --runner graph, which has messages to record.')
+        return partial(CoreAnswerer, memory_mib=pss_mib)
+    from minicpmo_ros.nodes.graph_replay import GraphAnswerer, check
+
+    # Of this machine alone, and of nobody else's robot, unless the user says otherwise.
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    check(variant, arguments.record)
+    return partial(GraphAnswerer, folder=arguments.out / 'bags', record=arguments.record)
+
+
 def _tell(progress) -> None:
     if sys.stderr.isatty() or progress.done % 100 == 0 or progress.done == progress.total:
         end = '' if sys.stderr.isatty() else '\n'
-        print(
-            f'\r{progress.done} of {progress.total} questions, {_duration(progress.left_s)} left ',
-            end=end,
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f'\r{progress} ', end=end, file=sys.stderr, flush=True)
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours} h {minutes} min' if hours else f'{minutes} min {rest} s'
+def _numbers(text: str) -> list:
+    if not re.fullmatch(r'\d+(,\d+)*', text):
+        raise ArgumentTypeError(f'{text!r}; numbers of GPUs are expected, such as 0,1')
+    return text.split(',')

@@ -4,7 +4,8 @@
 """Score runs over the same questions and compare them with the first.
 
 Writes one HTML page that needs no network, a Markdown file with the same tables, and a CSV file
-with a row a question.
+with a row a question; the shares alone, in the shape of StreamingBench's published tables, go to
+PAGE.table.csv.
 """
 
 from pathlib import Path
@@ -23,7 +24,14 @@ def add_arguments(parser) -> None:
         '--questions', type=Path, required=True, metavar='FILE', help='that were asked'
     )
     parser.add_argument(
-        '--out', type=Path, required=True, metavar='PAGE.html', help='beside it: .md and .csv'
+        '--out',
+        type=Path,
+        required=True,
+        metavar='PAGE.html',
+        help='beside it: .md, .csv and .table.csv',
+    )
+    parser.add_argument(
+        '--bag', type=Path, metavar='BAG', help='as it was given to replay; default: beside FILE'
     )
     parser.add_argument('--title', default='Replay', help='of the page')
 
@@ -42,12 +50,14 @@ def run(arguments) -> None:
     names = [name for name, _ in read]
     if len(set(names)) < len(names):
         raise InputError(f'Two runs are named alike: {", ".join(names)}. Give NAME=RUN.')
-    questions = QuestionSet.read(arguments.questions).first(read[0][1].facts.get('count'))
+    questions = QuestionSet.read(arguments.questions, arguments.bag)
+    questions = questions.first(read[0][1].facts.get('count'))
     report = page.Report(questions, [judge(name, one, questions) for name, one in read])
     arguments.out.write_text(page.html(report, arguments.title), encoding='utf-8')
     tables = page.markdown(report)
     arguments.out.with_suffix('.md').write_text(tables, encoding='utf-8')
     arguments.out.with_suffix('.csv').write_text(page.as_csv(report), encoding='utf-8')
+    arguments.out.with_suffix('.table.csv').write_text(page.table_csv(report), encoding='utf-8')
     print(tables, end='')
 
 

@@ -52,10 +52,11 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         '--answers',
         type=Path,
-        metavar='FILE',
+        metavar='ANSWERS',
         action='append',
         default=[],
-        help='also score these answers, given by another path; repeatable',
+        help='also score these answers, given by another path: a file, or the folder of a '
+        'replay; repeatable',
     )
     parser.add_argument('--save', type=Path, metavar='FOLDER', help='write all answers there')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the report there')
@@ -66,13 +67,17 @@ def run(arguments) -> None:
     """Answer, score, print."""
     from minicpmo_ros.evaluation.answers import AnswerSet
     from minicpmo_ros.evaluation.report import markdown
+    from minicpmo_ros.evaluation.results import Run
     from minicpmo_ros.evaluation.score import report
     from minicpmo_ros.models.directory import ModelDirectory
 
     if not arguments.directories and not arguments.answers:
         raise InputError('Nothing to score was given. Give model directories, or --answers.')
     questions = asked_questions(arguments)
-    imported = [AnswerSet.read(file) for file in arguments.answers]
+    imported = [
+        Run.read(given).answer_set() if given.is_dir() else AnswerSet.read(given)
+        for given in arguments.answers
+    ]
     models = [ModelDirectory.open(directory) for directory in arguments.directories]
     given = [answers for model in models for answers in _answers(model, questions, arguments)]
     if arguments.save:

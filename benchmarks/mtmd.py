@@ -1,7 +1,7 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""llama.cpp's own picture encoder (libmtmd), as a reference for ours."""
+"""llama.cpp's own picture encoder (libmtmd): a reference for what ours computes, and how fast."""
 
 import contextlib
 import ctypes
@@ -10,6 +10,7 @@ import numpy as np
 from llama_cpp import llama_cpp, mtmd_cpp
 
 IMAGE_CHUNK = 1
+FLASH_OFF, FLASH_AUTO = 0, -1
 
 
 @llama_cpp.llama_log_callback
@@ -18,15 +19,15 @@ def _silent(level, text, _):
 
 
 @contextlib.contextmanager
-def loaded_mtmd(llm_path, vision_path):
+def loaded_mtmd(llm_path, vision_path, flash: int = FLASH_OFF, threads: int = 1):
     """Give an mtmd context of a vision file; the text model's width must be the vision file's."""
     mtmd_cpp.mtmd_log_set(_silent, None)
     parameters = llama_cpp.llama_model_default_params()
     model = llama_cpp.llama_model_load_from_file(str(llm_path).encode(), parameters)
     parameters = mtmd_cpp.mtmd_context_params_default()
-    parameters.use_gpu, parameters.n_threads, parameters.warmup = False, 1, False
+    parameters.use_gpu, parameters.n_threads, parameters.warmup = False, threads, False
     parameters.print_timings = False
-    parameters.flash_attn_type = 0
+    parameters.flash_attn_type = flash
     context = mtmd_cpp.mtmd_init_from_file(str(vision_path).encode(), model, parameters)
     assert context, 'libmtmd does not take the vision file'
     yield context
@@ -34,8 +35,9 @@ def loaded_mtmd(llm_path, vision_path):
     llama_cpp.llama_model_free(model)
 
 
-def encode_overview(context, picture: np.ndarray, width: int) -> np.ndarray:
-    """Encode the first picture libmtmd makes of (H, W, 3) uint8: (queries, width) float32."""
+@contextlib.contextmanager
+def overview(context, picture: np.ndarray):
+    """Give the first picture that libmtmd makes of (H, W, 3) uint8, ready to be encoded."""
     height, picture_width = picture.shape[:2]
     pixels = (ctypes.c_uint8 * picture.size).from_buffer_copy(np.ascontiguousarray(picture))
     bitmap = mtmd_cpp.mtmd_bitmap_init(picture_width, height, pixels)
@@ -50,12 +52,21 @@ def encode_overview(context, picture: np.ndarray, width: int) -> np.ndarray:
         mtmd_cpp.mtmd_input_chunks_get(chunks, i)
         for i in range(mtmd_cpp.mtmd_input_chunks_size(chunks))
     ]
-    overview = next(
+    yield next(
         chunk for chunk in all_chunks if mtmd_cpp.mtmd_input_chunk_get_type(chunk) == IMAGE_CHUNK
     )
-    assert mtmd_cpp.mtmd_encode_chunk(context, overview) == 0
-    shape = (mtmd_cpp.mtmd_input_chunk_get_n_tokens(overview), width)
-    rows = np.ctypeslib.as_array(mtmd_cpp.mtmd_get_output_embd(context), shape).copy()
     mtmd_cpp.mtmd_input_chunks_free(chunks)
     mtmd_cpp.mtmd_bitmap_free(bitmap)
-    return rows
+
+
+def encode(context, chunk, width: int) -> np.ndarray:
+    """Encode what `overview` gives: (queries, width) float32."""
+    assert mtmd_cpp.mtmd_encode_chunk(context, chunk) == 0
+    shape = (mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk), width)
+    return np.ctypeslib.as_array(mtmd_cpp.mtmd_get_output_embd(context), shape).copy()
+
+
+def encode_overview(context, picture: np.ndarray, width: int) -> np.ndarray:
+    """Encode the first picture libmtmd makes of (H, W, 3) uint8: (queries, width) float32."""
+    with overview(context, picture) as chunk:
+        return encode(context, chunk, width)

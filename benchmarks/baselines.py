@@ -1,0 +1,128 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What others do in the same process, against which `benchmarks.bench` measures.
+
+decode_over_llama    a token of an answer, over one of llama-cpp-python's own loop
+vision_over_mtmd     a picture, over libmtmd's encoding of it, with the attention it chooses itself
+audio_over_torch_Ns  the Nth second of sound, over PyTorch with a preallocated key/value cache
+"""
+
+import subprocess
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+from benchmarks import mtmd
+from minicpmo_ros.encoders.siglip import VisionEncoder
+from minicpmo_ros.encoders.whisper import AudioEncoder
+from minicpmo_ros.errors import EngineError, InputError
+from minicpmo_ros.evaluation.bench import (
+    BenchOptions,
+    fill,
+    open_bench,
+    token_times,
+)
+from minicpmo_ros.evaluation.bench_ratios import random_mel, step_ms
+from minicpmo_ros.evaluation.timing import Ratio, compare, spent_ms
+from minicpmo_ros.ggml.runtime import Backend
+from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.models.shapes import TINY
+from minicpmo_ros.models.synthetic import write_llm
+
+WINDOW_S = 3  # of stream behind which tokens are decoded
+TORCH_SCRIPT = Path(__file__).with_name('torch_whisper.py')
+
+
+def decode(model: ModelDirectory, options: BenchOptions) -> Ratio:
+    """Compare a token: of ours, sampled, checked and made text; of Llama.generate, an id.
+
+    Both repack, as Llama does, and have flash attention and the same positions behind them.
+    """
+    core = open_bench(model, replace(options, repack=True))
+    other = llama_cpp.Llama(
+        str(model.llm_path),
+        n_ctx=core.session.context.n_ctx,
+        n_batch=128,
+        n_threads=options.threads,
+        n_threads_batch=options.threads,
+        flash_attn=True,
+        verbose=False,
+    )
+    fill(core, WINDOW_S)
+    prompt = [5] * core.session.window.end
+
+    def ours() -> float:
+        return float(np.mean(token_times(core, options.tokens)[1:]))
+
+    def theirs() -> float:
+        tokens = other.generate(prompt, temp=0.0, repeat_penalty=1.05)
+        next(tokens)
+        spent = [spent_ms(lambda: next(tokens)) for _ in range(options.tokens - 1)]
+        tokens.close()
+        return float(np.mean(spent))
+
+    found = compare(ours, theirs, ('a token', 'a token of Llama.generate'), options.pairs)
+    other.close()
+    core.close()
+    return found
+
+
+def vision(model: ModelDirectory, options: BenchOptions) -> Ratio:
+    """Compare the encoding of a picture as large as the model was trained with."""
+    backend = Backend('cpu', options.threads)
+    encoder = VisionEncoder.load(model.vision_path, backend)
+    side, width = encoder.image_size, encoder.width
+    picture = np.random.default_rng(7).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        llm = Path(folder) / 'llm.gguf'  # libmtmd asks a language model for its width
+        write_llm(llm, replace(TINY, width=width, llm_heads=width // 64, llm_layers=1))
+        with (
+            mtmd.loaded_mtmd(llm, model.vision_path, mtmd.FLASH_AUTO, options.threads) as context,
+            mtmd.overview(context, picture) as chunk,
+        ):
+            found = compare(
+                lambda: spent_ms(lambda: encoder.encode([picture])),
+                lambda: spent_ms(lambda: mtmd.encode(context, chunk, width)),
+                (f'a picture of {side}x{side}', 'the same by libmtmd'),
+                options.some_pairs,
+            )
+    backend.close()
+    return found
+
+
+def audio(model: ModelDirectory, options: BenchOptions, python: Path, second: int) -> Ratio:
+    """Compare a second of a stream; `python` is that of an environment with PyTorch."""
+    backend = Backend('cpu', options.threads)
+    encoder = AudioEncoder.load(model.audio_path, backend)
+    stream, facts = encoder.stream(), encoder.facts
+    if second > stream.max_seconds:
+        raise InputError(f'the positions of this encoder end at {stream.max_seconds} s')
+    mel = random_mel(second, facts.mel_bins)
+    sizes = (facts.d_model, facts.layers, facts.heads, facts.width, facts.pool_step)
+    process = subprocess.Popen(
+        [str(python), str(TORCH_SCRIPT), *map(str, (*sizes, options.threads))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def theirs() -> float:
+        print(second, file=process.stdin, flush=True)
+        line = process.stdout.readline()
+        if not line:
+            raise EngineError(f'{python} {TORCH_SCRIPT} ended; its error is above')
+        return float(line)
+
+    try:
+        names = (f'second {second} of a stream', 'the same in PyTorch, f32')
+        ours = partial(step_ms, stream, mel, second, 'cpu')
+        return compare(ours, theirs, names, options.pairs)
+    finally:
+        process.stdin.close()
+        process.wait()
+        backend.close()

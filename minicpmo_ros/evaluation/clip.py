@@ -1,0 +1,109 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A clip in memory, and the types of the messages it comes from."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from minicpmo_ros.media.log_mel import SAMPLE_RATE_HZ
+from minicpmo_ros.media.picture import decode_compressed
+from minicpmo_ros.media.raw_picture import decode_raw
+
+NS = 10**9
+PICTURE, RAW_PICTURE = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
+PLAIN_SOUND, SOUND, SOUND_INFO = (
+    f'audio_common_msgs/msg/{name}' for name in ('AudioData', 'AudioDataStamped', 'AudioInfo')
+)
+DEFINITIONS = {  # as ros-drivers has them
+    PLAIN_SOUND: 'uint8[] data',
+    SOUND: 'std_msgs/Header header\naudio_common_msgs/AudioData audio',
+    SOUND_INFO: 'uint8 channels\nuint32 sample_rate\nstring sample_format\nuint32 bitrate\n'
+    'string coding_format',
+}
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture of a camera, decoded when it is asked for."""
+
+    stamp_ns: int
+    rgb: Callable  # () -> (H, W, 3) uint8; raises InputError
+    compressed: Callable  # () -> (format, bytes) as CompressedImage has them
+
+    @classmethod
+    def of_compressed(cls, stamp_ns: int, name: str, data: bytes) -> 'Shot':
+        """Make one of what a CompressedImage holds."""
+        return cls(stamp_ns, lambda: decode_compressed(data, name), lambda: (name, data))
+
+    @classmethod
+    def of_raw(cls, stamp_ns: int, message) -> 'Shot':
+        """Make one of a sensor_msgs/Image."""
+
+        def rgb():
+            return decode_raw(
+                message.encoding,
+                message.height,
+                message.width,
+                message.step,
+                message.data,
+                bool(message.is_bigendian),
+            )
+
+        return cls(stamp_ns, rgb, lambda: ('png', png(rgb())))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a camera and a microphone sent, in the order of the stamps."""
+
+    pictures: tuple  # of Shot
+    sound: tuple  # of (stamp_ns, samples (n,) float32 at 16 kHz, mono)
+    losses: tuple = ()  # sentences
+    begins_s: int | None = None  # its first second, where only a part of it is here
+
+    @property
+    def first_s(self) -> int:
+        """The second in which the clip begins."""
+        if self.begins_s is not None:
+            return self.begins_s
+        stamps = [shot.stamp_ns for shot in self.pictures[:1]]
+        stamps += [stamp for stamp, _ in self.sound[:1]]
+        return min(stamps) // NS
+
+    def between(self, start_s: int, end_s: int) -> 'Clip':
+        """Give the part with stamps in [start_s, end_s), in whole chunks of sound."""
+        shots = tuple(s for s in self.pictures if start_s <= s.stamp_ns // NS < end_s)
+        kept, at_ns = [], 0
+        for stamp_ns, samples in self.sound:
+            begin_ns = at_ns if stamp_ns is None else stamp_ns
+            at_ns = begin_ns + len(samples) * NS // SAMPLE_RATE_HZ
+            skip = max(0, start_s * NS - begin_ns) * SAMPLE_RATE_HZ // NS
+            stop = max(0, end_s * NS - begin_ns) * SAMPLE_RATE_HZ // NS
+            part = samples[skip:stop]
+            if len(part):
+                kept.append((begin_ns + skip * NS // SAMPLE_RATE_HZ, part))
+        return replace(self, pictures=shots, sound=tuple(kept), begins_s=None)
+
+
+def png(picture: np.ndarray) -> bytes:
+    """Store (H, W, 3) uint8 without loss, quickly."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, 'PNG', compress_level=1)
+    return file.getvalue()
+
+
+def type_store(own: dict | None = None):
+    """Give the types of ROS 2 and of sound; `own`: definitions that a bag brought along."""
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    for name, text in DEFINITIONS.items():
+        # A bag's own has the definitions of its parts behind it; some bags have empty ones.
+        told = (own or {}).get(name, '').split('=' * 80)[0]
+        store.register(get_types_from_msg(told if told.strip() else text, name))
+    return store

@@ -1,0 +1,293 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A Hugging Face MiniCPM-o checkpoint becomes llm.gguf, vision.gguf, audio.gguf and a manifest.
+
+    conversion = convert_directory('MiniCPM-o-2_6', 'model', 'f16')
+
+The layouts are the published ones (layouts.py, file_keys.py). Before a byte is written, every
+tensor is looked up, its shape compared, and the room on the disk. Weights go by in blocks of
+rows, so that memory does not grow with the model. A file gets its name when it is complete, the
+manifest comes last; same input, same bytes. Other precisions are made from these by quantize.py.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from minicpmo_ros.errors import InputError, ModelFileError
+from minicpmo_ros.ggml.header import DEFAULT_ALIGNMENT, TensorInfo
+from minicpmo_ros.ggml.library import dequantize, quantize
+from minicpmo_ros.ggml.types import GgmlType as Type
+from minicpmo_ros.ggml.types import row_bytes, type_size
+from minicpmo_ros.models import file_keys, layouts
+from minicpmo_ros.models.checkpoint import FETCH_ALL, Checkpoint
+from minicpmo_ros.models.checkpoint_names import COMPUTED, UNUSED, Source, source_of
+from minicpmo_ros.models.checkpoint_shape import read_shape
+from minicpmo_ros.models.checkpoint_tokens import read_chat_template, read_tokens
+from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.models.gguf_copy import (
+    BLOCK_VALUES,
+    align,
+    appearing,
+    byte_count,
+    row_blocks,
+)
+from minicpmo_ros.models.layouts import TensorPlan
+from minicpmo_ros.models.manifest import FILE_NAME, ROLES, FileEntry, Manifest, write_manifest
+from minicpmo_ros.models.quantize import FILE_TYPES
+from minicpmo_ros.models.shapes import Shape
+
+PRECISIONS = {'f16': Type.F16, 'bf16': Type.BF16, 'f32': Type.F32}
+OPENING_BYTES = 16 << 20  # more than the metadata of the published vocabularies
+LARGEST_F16 = 65504.0
+SHOWN = 5  # names in a message
+LICENCE = 'That of the checkpoint; see its model card.'
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, and the names of the checkpoint's tensors that no file holds."""
+
+    model: ModelDirectory
+    unused: tuple
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One tensor to write: what the layout wants, and where it comes from."""
+
+    plan: TensorPlan
+    type: Type
+    info: TensorInfo | None  # None: computed
+    transposed: bool = False
+    file: Path | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        return byte_count(self.plan.shape, self.type)
+
+
+def convert_directory(
+    source,
+    target,
+    precision: str = 'f16',
+    model_id: str = '',
+    overwrite: bool = False,
+    on_progress: Callable[[str, str, int, int], None] | None = None,
+) -> Conversion:
+    """Write a model directory from a checkpoint of MiniCPM-o 2.6 or 4.5.
+
+    precision: 'f16', 'bf16' or 'f32', of matrices and tables; norms and biases stay f32.
+    model_id: the name of the embedding space; empty: the name of the checkpoint.
+    on_progress(role, tensor, bytes written, bytes in all) follows every tensor.
+    Errors: ModelFileError for the checkpoint; InputError for precision, target or disk; OSError.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(
+            f'The type {precision!r} is unknown; allowed are {", ".join(PRECISIONS)}. '
+            'Smaller ones are made by `minicpmo quantize` from these.'
+        )
+    checkpoint, target = Checkpoint.open(source), Path(target)
+    name = _name_of(checkpoint.path)
+    model_id = model_id or name
+    shape = read_shape(checkpoint, model_id)
+    tokens = read_tokens(checkpoint.path, shape.vocabulary, shape.family)
+    template = read_chat_template(checkpoint.path)
+    jobs, unused = _planned(checkpoint, shape, PRECISIONS[precision])
+    _check_target(target, jobs, overwrite)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / FILE_NAME).unlink(missing_ok=True)  # until all is there, it is no model
+    file_type = FILE_TYPES[PRECISIONS[precision]]
+    writers = {
+        'vision': partial(file_keys.vision_writer, shape=shape, file_type=file_type),
+        'audio': partial(file_keys.audio_writer, shape=shape, file_type=file_type),
+        'llm': partial(file_keys.llm_writer, shape=shape, file_type=file_type, name=model_id,
+                       tokens=tokens, chat_template=template),
+    }  # fmt: skip
+    tell = _progress(jobs, on_progress)
+    for role, writer in writers.items():
+        _write(target / f'{role}.gguf', writer, jobs[role], partial(tell, role))
+    files = {role: FileEntry(f'{role}.gguf', precision) for role in ROLES}
+    notes = f'Converted from the Hugging Face checkpoint {name}.'
+    write_manifest(target, Manifest(shape.family, model_id, files, LICENCE, notes))
+    return Conversion(ModelDirectory.open(target), unused)
+
+
+def _name_of(path: Path) -> str:
+    """Return the directory's name; in Hugging Face's cache, where that is a hash, the model's."""
+    path = path.resolve()
+    if path.parent.name == 'snapshots':
+        return path.parents[1].name.rpartition('--')[2]
+    return path.name
+
+
+def _planned(checkpoint: Checkpoint, shape: Shape, wanted: Type) -> tuple:
+    """Return (role -> jobs, names of unused tensors), every tensor looked up and compared."""
+    plans = {
+        'llm': layouts.llm_tensors(shape),
+        'vision': layouts.vision_tensors(shape),
+        'audio': layouts.audio_tensors(shape),
+    }
+    sources = {
+        plan.name: source_of(plan.name)
+        for role in ROLES
+        for plan in plans[role]
+        if plan.name != COMPUTED
+    }
+    used = {source.name for source in sources.values()}
+    if missing := sorted(used - set(checkpoint.tensors)):
+        raise ModelFileError(
+            checkpoint.path, f'{_some(missing, "tensors are missing")}', FETCH_ALL
+        )
+    unused = set(checkpoint.tensors) - used - _dropped(checkpoint, shape)
+    if unknown := sorted(name for name in unused if not UNUSED.match(name)):
+        raise ModelFileError(
+            checkpoint.path,
+            f'{_some(unknown, "tensors have no place in the GGUF layouts")}; without them the '
+            'model would compute something else',
+            'Merge adapters into the weights first, or use the published checkpoint',
+        )
+    jobs = {
+        role: [_job(checkpoint, plan, sources.get(plan.name), wanted) for plan in plans[role]]
+        for role in ROLES
+    }
+    return jobs, tuple(sorted(set(checkpoint.tensors) - used))
+
+
+def _dropped(checkpoint: Checkpoint, shape: Shape) -> set:
+    """Return the tensors of the vision layer that the configuration tells to drop."""
+    prefix = f'vpm.encoder.layers.{shape.vision_layers}.'
+    return {name for name in checkpoint.tensors if name.startswith(prefix)}
+
+
+def _some(names: list, what: str) -> str:
+    more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
+    return f'{len(names)} {what}: {", ".join(names[:SHOWN])}{more}'
+
+
+def _job(checkpoint: Checkpoint, plan: TensorPlan, source: Source | None, wanted: Type) -> _Job:
+    """Plan one tensor; ModelFileError where its shape is not what the others need."""
+    ggml_type = Type.F32 if plan.kind == layouts.SINGLE else wanted
+    if source is None:
+        return _Job(plan, ggml_type, None)
+    stored = checkpoint.tensors[source.name]
+    info = stored.info()
+    expected = plan.shape[::-1] if source.transposed else plan.shape
+    expected = (expected[0] * source.parts, *expected[1:])
+    if _without_ones(info.shape) != _without_ones(expected):
+        raise ModelFileError(
+            stored.file,
+            f'the tensor {source.name} has the shape {info.shape}, {expected} is expected',
+            'Use the weight files of one model, as they were published',
+        )
+    if source.parts > 1:
+        rows = info.shape[0] // source.parts
+        n_bytes = info.n_bytes // source.parts
+        offset = info.offset + source.part * n_bytes
+        info = TensorInfo(info.name, (rows, *info.shape[1:]), info.type, offset, n_bytes)
+    return _Job(plan, ggml_type, info, source.transposed, stored.file)
+
+
+def _without_ones(shape: tuple) -> tuple:
+    """Biases of convolutions are (n,) in checkpoints and (n, 1) in the published files."""
+    return tuple(side for side in shape if side != 1)
+
+
+def _check_target(target: Path, jobs: dict, overwrite: bool) -> None:
+    """Refuse what would be overwritten, and a disk without room for all three files."""
+    names = [*(f'{role}.gguf' for role in ROLES), FILE_NAME]
+    present = [name for name in names if (target / name).exists()]
+    if present and not overwrite:
+        raise InputError(
+            f'{target} already holds {", ".join(present)}; give another directory, or allow '
+            'overwriting (--force).'
+        )
+    existing = target
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f'{existing} is no directory; give a directory to write to.')
+    needed = OPENING_BYTES + sum(job.n_bytes for role in ROLES for job in jobs[role])
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise InputError(
+            f'The files will have {needed / 2**20:.0f} MiB, the disk of {target} has '
+            f'{free / 2**20:.0f} MiB free. Free some, or write elsewhere.'
+        )
+
+
+def _progress(jobs: dict, on_progress) -> Callable:
+    """Return what counts the bytes of all files and passes them on."""
+    total = sum(job.n_bytes for role in ROLES for job in jobs[role])
+    done = 0
+
+    def tell(role: str, job: _Job) -> None:
+        nonlocal done
+        done += job.n_bytes
+        if on_progress:
+            on_progress(role, job.plan.name, done, total)
+
+    return tell
+
+
+def _write(target: Path, make_writer: Callable, jobs: list, tell: Callable) -> None:
+    """Write one file: what comes before the tensors, then these in blocks of rows."""
+    with appearing(target, sum(job.n_bytes for job in jobs)) as sink:
+        writer = make_writer(sink.name)
+        file_keys.declare(writer, [(job.plan.name, job.plan.shape, job.type) for job in jobs])
+        writer.close()
+        sink.seek(0, os.SEEK_END)
+        for job in jobs:
+            align(sink, DEFAULT_ALIGNMENT)
+            for values in _values(job):
+                sink.write(_encoded(job, values))
+            tell(job)
+        align(sink, DEFAULT_ALIGNMENT)
+
+
+def _values(job: _Job) -> Iterator[np.ndarray]:
+    """Give a tensor in blocks of rows: (n, k) float32."""
+    if job.info is None:
+        yield np.ascontiguousarray(job.plan.values(), np.float32)
+        return
+    with open(job.file, 'rb') as file:
+        blocks = row_blocks(job.file, file, job.info)
+        if job.transposed:
+            blocks = _transposed(job.info, blocks)
+        for rows in blocks:
+            yield dequantize(rows, job.info.type)
+
+
+def _transposed(info: TensorInfo, blocks: Iterator) -> Iterator[np.ndarray]:
+    """Give the columns of a matrix as rows; it is held whole, 32 MiB in 16 bits at 4096."""
+    n_rows, n_columns = info.shape
+    whole = np.empty((n_rows, row_bytes(info.type, n_columns)), np.uint8)
+    start = 0
+    for rows in blocks:
+        whole[start : start + len(rows)] = rows
+        start += len(rows)
+    columns = whole.view(f'u{type_size(info.type)}').T  # (columns, rows)
+    step = max(1, BLOCK_VALUES // n_rows)
+    for start in range(0, n_columns, step):
+        yield np.ascontiguousarray(columns[start : start + step]).view(np.uint8)
+
+
+def _encoded(job: _Job, values: np.ndarray) -> np.ndarray:
+    """Return rows in the type they are stored in; ModelFileError for what it cannot hold."""
+    if not np.isfinite(values).all():
+        raise ModelFileError(
+            job.file, f'its tensor {job.info.name} holds NaN or infinite numbers', FETCH_ALL
+        )
+    if job.type == Type.F16 and (largest := float(np.abs(values).max())) > LARGEST_F16:
+        raise ModelFileError(
+            job.file,
+            f'its tensor {job.info.name} holds {largest:.4g}, which is too large for f16',
+            'Convert to bf16 or f32 (--type)',
+        )
+    return quantize(values, job.type)

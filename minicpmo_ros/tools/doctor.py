@@ -1,0 +1,145 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Say what is wrong with this machine, a model directory and the running graph, and what to do.
+
+One line a check: ok, warn (works, with a loss) or FAIL; exit status 1 where anything fails. It
+changes nothing, and works without ROS, and then says so.
+"""
+
+import importlib.util
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from minicpmo_ros.finding import FAIL, WARN, Finding
+
+SUMMARY = 'say what is wrong with this machine and what to do'
+
+
+def add_arguments(parser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        'directory', nargs='?', metavar='DIR', default='nano',
+        help='the model directory, or the name of an embedded model',
+    )  # fmt: skip
+    parser.add_argument(
+        '--hashes',
+        action='store_true',
+        help='also compare the SHA-256 of every file; seconds per gigabyte',
+    )
+    parser.add_argument('--n-ctx', type=int, default=4096, help='parameter n_ctx of node llm')
+    parser.add_argument(
+        '--kv-type', choices=('f32', 'f16', 'q8_0'), default='f16', help='its parameter kv_type'
+    )
+    parser.add_argument(
+        '--topics',
+        choices=('auto', 'yes', 'no'),
+        default='auto',
+        help='look at the graph: auto, where there is ROS; yes expects sources and nodes in it',
+    )
+    parser.add_argument('--namespace', default='/', help='of the nodes')
+    parser.add_argument('--image-topic', default='image', help='as given to the launch file')
+    parser.add_argument('--audio-topic', default='audio', help='as given to the launch file')
+    parser.add_argument('--wait', type=float, default=3.0, help='for the graph, in seconds')
+    parser.add_argument('--root', type=Path, default=Path('/'), help='where /proc and /sys lie')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def run(arguments) -> int:
+    """Print the report; return the exit status."""
+    found = findings(arguments, os.environ)
+    failed = any(finding.level == FAIL for finding in found)
+    if arguments.json:
+        print(json.dumps({'ok': not failed, 'checks': [asdict(each) for each in found]}, indent=1))
+    else:
+        for finding in found:
+            print(finding.line())
+        counts = [sum(each.level == level for each in found) for level in (FAIL, WARN)]
+        print(f'{len(found)} checks, {counts[0]} FAIL, {counts[1]} warn')
+    return int(failed)
+
+
+def findings(arguments, environment) -> list:
+    """Look at everything, from what is installed to what is running."""
+    from minicpmo_ros.tools import doctor_machine as machine
+    from minicpmo_ros.tools import doctor_software as software
+
+    root, has_ros = arguments.root, importlib.util.find_spec('rclpy') is not None
+    distribution = environment.get('ROS_DISTRO', '')
+    from_distribution = bool(distribution) and '_ROS_WHEELS_BOOTSTRAP_COMPLETE' not in environment
+    found = [
+        software.python(),
+        software.numpy(software.installed('numpy'), distribution, from_distribution),
+        software.packages(),
+        software.llama(),
+    ]
+    gpu_name, broken = software.llama_gpu()
+    if broken:
+        text = 'the model was not looked at, because llama.cpp does not load'
+        found += [broken, Finding('files', WARN, text, 'Mend that first')]
+    else:
+        found += [machine.gpu(root, gpu_name), *_model(arguments, gpu_name)]
+    found += [
+        machine.swap(root),
+        machine.power(root),
+        machine.clocks(root),
+        machine.load(root, len(os.sched_getaffinity(0))),
+        software.openmp(environment),
+        *software.ros(environment),
+        software.middleware(environment) if has_ros else None,
+        machine.shared_memory(root),
+        machine.stale_shared_memory(root),
+        machine.udp(root),
+    ]
+    found = [finding for finding in found if finding is not None]
+    if arguments.topics == 'no':
+        return found
+    if any(finding.check == 'rmw' and finding.level == FAIL for finding in found):
+        # Importing rclpy would end this process.
+        text = 'the graph was not looked at, because there is no middleware'
+        return [*found, Finding('topics', WARN, text, 'Mend that first')]
+    return found + _topics(arguments, environment, has_ros)
+
+
+def _model(arguments, gpu_name: str) -> list:
+    from minicpmo_ros.tools import doctor_model as model
+
+    directory, found = model.files(_directory(arguments.directory))
+    if directory is None:
+        return found
+    if arguments.hashes:
+        found.append(model.hashes(directory))
+    return [
+        *found,
+        model.memory(arguments.root, directory, arguments.n_ctx, arguments.kv_type, gpu_name),
+    ]
+
+
+def _directory(given: str) -> Path:
+    """Give the path of a directory, or of a model that is installed or lies in the checkout."""
+    path = Path(given).expanduser()
+    prefixes = os.environ.get('AMENT_PREFIX_PATH', '').split(':')
+    embedded = [Path(prefix) / 'share/minicpmo_ros/models' / given for prefix in prefixes]
+    candidates = [path, *embedded, Path(__file__).parents[2] / 'models' / given]
+    return next((each for each in candidates if each.is_dir()), path)
+
+
+def _topics(arguments, environment, has_ros: bool) -> list:
+    if not has_ros:
+        expected = arguments.topics == 'yes'
+        remedy = 'Source the setup.bash of ROS, or environment/env.sh'
+        text = 'the graph cannot be looked at without rclpy'
+        return [Finding('topics', FAIL, text, remedy)] if expected else []
+    from minicpmo_ros.nodes.doctor_topics import look
+
+    return look(
+        arguments.namespace,
+        arguments.image_topic,
+        arguments.audio_topic,
+        arguments.wait,
+        expects=arguments.topics == 'yes',
+        transports=environment.get('FASTDDS_BUILTIN_TRANSPORTS', ''),
+        has_profile=bool(environment.get('FASTDDS_DEFAULT_PROFILES_FILE')),
+    )

@@ -1,0 +1,102 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The search for small types: what it accepts was asked, and it goes on where it was stopped."""
+
+from pathlib import Path
+
+import pytest
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.agreement import agreement, answered
+from minicpmo_ros.evaluation.precision_search import Journal, Search, facts_of
+from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.evaluation.runner import CoreOptions
+from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.models.precision_steps import measured_groups
+from minicpmo_ros.models.quantize import QuantizeOptions, quantize_directory
+from minicpmo_ros.tools import cli
+
+ROOT = Path(__file__).parents[1]
+CORE = CoreOptions(device='cpu', threads=1)
+TYPES = ('q8_0', 'q2_K')
+
+
+@pytest.fixture(scope='module')
+def nano():
+    return ModelDirectory.open(ROOT / 'models' / 'nano')
+
+
+@pytest.fixture(scope='module')
+def questions():
+    return QuestionSet.read(ROOT / 'demo' / 'clips' / 'questions.json').first(12)
+
+
+@pytest.fixture(scope='module')
+def groups(nano, tmp_path_factory):
+    return measured_groups(nano, TYPES, work=tmp_path_factory.mktemp('errors'))
+
+
+def test_what_is_found_is_smaller_and_answers_as_told(nano, groups, questions, tmp_path):
+    search = Search(nano, groups, questions, 1.0, CORE, work=tmp_path)
+    whole, told = search.best.size_bytes, []
+    best = search.run(6, lambda tried, accepted: told.append((tried.agreement, accepted)))
+    assert best.size_bytes < whole and best.agreement == 1
+    assert len(told) == search.n_tried <= 6
+    assert all(accepted == (share == 1) for share, accepted in told)
+    rules = search.rules(best).rules
+    options = QuantizeOptions(rules)
+    smaller, _ = quantize_directory(nano.path, tmp_path / 'm', {}, options)
+    answers = answered(smaller, questions, CORE)
+    assert agreement(questions, answered(nano, questions, CORE), answers) == best.agreement
+
+
+def test_where_any_answer_will_do_all_is_as_small_as_can_be(nano, groups, questions, tmp_path):
+    best = Search(nano, groups, questions.first(2), 0.0, CORE, work=tmp_path).run(1)
+    assert best.levels == tuple(len(group.rungs) - 1 for group in groups)
+
+
+def test_a_stopped_search_goes_on_without_asking_again(
+    nano, groups, questions, tmp_path, monkeypatch
+):
+    facts = facts_of(nano, questions, groups)
+
+    def search():
+        journal = Journal(tmp_path / 'journal.json', facts)
+        return Search(nano, groups, questions, 1.0, CORE, journal=journal, work=tmp_path)
+
+    asked = []
+    monkeypatch.setattr(Search, '_asked', count_calls(Search._asked, asked))
+    search().run(1)
+    assert len(asked) == 1
+    whole = search()
+    best = whole.run(4)
+    assert len(asked) == whole.n_tried
+    assert search().run(4) == best and len(asked) == whole.n_tried
+    facts = {**facts, 'questions': ['others']}
+    with pytest.raises(InputError, match='another model, other questions'):
+        search()
+
+
+def count_calls(function, calls):
+    def counted(*arguments):
+        calls.append(arguments[1:])
+        return function(*arguments)
+
+    return counted
+
+
+def test_the_verb_leaves_rules_that_quantize_takes(tmp_path, capsys):
+    out, model = tmp_path / 'rules.yaml', str(ROOT / 'models' / 'nano')
+    arguments = ['search', model, '--agreement', '0.5', '--out', str(out), '--limit', '2']
+    more = ['--types', ','.join(TYPES), '--evaluations', '2', '--device', 'cpu', '--threads', '1']
+    assert cli.main([*arguments, *more]) == 0
+    assert 'sets of types asked' in capsys.readouterr().out
+    assert cli.main(['quantize', model, str(tmp_path / 'm'), '--rules', str(out)]) == 0
+    small, whole = (
+        sum(h.size_bytes for h in ModelDirectory.open(path).headers.values())
+        for path in (tmp_path / 'm', model)
+    )
+    assert small < whole
+    assert cli.main([*arguments[:5], str(tmp_path / 'rules.txt'), *more]) == 2
+    assert '.yaml' in capsys.readouterr().err

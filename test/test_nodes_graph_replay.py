@@ -1,0 +1,161 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A run through the live graph: the core's answers, gone on with after a kill, recorded."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from scored_clips import START_S, jpeg, sound, write_test_clip
+
+from minicpmo_ros.evaluation.bags import Bag
+from minicpmo_ros.evaluation.clips import NS, read_clip, write_clip
+from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
+from minicpmo_ros.evaluation.results import ANSWERS, Run
+from minicpmo_ros.tools import cli
+
+ROOT = Path(__file__).parents[1]
+MODEL, QUESTIONS = ROOT / 'models' / 'nano', ROOT / 'demo' / 'clips' / 'questions.json'
+LIMIT = 12  # questions: two clips
+CPU = ('--device', 'cpu', '--threads', '1')
+
+
+def graph(questions, out, *more, wait=True):
+    """Start `minicpmo replay --runner graph` in a process of its own."""
+    command = [sys.executable, '-m', 'minicpmo_ros.tools.cli', 'replay', MODEL, questions]
+    process = subprocess.Popen([*command, '--runner', 'graph', '--out', out, *CPU, *more])
+    if wait:
+        assert process.wait(120) == 0
+    return process
+
+
+def offline(questions, out, *more):
+    arguments = ['replay', str(MODEL), str(questions), '--out', str(out), *CPU, *more]
+    assert cli.main(arguments) == 0
+    return Run.read(out)
+
+
+@pytest.mark.parametrize('shown', ['all', 'no_picture', 'no_sound'])
+def test_the_graph_answers_as_the_core(ros_domain, tmp_path, shown):
+    more = ('--input', shown, '--limit', str(LIMIT))
+    graph(QUESTIONS, tmp_path / 'graph', *more)
+    found, expected = Run.read(tmp_path / 'graph'), offline(QUESTIONS, tmp_path / 'core', *more)
+    assert found.texts == expected.texts and len(found.texts) == LIMIT
+    assert {k: v for k, v in found.facts.items() if k != 'path'} == {
+        k: v for k, v in expected.facts.items() if k != 'path'
+    }
+    answers = found.answer_set()
+    assert (answers.path, answers.input) == ('graph', shown)
+    assert all(c['first_token_ms'] > 0 and c['memory_mib'] > 10 for c in found.costs.values())
+
+
+def test_killed_the_graph_goes_on_and_leaves_nothing_running(ros_domain, tmp_path):
+    out, more = tmp_path / 'run', ('--limit', str(LIMIT), '--record', 'all')
+    for lines in (1, 4):
+        process = graph(QUESTIONS, out, *more, wait=False)
+        end_s = time.monotonic() + 100
+        while lines_of(out) <= lines and time.monotonic() < end_s:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    graph(QUESTIONS, out, *more)
+    assert len(Run.read(out).texts) == LIMIT  # Run.read refuses what is answered twice
+    assert Run.read(out).texts == offline(QUESTIONS, tmp_path / 'core', *more[:2]).texts
+    end_s = time.monotonic() + 20
+    while (left := lives(process.pid)) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert not left
+    check_recording(out, Run.read(out))
+
+
+def lines_of(out):
+    try:
+        return (out / ANSWERS).read_text().count('\n')
+    except FileNotFoundError:
+        return 0
+
+
+def lives(pid):
+    """Give the processes that were started for a run, by its namespace."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/cmdline'):
+        try:
+            if f'/replay_{pid}'.encode() in path.read_bytes():
+                found.append(path)
+        except OSError:
+            continue
+    return found
+
+
+def check_recording(out, run):
+    """What the runs recorded, killed ones too, is there for all that read bags."""
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    told, clips = {}, sorted((out / 'bags').glob('*.mcap'))
+    asked = {q.id: q for q in QuestionSet.read(QUESTIONS).first(LIMIT).questions}
+    for path in clips:
+        bag = Bag(path)
+        for message in bag.messages(['minicpmo_ros/msg/Answer']):
+            text = bag.definitions['minicpmo_ros/msg/Answer'].split('=' * 80)[0]
+            store.register(get_types_from_msg(text, 'minicpmo_ros/msg/Answer'))
+            answer = store.deserialize_cdr(message.data, message.kind)
+            told[answer.question, answer.window_end.sec] = answer.text
+            assert message.log_ns == answer.header.stamp.sec * NS == answer.window_end.sec * NS
+    assert told == {(q.text, q.end_s): run.texts[q.id] for q in asked.values()}
+    name = next(iter(asked.values())).clip
+    whole, played = read_clip(QUESTIONS.parent / name), read_clip(clips[-1])
+    assert {shot.stamp_ns for shot in played.pictures} and played.sound
+    assert whole.first_s > 0
+
+
+def test_windows_that_lack_a_half_are_answered_as_by_the_core(ros_domain, tmp_path):
+    deaf = [(i * NS + NS // 2, jpeg((200, 30, 30))) for i in range(2)]
+    write_clip(tmp_path / 'deaf.mcap', START_S, deaf, sound(1)[:0])
+    write_clip(tmp_path / 'holes.mcap', START_S, deaf[1:], sound(3))
+    write_test_clip(tmp_path / 'whole.mcap', 2)
+    windows = {'deaf': 2, 'holes': 3, 'whole': 2}
+    questions = [
+        ScoredQuestion(n, f'{n}.mcap', START_S, START_S + s, 'scene', 'what color?', ('red',))
+        for n, s in windows.items()
+    ]
+    questions.append(
+        ScoredQuestion('none', 'whole.mcap', START_S + 50, START_S + 52, 'scene', '?', ('red',))
+    )
+    QuestionSet(tuple(questions)).write(tmp_path / 'q.json')
+    graph(tmp_path / 'q.json', tmp_path / 'graph')
+    found = Run.read(tmp_path / 'graph')
+    expected = offline(tmp_path / 'q.json', tmp_path / 'core')
+    assert found.texts == expected.texts
+    units = {name: cost['units'] for name, cost in found.costs.items()}
+    assert units == {name: cost['units'] for name, cost in expected.costs.items()}
+    assert 'Correct start_s' in found.costs['none']['error']
+
+
+def test_what_the_graph_cannot_do_is_refused(tmp_path, capsys):
+    common = ['replay', str(MODEL), str(QUESTIONS), '--out', str(tmp_path / 'o')]
+    assert cli.main([*common, '--runner', 'graph', '--audio', 'offline']) == 2
+    assert 'Use the offline runner' in capsys.readouterr().err
+    assert cli.main([*common, '--record', 'all']) == 2
+    assert '--runner graph' in capsys.readouterr().err
+    assert not (tmp_path / 'o').exists()
+
+
+def test_one_bag_can_be_asked_about(tmp_path):
+    bag = QUESTIONS.parent / '001.mcap'
+    about = [q for q in QuestionSet.read(QUESTIONS).questions if q.clip == bag.name]
+    found = QuestionSet.read(QUESTIONS, bag)
+    assert list(found.questions) == about and found.bag == bag.name
+    lone = json.loads(QUESTIONS.read_text())['questions'][0]
+    del lone['clip']
+    (tmp_path / 'q.json').write_text(
+        json.dumps({'format': 'minicpmo_ros questions 1', 'questions': [lone]})
+    )
+    assert QuestionSet.read(tmp_path / 'q.json', bag).questions[0].clip == bag.name
+    assert QuestionSet.read(QUESTIONS, QUESTIONS.parent).bag == ''
+    assert os.path.samefile(found.path_of(bag.name), bag)

@@ -1,0 +1,342 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The doctor: every check is right about a machine that is well, and about one that is not."""
+
+import fcntl
+import json
+import shutil
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import pytest
+
+from minicpmo_ros.finding import FAIL, OK, WARN
+from minicpmo_ros.nodes.memory import available_mib
+from minicpmo_ros.tools import cli
+from minicpmo_ros.tools import doctor_machine as machine
+from minicpmo_ros.tools import doctor_model as model
+from minicpmo_ros.tools import doctor_software as software
+
+GIB_KIB = 2**20
+
+
+@pytest.fixture
+def put(tmp_path):
+    """Write files below the root of a machine; give the root."""
+
+    def write(files):
+        for name, text in files.items():
+            path = tmp_path / 'root' / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path / 'root'
+
+    return write
+
+
+def meminfo(total_gib=8.0, available_gib=6.0, swap_gib=0.0, swap_free_gib=0.0):
+    rows = {
+        'MemTotal': total_gib, 'MemAvailable': available_gib,
+        'SwapTotal': swap_gib, 'SwapFree': swap_free_gib,
+    }  # fmt: skip
+    text = ''.join(f'{name}:  {int(gib * GIB_KIB)} kB\n' for name, gib in rows.items())
+    return {'proc/meminfo': text + 'HugePages_Total:       0\n'}
+
+
+def level(finding, *words):
+    text = finding.line()
+    assert all(word in text for word in words), text
+    assert '\n' not in text and bool(finding.remedy) == (finding.level != OK)
+    return finding.level
+
+
+# --- the machine --------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_llama_cpp_does_not_use_is_told(put):
+    root = put({'proc/x': ''})
+    assert level(machine.gpu(root, '')) == OK
+    root = put({'dev/nvidia0': ''})
+    assert level(machine.gpu(root, ''), '/dev/nvidia0', 'GGML_CUDA') == FAIL
+    assert level(machine.gpu(root, 'NVIDIA Orin'), 'NVIDIA Orin') == OK
+
+
+def test_swap(put):
+    assert level(machine.swap(put(meminfo()))) == OK
+    assert level(machine.swap(put(meminfo(swap_gib=4, swap_free_gib=3)))) == OK
+    assert level(machine.swap(put(meminfo(swap_gib=4, swap_free_gib=0.1))), '4096 MiB') == WARN
+
+
+NVPMODEL = """< PARAM TYPE=FILE NAME=CPU_ONLINE >
+< POWER_MODEL ID=0 NAME=15W >
+CPU_ONLINE CORE_0 1
+< POWER_MODEL ID=1 NAME=25W >
+< POWER_MODEL ID=2 NAME=MAXN_SUPER >
+< PM_CONFIG DEFAULT=1 >
+"""
+
+
+def test_power_mode(put):
+    assert machine.power(put({'proc/x': ''})) is None
+    files = {'etc/nvpmodel.conf': NVPMODEL, 'var/lib/nvpmodel/status': 'pmode:0000\n'}
+    assert level(machine.power(put(files)), 'mode 0 (15W)', 'nvpmodel -m 2') == WARN
+    files['var/lib/nvpmodel/status'] = 'pmode:0002\n'
+    assert level(machine.power(put(files)), 'MAXN_SUPER') == OK
+
+
+def cpufreq(**values):
+    return {f'sys/devices/system/cpu/cpu0/cpufreq/{key}': f'{value}\n' for key, value in
+            values.items()}  # fmt: skip
+
+
+def test_clocks(put):
+    assert level(machine.clocks(put({'proc/x': ''}))) == OK
+    full = dict(scaling_max_freq=1500000, cpuinfo_max_freq=1500000)
+    root = put(cpufreq(scaling_governor='powersave', scaling_driver='tegra194', **full))
+    assert level(machine.clocks(root), 'cpu0', 'scaling_governor') == WARN
+    root = put(cpufreq(scaling_driver='intel_pstate'))
+    assert level(machine.clocks(root), 'powersave') == OK
+    root = put(cpufreq(scaling_max_freq=729000))
+    assert level(machine.clocks(root), '729 of 1500 MHz') == WARN
+
+
+def test_load(put):
+    root = put({'proc/loadavg': '3.50 2.00 1.00 3/200 4711\n'})
+    assert level(machine.load(root, 4)) == OK
+    assert level(machine.load(root, 2), '3.5 on 2') == WARN
+
+
+def test_shared_memory(put):
+    root = put({'proc/x': ''})
+    assert level(machine.shared_memory(root), '/dev/shm', '--ipc=host') == FAIL
+    (root / 'dev/shm').mkdir(parents=True)
+    assert level(machine.shared_memory(root)) == OK
+    assert level(machine.shared_memory(root, needed_mib=1e12), '--shm-size') == WARN
+
+
+def test_udp_buffers(put):
+    assert level(machine.udp(put({'proc/x': ''}))) == OK
+    assert level(machine.udp(put({'proc/sys/net/core/rmem_max': '212992\n'})), '0.2 MiB') == WARN
+    assert level(machine.udp(put({'proc/sys/net/core/rmem_max': '8388608\n'})), '8.0') == OK
+
+
+def test_shared_memory_whose_lock_nobody_holds_is_stale(put):
+    files = ('fastrtps_a1', 'fastrtps_a1_el', 'fastrtps_port7411', 'fastrtps_port7411_el',
+             'fastrtps_b2', 'fastrtps_b2_el', 'sem.other')  # fmt: skip
+    root = put({f'dev/shm/{name}': 'x' for name in files})
+    with open(root / 'dev/shm/fastrtps_b2_el') as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert machine.stale_files(root / 'dev/shm') == (sorted(files[:4]), 4)
+        assert level(machine.stale_shared_memory(root), '4 files', '/dev/shm/fastrtps_a1') == WARN
+    assert machine.stale_files(root / 'dev/shm')[1] == 6
+    for path in root.glob('dev/shm/fastrtps_*'):
+        path.unlink()
+    assert level(machine.stale_shared_memory(root)) == OK
+
+
+GROUP = {
+    'sys/fs/cgroup/memory.max': f'{2 * 2**30}\n',
+    'sys/fs/cgroup/memory.current': f'{2**30}\n',
+    'sys/fs/cgroup/memory.stat': f'anon 5\ninactive_file {2**29}\n',
+}
+
+
+def test_a_container_bounds_what_is_available(put):
+    assert available_mib(put(meminfo())) == 6 * 1024
+    assert available_mib(put(GROUP)) == 1536
+    assert available_mib(put({'sys/fs/cgroup/memory.max': 'max\n'})) == 6 * 1024
+    service = {path.replace('cgroup/', 'cgroup/system.slice/robot.service/'): text
+               for path, text in GROUP.items()}  # fmt: skip
+    root = put({**service, 'proc/self/cgroup': '0::/system.slice/robot.service\n'})
+    assert available_mib(root) == 1536
+    version_1 = {
+        'sys/fs/cgroup/memory/docker/7/memory.limit_in_bytes': f'{2**30}\n',
+        'sys/fs/cgroup/memory/docker/7/memory.usage_in_bytes': f'{2**29}\n',
+        'sys/fs/cgroup/memory/docker/7/memory.stat': 'cache 1\ntotal_inactive_file 0\n',
+        'proc/self/cgroup': '4:memory:/docker/7\n',
+    }
+    assert available_mib(put(version_1)) == 512
+
+
+# --- what is installed --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def site(tmp_path):
+    """Give a folder with the metadata of packages, as pip leaves it."""
+
+    def install(**versions):
+        for name, version in versions.items():
+            folder = tmp_path / 'site' / f'{name}-{version}.dist-info'
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / 'METADATA').write_text(f'Name: {name}\nVersion: {version}\n')
+        return [str(tmp_path / 'site')]
+
+    return install
+
+
+def test_versions(site):
+    assert level(software.python()) == OK
+    assert level(software.python((3, 8)), '3.8') == FAIL
+    assert level(software.python((3, 15))) == WARN
+    assert level(software.numpy('', 'humble', True)) == FAIL
+    assert level(software.numpy('1.19.5', 'humble', True)) == FAIL
+    assert level(software.numpy('2.1.0', 'humble', True), 'numpy 1') == FAIL
+    assert level(software.numpy('2.1.0', 'jazzy', False)) == OK  # from wheels
+    assert level(software.numpy('1.21.5', 'humble', True)) == OK
+    assert level(software.llama()) == OK
+    assert level(software.llama(site(soxr='1.1'))) == FAIL
+    assert level(software.llama(site(llama_cpp_python='0.3.2')), '0.3.36') == FAIL
+    assert level(software.packages()) == OK
+    assert level(software.packages(site(av='18.1')), 'gguf', 'rosbags') == FAIL
+
+
+def test_the_pin_is_that_of_the_requirements():
+    page = Path(__file__).parents[1] / 'environment' / 'requirements.txt'
+    assert f'{software.LLAMA}=={software.PINNED}' in page.read_text().split()
+
+
+def test_openmp_that_spins():
+    assert level(software.openmp({})) == OK
+    assert level(software.openmp({'OMP_WAIT_POLICY': 'ACTIVE'}), 'unset OMP_WAIT_POLICY') == WARN
+
+
+def levels(findings):
+    return [level(finding) for finding in findings]
+
+
+def test_ros():
+    def without(*names):
+        return lambda name: None if name in names else util.find_spec(name)
+
+    assert levels(software.ros({'ROS_DISTRO': 'kilted'})) == [OK, OK]
+    assert levels(software.ros({'ROS_DISTRO': 'foxy'})) == [WARN, OK]
+    assert levels(software.ros({})) == [WARN, OK]
+    humble = {'ROS_DISTRO': 'humble'}
+    assert levels(software.ros({}, without('rclpy'))) == [WARN]
+    assert levels(software.ros(humble, without('rclpy'))) == [FAIL]
+    assert levels(software.ros(humble, without('minicpmo_ros.msg'))) == [OK, FAIL]
+    assert levels(software.ros(humble, without('audio_common_msgs'))) == [OK, WARN]
+
+
+def test_middleware(tmp_path):
+    (tmp_path / 'lib').mkdir()
+    (tmp_path / 'lib/librmw_fastrtps_cpp.so').touch()
+    good = {'AMENT_PREFIX_PATH': str(tmp_path), 'ROS_DOMAIN_ID': '7'}
+    assert level(software.middleware(good), 'rmw_fastrtps_cpp', 'ROS_DOMAIN_ID=7') == OK
+    other = {**good, 'RMW_IMPLEMENTATION': 'rmw_zenoh_cpp'}
+    assert level(software.middleware(other), 'ros-$ROS_DISTRO-rmw-zenoh-cpp') == FAIL
+    lost = {**good, 'FASTDDS_DEFAULT_PROFILES_FILE': '/no/such.xml'}
+    assert level(software.middleware(lost), '/no/such.xml') == FAIL
+
+
+# --- the model ----------------------------------------------------------------------------------
+
+
+def test_files_and_hashes(tiny_model_dir, tmp_path):
+    opened, found = model.files(tiny_model_dir)
+    assert levels(found) == [OK] and level(model.hashes(opened)) == OK
+    damaged = tmp_path / 'damaged'
+    shutil.copytree(tiny_model_dir, damaged)
+    data = bytearray((damaged / 'vision.gguf').read_bytes())
+    data[-1] ^= 1
+    (damaged / 'vision.gguf').write_bytes(data)
+    opened, _ = model.files(damaged)
+    assert level(model.hashes(opened), 'vision.gguf', 'SHA-256') == FAIL
+    (damaged / 'audio.gguf').unlink()
+    opened, found = model.files(damaged)
+    assert opened is None and level(found[0], 'audio.gguf') == FAIL
+
+
+def test_memory_for_the_model(put, tiny_model_dir):
+    opened, _ = model.files(tiny_model_dir)
+
+    def look(gpu='', n_ctx=4096, **gib):
+        return model.memory(put(meminfo(**gib)), opened, n_ctx, 'f16', gpu)
+
+    assert level(look(), 'MiB are needed', '8192 are available') == OK
+    assert level(look(total_gib=0.125, available_gib=0.125), 'cannot hold it') == FAIL
+    assert level(look(available_gib=0.125), 'End other programs') == FAIL
+    assert level(look(available_gib=0.25), 'the window may shrink') == WARN
+    assert level(look(n_ctx=2**24), 'lower n_ctx') == FAIL
+    assert level(look('NVIDIA H100', available_gib=0.125), 'its own memory') == OK
+    put({'etc/nv_tegra_release': ''})
+    assert level(look('NVIDIA Orin', available_gib=0.125)) == FAIL
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def run(capsys, *arguments):
+    status = cli.main(['doctor', '--topics', 'no', *map(str, arguments)])
+    return status, capsys.readouterr().out
+
+
+@pytest.fixture
+def well(put):
+    """Give the root of a machine on which nothing fails."""
+    return put({**meminfo(), 'proc/loadavg': '0.1 0 0 1/2 3\n', 'dev/shm/x': ''})
+
+
+def test_a_line_a_check_and_status_0_where_nothing_fails(well, tiny_model_dir, capsys):
+    status, out = run(capsys, tiny_model_dir, '--hashes', '--root', well)
+    *lines, summary = out.splitlines()
+    assert status == 0, out
+    assert all(line.split()[0] in (OK, WARN) for line in lines)
+    checks = {line.split()[1] for line in lines}
+    assert checks >= {'python', 'llama.cpp', 'gpu', 'files', 'hashes', 'memory', 'swap', 'openmp',
+                      'ros', 'rmw', 'shm', 'stale', 'udp'}  # fmt: skip
+    assert summary.startswith(f'{len(lines)} checks, 0 FAIL')
+
+
+def test_status_1_and_the_same_in_json_where_anything_fails(put, well, tmp_path, capsys):
+    put({'dev/nvidia0': ''})
+    status, out = run(capsys, tmp_path / 'nothing', '--root', well, '--json')
+    report = json.loads(out)
+    assert status == 1 and report['ok'] is False
+    failed = {each['check']: each for each in report['checks'] if each['level'] == FAIL}
+    assert set(failed) == {'gpu', 'files'}
+    assert all(each['fact'] and each['remedy'] for each in failed.values())
+
+
+def test_the_embedded_model_is_found_by_its_name(well, capsys):
+    status, out = run(capsys, '--root', well)
+    assert status == 0 and 'models/nano' in out
+
+
+WITHOUT_ROS = """
+import sys
+sys.modules['rclpy'] = None
+from minicpmo_ros.tools.cli import main
+status = main(['doctor', *sys.argv[1:]])
+sys.exit(status if not any(name.startswith('rclpy.') for name in sys.modules) else 9)
+"""
+
+
+@pytest.mark.parametrize('topics, status', [('auto', 0), ('yes', 1)])
+def test_it_works_without_ros(well, tiny_model_dir, topics, status):
+    command = [sys.executable, '-c', WITHOUT_ROS, tiny_model_dir, '--root', well]
+    done = subprocess.run(
+        [*map(str, command), '--topics', topics],
+        env={'PATH': '/usr/bin', '_ROS_WHEELS_BOOTSTRAP_COMPLETE': '1'},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    assert 'Nodes cannot run' in done.stdout
+    assert ('without rclpy' in done.stdout) == (topics == 'yes')
+
+
+def test_a_llama_cpp_that_does_not_load_is_told(well, tiny_model_dir, tmp_path):
+    (tmp_path / 'llama_cpp.py').write_text('raise ImportError("libcuda.so.1 is not there")')
+    done = subprocess.run(
+        [sys.executable, '-m', 'minicpmo_ros.tools.cli', 'doctor', str(tiny_model_dir),
+         '--root', str(well), '--topics', 'no'],
+        env={'PYTHONPATH': str(tmp_path), '_ROS_WHEELS_BOOTSTRAP_COMPLETE': '1'},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert 'FAIL llama.cpp' in done.stdout and 'libcuda.so.1' in done.stdout
+    assert 'warn files' in done.stdout
