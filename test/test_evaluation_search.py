@@ -51,6 +51,42 @@ def test_what_is_found_is_smaller_and_answers_as_told(nano, groups, questions, t
     assert agreement(questions, answered(nano, questions, CORE), answers) == best.agreement
 
 
+class Told(Journal):
+    """A journal that knows of every set of types: answers change where a fragile kind is lowest.
+
+    The walk is what is tested with it, whatever nano's weights are; the other tests ask nano.
+    """
+
+    def __init__(self, path, groups, fragile):
+        super().__init__(path, {})
+        self._limits = {i: len(groups[i].rungs) - 1 for i in fragile}
+
+    def get(self, levels):
+        return 1 - 0.1 * sum(levels[i] == lowest for i, lowest in self._limits.items())
+
+
+@pytest.mark.parametrize('kinds', [
+    ('attn_v',), ('token_embd', 'ffn_down', 'resampler.proj', 'mlp.2'), ('weight',)
+])  # fmt: skip
+def test_all_goes_as_far_down_as_the_answers_allow_and_no_further(
+    nano, groups, questions, tmp_path, kinds
+):
+    fragile = [
+        i
+        for i, group in enumerate(groups)
+        if len(group.rungs) > 1 and any(kind in group.pattern for kind in kinds)
+    ]
+    journal = Told(tmp_path / 'journal.json', groups, fragile)
+    search, told = Search(nano, groups, questions, 1.0, CORE, journal=journal), []
+    best = search.run(200, lambda tried, accepted: told.append(accepted))
+    lowest = [len(group.rungs) - 1 for group in groups]
+    assert best.levels == tuple(n - (i in fragile) for i, n in enumerate(lowest))
+    assert best.agreement == 1 and not all(told) and len(told) < 60
+    few = Search(nano, groups, questions, 1.0, CORE, journal=journal)
+    assert few.run(5).agreement == 1 and few.n_tried == 5
+    assert best.size_bytes <= few.best.size_bytes < few._size([0] * len(groups))
+
+
 def test_where_any_answer_will_do_all_is_as_small_as_can_be(nano, groups, questions, tmp_path):
     best = Search(nano, groups, questions.first(2), 0.0, CORE, work=tmp_path).run(1)
     assert best.levels == tuple(len(group.rungs) - 1 for group in groups)

@@ -3,6 +3,8 @@
 
 """`minicpmo quantize`: files and directories, rules, the table, refusals in one line."""
 
+import json
+
 import pytest
 
 from minicpmo_ros.ggml.header import read_header
@@ -57,6 +59,25 @@ def test_report_has_a_row_for_every_tensor(tiny_model_dir, tmp_path, quantize):
     (row,) = (row for row in rows if row[0] == '| encoder.blocks.1.attn.value.weight')
     assert row[1:4] == ['128x128', 'F16', 'Q5_0']
     assert row[4:6] == ['0.03', '0.01'] and 3 < float(row[6].removesuffix(' |')) < 6
+
+
+def test_the_report_is_written_as_its_name_says(tiny_model_dir, tmp_path, quantize):
+    source = tiny_model_dir / 'audio.gguf'
+    for suffix in ('json', 'md'):
+        path = tmp_path / f'r.{suffix}'
+        status, out, _ = quantize(source, tmp_path / suffix, '--type', 'q4_0', '--report', path)
+        assert status == 0 and out.count('\n') == 1
+    (told,) = json.loads((tmp_path / 'r.json').read_text()).values()
+    tensors = read_header(tmp_path / 'json').tensors
+    assert [each['name'] for each in told] == list(tensors)
+    for each in told:
+        info = tensors[each['name']]
+        assert (each['to'], tuple(each['shape'])) == (info.type.name, info.shape)
+        assert each['bytes_after'] == info.n_bytes and each['weighted_error'] is None
+        assert (each['relative_error'] > 0) == (each['to'] != each['from'])
+    assert all(f'| {name} | ' in (tmp_path / 'r.md').read_text() for name in tensors)
+    status, _, err = quantize(source, tmp_path / 'q', '--type', 'q4_0', '--report', 'r.txt')
+    assert status == 2 and 'must end in .json or .md' in err and not (tmp_path / 'q').exists()
 
 
 def test_no_pad_keeps_odd_rows(tiny_model_dir, tmp_path, quantize):
