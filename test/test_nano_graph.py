@@ -8,6 +8,8 @@ beforehand; the live graph must say the same, word by word.
 """
 
 import json
+import math
+import time
 from pathlib import Path
 
 import pytest
@@ -48,9 +50,16 @@ def play(graph, source, simulated, clip, begin_s):
             lambda i=i: graph.status.units_read - read_before >= i, f'second {i} to be read'
         )
     simulated.now_s += 2  # of silence: the last second is over
-    simulated.until(
-        lambda: graph.status.units_read - read_before >= count, 'the last second to be read'
-    )
+    told_s = time.monotonic()
+
+    def is_read():
+        nonlocal told_s
+        # Once more for an encoder that learned of the time before it took the last sound.
+        if time.monotonic() - told_s >= 1.0:
+            told_s, simulated.now_s = math.inf, simulated.now_s + 2
+        return graph.status.units_read - read_before >= count
+
+    simulated.until(is_read, 'the last second to be read')
     return begin_s + count
 
 
