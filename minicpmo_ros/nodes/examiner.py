@@ -140,8 +140,8 @@ class Examiner(Node):
     def _tell_again(self, count: int) -> None:
         """Wait until so many were read; let the silence pass once more where it takes longer.
 
-        To an encoder that learned of the time before it took the last sound, none has passed. Twice
-        is less than launching.UNIT_DEADLINE_S: no half is given up, however slow the model is.
+        To an encoder that learned of the time before it took the last sound, none has passed.
+        Twice is less than launching.UNIT_DEADLINE_S: no half is given up, however slow the model.
         """
         begun_s, told = time.monotonic(), False
 
