@@ -60,13 +60,13 @@ def command(directory, namespace, parameters) -> None:
     """Print the command line of `live` on a directory, one thread, simulated time."""
     from ament_index_python.packages import get_package_prefix
 
-    from minicpmo_ros.nodes.graph_score import LOSSLESS
+    from minicpmo_ros.nodes.launching import lossless
 
     path = Path(get_package_prefix('minicpmo_ros')) / 'lib' / 'minicpmo_ros' / 'live'
     given = {'model_dir': str(Path(directory).resolve()), 'device': 'cpu', 'threads': 1}
     given |= {'use_sim_time': True, 'llm:unit_deadline': 60.0} | json.loads(parameters)
+    given |= lossless(namespace)
     rules = [f'{name}:={json.dumps(value).strip(chr(34))}' for name, value in given.items()]
-    rules += [f'qos_overrides.{namespace}/{t}.subscription.{policy}' for t, policy in LOSSLESS]
     remaps = ['-r', f'__ns:={namespace}', '-r', f'/clock:={namespace}/clock']
     print(json.dumps([str(path), '--ros-args', *remaps, *(p for r in rules for p in ('-p', r))]))
 
@@ -88,22 +88,21 @@ class _Elsewhere:
 
 def use(pid, namespace, n_ubatch) -> None:
     """Play two seconds of noise to `live`, and ask it something that fills such a batch."""
-    from minicpmo_ros.nodes import graph_score
+    from minicpmo_ros.nodes import examiner as examining
     from minicpmo_ros.nodes.spinning import run_program
 
-    graph_score.TIMEOUT_S = 1800.0  # a second of the true size takes half a minute on an idle core
+    examining.TIMEOUT_S = 1800.0  # a second of the true size takes half a minute on an idle core
 
     def work() -> None:
-        examiner = graph_score.Examiner(namespace)
-        examiner.process = _Elsewhere(int(pid))
+        examiner = examining.Examiner(namespace)
+        examiner.processes = [_Elsewhere(int(pid))]
         try:
             examiner.wait_ready()
-            examiner.play(_noise(2), range(2), 'all')
+            examiner.play(_noise(2), 0, 2, 'all')
             question = 'what is there? ' * (int(n_ubatch) // 4)  # four tokens each
-            examiner.client.ask(question, max_tokens=3, timeout_s=graph_score.TIMEOUT_S)
+            examiner.client.ask(question, max_tokens=3, timeout_s=examining.TIMEOUT_S)
         finally:
-            examiner.client.destroy()
-            examiner.destroy_node()
+            examiner.close()
 
     if code := run_program('memory', work):
         raise SystemExit(code)
