@@ -11,6 +11,7 @@ import pytest
 from action_msgs.msg import GoalStatus
 from action_msgs.srv import CancelGoal
 from rclpy.action import ActionClient
+from ros_graph import LONG
 from test_nodes_live import ask_by_action
 
 from minicpmo_ros.action import Ask as AskAction
@@ -72,8 +73,8 @@ def test_choices_and_remembering_work_by_the_action(graph, llm):
 
 
 def test_cancelling_early_twice_and_late_ends_each_goal_once(graph, llm):
-    first, first_result = ask_by_action(graph, question='long')
-    waiting, waiting_result = ask_by_action(graph, question='waits')
+    first, first_result = ask_by_action(graph, question='long', **LONG)
+    waiting, waiting_result = ask_by_action(graph, question='waits', **LONG)
     cancels = [goal.cancel_goal_async() for goal in (waiting, waiting, first, first)]
     for future in cancels:
         graph.result_of(future, 'a cancellation')

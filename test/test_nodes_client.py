@@ -10,6 +10,7 @@ import pytest
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
+from ros_graph import LONG
 from std_msgs.msg import String
 
 from minicpmo_ros.client import (
@@ -22,8 +23,6 @@ from minicpmo_ros.client import (
 )
 from minicpmo_ros.msg import Answer, Status
 from minicpmo_ros.nodes import asked, client
-
-LONG = dict(grammar='root ::= [a-z] root')  # until max_tokens, whatever the model
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ros_graph import TIMEOUT_S
+from ros_graph import LONG, TIMEOUT_S
 from ros_source import Source
 
 from minicpmo_ros.action import Ask as AskAction
@@ -72,7 +72,7 @@ def test_a_signal_ends_live_in_the_middle_of_an_answer(graph, tiny_model_dir, nu
     source.wait_heard()
     pieces = []
     graph.spin_until(graph.action_client.server_is_ready, 'the action')
-    graph.action_client.send_goal_async(AskAction.Goal(question='?'), pieces.append)
+    graph.action_client.send_goal_async(AskAction.Goal(question='?', **LONG), pieces.append)
     graph.spin_until(lambda: pieces, 'the first word')
     for second in range(5):
         source.second(second)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from rclpy.parameter import Parameter
+from ros_graph import LONG
 from ros_source import FIRST, Source
 
 from minicpmo_ros.live.session import Session
@@ -60,7 +61,7 @@ def test_twenty_rounds_leave_no_thread_and_no_memory(graph, tiny_model_dir):
 def test_cleanup_in_the_middle_of_an_answer_replies_to_all(graph, tiny_model_dir):
     process = graph.start('llm', '-p', f'model_dir:={tiny_model_dir}', '-p', 'max_tokens:=3000')
     graph.wait_ready()
-    futures = [graph.ask_client.call_async(Ask.Request(question='?')) for _ in range(3)]
+    futures = [graph.ask_client.call_async(Ask.Request(question='?', **LONG)) for _ in range(3)]
     graph.spin_until(lambda: graph.status.answering, 'the first question')
     assert graph.change_state('llm', 'deactivate') and graph.change_state('llm', 'cleanup')
     graph.spin_until(lambda: all(future.done() for future in futures), 'three replies')

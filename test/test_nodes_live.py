@@ -5,6 +5,7 @@
 
 import pytest
 from action_msgs.msg import GoalStatus
+from ros_graph import LONG
 from ros_source import FIRST, Source, jpeg, picture_of, sound_of
 
 from minicpmo_ros.action import Ask as AskAction
@@ -155,7 +156,7 @@ def test_sixteen_questions_at_once_are_answered_or_refused(graph, tiny_model_dir
 def test_a_cancelled_question_ends_at_once_and_once(graph, tiny_model_dir):
     start_live(graph, tiny_model_dir, '-p', 'max_tokens:=3000')
     pieces = []
-    goal, result = ask_by_action(graph, pieces.append, question='Tell me everything.')
+    goal, result = ask_by_action(graph, pieces.append, question='Tell me everything.', **LONG)
     graph.spin_until(lambda: pieces, 'the first word')
     cancelled = graph.result_of(goal.cancel_goal_async(), 'the cancellation')
     assert len(cancelled.goals_canceling) == 1
