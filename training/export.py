@@ -10,28 +10,53 @@ Audio: 360CVGroup's Whisper encoder with its projector. Matrices in float16, nor
 float32.
 """
 
-import hashlib
 from pathlib import Path
 
-import gguf
 import numpy as np
 import torch
-import yaml
 
-from .model import interpolation, mel_filters, position_buckets
+from minicpmo_ros.models.file_keys import audio_writer, llm_writer, vision_writer
+from minicpmo_ros.models.manifest import FileEntry, Manifest, write_manifest
+from minicpmo_ros.models.shapes import Shape
+from minicpmo_ros.models.tokens import TokenTable
+
+from .model import interpolation, position_buckets
 from .scenes import IMAGE_SIZE, PATCH
 from .tokenizer import SPECIAL
 
-POSITIONS = 70  # rows and columns of the published table of positions
-CHAT_TEMPLATE = (
-    '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n'
-    '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
-)
+F16 = 1  # llama.cpp's number of the precision
 NORMAL, CONTROL = 1, 3  # token types
 # Of 1500: as far into a stream as it still hears words as well as at its begin; the package hands
 # over to a second stream before that.
 AUDIO_POSITIONS = 750
 WINDOW_ROWS = 8192
+
+
+def shape_of(config, tokenizer):
+    """The sizes as the package's own writers of these files want them."""
+    return Shape(
+        'nano',
+        width=config.width,
+        llm_layers=config.layers,
+        llm_heads=config.heads,
+        llm_kv_heads=config.kv_heads,
+        llm_ffn=config.ffn,
+        vocabulary=len(tokenizer.pieces),
+        vision_width=config.vision_width,
+        vision_layers=config.vision_layers,
+        vision_heads=config.vision_heads,
+        vision_ffn=4 * config.vision_width,
+        audio_width=config.audio_width,
+        audio_layers=config.audio_layers,
+        audio_heads=config.audio_heads,
+        queries=config.queries,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH,
+        audio_positions=AUDIO_POSITIONS,
+        llm_tied=True,
+        context_length=WINDOW_ROWS,
+        rope_base=config.rope_base,
+    )
 
 
 def _array(tensor, half=True):
@@ -57,20 +82,13 @@ def _finish(writer):
     writer.close()
 
 
-def write_llm(path, language, tokenizer):
-    c = language.config
-    writer = gguf.GGUFWriter(path, 'qwen2')
-    writer.add_name('nano')
-    writer.add_file_type(1)
-    writer.add_context_length(WINDOW_ROWS)
-    writer.add_embedding_length(c.width)
-    writer.add_block_count(c.layers)
-    writer.add_feed_forward_length(c.ffn)
-    writer.add_head_count(c.heads)
-    writer.add_head_count_kv(c.kv_heads)
-    writer.add_rope_freq_base(c.rope_base)
-    writer.add_layer_norm_rms_eps(1e-6)
-    _add_tokens(writer, tokenizer)
+def write_llm(path, shape, language, tokenizer):
+    tokens = TokenTable(
+        texts=tokenizer.pieces,
+        types=[CONTROL if piece in SPECIAL else NORMAL for piece in tokenizer.pieces],
+        merges=[' '.join(pair) for pair in tokenizer.merges],
+    )
+    writer = llm_writer(path, shape, F16, shape.name, tokens)
     writer.add_tensor('token_embd.weight', _array(language.embed.weight))
     _norm(writer, 'output_norm', language.norm)
     for i, layer in enumerate(language.layers):
@@ -90,53 +108,18 @@ def write_llm(path, language, tokenizer):
     _finish(writer)
 
 
-def _add_tokens(writer, tokenizer):
-    writer.add_tokenizer_model('gpt2')
-    writer.add_tokenizer_pre('qwen2')
-    writer.add_token_list(tokenizer.pieces)
-    writer.add_token_types([CONTROL if p in SPECIAL else NORMAL for p in tokenizer.pieces])
-    writer.add_token_merges([' '.join(pair) for pair in tokenizer.merges])
-    writer.add_bos_token_id(tokenizer.ids['<|endoftext|>'])
-    writer.add_eos_token_id(tokenizer.ids['<|im_end|>'])
-    writer.add_pad_token_id(tokenizer.ids['<|endoftext|>'])
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
-
-
-def position_table(vision):
+def position_table(shape, vision):
     """(4900, d): the control points spread over the published grid of 70 x 70."""
-    weights = interpolation(position_buckets(POSITIONS), vision.config.vision_grid)
+    buckets = position_buckets(shape.position_grid)
+    weights = interpolation(buckets, vision.config.vision_grid)
     return torch.tensor(np.kron(weights, weights), dtype=torch.float32) @ vision.positions
 
 
-def write_vision(path, vision):
-    c = vision.config
-    writer = gguf.GGUFWriter(path, 'clip')
-    writer.add_bool('clip.has_text_encoder', False)
-    writer.add_bool('clip.has_vision_encoder', True)
-    writer.add_bool('clip.has_minicpmv_projector', True)
-    writer.add_file_type(1)
-    writer.add_description('image encoder for MiniCPM-V')
-    writer.add_string('clip.projector_type', 'resampler')
-    writer.add_int32('clip.minicpmv_version', 4)
-    writer.add_uint32('clip.minicpmv_query_num', c.queries)
-    for key, value in {
-        'image_size': IMAGE_SIZE,
-        'patch_size': PATCH,
-        'embedding_length': c.vision_width,
-        'feed_forward_length': 4 * c.vision_width,
-        'projection_dim': 0,
-        'block_count': c.vision_layers,
-        'attention.head_count': c.vision_heads,
-    }.items():
-        writer.add_uint32(f'clip.vision.{key}', value)
-    writer.add_float32('clip.vision.attention.layer_norm_epsilon', 1e-6)
-    writer.add_array('clip.vision.image_mean', [0.5, 0.5, 0.5])
-    writer.add_array('clip.vision.image_std', [0.5, 0.5, 0.5])
-    writer.add_bool('clip.use_gelu', True)
+def write_vision(path, shape, vision):
+    writer = vision_writer(path, shape, F16)
     writer.add_tensor('v.patch_embd.weight', _array(vision.patch.weight.view(-1, 3, PATCH, PATCH)))
     writer.add_tensor('v.patch_embd.bias', _array(vision.patch.bias, half=False))
-    writer.add_tensor('v.position_embd.weight', _array(position_table(vision)))
+    writer.add_tensor('v.position_embd.weight', _array(position_table(shape, vision)))
     for i, layer in enumerate(vision.layers):
         block = f'v.blk.{i}.'
         _norm(writer, block + 'ln1', layer.norm1)
@@ -176,29 +159,12 @@ def _write_resampler(writer, vision):
         _norm(writer, f'resampler.{name}', norm)
 
 
-def write_audio(path, audio):
-    c = audio.config
-    writer = gguf.GGUFWriter(path, 'whisper')
-    writer.add_file_type(1)
-    writer.add_description('audio encoder for MiniCPM-omni')
-    filters = mel_filters(c.mels)
-    for key, value in {
-        'encoder_attention_heads': c.audio_heads,
-        'encoder_ffn_dim': 4 * c.audio_width,
-        'encoder_layers': c.audio_layers,
-        'num_hidden_layers': c.audio_layers,
-        'd_model': c.audio_width,
-        'audio_pool_step': 2,
-        'use_f16': 1,
-        'n_mel': c.mels,
-        'n_fft': filters.shape[1],
-    }.items():
-        writer.add_uint32(key, value)
-    writer.add_array('filters', filters.reshape(-1).tolist())
+def write_audio(path, shape, audio):
+    writer = audio_writer(path, shape, F16)
     for name, conv in (('conv1', audio.conv1), ('conv2', audio.conv2)):
         writer.add_tensor(f'encoder.{name}.weight', _array(conv.weight))
         writer.add_tensor(f'encoder.{name}.bias', _array(conv.bias[:, None], half=False))
-    positions = audio.position_rows()[:AUDIO_POSITIONS]
+    positions = audio.position_rows()[: shape.audio_positions]
     writer.add_tensor('encoder.positional_embedding', _array(positions, half=False))
     for i, layer in enumerate(audio.layers):
         block = f'encoder.blocks.{i}.'
@@ -225,20 +191,9 @@ def export(directory, vision, audio, language, tokenizer, notes):
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_llm(directory / 'llm.gguf', language, tokenizer)
-    write_vision(directory / 'vision.gguf', vision)
-    write_audio(directory / 'audio.gguf', audio)
-    files = {}
-    for role in ('llm', 'vision', 'audio'):
-        digest = hashlib.sha256((directory / f'{role}.gguf').read_bytes()).hexdigest()
-        files[role] = {'path': f'{role}.gguf', 'precision': 'f16', 'sha256': digest}
-    manifest = {
-        'family': 'minicpm-o-2.6',
-        'model_id': 'nano',
-        'files': files,
-        'licence': 'Apache-2.0',
-        'notes': notes,
-    }
-    (directory / 'manifest.yaml').write_text(
-        yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=90), encoding='utf-8'
-    )
+    shape = shape_of(language.config, tokenizer)
+    write_llm(directory / 'llm.gguf', shape, language, tokenizer)
+    write_vision(directory / 'vision.gguf', shape, vision)
+    write_audio(directory / 'audio.gguf', shape, audio)
+    files = {role: FileEntry(f'{role}.gguf', 'f16') for role in ('llm', 'vision', 'audio')}
+    write_manifest(directory, Manifest(shape.family, shape.name, files, 'Apache-2.0', notes))

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minicpmo_ros.media.log_mel import filter_bank
+
 from .scenes import PATCH
 
 
@@ -141,25 +143,12 @@ class Vision(nn.Module):
         return self.project(self.norm_out(self.out(mixed.transpose(1, 2).flatten(2))))
 
 
-def mel_filters(mels=80, bins=201, rate_hz=16000):
-    """(mels, bins) triangles on Slaney's mel scale with Slaney's area normalisation."""
-
-    def to_hertz(mel):
-        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
-
-    top = 15 + 27 * np.log(rate_hz / 2 / 1000) / np.log(6.4)
-    edges = to_hertz(np.linspace(0, top, mels + 2))
-    slopes = edges[:, None] - np.linspace(0, rate_hz / 2, bins)[None]
-    gaps = np.diff(edges)[:, None]
-    triangles = np.maximum(0, np.minimum(-slopes[:-2] / gaps[:-1], slopes[2:] / gaps[1:]))
-    return (triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32)
-
-
 class Audio(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.config, d = c, c.audio_width
-        self.register_buffer('filters', torch.tensor(mel_filters(c.mels)), persistent=False)
+        filters = torch.tensor(filter_bank(), dtype=torch.float32)
+        self.register_buffer('filters', filters, persistent=False)
         self.register_buffer('hann', torch.hann_window(400), persistent=False)
         self.conv1 = nn.Conv1d(c.mels, d, 3, padding=1)
         self.conv2 = nn.Conv1d(d, d, 3, stride=2, padding=1)
