@@ -6,13 +6,14 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from minicpmo_ros.media.log_mel import SAMPLE_RATE_HZ
 from minicpmo_ros.media.picture import decode_compressed
-from minicpmo_ros.media.raw_picture import decode_raw
+from minicpmo_ros.media.raw_picture import decode_image
 
 NS = 10**9
 PICTURE, RAW_PICTURE = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'
@@ -43,17 +44,7 @@ class Shot:
     @classmethod
     def of_raw(cls, stamp_ns: int, message) -> 'Shot':
         """Make one of a sensor_msgs/Image."""
-
-        def rgb():
-            return decode_raw(
-                message.encoding,
-                message.height,
-                message.width,
-                message.step,
-                message.data,
-                bool(message.is_bigendian),
-            )
-
+        rgb = partial(decode_image, message)
         return cls(stamp_ns, rgb, lambda: ('png', png(rgb())))
 
 

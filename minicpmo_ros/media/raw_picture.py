@@ -69,6 +69,18 @@ def decode_raw(
     return rgb
 
 
+def decode_image(message) -> np.ndarray:
+    """Give the picture of a sensor_msgs/Image, or of anything with its fields, as decode_raw."""
+    return decode_raw(
+        message.encoding,
+        message.height,
+        message.width,
+        message.step,
+        message.data,
+        bool(message.is_bigendian),
+    )
+
+
 def _checked(encoding: str, height: int, width: int, step: int, n_bytes: int) -> Encoding:
     """Give the encoding of a picture that agrees with itself."""
     lies = ENCODINGS.get(encoding)

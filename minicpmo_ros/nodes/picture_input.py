@@ -13,7 +13,7 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 from minicpmo_ros.media.picture import decode_compressed
-from minicpmo_ros.media.raw_picture import decode_raw
+from minicpmo_ros.media.raw_picture import decode_image
 from minicpmo_ros.nodes.messages import stamp_ns_of
 from minicpmo_ros.nodes.parameters import Parameter
 from minicpmo_ros.nodes.polling import Poller
@@ -71,16 +71,7 @@ class PictureInput:
         self._on_picture(self._stamp_ns(message), make)
 
     def _on_raw(self, message) -> None:
-        make = partial(
-            decode_raw,
-            message.encoding,
-            message.height,
-            message.width,
-            message.step,
-            message.data,
-            bool(message.is_bigendian),
-        )
-        self._on_picture(self._stamp_ns(message), make)
+        self._on_picture(self._stamp_ns(message), partial(decode_image, message))
 
     def _stamp_ns(self, message) -> int:
         # A stamp of zero is what a publisher sends that knows none: then it is the arrival.
