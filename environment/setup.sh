@@ -38,7 +38,13 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
 }
 
 make_venv() {
-  [ -x .venv/bin/python ] && return
+  if [ -x .venv/bin/python ]; then
+    local made_for
+    made_for=$(cat .venv/.mode 2>/dev/null || echo "$MINICPMO_ROS")
+    [ "$made_for" = "$MINICPMO_ROS" ] ||
+      die ".venv was made for ROS 2 from: $made_for, now it comes from: $MINICPMO_ROS. Begin anew: make clean"
+    return
+  fi
   say "virtual environment .venv ($("$PYTHON" --version))"
   if [ "$MINICPMO_ROS" = distribution ]; then
     "$PYTHON" -m venv --system-site-packages .venv
@@ -46,6 +52,7 @@ make_venv() {
   else
     "$PYTHON" -m venv .venv
   fi
+  echo "$MINICPMO_ROS" > .venv/.mode
 }
 
 # llama.cpp is compiled for this machine's processor, so what is kept is kept by its flags.
@@ -54,12 +61,14 @@ llama_key() {
     grep -m1 -E '^(flags|Features)' /proc/cpuinfo | tr ' ' '\n' | sort
     .venv/bin/python -c 'import sys; print(sys.version_info[:2])'
     g++ -dumpfullversion
-    printf '%s' "${CMAKE_ARGS:-}"
+    printf '%s' "$CMAKE_ARGS"
   } | sha256sum | cut -c1-16
 }
 
+# CMAKE_ARGS holds until another is given: no later make takes the GPU away again.
 install_llama() {
   local pin key cache
+  export CMAKE_ARGS=${CMAKE_ARGS-$(cat .venv/.cmake-args 2>/dev/null || true)}
   pin=$(grep '^llama-cpp-python' environment/requirements.txt)
   key=$(llama_key)
   [ "$(cat .venv/.llama-key 2>/dev/null)" = "$key" ] && return
@@ -73,6 +82,7 @@ install_llama() {
   fi
   "${PIP[@]}" install --force-reinstall --no-deps "$cache"/*.whl
   echo "$key" > .venv/.llama-key
+  printf '%s' "$CMAKE_ARGS" > .venv/.cmake-args
 }
 
 install_packages() {

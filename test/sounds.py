@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-SCENE = Path(__file__).parent.parent / 'demo' / 'scene.mp4'
+SCENE = Path(__file__).parent / 'data' / 'scene.mp4'
 
 
 @lru_cache

@@ -194,6 +194,8 @@ def test_only_what_plays_without_a_robot_makes_time():
     assert player.parameters[0]['publish_clock'] is True
     assert all(start.respawn for start in plan(composed='false'))
     assert ('audio_info', 'mic_info') in plan(audio_topic='mic')[0].remappings
+    stamped = plan(audio_topic='/audio/audio_stamped')[0].remappings  # audio_capture's names
+    assert ('audio_info', '/audio/audio_info') in stamped
     assert ('audio_info', 'format') in plan(audio_info_topic='format')[0].remappings
 
 

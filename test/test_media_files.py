@@ -14,7 +14,7 @@ import pytest
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.files import probe, read_audio, read_video
 
-DEMO = Path(__file__).parent.parent / 'demo' / 'scene.mp4'
+DEMO = Path(__file__).parent / 'data' / 'scene.mp4'
 RATE = 48000
 
 

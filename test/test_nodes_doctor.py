@@ -44,12 +44,12 @@ def consult(graph, tmp_path):
             found.setdefault(finding['check'], []).append(finding)
         return found
 
-    def run(*arguments, sees=(), **environment):
-        """Ask again where the machine was too busy for him to see what is there."""
+    def run(*arguments, sees=None, **environment):
+        """Ask again where the machine was too busy for him to see it all; {check: level}."""
         for _ in range(8):
             found = once(arguments, environment)
-            facts = {check: found[check][0]['fact'] for check in sees if check in found}
-            if len(facts) == len(sees) and not any('nobody' in fact for fact in facts.values()):
+            levels = {check: each[0]['level'] for check, each in found.items()}
+            if (sees or {}).items() <= levels.items():
                 return found
         raise AssertionError(f'{sees} is not seen: {found}')
 
@@ -69,7 +69,8 @@ def test_types_and_quality_of_sources(graph, consult):
         graph.create_publisher(AudioData, 'audio', 10),
     ]
     subscription = graph.create_subscription(CompressedImage, topic, print, 10)  # reliable
-    found = consult('--topics', 'yes', sees=('pictures', 'sound'))
+    seen = {'pictures': OK, 'sound': WARN, 'qos': FAIL, 'nodes': FAIL}
+    found = consult('--topics', 'yes', sees=seen)
     assert level(found['pictures'][0], topic, 'tester') == OK
     assert level(found['sound'][0], 'AudioInfo', 'audio.sample_rate') == WARN
     assert level(found['qos'][0], topic, 'best_effort', 'reliable', 'qos_overrides') == FAIL
@@ -83,7 +84,7 @@ def test_types_and_quality_of_sources(graph, consult):
     graph.create_publisher(String, 'audio', 10)
     # As a robot's environment is: this one has a profile for its tests.
     found = consult(
-        sees=('pictures', 'sound'),
+        sees={'pictures': WARN, 'sound': FAIL, 'qos': OK},
         FASTDDS_DEFAULT_PROFILES_FILE='', FASTRTPS_DEFAULT_PROFILES_FILE=str(PROFILE),
     )  # fmt: skip
     assert level(found['pictures'][0], 'LARGE_DATA') == WARN
@@ -96,7 +97,7 @@ def test_wrong_pictures_and_nobody(graph, consult):
     assert level(found['pictures'][0], 'camera/compressed') == FAIL
     assert level(found['sound'][0], 'nobody publishes') == FAIL
     graph.create_publisher(ImageEmbedding, 'camera', 10)
-    found = consult('--image-topic', 'camera', sees=('pictures',))
+    found = consult('--image-topic', 'camera', sees={'pictures': FAIL})
     assert level(found['pictures'][0], 'minicpmo_ros/msg/ImageEmbedding') == FAIL
     assert level(consult('--namespace', '/a b')['topics'][0], 'a b') == FAIL
     assert level(found['sound'][0]) == OK and level(found['nodes'][0], 'none of ours') == OK
@@ -105,7 +106,7 @@ def test_wrong_pictures_and_nobody(graph, consult):
 def test_what_a_node_says_about_itself_is_told(graph, consult, tmp_path):
     graph.start('llm', '-p', f'model_dir:={tmp_path}')
     graph.spin_until(lambda: graph.status is not None, 'the llm')
-    found = consult(sees=('llm',))
+    found = consult(sees={'llm': FAIL, 'nodes': WARN})
     assert level(found['nodes'][0], 'streaming_encoder, vision_encoder') == WARN
     assert level(found['llm'][0], 'manifest.yaml') == FAIL
 

@@ -13,7 +13,7 @@ from ros_source import Source
 
 from minicpmo_ros.action import Ask as AskAction
 
-CLIP = Path(__file__).parents[1] / 'demo' / 'scene.mp4'
+CLIP = Path(__file__).parent / 'data' / 'scene.mp4'
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NODES = {
     'streaming_encoder': 'streaming_encoder/embedding',

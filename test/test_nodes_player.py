@@ -17,7 +17,7 @@ from sensor_msgs.msg import CompressedImage
 from minicpmo_ros.nodes.media_player import rechunked
 from minicpmo_ros.nodes.messages import stamp_ns_of
 
-CLIP = Path(__file__).parents[1] / 'demo' / 'scene.mp4'
+CLIP = Path(__file__).parent / 'data' / 'scene.mp4'
 DEEP = QoSProfile(depth=2000)
 
 

@@ -133,6 +133,19 @@ def test_the_environment_of_a_distribution_can_be_sourced_by_strict_scripts(tmp_
     assert told[:2] == ['distribution', '++'] and 'u' in told[2]
 
 
+def test_an_environment_of_another_ros_is_not_taken_over(tmp_path):
+    shutil.copytree(ROOT / 'environment', tmp_path / 'environment')
+    (tmp_path / '.venv' / 'bin').mkdir(parents=True)
+    (tmp_path / '.venv' / 'bin' / 'python').symlink_to(sys.executable)
+    (tmp_path / '.venv' / '.mode').write_text('distribution')
+    without_ros = {name: os.environ[name] for name in ('PATH', 'HOME') if name in os.environ}
+    done = subprocess.run(
+        [tmp_path / 'environment' / 'setup.sh'], env=without_ros, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert 'distribution' in done.stderr and 'make clean' in done.stderr
+
+
 def test_colcon_builds_the_package(tmp_path):
     """Without any target of the Makefile, from the tracked files alone."""
     listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
@@ -150,7 +163,14 @@ def test_colcon_builds_the_package(tmp_path):
     prefix = tmp_path / 'install' / 'minicpmo_ros'
     for executable in ('streaming_encoder', 'vision_encoder', 'llm', 'live', 'media_player'):
         assert os.access(prefix / 'lib' / 'minicpmo_ros' / executable, os.X_OK)
+    # The documents call the tools by this name; ament's hook has bin in the path.
+    found = subprocess.run(
+        ['bash', '-c', 'source install/setup.bash && type -P minicpmo'],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.stdout.strip() == str(prefix / 'bin' / 'minicpmo'), found.stderr
     share = prefix / 'share' / 'minicpmo_ros'
     assert (share / 'launch' / 'live.launch.py').exists()
-    assert (share / 'config' / 'nano.yaml').exists() and (share / 'demo' / 'scene.mp4').exists()
+    assert (share / 'config' / 'nano.yaml').exists()
+    assert (share / 'demo' / 'clips' / 'questions.json').exists()
     assert list(prefix.glob('lib/python3*/site-packages/minicpmo_ros/msg/_answer.py'))

@@ -224,7 +224,8 @@ class AudioInput:
                 self._early.popleft()
             self._tell(
                 'sound comes in, and waits for its format: publish AudioInfo on '
-                f'{self._node.resolve_topic_name("audio_info")} or set audio.sample_rate'
+                f'{self._node.resolve_topic_name("audio_info")}, remap that name to where it is '
+                'published (launch argument audio_info_topic), or set audio.sample_rate'
             )
             return
         self._on_chunk(stamp_ns, data, self._format)

@@ -19,6 +19,7 @@ from minicpmo_ros.nodes.audio_input import (
     SOUND_TYPES,
     installed_type,
 )
+from minicpmo_ros.nodes.launching import info_topic
 from minicpmo_ros.nodes.topics import misfits
 
 RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
@@ -35,12 +36,13 @@ def look(
     namespace: str,
     image: str,
     audio: str,
+    audio_info: str,
     wait_s: float,
     expects: bool = False,
     transports: str = '',
     has_profile: bool = False,
 ) -> list:
-    """Give the findings; `image` and `audio` are the names of the launch arguments.
+    """Give the findings; `image`, `audio` and `audio_info` are those of the launch arguments.
 
     `expects`: sources and nodes that are not there are failures. `transports` and `has_profile`:
     what Fast DDS is told by the environment.
@@ -51,7 +53,7 @@ def look(
         remedy = 'Look at ROS_DOMAIN_ID, RMW_IMPLEMENTATION and the log above'
         return [Finding('topics', FAIL, f'ROS cannot be started: {error}', remedy)]
     try:
-        graph = _Graph(namespace, image, audio)
+        graph = _Graph(namespace, image, audio, audio_info or info_topic(audio))
         graph.wait(wait_s)
         found = [
             *graph.pictures(expects, bool(transports) or has_profile),
@@ -70,13 +72,13 @@ def look(
 class _Graph:
     """What a node of our own sees."""
 
-    def __init__(self, namespace: str, image: str, audio: str):
+    def __init__(self, namespace: str, image: str, audio: str, audio_info: str):
         self._node = Node('minicpmo_doctor', namespace=namespace)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
         resolve = self._node.resolve_topic_name
         self._raw, self._compressed = resolve(image), resolve(f'{image}/compressed')
-        self._audio, self._info = resolve(audio), resolve(f'{audio}_info')
+        self._audio, self._info = resolve(audio), resolve(audio_info)
         self._told = {}  # {node: its newest DiagnosticStatus}
         self._node.create_subscription(
             DiagnosticArray, '/diagnostics', self._hear, QoSProfile(depth=100)

@@ -24,7 +24,7 @@ ARGUMENTS = (
     ('respawn', 'true', 'Start a node again that ended'),
     ('image_topic', 'image', 'Camera; compressed pictures on this name with /compressed'),
     ('audio_topic', 'audio', 'Microphone'),
-    ('audio_info_topic', '', 'Format of the sound; empty: audio_topic with _info'),
+    ('audio_info_topic', '', 'Format of the sound; empty: audio_topic with _info, in place of _stamped'),
     ('play', '', 'A file to play as camera and microphone'),
     ('record', '', 'A bag to write the answers to, such as answers.mcap'),
     ('record_inputs', 'false', 'Write pictures and sound to it, too'),
@@ -74,7 +74,7 @@ def starts(given: dict, config: Path) -> tuple:
         ('image', given['image_topic']),
         ('image/compressed', given['image_topic'] + '/compressed'),
         ('audio', given['audio_topic']),
-        ('audio_info', given['audio_info_topic'] or given['audio_topic'] + '_info'),
+        ('audio_info', given['audio_info_topic'] or info_topic(given['audio_topic'])),
     )
     own = {'use_sim_time': use_sim_time}
     if given['model_dir']:
@@ -134,6 +134,11 @@ def lossless(namespace: str) -> dict:
         for topic, of_topic in policies.items()
         for name, value in of_topic.items()
     }
+
+
+def info_topic(audio_topic: str) -> str:
+    """Give where the format of a microphone's sound is told, as audio_capture names its topics."""
+    return audio_topic.removesuffix('_stamped') + '_info'
 
 
 def whole_number(given: dict, name: str) -> int:

@@ -42,6 +42,7 @@ def add_arguments(parser) -> None:
     parser.add_argument('--namespace', default='/', help='of the nodes')
     parser.add_argument('--image-topic', default='image', help='as given to the launch file')
     parser.add_argument('--audio-topic', default='audio', help='as given to the launch file')
+    parser.add_argument('--audio-info-topic', default='', help='as given to the launch file')
     parser.add_argument('--wait', type=float, default=3.0, help='for the graph, in seconds')
     parser.add_argument('--root', type=Path, default=Path('/'), help='where /proc and /sys lie')
     parser.add_argument('--json', action='store_true', help='print JSON')
@@ -138,6 +139,7 @@ def _topics(arguments, environment, has_ros: bool) -> list:
         arguments.namespace,
         arguments.image_topic,
         arguments.audio_topic,
+        arguments.audio_info_topic,
         arguments.wait,
         expects=arguments.topics == 'yes',
         transports=environment.get('FASTDDS_BUILTIN_TRANSPORTS', ''),

@@ -1,7 +1,7 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Print every parameter of every node as Markdown tables, from the code that declares them.
+"""Print every parameter and launch argument as Markdown tables, from the code that declares them.
 
 docs/parameters.md is what this prints:
 
@@ -48,7 +48,7 @@ def run(arguments) -> int:
 
 def page() -> str:
     """Give the page; needs rclpy, as the nodes do."""
-    from minicpmo_ros.nodes import media_player
+    from minicpmo_ros.nodes import launching, media_player, recorder, replay
     from minicpmo_ros.nodes.llm import LlmNode
     from minicpmo_ros.nodes.managed import COMMON_PARAMETERS
     from minicpmo_ros.nodes.parameters import START
@@ -62,8 +62,15 @@ def page() -> str:
         ('vision_encoder', VisionNode),
     ):
         tables.append((f'`{name}`', node.PARAMETERS, None))
-    tables.append(('`media_player`', media_player.PARAMETERS, START))
-    return INTRODUCTION + ''.join(_table(*table) for table in tables)
+    for module in (media_player, recorder, replay):
+        name = module.__name__.rpartition('.')[2]
+        tables.append((f'`{name}`', module.PARAMETERS, START))
+    launches = {'live': launching.ARGUMENTS, 'replay': launching.REPLAY_ARGUMENTS}
+    return (
+        INTRODUCTION
+        + ''.join(_table(*table) for table in tables)
+        + ''.join(_launch_table(name, rows) for name, rows in launches.items())
+    )
 
 
 def _table(title: str, rows, when: str) -> str:
@@ -73,6 +80,17 @@ def _table(title: str, rows, when: str) -> str:
         '|---|---|---|---|---|',
         *(_row(row, when) for row in rows),
     ]
+    return '\n'.join(lines) + '\n'
+
+
+def _launch_table(name: str, rows) -> str:
+    lines = [
+        f'\n## `ros2 launch minicpmo_ros {name}.launch.py`\n',
+        '| argument | default | what |',
+        '|---|---|---|',
+        *(f'| `{argument}:=` | {default and f"`{default}`"} | {what} |'
+          for argument, default, what in rows),
+    ]  # fmt: skip
     return '\n'.join(lines) + '\n'
 
 

@@ -6,7 +6,7 @@
 What happens in which second is the table SCENE below; every second is different from its
 neighbours in picture and in sound, so that an answer tells which second it is based on.
 
-    apt-get install espeak-ng && python demo/make_clip.py
+    apt-get install espeak-ng && python test/data/make_scene.py
 
 H.264 and AAC, 320x240 at 15 frames a second, mono at 24 kHz. The random numbers are seeded: the
 script gives the same clip again, as far as espeak-ng and the codecs are of the same version.
