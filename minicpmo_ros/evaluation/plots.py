@@ -35,7 +35,7 @@ def accuracy(groups: dict, names: list) -> str:
     axes.set_ylim(0, 100)
     axes.set_ylabel('right, percent')
     axes.grid(axis='y', alpha=0.3)
-    axes.legend(fontsize='small', ncols=3, loc='upper center', bbox_to_anchor=(0.5, 1.2))
+    axes.legend(fontsize='small', ncol=3, loc='upper center', bbox_to_anchor=(0.5, 1.2))
     return _svg(figure)
 
 

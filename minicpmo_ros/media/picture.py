@@ -43,6 +43,7 @@ def decode_compressed(data, stated_format: str = '') -> np.ndarray:
     check_size(*picture.size)
     stored_as = _stored_as(picture.mode, stated_format)
     try:
+        picture.load()  # here, because NumPy 1 swallows what is raised inside np.array
         if stored_as:
             samples = np.asarray(picture).astype('<u2' if stored_as.endswith('16') else 'u1')
             width, height = picture.size
