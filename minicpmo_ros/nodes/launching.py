@@ -24,7 +24,7 @@ ARGUMENTS = (
     ('respawn', 'true', 'Start a node again that ended'),
     ('image_topic', 'image', 'Camera; compressed pictures on this name with /compressed'),
     ('audio_topic', 'audio', 'Microphone'),
-    ('audio_info_topic', '', 'Format of the sound; empty: audio_topic + _info (for x_stamped: x_info)'),
+    ('audio_info_topic', '', 'Format of the sound; empty: x_info for audio_topic x or x_stamped'),
     ('play', '', 'A file to play as camera and microphone'),
     ('record', '', 'A bag to write the answers to, such as answers.mcap'),
     ('record_inputs', 'false', 'Write pictures and sound to it, too'),
