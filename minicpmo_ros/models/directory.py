@@ -173,7 +173,7 @@ def _check_width(header: Header, found: int, width: int) -> None:
 
 def _version_warnings(vision: Header, family: str):
     """Tell when the vision file is likely another model's of the same width."""
-    version, usual = vision.metadata.get('clip.minicpmv_version'), VISION_VERSIONS[family]
+    version, usual = vision.get('clip.minicpmv_version', int), VISION_VERSIONS[family]
     if version is not None and version not in usual:
         yield (
             f'{vision.path}: its minicpmv_version is {version}, that of {family} is {usual[0]}: '

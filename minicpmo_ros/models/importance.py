@@ -86,7 +86,7 @@ class Importance:
     def read(cls, path) -> 'Importance':
         """Read and check a file, ours or llama.cpp's; raises ModelFileError."""
         header = read_header(Path(path))
-        if header.metadata.get('general.type') != KIND:
+        if header.get('general.type', str) != KIND:
             raise ModelFileError(header.path, 'it holds no importance (imatrix)', REMAKE)
         found = cls()
         for name in header.tensors:

@@ -35,9 +35,9 @@ class LlmFacts:
         architecture = header.require('general.architecture', str)
 
         def number(key, default=None):
-            if default is not None and f'{architecture}.{key}' not in header.metadata:
-                return default
-            return header.require(f'{architecture}.{key}', int)
+            if default is None:
+                return header.require(f'{architecture}.{key}', int)
+            return header.get(f'{architecture}.{key}', int, default)
 
         width, heads = number('embedding_length'), number('attention.head_count')
         head_width = number('attention.key_length', width // heads)

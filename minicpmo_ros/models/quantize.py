@@ -234,7 +234,7 @@ def _checked_role(header: Header) -> str:
             f'its architecture {architecture!r} is none of a MiniCPM-o',
             'Give a language model, vision or audio file of MiniCPM-o',
         )
-    version = header.metadata.get('general.quantization_version', QUANTIZATION_VERSION)
+    version = header.get('general.quantization_version', int, QUANTIZATION_VERSION)
     if version != QUANTIZATION_VERSION:
         raise ModelFileError(
             header.path,
