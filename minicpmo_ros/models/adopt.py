@@ -96,13 +96,17 @@ def find(
         by_role[role] = [_chosen(directory, role, Path(path))]
     _require_all(directory, by_role, unused)
     picked = _pick(directory, by_role)
-    kept = {each.path for each in picked.values()}
-    unused += [(each.path, 'another was chosen') for each in candidates if each.path not in kept]
+    kept = {each.path.resolve() for each in picked.values()}
+    unused += [
+        (each.path, 'another was chosen')
+        for each in candidates
+        if each.path.resolve() not in kept
+    ]
     manifest = Manifest(
         family=picked['llm'].family,
         model_id=model_id or picked['llm'].family,
         files={
-            role: FileEntry(os.path.relpath(each.path, directory), each.precision)
+            role: FileEntry(_path_from(directory, each.path), each.precision)
             for role, each in picked.items()
         },
         licence=licence or LOOK_UP,
@@ -131,6 +135,14 @@ def require_no_manifest(directory: Path, force: bool) -> None:
             f'{directory / FILE_NAME} is there already; `minicpmo check` tells whether it is '
             'right, --force writes it anew.'
         )
+
+
+def _path_from(directory: Path, path: Path) -> str:
+    """Give the path as it leads from the directory; '..' in it is of where a link leads to."""
+    try:
+        return str(path.relative_to(directory))
+    except ValueError:
+        return os.path.relpath(path.parent.resolve() / path.name, directory.resolve())
 
 
 def _recognise(directory: Path) -> tuple:
@@ -229,4 +241,4 @@ def _pick(directory: Path, by_role: Mapping) -> dict:
 
 def _shown(each: Candidate, directory: Path) -> str:
     mib = each.header.size_bytes / 2**20
-    return f'{os.path.relpath(each.path, directory)} ({each.precision}, {mib:.1f} MiB)'
+    return f'{_path_from(directory, each.path)} ({each.precision}, {mib:.1f} MiB)'
