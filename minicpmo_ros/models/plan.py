@@ -20,6 +20,7 @@ from minicpmo_ros.ggml.forecast import AsGpu
 from minicpmo_ros.ggml.header import Header
 from minicpmo_ros.ggml.runtime import Backend, gpu_name
 from minicpmo_ros.ggml.types import block_size, type_size
+from minicpmo_ros.language.context import check_n_ctx
 from minicpmo_ros.models import llm_forecast, llm_memory
 from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.models.llm_memory import LlmFacts
@@ -111,9 +112,11 @@ def forecast(
     """Forecast a model with these parameters: 30 ms of CPU at the true size, hardly any memory.
 
     known: a plan of the same model; what the options do not change is taken from it.
-    Raises ModelFileError for headers that do not tell what is needed.
+    Raises ModelFileError for headers that do not tell what is needed, InputError for more
+    positions than the language model was made for.
     """
     options = options or PlanOptions()
+    check_n_ctx(options.n_ctx, LlmFacts.of(model.headers['llm']).context_length)
     on_gpu = {
         module: device == 'gpu' or (device == 'auto' and gpu_name())
         for module, device in (

@@ -91,28 +91,21 @@ def together(model: ModelDirectory, plan: Plan, limits: Limits) -> list:
 
 
 def _lowered(model, plan: Plan, limits: Limits, option: str, values) -> tuple:
-    """Take the first of ever lower values that suffices, or the last; (Change or None, plan)."""
-
-    def lowered(value) -> Plan:
-        return forecast(model, replace(plan.options, **{option: value}), plan)
-
-    values = list(values)
-    low, high = 0, len(values) - 1  # the first that suffices is in [low, high], if there is one
-    while low < high:
-        middle = (low + high) // 2
-        if limits.excess_mib(lowered(values[middle])) <= 0:
-            high = middle
-        else:
-            low = middle + 1
-    if not values:
-        return None, plan
-    lower = lowered(values[low])
+    """Take the first of ever lower values that suffices, or the best; (Change or None, plan)."""
+    lower, value = plan, None
+    for tried in values:  # one by one: a layer that leaves the GPU goes to the machine's memory
+        options = replace(plan.options, **{option: tried})
+        other = forecast(model, options, plan)
+        if limits.excess_mib(other) < limits.excess_mib(lower):
+            lower, value = other, tried
+        if limits.excess_mib(lower) <= 0:
+            break
     excess_mib = limits.excess_mib(lower)
     saved_mib = limits.excess_mib(plan) - excess_mib
     if saved_mib < WORTH_MIB:
         return None, plan
     before = getattr(plan.options, option)
-    return Change(option, before, values[low], saved_mib, excess_mib <= 0), lower
+    return Change(option, before, value, saved_mib, excess_mib <= 0), lower
 
 
 def _steps(model: ModelDirectory, options: PlanOptions) -> dict:

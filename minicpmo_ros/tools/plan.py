@@ -118,7 +118,10 @@ def _installed() -> Path | None:
 
 
 def _limit_of(parameters: dict) -> float:
-    return float(parameters['llm'].get('memory_limit_mib', 0))
+    limit_mib = parameters['llm'].get('memory_limit_mib', 0)
+    if type(limit_mib) not in (int, float) or not limit_mib >= 0:
+        raise InputError(f'memory_limit_mib is {limit_mib!r}; MiB, or 0 for none, are expected')
+    return limit_mib
 
 
 def _by_module(plan) -> str:
@@ -136,15 +139,17 @@ def _by_module(plan) -> str:
 
 
 def _by_context(model, plan, limits) -> str:
-    """Give the table of other contexts, all else being equal."""
+    """Give the table of other contexts that the model has, all else being equal."""
+    from minicpmo_ros.models.llm_memory import LlmFacts
     from minicpmo_ros.models.plan import forecast
 
+    longest = LlmFacts.of(model.headers['llm']).context_length
     lines = [
         '',
         '| n_ctx | kv_type | memory | GPU | both | fits |',
         '|---:|---|---:|---:|---:|---|',
     ]
-    for n_ctx in CONTEXTS:
+    for n_ctx in (n_ctx for n_ctx in CONTEXTS if n_ctx <= longest):
         for kv_type in KV_TYPES:
             options = replace(plan.options, n_ctx=n_ctx, kv_type=kv_type)
             other = forecast(model, options, plan)
