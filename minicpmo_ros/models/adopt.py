@@ -8,9 +8,7 @@ voice files, other models) is named with the reason. Where several files fit one
 belong to the others are kept; of more than one, the caller chooses.
 """
 
-import math
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from minicpmo_ros.encoders import siglip_layout, whisper_layout
 from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.ggml.header import Header, read_header
 from minicpmo_ros.language import llm_layout
-from minicpmo_ros.models.directory import WHAT, ModelDirectory, role_of
+from minicpmo_ros.models.directory import WHAT, ModelDirectory, precision_of, role_of
 from minicpmo_ros.models.manifest import (
     ARCHITECTURES,
     FILE_NAME,
@@ -62,18 +60,6 @@ class Adoption:
 
     model: ModelDirectory  # checked; its manifest is not written yet
     unused: tuple  # (path, reason)
-
-
-def precision_of(header: Header) -> str:
-    """Name the type that holds most numbers of the matrices: f16, q8_0, q4_K."""
-    counts = Counter()
-    for info in header.tensors.values():
-        if len(info.shape) > 1:
-            counts[info.type] += math.prod(info.shape)
-    if not counts:
-        return 'f32'
-    name = max(counts, key=counts.get).name
-    return 'q' + name[1:] if name.endswith('_K') else name.lower()  # as llama.cpp writes them
 
 
 def find(
