@@ -84,9 +84,7 @@ def find(
     picked = _pick(directory, by_role)
     kept = {each.path.resolve() for each in picked.values()}
     unused += [
-        (each.path, 'another was chosen')
-        for each in candidates
-        if each.path.resolve() not in kept
+        (each.path, 'another was chosen') for each in candidates if each.path.resolve() not in kept
     ]
     manifest = Manifest(
         family=picked['llm'].family,

@@ -228,7 +228,7 @@ def _check_target(target: Path, jobs: dict, overwrite: bool) -> None:
 
 
 def _check_headers(checkpoint: Checkpoint, manifest: Manifest, writers: dict, jobs: dict) -> None:
-    """Check the files by their headers, with holes for weights; ModelFileError tells what is off."""
+    """Check the files by their headers, with holes for weights; raises ModelFileError."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             for role, make_writer in writers.items():
