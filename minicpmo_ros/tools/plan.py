@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.tools.model_path import HELP, model_path
 
 SUMMARY = 'forecast the memory a model takes, and what to lower where it does not fit'
 # Options of a plan that are no parameter of one node.
@@ -21,7 +22,7 @@ CONTEXTS, KV_TYPES = (2048, 4096, 8192), ('f16', 'q8_0')
 
 def add_arguments(parser) -> None:
     """Declare the options."""
-    parser.add_argument('directory', type=Path, metavar='MODEL_DIR', help='the model directory')
+    parser.add_argument('directory', type=model_path, metavar='MODEL_DIR', help=HELP)
     parser.add_argument('--preset', help='name of a preset, or a YAML file of parameters')
     parser.add_argument(
         '--set',
