@@ -16,7 +16,8 @@ from minicpmo_ros.tools.model_path import HELP, model_path
 
 SUMMARY = 'forecast the memory a model takes, and what to lower where it does not fit'
 # Options of a plan that are no parameter of one node.
-NOT_PARAMETERS = ('device', 'overlap_s', 'llm_precision', 'vision_precision', 'audio_precision')
+NOT_PARAMETERS = ('device', 'overlap_s', 'llm_precision', 'vision_precision', 'audio_precision',
+                  'modules')  # fmt: skip
 CONTEXTS, KV_TYPES = (2048, 4096, 8192), ('f16', 'q8_0')
 
 
