@@ -51,33 +51,6 @@ class LlmFacts:
         )
 
 
-@dataclass(frozen=True)
-class LlmMemory:
-    """Of one language model in one context, MiB."""
-
-    weights_mib: float
-    kv_mib: float
-    compute_mib: float
-
-    @property
-    def total_mib(self) -> float:
-        """All of it."""
-        return self.weights_mib + self.kv_mib + self.compute_mib
-
-
-def llm_memory(
-    header: Header, n_ctx: int, n_ubatch: int = 128, kv_type: str = 'f16', held_twice: bool = False
-) -> LlmMemory:
-    """Forecast for a GGUF file on the CPU; `held_twice`: repacked beside the mapped file."""
-    facts = LlmFacts.of(header)
-    computing = compute(facts, n_ctx, n_ubatch, min(n_ubatch, OUTPUTS)) + output(facts, OUTPUTS)
-    return LlmMemory(
-        header.size_bytes * (2 if held_twice else 1) / MIB,
-        cells(n_ctx) * kv_mib_per_position(facts, kv_type),
-        computing / MIB,
-    )
-
-
 def kv_mib_per_position(facts: LlmFacts, kv_type: str = 'f16') -> float:
     """Give what keys and values of one position take in all layers, MiB."""
     return facts.layers * position_bytes(facts, kv_type) / MIB
