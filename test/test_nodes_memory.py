@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rclpy
 from ament_index_python.packages import get_package_prefix
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from test_nodes_diagnostics import ERROR, WARN, told, wait_level  # noqa: F401 (told: fixture)
 
 from minicpmo_ros.errors import ModelFileError
-from minicpmo_ros.live.on_demand import VisionOnDemand
 from minicpmo_ros.models import synthetic
 from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.models.plan import PlanOptions, forecast
@@ -219,20 +219,21 @@ def test_layers_that_stay_beside_a_gpu_of_its_own_memory_need_room_too(wide):
         room.require_llm(wide)
 
 
-def test_weights_that_return_are_asked_room_for_again(wide, monkeypatch):
-    room, tiles = whole_room(), [np.zeros((28, 28, 3), np.uint8)]
-    encoder = Thing()
-    encoder.facts = encoder.max_tiles = encoder.image_size = None
-    encoder.encode = lambda tiles, between: tiles
-    now = [0.0]
-    on_demand = VisionOnDemand(
-        lambda between: room.load('vision', wide, lambda: encoder), 1.0, lambda: now[0]
-    )
-    now[0] = 2.0
-    assert on_demand.release_when_idle()
-    monkeypatch.setattr(memory_room, 'available_mib', lambda beside: 100.0)
-    with pytest.raises(ModelFileError, match='there is room for 100'):
-        on_demand.encode(tiles)
+def test_weights_that_return_need_room_again(graph, tiny_model_dir, monkeypatch):
+    node = VisionNode()
+    try:
+        node.set_parameters([rclpy.Parameter('vision.release_after_s', value=1e-3)])
+        eye = node.load(node.table.values(), ModelDirectory.open(tiny_model_dir), None)
+        while not eye.encoder.release_when_idle():
+            pass
+        tiles = [np.zeros((28, 28, 3), np.uint8)]
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(memory_room, 'available_mib', lambda beside: 1.0)
+            with pytest.raises(ModelFileError, match='vision.gguf: .* there is room for 1'):
+                eye.encoder.encode(tiles)
+        assert len(eye.encoder.encode(tiles)) == eye.encoder._facts.queries
+    finally:
+        node.destroy_node()
 
 
 def test_pages_of_a_mapped_file_are_in_use_while_they_are_there(tmp_path):
