@@ -105,7 +105,7 @@ class Plan:
         for part in self.parts:
             name = part.module if len(self.options.modules) > 1 else part.what
             sums[name] = sums.get(name, 0) + (part.host + part.device) / MIB
-        return ', '.join(f'{name} {mib:.0f}' for name, mib in sums.items())
+        return ', '.join(f'{name} {mib:.0f}' for name, mib in sums.items() if mib >= 0.5)
 
     def part(self, module: str, what: str) -> Part:
         """Give one part; of zero bytes where there is none."""
