@@ -23,12 +23,13 @@ from minicpmo_ros.encoders.whisper import AudioEncoder
 from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.evaluation.bench import (
     BenchOptions,
+    clock_of,
     fill,
     open_bench,
     token_times,
 )
 from minicpmo_ros.evaluation.bench_ratios import random_mel, step_ms
-from minicpmo_ros.evaluation.timing import Ratio, compare, spent_ms
+from minicpmo_ros.evaluation.timing import Ratio, clock_for, compare, spent_ms
 from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.models.shapes import TINY
@@ -44,12 +45,14 @@ def decode(model: ModelDirectory, options: BenchOptions) -> Ratio:
     Both repack, as Llama does, and have flash attention and the same positions behind them.
     """
     core = open_bench(model, replace(options, repack=True))
+    clock = clock_of(core)
     other = llama_cpp.Llama(
         str(model.llm_path),
         n_ctx=core.session.context.n_ctx,
         n_batch=128,
         n_threads=options.threads,
         n_threads_batch=options.threads,
+        n_gpu_layers=0 if core.is_cpu else -1,
         flash_attn=True,
         verbose=False,
     )
@@ -62,7 +65,7 @@ def decode(model: ModelDirectory, options: BenchOptions) -> Ratio:
     def theirs() -> float:
         tokens = other.generate(prompt, temp=0.0, repeat_penalty=1.05)
         next(tokens)
-        spent = [spent_ms(lambda: next(tokens)) for _ in range(options.tokens - 1)]
+        spent = [spent_ms(lambda: next(tokens), clock) for _ in range(options.tokens - 1)]
         tokens.close()
         return float(np.mean(spent))
 
@@ -73,8 +76,8 @@ def decode(model: ModelDirectory, options: BenchOptions) -> Ratio:
 
 
 def vision(model: ModelDirectory, options: BenchOptions) -> Ratio:
-    """Compare the encoding of a picture as large as the model was trained with."""
-    backend = Backend('cpu', options.threads)
+    """Compare the encoding, on the CPU, of a picture as large as the model was trained with."""
+    backend, clock = Backend('cpu', options.threads), clock_for(True, options.threads)
     encoder = VisionEncoder.load(model.vision_path, backend)
     side, width = encoder.image_size, encoder.width
     picture = np.random.default_rng(7).integers(0, 255, (side, side, 3), dtype=np.uint8)
@@ -86,9 +89,9 @@ def vision(model: ModelDirectory, options: BenchOptions) -> Ratio:
             mtmd.overview(context, picture) as chunk,
         ):
             found = compare(
-                lambda: spent_ms(lambda: encoder.encode([picture])),
-                lambda: spent_ms(lambda: mtmd.encode(context, chunk, width)),
-                (f'a picture of {side}x{side}', 'the same by libmtmd'),
+                lambda: spent_ms(lambda: encoder.encode([picture]), clock),
+                lambda: spent_ms(lambda: mtmd.encode(context, chunk, width), clock),
+                (f'a picture of {side}x{side} on the CPU', 'the same by libmtmd'),
                 options.some_pairs,
             )
     backend.close()
@@ -96,7 +99,15 @@ def vision(model: ModelDirectory, options: BenchOptions) -> Ratio:
 
 
 def audio(model: ModelDirectory, options: BenchOptions, python: Path, second: int) -> Ratio:
-    """Compare a second of a stream; `python` is that of an environment with PyTorch."""
+    """Compare a second of a stream on the CPU; `python`: of an environment with PyTorch.
+
+    InputError where it has none, or the encoder remembers no second as late.
+    """
+    if (
+        not python.exists()
+        or subprocess.run([python, '-c', 'import torch'], capture_output=True).returncode
+    ):
+        raise InputError(f'{python} has no PyTorch; give a python that has it (--torch)')
     backend = Backend('cpu', options.threads)
     encoder = AudioEncoder.load(model.audio_path, backend)
     stream, facts = encoder.stream(), encoder.facts
@@ -119,8 +130,8 @@ def audio(model: ModelDirectory, options: BenchOptions, python: Path, second: in
         return float(line)
 
     try:
-        names = (f'second {second} of a stream', 'the same in PyTorch, f32')
-        ours = partial(step_ms, stream, mel, second, 'cpu')
+        names = (f'second {second} of a stream on the CPU', 'the same in PyTorch, f32')
+        ours = partial(step_ms, stream, mel, second, clock_for(True, options.threads))
         return compare(ours, theirs, names, options.pairs)
     finally:
         process.stdin.close()

@@ -16,7 +16,6 @@ Writes build/bench.json.
 
 import argparse
 import shutil
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from minicpmo_ros.models.directory import ModelDirectory  # noqa: E402
 from minicpmo_ros.models.quantize import quantize_directory  # noqa: E402
 from minicpmo_ros.models.synthetic import write_model  # noqa: E402
 from minicpmo_ros.tools import bench  # noqa: E402
+from minicpmo_ros.tools.model_path import model_path  # noqa: E402
 
 BUILD = Path('build/bench')
 OUT = Path('build/bench.json')
@@ -44,15 +44,13 @@ SHOWN = PRECISIONS[1:]
 QUESTIONS = Path('demo/clips/questions.json')
 
 
-def baselines_of(torch: Path | None, model: ModelDirectory, options) -> dict:
-    """Give the ratios that this machine can measure."""
-    found = {
+def baselines_of(torch: Path, model: ModelDirectory, options) -> dict:
+    """Give what measures the ratios against others."""
+    return {
         'decode_over_llama': partial(baselines.decode, model, options),
         'vision_over_mtmd': partial(baselines.vision, model, options),
+        'audio_over_torch_30s': partial(baselines.audio, model, options, torch, 30),
     }
-    if torch is not None:
-        found['audio_over_torch_30s'] = partial(baselines.audio, model, options, torch, 30)
-    return found
 
 
 def nanos() -> dict:
@@ -84,21 +82,10 @@ def accuracy(directories: dict) -> dict:
     return score(questions, answers)
 
 
-def torch_python(given: Path) -> Path | None:
-    """Give the python that has PyTorch, if there is one."""
-    has = (
-        given.exists()
-        and not subprocess.run([given, '-c', 'import torch'], capture_output=True).returncode
-    )
-    if not has:
-        print(f'{given} has no PyTorch: that ratio is not measured', file=sys.stderr)
-    return given if has else None
-
-
 def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--model', type=Path, action='append', dest='directories')
+    parser.add_argument('--model', type=model_path, action='append', dest='directories')
     parser.add_argument('--shape', choices=('nano', '0.5b'), action='append', help='default: both')
     parser.add_argument('--true-size', action='store_true')
     parser.add_argument('--torch', type=Path, default=TORCH, metavar='PYTHON')
@@ -116,7 +103,7 @@ def main() -> int:
     if given.true_size:
         given.directories.append(synthetic('2.6', 'q4_K', 'q4_0', 'q4_0'))
         given.pairs, given.units = min(given.pairs, 1), 1
-    report = bench.measure_all(given, partial(baselines_of, torch_python(given.torch)), command)
+    report = bench.measure_all(given, partial(baselines_of, given.torch), command)
     if by_precision and not given.no_accuracy:
         report.data['accuracy'] = accuracy(by_precision)
         bench.write(report, given.json)

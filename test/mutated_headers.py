@@ -39,12 +39,24 @@ WORDS = (b'<0x-1>', b'<0xFF>', b'<0xZZ>', b'\xff\xfe\xfd', b'\0\0\0\0', b'', b'{
          b'llama', b'qwen3', b'clip', b'gpt2', b'<|im_end|>', b'../../..', b'%s%n%s')  # fmt: skip
 
 
+# Well-formed values to put in the place of one of another type, each with its type.
+OTHERS = (
+    struct.pack('<IIQ2I', 9, 4, 2, 4, 4),  # two whole numbers
+    struct.pack('<IIQQ', 9, 8, 1, 1) + b'x',  # a text in a list
+    struct.pack('<If', 6, 16.0),
+    struct.pack('<If', 6, float('inf')),
+    struct.pack('<IQ', 8, 2) + b'16',
+    struct.pack('<I?', 7, True),
+    struct.pack('<Iq', 11, -1),
+)
+
+
 class Fields:
     """Where the fields of a GGUF header lie: (kind, start, end)."""
 
     def __init__(self, path):
         self.content = path.read_bytes()
-        header = read_header(path)
+        self.header = header = read_header(path)
         self.end = header.data_offset
         self.places = [('count', 8, 16), ('count', 16, 24)]
         for key, (start, end) in header.spans.items():
@@ -74,6 +86,14 @@ class Fields:
         else:
             self.places += [('value', kind + 4, end)] * 6
 
+    def retyped(self, key, value):
+        """Give the file with another value, of whatever type, for a key: all else is in order."""
+        start, end = self.header.spans[key]
+        entry = self.content[start : start + 8 + len(key.encode())] + value
+        head = self.content[:start] + entry + self.content[end : self.position]
+        padding = bytes(-len(head) % self.header.alignment)
+        return head + padding + self.content[self.end :]
+
     def _tensor(self):
         start = self.position
         (length,) = struct.unpack_from('<Q', self.content, start)
@@ -89,9 +109,12 @@ class Fields:
 
 def mutate(fields, chance):
     """Return the changed file, and whether magic, version and size are what they were."""
-    content = bytearray(fields.content)
-    if chance.random() < 0.22:
+    content, kind = bytearray(fields.content), chance.random()
+    if kind < 0.22:
         _resize(content, fields, chance)
+    elif kind < 0.28:
+        key = chance.choice(list(fields.header.spans))
+        content = fields.retyped(key, chance.choice(OTHERS))
     else:
         for _ in range(chance.choice((1, 1, 1, 2, 4))):
             _overwrite(content, fields, chance)

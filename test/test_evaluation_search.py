@@ -3,6 +3,7 @@
 
 """The search for small types: what it accepts was asked, and it goes on where it was stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,21 @@ def test_a_stopped_search_goes_on_without_asking_again(
     facts = {**facts, 'questions': ['others']}
     with pytest.raises(InputError, match='another model, other questions'):
         search()
+
+
+@pytest.mark.parametrize(
+    'edit', [{'text': 'Is it red?'}, {'choices': ('yes', 'no')}, {'clip': 'other'}, {'end_s': 99}]
+)
+def test_a_search_does_not_go_on_with_answers_to_other_words(
+    nano, groups, questions, tmp_path, edit
+):
+    path = tmp_path / 'journal.json'
+    Journal(path, facts_of(nano, questions, groups)).add((0,), 1.0)
+    assert Journal(path, facts_of(nano, questions, groups)).get((0,)) == 1.0
+    first, *rest = questions.questions
+    edited = replace(questions, questions=(replace(first, **edit), *rest))
+    with pytest.raises(InputError, match='other questions'):
+        Journal(path, facts_of(nano, edited, groups))
 
 
 def count_calls(function, calls):

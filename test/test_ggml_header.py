@@ -7,6 +7,7 @@ import os
 import random
 import struct
 import time
+import tracemalloc
 
 import gguf
 import numpy as np
@@ -205,6 +206,22 @@ def test_a_header_of_empty_texts_ends_soon(tmp_path):
     assert time.process_time() - started < 5
 
 
+def test_a_header_of_empty_texts_takes_less_than_four_times_its_bytes(tmp_path):
+    n_texts = 1 << 20
+    path = write(
+        tmp_path / 'many.gguf',
+        file_of([entry('e', ARRAY, array(STRING, n_texts, bytes(8 * n_texts)))]),
+    )
+    tracemalloc.start()
+    try:
+        assert len(read_header(path).metadata['e']) == n_texts
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Where each text begins, while that list grows, then as offsets; and the texts.
+    assert peak_bytes < 4 * path.stat().st_size
+
+
 def test_a_missing_or_mistyped_key_is_named(tmp_path):
     header = read_header(write(tmp_path / 'good.gguf', GOOD))
     with pytest.raises(ModelFileError, match='no c.d'):
@@ -212,6 +229,9 @@ def test_a_missing_or_mistyped_key_is_named(tmp_path):
     with pytest.raises(ModelFileError, match='a.b in its header is not a text'):
         header.require('a.b', str)
     assert header.require('a.b', float) == 7.0
+    assert header.get('a.b', int) == 7 and header.get('c.d', str, 'x') == 'x'
+    with pytest.raises(ModelFileError, match='a.b in its header is not a text'):
+        header.get('a.b', str, 'x')
 
 
 def test_a_vocabulary_of_the_published_size_is_walked_quickly(tmp_path):

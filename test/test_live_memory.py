@@ -33,7 +33,7 @@ from minicpmo_ros.live.memory_guard import (
     context_sizes,
 )
 from minicpmo_ros.live.session import Session
-from minicpmo_ros.models.llm_memory import LlmFacts, kv_mib_per_position, llm_memory
+from minicpmo_ros.models.llm_memory import LlmFacts, kv_mib_per_position
 from minicpmo_ros.nodes.memory import rss_mib
 
 SIZES = (4096, 2048, 1024, 512)
@@ -210,19 +210,6 @@ def test_shrinking_returns_the_memory_of_keys_and_values(model):  # noqa: F811
     assert before_mib - rss_mib() > 0.9 * 48
     assert session.window.seconds == [0, 1]
     session.context.close()
-
-
-def test_the_forecast_has_the_bytes_that_llama_cpp_logs(model):  # noqa: F811
-    """Of 2 layers, 2 heads of 64, ceil256 positions."""
-    need = llm_memory(read_header(model.path), 4000, kv_type='f16')
-    assert need.kv_mib == 4096 * 2 * 2 * 64 * 2 * 2 / 2**20
-    assert need.weights_mib == pytest.approx(model.path.stat().st_size / 2**20)
-    assert need.total_mib > need.weights_mib + need.kv_mib
-    assert llm_memory(read_header(model.path), 4000, held_twice=True).weights_mib == (
-        2 * need.weights_mib
-    )
-    eight = llm_memory(read_header(model.path), 4000, kv_type='q8_0').kv_mib
-    assert eight == need.kv_mib * 34 / 64
 
 
 # --- the engine ---------------------------------------------------------------------------------

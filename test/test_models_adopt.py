@@ -118,6 +118,30 @@ def test_several_files_for_a_role_are_asked_about_and_chosen(sources, tmp_path, 
     assert ModelDirectory.open(directory).llm_path.name == 'Model-7.6B-Q8_0.gguf'
 
 
+def test_a_directory_behind_a_link_is_adopted_with_a_chosen_file_from_elsewhere(sources, tmp_path):
+    large = publish(sources['tiny'], tmp_path / 'disk/so/deep', OPENBMB_2_6)
+    other = tmp_path / 'downloads' / 'audio.gguf'
+    other.parent.mkdir()
+    shutil.move(large / OPENBMB_2_6['audio'], other)
+    (tmp_path / 'home').mkdir()
+    link = tmp_path / 'home/models'
+    link.symlink_to(large)
+    adoption = adopt.find(link, {'audio': other})
+    assert not adoption.unused
+    adopt.write(adoption)
+    for path in (link, large):
+        assert ModelDirectory.open(path).audio_path.samefile(other)
+
+
+def test_a_chosen_file_is_used_however_it_is_given(sources, tmp_path, monkeypatch):
+    directory = publish(sources['tiny'], tmp_path, OPENBMB_2_6)
+    monkeypatch.chdir(directory.parent)
+    name = OPENBMB_2_6['audio']
+    for given in (name, directory / name, f'{directory.name}/../{directory.name}/{name}'):
+        found = adopt.find(directory.name, {'audio': given})
+        assert not found.unused and found.model.audio_path.samefile(directory / name)
+
+
 def test_only_files_of_one_width_go_together(tmp_path, sources):
     directory = publish(sources['tiny'], tmp_path / 'm', OPENBMB_2_6)
     wide = write_model(tmp_path / 'wide', 'small', 1, 'q4_0', 'q4_0', 'q4_0', hashes=False)

@@ -101,6 +101,40 @@ def test_a_configuration_that_contradicts_the_weights_is_refused(
     assert words in found and 'config.json' in found
 
 
+@pytest.mark.parametrize(
+    'changed, words',
+    [
+        ({'audio_pool_step': 60}, 'audio_pool_step cannot be 60'),
+        ({'rms_norm_eps': 5.0}, 'layer_norm_rms_epsilon is 5.0'),
+        ({'image_size': 10000}, 'pictures of 10000'),
+        ({'max_position_embeddings': 2**30}, 'context_length is 1073741824'),
+        ({'vision_config': {'num_attention_heads': 2, 'image_size': '56'}}, "image_size is '56'"),
+    ],
+)  # fmt: skip
+def test_what_a_loader_would_refuse_is_refused_before_a_model_is_replaced(
+    tmp_path, tensors, changed, words
+):
+    source = write_checkpoint(tmp_path / 'good', TWO_SIX, tensors=tensors)
+    convert_directory(source, tmp_path / 'out')
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').iterdir()}
+    source = write_checkpoint(tmp_path / 'bad', TWO_SIX, tensors=tensors, **changed)
+    with pytest.raises(ModelFileError, match=words) as caught:
+        convert_directory(source, tmp_path / 'out', overwrite=True)
+    assert str(source) in caught.value.path and 'orrect config.json' in caught.value.remedy
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').iterdir()} == times
+
+
+@pytest.mark.parametrize(
+    'token, text, words', [('5', '<unit>', 'occurs twice'), ('639', '\ud800', 'is no Unicode')]
+)
+def test_texts_that_no_vocabulary_can_hold_are_refused(source, tmp_path, token, text, words):
+    path = source / 'tokenizer_config.json'
+    record = json.loads(path.read_text())
+    record['added_tokens_decoder'][token] = {'content': text, 'special': True}
+    path.write_text(json.dumps(record))
+    assert words in refusal(source, tmp_path)
+
+
 def test_other_models_are_refused(tmp_path, tensors):
     weights = {name: a for name, a in tensors.items() if not name.startswith('apm.')}
     source = write_checkpoint(tmp_path / 'hf', TWO_SIX, tensors=weights)

@@ -25,6 +25,7 @@ from minicpmo_ros.models.importance import Importance
 from minicpmo_ros.models.quantize import QuantizeOptions, quantize_file
 from minicpmo_ros.models.quantize_rules import Rule
 from minicpmo_ros.models.synthetic import write_model
+from minicpmo_ros.tools import cli
 
 WEIGHTED = ('q4_0', 'q4_1', 'q4_K', 'q5_0', 'q5_1', 'q5_K', 'q6_K', 'q3_K', 'q2_K')
 CORE = CoreOptions(device='cpu', threads=1, n_ctx=1024, max_tokens=4)
@@ -134,6 +135,13 @@ def test_the_file_gives_back_what_was_collected(collected, tmp_path):
     for name in found.names:
         k = collected.columns(name)
         np.testing.assert_allclose(found.of(name, k), collected.of(name, k), rtol=1e-6)
+
+
+def test_a_folder_that_is_not_there_is_told_before_a_question_is_asked(tmp_path, capsys):
+    asked = ('--questions', str(tmp_path / 'none.json'))
+    out = tmp_path / 'none' / 'i.gguf'
+    assert cli.main(['importance', 'nano', '--out', str(out), *asked]) == 2
+    assert f'{out.parent} is no folder' in capsys.readouterr().err
 
 
 def test_importance_is_the_mean_square_with_a_floor():

@@ -256,6 +256,28 @@ def test_a_card_with_memory_of_its_own_is_held_to_that(true_size):
     assert {change.option for change in caught.value.alone} >= {'gpu_layers', 'n_ctx'}
 
 
+def test_whatever_number_of_layers_fits_both_memories_is_found(true_size):
+    plan = forecast(true_size, replace(ON_CPU, device='gpu', n_ctx=1024))
+    split = {
+        n: forecast(true_size, replace(plan.options, gpu_layers=n), plan)
+        for n in range(29, -1, -1)
+    }
+    limits = Limits(split[21].host_mib, split[26].device_mib)  # fewer: the first; more: the second
+    assert [n for n in split if limits.excess_mib(split[n]) <= 0] == [26, 25, 24, 23, 22, 21]
+    with pytest.raises(DoesNotFitError, match='gpu_layers from -1 to 26 saves'):
+        require_fit(true_size, plan, limits)
+
+
+def test_more_positions_than_the_model_has_are_refused_as_the_node_refuses_them(tiny_model_dir):
+    model = ModelDirectory.open(tiny_model_dir)
+    longest = LlmFacts.of(model.headers['llm']).context_length
+    forecast(model, replace(ON_CPU, n_ctx=longest))
+    with pytest.raises(
+        InputError, match=f'n_ctx is {longest + 1}, this model allows 1 to {longest}'
+    ):
+        forecast(model, replace(ON_CPU, n_ctx=longest + 1))
+
+
 def test_the_defaults_are_those_of_the_nodes():
     nodes = {
         'llm': PARAMETERS,

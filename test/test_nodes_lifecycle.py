@@ -142,7 +142,7 @@ def test_a_failure_that_comes_late_has_its_remedy_in_the_status(
     graph, tiny_model_dir, tmp_path, monkeypatch
 ):
     check = llm.open_model
-    monkeypatch.setattr(llm, 'open_model', lambda path: check(path, timeout_s=0.0))
+    monkeypatch.setattr(llm, 'open_model', lambda *given: check(*given, timeout_s=0.0))
     (tmp_path / 'manifest.yaml').write_text('family: none')
     node = LlmNode()
     node.set_parameters([Parameter('model_dir', value=str(tmp_path))])

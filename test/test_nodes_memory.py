@@ -3,28 +3,34 @@
 
 """Memory that is short, or not there at all: less is done, words are found, nothing hangs."""
 
-import os
+import mmap
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
-import gguf
 import numpy as np
 import pytest
+import rclpy
 from ament_index_python.packages import get_package_prefix
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from test_nodes_diagnostics import ERROR, WARN, told, wait_level  # noqa: F401 (told: fixture)
 
 from minicpmo_ros.errors import ModelFileError
-from minicpmo_ros.ggml.header import read_header
 from minicpmo_ros.models import synthetic
+from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.models.plan import PlanOptions, forecast
 from minicpmo_ros.models.shapes import TINY
 from minicpmo_ros.msg import AudioEmbedding, Status
-from minicpmo_ros.nodes import memory
-from minicpmo_ros.nodes.memory_room import require_room_for_encoder
+from minicpmo_ros.nodes import memory, memory_room
+from minicpmo_ros.nodes.llm_options import PARAMETERS
+from minicpmo_ros.nodes.memory_room import Room
 from minicpmo_ros.nodes.messages import put_rows, to_time
+from minicpmo_ros.nodes.streaming_encoder import StreamingEncoder
+from minicpmo_ros.nodes.vision_encoder import VisionNode
 
 # Keys and values take 64 MiB, of a process of 150 or so.
+ON_CPU = PlanOptions(device='cpu', vision_device='cpu', audio_device='cpu')
 LARGE = ('-p', 'n_ctx:=32768', '-p', 'kv_type:=f32', '-p', 'unit_deadline:=0.0')
 
 
@@ -111,38 +117,18 @@ def a_failure(graph, *words):
     return text
 
 
-def write_hollow(writer, plans, rows, precision):
-    """Write what `synthetic` writes, with holes for the tensors: 60 GiB take no room on a disk."""
-    types = [synthetic._stored_type(plan, precision) for plan in plans]
-    sizes = [synthetic.byte_count(plan.shape, kind) for plan, kind in zip(plans, types)]
-    for plan, kind, size in zip(plans, types, sizes):
-        writer.add_tensor_info(
-            plan.name, plan.shape, np.dtype(np.float32), size, gguf.GGMLQuantizationType(kind)
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    path = writer.path
-    start = writer.fout[0].tell()
-    writer.close()
-    start += -start % writer.data_alignment
-    os.truncate(path, start + sum(size + -size % writer.data_alignment for size in sizes))
-
-
-def test_a_model_larger_than_the_memory_is_refused_with_numbers(
-    graph, tiny_model_dir, tmp_path, monkeypatch
-):
+def test_a_model_larger_than_the_memory_is_refused_with_numbers(graph, tiny_model_dir, tmp_path):
     directory = tmp_path / 'large'
     shutil.copytree(tiny_model_dir, directory)
-    monkeypatch.setattr(synthetic, '_write', write_hollow)
     total_mib = memory.meminfo_mib()['MemTotal']
-    layers = int(2 * total_mib / (3 * 256 * 2**20 * 2 / 2**20)) + 1  # two times the memory
+    # Five times the memory: in 4 bits it would be too large, too.
+    layers = int(5 * total_mib / (3 * 256 * 2**20 * 2 / 2**20)) + 1
     (directory / 'llm.gguf').unlink()
     shape = replace(TINY, llm_ffn=2**20, llm_layers=layers)
-    synthetic.write_llm(directory / 'llm.gguf', shape, precision='f16')
+    synthetic.write_llm(directory / 'llm.gguf', shape, None, 'f16')
     assert (directory / 'llm.gguf').stat().st_size > total_mib * 2**20
     process = graph.start('llm', '-p', f'model_dir:={directory}')
-    text = a_failure(graph, 'llm.gguf', 'it needs', 'there is room for', 'smaller file')
+    text = a_failure(graph, 'llm.gguf', 'it needs', 'there is room for', 'smaller model')
     assert text in process.log and 'Traceback' not in process.log
     assert process.is_running
 
@@ -152,16 +138,122 @@ def test_a_context_larger_than_the_limit_is_refused_with_the_one_that_fits(graph
         'llm', '-p', f'model_dir:={tiny_model_dir}', *LARGE, '-p', 'memory_limit_mib:=110',
         env={'MALLOC_ARENA_MAX': '1'},
     )  # fmt: skip
-    text = a_failure(graph, 'llm.gguf', 'keys and values 64', 'Lower n_ctx to', 'memory_limit_mib')
-    fits = int(text.split('Lower n_ctx to ')[1].split(',')[0])
+    text = a_failure(graph, 'llm.gguf', 'keys and values 64', 'memory_limit_mib')
+    fits = int(text.split('n_ctx from 32768 to ')[1].split()[0])
     assert 1024 <= fits < 32768 and fits % 256 == 0
 
 
-def test_an_encoder_larger_than_the_memory_is_refused_with_numbers(tiny_model_dir):
-    header = read_header(tiny_model_dir / 'vision.gguf')
-    require_room_for_encoder(header, 'cpu')
-    with pytest.raises(ModelFileError, match=r'need 16777216 MiB; there is room for \d+'):
-        require_room_for_encoder(replace(header, size_bytes=2**44), 'cpu')
+class Table:
+    """Parameters of a node, without the node."""
+
+    def __init__(self, rows, **changed):
+        self._values = {row.name: row.default for row in rows} | changed
+
+    def named(self):
+        return self._values
+
+    def values(self):
+        return SimpleNamespace(**{k.replace('.', '_'): v for k, v in self._values.items()})
+
+
+def whole_room(**llm):
+    """Give the room of a process as `live` is one."""
+    room = Room()
+    room.enter('audio', Table(StreamingEncoder.PARAMETERS, device='cpu'))
+    room.enter('vision', Table(VisionNode.PARAMETERS, device='cpu'))
+    room.enter('llm', Table(PARAMETERS, **{'device': 'cpu', **llm}))
+    return room
+
+
+class Thing:
+    """An encoder that takes no memory."""
+
+
+@pytest.fixture(scope='module')
+def wide(tmp_path_factory):
+    """Give a small model whose vision part takes 380 MiB."""
+    shape = replace(TINY, vision_ffn=2**15, vision_layers=8)
+    directory = tmp_path_factory.mktemp('wide') / 'm'
+    return ModelDirectory.open(synthetic.write_model(directory, shape, None))
+
+
+def test_an_encoder_larger_than_the_memory_is_refused_with_numbers(tmp_path):
+    shape = replace(TINY, vision_ffn=2**30)
+    model = ModelDirectory.open(synthetic.write_model(tmp_path / 'm', shape, None))
+    room, made = whole_room(), Thing()
+    assert room.load('audio', model, lambda: made) is made
+    words = r'vision.gguf: it needs \d+ MiB: weights \d+, computing \d+; there is room for \d+'
+    with pytest.raises(ModelFileError, match=words):
+        room.load('vision', model, lambda: pytest.fail('it was loaded'))
+
+
+def test_a_language_model_leaves_room_for_what_its_process_has_still_to_load(wide):
+    needs = forecast(wide, replace(ON_CPU, modules=('llm', 'vision', 'audio'))).total_mib
+    limit_mib = int(memory.pss_mib() + needs - 50)
+    room = whole_room(memory_limit_mib=limit_mib)
+    words = r'with what else this process loads: llm \d+, vision \d+, audio \d+; there is room'
+    with pytest.raises(ModelFileError, match=words) as caught:
+        room.require_llm(wide)
+    assert caught.value.path.endswith('llm.gguf') and 'vision.gguf in q8_0' in caught.value.remedy
+    # What is loaded is not needed again, until it is given back.
+    eye = room.load('vision', wide, Thing)
+    room.require_llm(wide)
+    del eye
+    with pytest.raises(ModelFileError, match=words):
+        room.require_llm(wide)
+    # Neither is what runs in another process, or is of another model.
+    alone = Room()
+    alone.enter('llm', Table(PARAMETERS, device='cpu', memory_limit_mib=limit_mib))
+    alone.require_llm(wide)
+    other = whole_room(memory_limit_mib=limit_mib)
+    other.enter('vision', Table(VisionNode.PARAMETERS, device='cpu', model_dir='other'))
+    other.require_llm(wide)
+
+
+def test_layers_that_stay_beside_a_gpu_of_its_own_memory_need_room_too(wide):
+    plan = forecast(wide, replace(ON_CPU, device='gpu', gpu_layers=1, modules=('llm',)))
+    assert plan.host_mib > 10 and plan.device_mib > 1
+    limit_mib = int(memory.pss_mib()) + 1
+    room = Room()
+    room.enter('llm', Table(PARAMETERS, device='gpu', gpu_layers=1, memory_limit_mib=limit_mib))
+    with pytest.raises(ModelFileError, match=f'it needs {plan.host_mib:.0f} MiB: '):
+        room.require_llm(wide)
+
+
+def test_weights_that_return_need_room_again(graph, tiny_model_dir, monkeypatch):
+    node = VisionNode()
+    try:
+        node.set_parameters([rclpy.Parameter('vision.release_after_s', value=1e-3)])
+        eye = node.load(node.table.values(), ModelDirectory.open(tiny_model_dir), None)
+        while not eye.encoder.release_when_idle():
+            pass
+        tiles = [np.zeros((28, 28, 3), np.uint8)]
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(memory_room, 'available_mib', lambda beside: 1.0)
+            with pytest.raises(ModelFileError, match='vision.gguf: .* there is room for 1'):
+                eye.encoder.encode(tiles)
+        assert len(eye.encoder.encode(tiles)) == eye.encoder._facts.queries
+    finally:
+        node.destroy_node()
+
+
+def test_pages_of_a_mapped_file_are_in_use_while_they_are_there(tmp_path):
+    with open(tmp_path / 'weights', 'w+b') as file:
+        file.truncate(64 << 20)
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        before_mib = memory.resident_mib()['RssFile']
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0
+        assert 60 < memory.resident_mib()['RssFile'] - before_mib < 70
+        mapped.close()
+        assert abs(memory.resident_mib()['RssFile'] - before_mib) < 5
+
+
+def test_live_refuses_what_all_its_parts_have_no_room_for(graph, wide):
+    arguments = ('-p', f'model_dir:={wide.path}', '-p', 'device:=cpu', '-p', 'autostart:=false')
+    process = graph.start('live', *arguments, '-p', 'memory_limit_mib:=300')
+    graph.change_state('llm', 'configure')
+    a_failure(graph, 'llm.gguf', 'with what else this process loads', 'there is room for')
+    assert process.is_running
 
 
 # --- fault: an allocation fails ----------------------------------------------------------------

@@ -119,6 +119,31 @@ def test_no_mutation_takes_memory_beyond_what_the_sound_files_take(outcomes):
     assert max(told['peak_kib'] for told in outcomes) < first + spare_kib // 2
 
 
+@pytest.mark.parametrize('family', SHAPES)
+@pytest.mark.parametrize('role', ROLES)
+def test_a_key_of_another_type_is_read_as_meant_or_refused_in_words(
+    models, tmp_path, family, role
+):
+    directory = Path(shutil.copytree(models[family], tmp_path / 'm'))
+    path = directory / f'{role}.gguf'
+    fields, refused = mutated_headers.Fields(path), set()
+    for key in fields.header.spans:
+        for value in mutated_headers.OTHERS:
+            path.write_bytes(fields.retyped(key, value))
+            try:
+                ModelDirectory.open(directory)
+            except ModelFileError as error:
+                assert error.path == str(path) and error.problem and error.remedy
+                refused.add(key)
+    read = {
+        'llm': {'general.architecture', 'tokenizer.ggml.tokens'},
+        'vision': {'clip.minicpmv_query_num', 'clip.projector_type', 'clip.use_gelu',
+                   'clip.minicpmv_version', 'clip.has_vision_encoder'},
+        'audio': {'n_mel', 'audio_pool_step'},
+    }  # fmt: skip
+    assert refused >= read[role] & set(fields.header.spans)
+
+
 @pytest.fixture
 def directory(models, tmp_path):
     """Give a copy of the smallest 2.6, to be damaged."""
@@ -262,6 +287,15 @@ def test_an_epsilon_that_would_end_the_process_is_refused(directory, epsilon):
     key, path = 'qwen2.attention.layer_norm_rms_epsilon', directory / 'llm.gguf'
     replace_text(path, number(key, 1e-6, 'f'), number(key, epsilon, 'f'))
     assert 'layer_norm_rms_epsilon is' in refusal(directory).problem
+
+
+@pytest.mark.parametrize('epsilon', [-1e-6, 0.0, float('nan'), float('inf'), 1.0])
+def test_an_epsilon_of_the_vision_file_that_leaves_nothing_of_a_picture_is_refused(
+    directory, epsilon
+):
+    key, path = 'clip.vision.attention.layer_norm_epsilon', directory / 'vision.gguf'
+    replace_text(path, number(key, 1e-6, 'f'), number(key, epsilon, 'f'))
+    assert 'epsilon' in refusal(directory).problem
 
 
 @pytest.mark.parametrize(

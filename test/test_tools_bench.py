@@ -4,16 +4,24 @@
 """The benchmark measures what it says, tells what it did not measure, and no zero passes."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from benchmarks.bench import baselines_of
 from minicpmo_ros.encoders.whisper import AudioEncoder
 from minicpmo_ros.errors import EngineError
-from minicpmo_ros.evaluation import timing
+from minicpmo_ros.evaluation import bench, timing
 from minicpmo_ros.evaluation.bench_ratios import Clip, random_mel
-from minicpmo_ros.evaluation.bench_report import BASELINES, RATIOS, shape_of
+from minicpmo_ros.evaluation.bench_report import (
+    BASELINES,
+    RATIOS,
+    Report,
+    measure_ratios,
+    shape_of,
+)
 from minicpmo_ros.evaluation.timing import Meter, compare
 from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.models.directory import ModelDirectory
@@ -52,6 +60,46 @@ def test_only_what_is_asked_for_is_measured(tiny_model_dir, tmp_path, capsys):
     assert all('unit_ms' not in entry for entry in report['configurations'].values())
     assert cli.main([*measure, '--only', 'speed']) == 2
     assert f'{one},' in capsys.readouterr().err
+
+
+def test_two_directories_of_one_name_are_two_configurations(tiny_model_dir, tmp_path):
+    paths = [str(tmp_path / folder / 'model') for folder in 'ab']
+    for path in paths:
+        shutil.copytree(tiny_model_dir, path)
+    out, one = tmp_path / 'bench.json', 'audio_stream_over_reencode_1s'
+    assert cli.main(['bench', *paths, '--pairs', '1', '--only', one, '--json', str(out)]) == 0
+    names = [f'{path} (f16/f16/f16)' for path in paths]
+    assert list(json.loads(out.read_text())['configurations']) == names
+
+
+@pytest.mark.parametrize(
+    'device, threads, clock', [('cpu', 1, 'CPU '), ('cpu', 2, ''), ('gpu', 1, '')]
+)
+def test_the_clock_is_the_processors_for_one_thread_of_a_cpu_alone_and_is_told(
+    device, threads, clock
+):
+    core = SimpleNamespace(is_cpu=device == 'cpu', options=SimpleNamespace(threads=threads))
+    assert bench.clock_of(core) == ('cpu' if clock else 'wall')
+    report = Report({}, bench.BenchOptions(device, threads), 'minicpmo bench')
+    numbers = dict.fromkeys((*bench.PARTS, 'whole'), 1.0)
+    entry = {'unit_ms': numbers, 'first_token_ms': 1.0, 'tokens_per_s': 1.0, 'calibration': None}
+    report.add('m', {**entry, 'pss_mib': {'weights': 1.0, 'inference': 1.0}})
+    text = report.markdown()
+    assert f'whole unit {clock}ms' in text and f'tokens/{clock}s' in text
+    assert ('CPU time' in text) == bool(clock) and f'{threads} thread' in text
+
+
+def test_what_needs_pytorch_says_that_there_is_none(tiny_model_dir, tmp_path):
+    model, options = ModelDirectory.open(tiny_model_dir), bench.BenchOptions(pairs=1)
+    (tmp_path / 'without').write_text('#!/bin/sh\nexit 1\n')
+    (tmp_path / 'without').chmod(0o755)
+    for python in (tmp_path / 'none', tmp_path / 'without'):
+        found = measure_ratios(
+            model, options, baselines_of(python, model, options), ('audio_over_torch_30s',)
+        )
+        assert found == {
+            'audio_over_torch_30s': f'{python} has no PyTorch; give a python that has it (--torch)'
+        }
 
 
 def test_a_shape_is_known_by_its_sizes(tiny_model_dir):

@@ -5,6 +5,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,28 @@ def test_synthetic_does_not_overwrite_unless_forced(tmp_path, capsys):
     assert (tmp_path / 'llm.gguf').read_text() == 'precious'
     assert run(capsys, 'synthetic', tmp_path, '--force', '--no-hashes')[0] == 0
     assert len(ModelDirectory.open(tmp_path).verify_hashes()) == 3
+
+
+@pytest.mark.parametrize('verb', [
+    'bench', 'check', 'doctor', 'importance', 'plan', 'quantize', 'replay', 'score', 'search'
+])  # fmt: skip
+def test_every_verb_knows_an_embedded_model_by_its_name_and_a_path_before_it(
+    verb, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    more = {'importance': ['--out', 'i.gguf'], 'search': ['--out', 's.yaml'],
+            'quantize': ['out'], 'replay': ['q.json', '--out', 'r']}  # fmt: skip
+
+    def given():
+        parsed = vars(cli.make_parser().parse_args([verb, 'nano', *more.get(verb, [])]))
+        found = next(
+            parsed[k] for k in ('directory', 'directories', 'source', 'model') if k in parsed
+        )
+        return found[0] if isinstance(found, list) else found
+
+    assert (given() / 'manifest.yaml').is_file() and given().name == 'nano'
+    (tmp_path / 'nano').mkdir()
+    assert given() == Path('nano')
 
 
 def test_check_names_the_model_and_compares_hashes(tiny_model_dir, tmp_path, capsys, monkeypatch):

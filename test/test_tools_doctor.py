@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from minicpmo_ros.finding import FAIL, OK, WARN
+from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.models.plan import PlanOptions, forecast
+from minicpmo_ros.models.synthetic import write_model
 from minicpmo_ros.nodes.memory import available_mib
 from minicpmo_ros.tools import cli
 from minicpmo_ros.tools import doctor_machine as machine
@@ -21,6 +24,17 @@ from minicpmo_ros.tools import doctor_model as model
 from minicpmo_ros.tools import doctor_software as software
 
 GIB_KIB = 2**20
+DEVICES = ('device', 'vision_device', 'audio_device')
+ON_CPU = PlanOptions(**dict.fromkeys(DEVICES, 'cpu'))
+
+
+@pytest.fixture(scope='module')
+def true_size(tmp_path_factory):
+    """Give a MiniCPM-o 2.6 in four bits with nothing behind its headers."""
+    directory = tmp_path_factory.mktemp('doctor') / '2.6'
+    return ModelDirectory.open(
+        write_model(directory, '2.6', None, 'q4_K', 'q4_0', 'q4_0', pad_ffn=True)
+    )
 
 
 @pytest.fixture
@@ -159,6 +173,17 @@ def test_a_container_bounds_what_is_available(put):
         'proc/self/cgroup': '4:memory:/docker/7\n',
     }
     assert available_mib(put(version_1)) == 512
+    # Pages that are mapped are in use, whether the group counts them as touched once or again.
+    stat = 'sys/fs/cgroup/memory/docker/7/memory.stat'
+    counts = {'inactive_file': 2**28, 'active_file': 2**20, 'mapped_file': 2**28 - 2**22}
+    put({stat: '\n'.join(f'total_{name} {n}' for name, n in counts.items())})
+    assert available_mib(root) == 512 + 5
+
+
+def test_what_processes_have_mapped_is_not_available_to_others(put):
+    root = put({**meminfo(), 'proc/7/status': 'Name: x\nVmRSS: 4194304 kB\nRssFile: 3145728 kB\n'})
+    assert available_mib(root) == available_mib(root, beside=('8',)) == 6 * 1024
+    assert available_mib(root, beside=('7', '8')) == 3 * 1024
 
 
 # --- what is installed --------------------------------------------------------------------------
@@ -261,10 +286,43 @@ def test_memory_for_the_model(put, tiny_model_dir):
     assert level(look(total_gib=0.125, available_gib=0.125), 'cannot hold it') == FAIL
     assert level(look(available_gib=0.125), 'End other programs') == FAIL
     assert level(look(available_gib=0.25), 'the window may shrink') == WARN
-    assert level(look(n_ctx=2**24), 'lower n_ctx') == FAIL
-    assert level(look('NVIDIA H100', available_gib=0.125), 'its own memory') == OK
+    assert level(look(n_ctx=2**24), 'this model allows 1 to', 'Lower n_ctx') == FAIL
+    assert level(look('NVIDIA H100', available_gib=1), 'its own memory') == OK
     put({'etc/nv_tegra_release': ''})
     assert level(look('NVIDIA Orin', available_gib=0.125)) == FAIL
+
+
+def status(rss_mib, file_mib):
+    return f'VmRSS:\t{rss_mib * 1024} kB\nRssFile:\t{file_mib * 1024} kB\n'
+
+
+@pytest.mark.parametrize('command', ['live', 'python3\0{}live', 'python3\0-X\0{}llm'])
+def test_memory_that_the_running_robot_has_is_not_missed(put, true_size, command):
+    plan = forecast(true_size, ON_CPU)
+    words = command.format('/opt/lib/minicpmo_ros/').replace('live', '/x/minicpmo_ros/live', 1)
+    put({'proc/4711/cmdline': words + '\0--ros-args\0'})
+    # Healthy: 900 MiB are left beside it; its mapped weights count as available, in use or not.
+    put({**meminfo(8, (900 + 4400) / 1024), 'proc/4711/status': status(5850, 4400)})
+    found = model.memory(put({}), true_size, 4096, 'f16', '')
+    assert level(found, '900 of 8192 are available beside', '(4711)', '5850') == OK
+    # It runs, but its model was refused.
+    put({**meminfo(8, 1000 / 1024), 'proc/4711/status': status(150, 60)})
+    assert level(model.memory(put({}), true_size, 4096, 'f16', ''), 'End other') == FAIL
+    # A GPU that computes in the same memory: what is there is not told of the process.
+    put({'etc/nv_tegra_release': ''})
+    found = model.memory(put({}), true_size, 4096, 'f16', 'NVIDIA Orin')
+    assert level(found, 'where ~/status of llm is ready') == WARN
+    assert plan.total_mib > 5000
+
+
+@pytest.mark.parametrize('gpu', ['', 'NVIDIA Orin'])
+def test_doctor_and_plan_say_the_same(put, true_size, gpu):
+    put({**meminfo(), 'etc/nv_tegra_release': ''})
+    plan = forecast(
+        true_size, PlanOptions(8192, 'q8_0', **dict.fromkeys(DEVICES, 'gpu' if gpu else 'cpu'))
+    )
+    found = model.memory(put({}), true_size, 8192, 'q8_0', gpu)
+    assert f'{plan.total_mib:.0f} MiB are needed' in found.fact
 
 
 # --- the command --------------------------------------------------------------------------------

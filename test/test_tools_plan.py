@@ -5,9 +5,12 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
+from minicpmo_ros.models.shapes import TINY
+from minicpmo_ros.models.synthetic import write_model
 from minicpmo_ros.tools.cli import main
 
 CPU = ('--set', 'device=cpu')
@@ -26,6 +29,16 @@ def test_the_tables_add_up(tiny_model_dir, capsys):
     assert len(rows) == 6
     by_case = {(int(n), kv): int(mib) for n, kv, mib in rows}
     assert by_case[8192, 'f16'] > by_case[4096, 'f16'] == int(host) > by_case[4096, 'q8_0']
+
+
+def test_only_contexts_that_the_model_has_are_planned(tmp_path, capsys):
+    directory = write_model(tmp_path / 'm', replace(TINY, context_length=4096), None)
+    assert main(['plan', str(directory), *CPU, '--memory-mib', '2000']) == 0
+    text = capsys.readouterr().out
+    assert '| 4096 | q8_0 |' in text and '| 8192 |' not in text
+    assert main(['plan', str(directory), *CPU, '--set', 'n_ctx=40960']) == 2
+    told = capsys.readouterr()
+    assert 'n_ctx is 40960, this model allows 1 to 4096' in told.err and not told.out
 
 
 def test_a_plan_that_does_not_fit_ends_with_status_2_and_the_way_out(tiny_model_dir, capsys):
@@ -56,6 +69,9 @@ def test_a_preset_is_taken_by_name_or_as_a_file_with_its_limit(tiny_model_dir, t
     assert main(['plan', directory, '--preset', str(mine), '--set', 'kv_type=q8_0']) == 2
     told = capsys.readouterr()
     assert 'n_ctx 2048, q8_0' in told.out and ', 50 MiB are to be had' in told.err
+    mine.write_text('/**/llm:\n  ros__parameters:\n    memory_limit_mib: six')
+    assert main(['plan', directory, '--preset', str(mine)]) == 2
+    assert "memory_limit_mib is 'six'; MiB, or 0 for none" in capsys.readouterr().err
     assert main(['plan', directory, '--preset', 'orin_nano']) == 2
     assert "there is no preset 'orin_nano'; there are: agx_orin" in capsys.readouterr().err
 

@@ -94,6 +94,8 @@ def test_no_pad_keeps_odd_rows(tiny_model_dir, tmp_path, quantize):
     ('llm.gguf', ['--rule', 'encoder.*=q4_0'], 'no matrix that fits'),
     ('', [], 'give --llm'),
     ('none.gguf', ['--type', 'q4_0'], 'cannot be opened'),
+    ('llm.gguf', ['--type', 'q4_0', '--report', '/no/where/r.md'], '/no/where is no folder'),
+    ('', ['--type', 'q4_0', '--write-rules', '/no/where/r.yaml'], '/no/where is no folder'),
 ])  # fmt: skip
 def test_refusals_are_one_line_and_leave_nothing(
     tiny_model_dir, tmp_path, quantize, source, options, words

@@ -78,7 +78,7 @@ def read_facts(header: Header) -> VisionFacts:
         ffn_columns=_shape(header, f'v.blk.0.{names[1]}.weight', 2)[1],
         position_grid=round(_shape(header, 'v.position_embd.weight', 2)[0] ** 0.5),
         output_width=_shape(header, 'resampler.proj.weight', 2)[0],
-        queries=header.metadata.get('clip.minicpmv_query_num') or DEFAULT_QUERIES,
+        queries=header.get('clip.minicpmv_query_num', int) or DEFAULT_QUERIES,
         image_size=key('image_size'),
         patch_size=patch,
         epsilon=header.require('clip.vision.attention.layer_norm_epsilon', float),
@@ -94,14 +94,14 @@ def read_facts(header: Header) -> VisionFacts:
 def _check_kind(header: Header) -> None:
     if header.require('general.architecture', str) != 'clip':
         raise ModelFileError(header.path, 'it is no vision file', OTHER_FILE)
-    projector = header.metadata.get('clip.projector_type', 'resampler')
-    if projector != 'resampler' or header.metadata.get('clip.has_vision_encoder') is False:
+    projector = header.get('clip.projector_type', str, 'resampler')
+    if projector != 'resampler' or header.get('clip.has_vision_encoder', bool) is False:
         raise ModelFileError(
             header.path,
             f'it is a vision file of another model (projector {projector!r})',
             OTHER_FILE,
         )
-    if header.metadata.get('clip.use_gelu', True) is not True:
+    if not header.get('clip.use_gelu', bool, True):
         raise ModelFileError(header.path, 'its activation is not the tanh GELU', OTHER_FILE)
 
 
@@ -167,8 +167,10 @@ def _check_sizes(header: Header, facts: VisionFacts) -> None:
             f'pictures of {facts.image_size} in patches of {facts.patch_size}, for '
             f'{facts.position_grid} positions a side'
         )
-    elif not facts.epsilon > 0 or min(facts.std) <= 0:
-        wrong = f'a layer norm epsilon of {facts.epsilon} or an image_std of {facts.std}'
+    elif not 1e-12 <= facts.epsilon <= 0.1:  # as of the language model; refuses NaN, too
+        wrong = f'a layer norm epsilon of {facts.epsilon}, 1e-12 to 0.1 is allowed'
+    elif min(facts.std) <= 0:
+        wrong = f'an image_std of {facts.std}'
     elif facts.ffn_columns < facts.ffn_rows:
         wrong = 'a second feed-forward layer that is narrower than the first'
     if wrong:

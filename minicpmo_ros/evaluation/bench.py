@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from minicpmo_ros.evaluation.runner import Core, CoreOptions
-from minicpmo_ros.evaluation.timing import CLOCKS, Meter, spent_ms
+from minicpmo_ros.evaluation.timing import CLOCKS, Meter, clock_for, spent_ms
 from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.live.hearing import Hearing
 from minicpmo_ros.live.question import Finish, Question
@@ -43,7 +43,7 @@ class BenchOptions:
     """What is measured, and how often."""
 
     device: str = 'cpu'  # cpu, gpu, auto
-    threads: int = 1  # with one, time of the processor is work
+    threads: int = 1  # with one on a CPU, its time is measured; else the time that passes
     n_ctx: int = 4096
     kv_type: str = 'f16'
     repack: bool = False  # of the language model
@@ -85,7 +85,7 @@ def open_bench(model: ModelDirectory, options: BenchOptions) -> Core:
 
 def clock_of(core: Core) -> str:
     """Name the clock that tells what this core's work takes."""
-    return 'cpu' if core.is_cpu else 'wall'
+    return clock_for(core.is_cpu, core.options.threads)
 
 
 def unit_times(core: Core, options: BenchOptions) -> dict:

@@ -30,6 +30,7 @@ from minicpmo_ros.evaluation.bench_ratios import (
     one_decode,
 )
 from minicpmo_ros.evaluation.calibration import better, calibrate
+from minicpmo_ros.evaluation.timing import clock_for
 from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.models.shapes import SHAPES
 
@@ -164,12 +165,15 @@ class Report:
 
 def _machine(data: dict) -> str:
     o, facts = data['options'], data['machine']
-    how = 'CPU time' if o['device'] == 'cpu' else 'time'
+    how = 'CPU time' if _clock(data) == 'cpu' else 'time that passed'
+    threads = f'{o["threads"]} thread' + ('s' if o['threads'] > 1 else '')
     rows = [*facts.items(), ('command', f'`{data["command"]}`')]
-    rows.append(
-        ('measured', f'{how}, {o["threads"]} thread, n_ctx {o["n_ctx"]}, kv_type {o["kv_type"]}')
-    )
+    rows.append(('measured', f'{how}, {threads}, n_ctx {o["n_ctx"]}, kv_type {o["kv_type"]}'))
     return _table(('machine', ''), rows)
+
+
+def _clock(data: dict) -> str:
+    return clock_for(data['options']['device'] == 'cpu', data['options']['threads'])
 
 
 def _measured(data: dict) -> list:
@@ -177,8 +181,9 @@ def _measured(data: dict) -> list:
 
 
 def _configurations(data: dict) -> str:
-    head = ('configuration', *(f'{part} ms' for part in PARTS), 'whole unit ms')
-    head += ('first token ms', 'tokens/s', 'PSS weights MiB', 'PSS inference MiB')
+    cpu = 'CPU ' if _clock(data) == 'cpu' else ''
+    head = ('configuration', *(f'{part} {cpu}ms' for part in PARTS), f'whole unit {cpu}ms')
+    head += (f'first token {cpu}ms', f'tokens/{cpu}s', 'PSS weights MiB', 'PSS inference MiB')
     rows = []
     for name, entry in _measured(data):
         unit, pss = entry['unit_ms'], entry['pss_mib']

@@ -10,7 +10,7 @@ second) and one (a token of an answer); so it is measured: t(rows) of one decode
 import numpy as np
 
 from minicpmo_ros.evaluation.bench import BenchOptions
-from minicpmo_ros.evaluation.timing import spent_ms
+from minicpmo_ros.evaluation.timing import clock_for, spent_ms
 from minicpmo_ros.language.context import Context, ContextOptions
 from minicpmo_ros.language.model import LanguageModel, ModelOptions
 
@@ -38,7 +38,7 @@ def better(curves: dict) -> dict:
 
 
 def _curve(llm_path, options: BenchOptions, how: ModelOptions) -> dict:
-    model = LanguageModel.load(llm_path, how)
+    model, clock = LanguageModel.load(llm_path, how), clock_for(True, options.threads)
     try:
         n_ctx = min(256, model.context_length)
         context = Context(model, ContextOptions(n_ctx, threads=options.threads, offload_kv=False))
@@ -46,7 +46,7 @@ def _curve(llm_path, options: BenchOptions, how: ModelOptions) -> dict:
         rows = rows.astype(np.float32)
 
         def read(n: int) -> float:
-            ms = spent_ms(lambda: context.decode(rows[:n], 0, True))
+            ms = spent_ms(lambda: context.decode(rows[:n], 0, True), clock)
             context.remove(0, 0, -1)
             return ms
 

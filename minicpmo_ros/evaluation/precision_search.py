@@ -11,7 +11,6 @@ questions and options: same result.
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from minicpmo_ros.evaluation.agreement import agreement, answered
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.runner import CoreOptions
 from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.models.gguf_copy import appearing
 from minicpmo_ros.models.precision_steps import Group, path_down, price
 from minicpmo_ros.models.quantize import QuantizeOptions, quantize_directory
 from minicpmo_ros.models.rules_file import RulesFile
@@ -66,9 +66,8 @@ class Journal:
         """Keep an agreement."""
         self._shares[_key(levels)] = share
         record = {'format': JOURNAL_FORMAT, 'facts': self._facts, 'agreements': self._shares}
-        partial = self.path.with_name(f'.{self.path.name}.partial')
-        partial.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
-        os.replace(partial, self.path)
+        with appearing(self.path) as sink:
+            sink.write(f'{json.dumps(record, indent=1)}\n'.encode())
 
 
 def _key(levels: Sequence[int]) -> str:
@@ -189,12 +188,13 @@ def facts_of(
     """Return what agreements depend on, for a Journal."""
     files = {role: header.size_bytes for role, header in model.headers.items()}
     rungs = {f'{g.role} {g.pattern}': [rung.precision for rung in g.rungs] for g in groups}
+    asked = [[q.id, q.clip, q.window(0), q.text, q.choices] for q in questions.questions]
     digest = hashlib.sha256(importance.read_bytes()).hexdigest() if importance else ''
     return {
         'model': model.model_id,
         'bytes': files,
         'sha256': {role: entry.sha256 for role, entry in model.manifest.files.items()},
-        'questions': [question.id for question in questions.questions],
+        'questions_sha256': hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
         'importance_sha256': digest,
         'rungs': rungs,
     }

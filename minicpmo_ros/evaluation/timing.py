@@ -4,8 +4,8 @@
 """Time that work takes, and ratios of two ways to do the same work.
 
 A machine under test is never idle, so two ways are measured in turn, pair by pair, and the ratio
-is the median over the pairs. On a CPU the time is that which the process's threads computed; with
-one thread it is the work. On a GPU, which works beside the process, it is the time that passes.
+is the median over the pairs. Of one thread on a CPU the time is that which it computed: the work.
+Several threads share that, and a GPU works beside the process: there it is the time that passes.
 """
 
 import math
@@ -19,6 +19,11 @@ import numpy as np
 from minicpmo_ros.errors import EngineError
 
 CLOCKS = {'cpu': time.process_time, 'wall': time.perf_counter}  # seconds
+
+
+def clock_for(on_cpu: bool, threads: int) -> str:
+    """Name the clock of CLOCKS that tells how long work takes there."""
+    return 'cpu' if on_cpu and threads == 1 else 'wall'
 
 
 def spent_ms(work: Callable[[], object], clock: str = 'cpu') -> float:

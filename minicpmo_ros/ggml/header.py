@@ -13,6 +13,7 @@ import mmap
 import os
 import stat
 import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,10 @@ class Header:
             wanted = _KINDS.get(kind, 'a list of texts')
             raise ModelFileError(self.path, f'{key} in its header is not {wanted}', FETCH_AGAIN)
         return value
+
+    def get(self, key: str, kind: type, default=None):
+        """Give the value of a key that may be missing; where it is there, as `require` does."""
+        return self.require(key, kind) if key in self.metadata else default
 
 
 def read_header(path) -> Header:
@@ -273,7 +278,7 @@ class _Reader:
             self.claim(count * 8, key)
         data, start, position = self.data, self.position, self.position
         unpack = struct.Struct('<Q').unpack_from
-        starts = []
+        starts = array('q')  # 8 bytes each; a list would take the file's size eight times
         keep = starts.append
         try:
             for _ in range(count):
@@ -283,7 +288,7 @@ class _Reader:
             position = self.size_bytes + 1
         self.claim(position - start, key)
         keep(position)
-        offsets = np.array(starts, np.int64) - start  # (count + 1,)
+        offsets = np.frombuffer(starts, np.int64) - start  # (count + 1,)
         return StringArray(data[start:position], offsets)
 
     def alignment(self, metadata: dict) -> int:

@@ -307,11 +307,14 @@ class _Batch:
         return self._struct
 
 
+def check_n_ctx(n_ctx: int, context_length: int) -> None:
+    """Raise InputError for more positions than a model was made for."""
+    if not 1 <= n_ctx <= context_length:
+        raise InputError(f'n_ctx is {n_ctx}, this model allows 1 to {context_length}.')
+
+
 def _check_options(model: LanguageModel, options: ContextOptions) -> None:
-    if not 1 <= options.n_ctx <= model.context_length:
-        raise InputError(
-            f'n_ctx is {options.n_ctx}, this model allows 1 to {model.context_length}.'
-        )
+    check_n_ctx(options.n_ctx, model.context_length)
     if not 1 <= options.n_batch <= options.n_ctx:
         raise InputError(f'n_batch is {options.n_batch}, 1 to n_ctx ({options.n_ctx}) is allowed.')
     if not 1 <= options.n_sequences <= llama.llama_max_parallel_sequences():

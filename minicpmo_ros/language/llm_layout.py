@@ -87,7 +87,7 @@ def _architecture(header: Header) -> str:
             f'its architecture is {architecture}, a MiniCPM-o has {" or ".join(ARCHITECTURES)}',
             'Use the language model of a MiniCPM-o',
         )
-    if header.metadata.get('split.count', 1) not in (0, 1):
+    if header.get('split.count', int, 1) not in (0, 1):
         raise ModelFileError(header.path, 'it is one part of a model that was split', MERGE)
     for name in header.metadata:
         if name.startswith(f'{architecture}.expert'):

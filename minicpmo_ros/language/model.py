@@ -52,7 +52,7 @@ class LanguageModel:
         self.context_length = llama.llama_model_n_ctx_train(pointer)  # positions it was made for
         heads = self.width // llama.llama_model_n_head(pointer)
         key = f'{header.metadata["general.architecture"]}.attention.key_length'
-        self.head_width = header.metadata.get(key, heads)  # Qwen3's need not share the width
+        self.head_width = header.get(key, int, heads)  # Qwen3's need not share the width
         self.size_bytes = llama.llama_model_size(pointer)
         self.vocabulary = Vocabulary(self._weights, path)
         self.token_rows = TokenRows(path, header)

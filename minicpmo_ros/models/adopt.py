@@ -8,9 +8,7 @@ voice files, other models) is named with the reason. Where several files fit one
 belong to the others are kept; of more than one, the caller chooses.
 """
 
-import math
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from minicpmo_ros.encoders import siglip_layout, whisper_layout
 from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.ggml.header import Header, read_header
 from minicpmo_ros.language import llm_layout
-from minicpmo_ros.models.directory import WHAT, ModelDirectory, role_of
+from minicpmo_ros.models.directory import WHAT, ModelDirectory, precision_of, role_of
 from minicpmo_ros.models.manifest import (
     ARCHITECTURES,
     FILE_NAME,
@@ -64,18 +62,6 @@ class Adoption:
     unused: tuple  # (path, reason)
 
 
-def precision_of(header: Header) -> str:
-    """Name the type that holds most numbers of the matrices: f16, q8_0, q4_K."""
-    counts = Counter()
-    for info in header.tensors.values():
-        if len(info.shape) > 1:
-            counts[info.type] += math.prod(info.shape)
-    if not counts:
-        return 'f32'
-    name = max(counts, key=counts.get).name
-    return 'q' + name[1:] if name.endswith('_K') else name.lower()  # as llama.cpp writes them
-
-
 def find(
     directory,
     chosen: Mapping[str, Path] | None = None,
@@ -96,13 +82,15 @@ def find(
         by_role[role] = [_chosen(directory, role, Path(path))]
     _require_all(directory, by_role, unused)
     picked = _pick(directory, by_role)
-    kept = {each.path for each in picked.values()}
-    unused += [(each.path, 'another was chosen') for each in candidates if each.path not in kept]
+    kept = {each.path.resolve() for each in picked.values()}
+    unused += [
+        (each.path, 'another was chosen') for each in candidates if each.path.resolve() not in kept
+    ]
     manifest = Manifest(
         family=picked['llm'].family,
         model_id=model_id or picked['llm'].family,
         files={
-            role: FileEntry(os.path.relpath(each.path, directory), each.precision)
+            role: FileEntry(_path_from(directory, each.path), each.precision)
             for role, each in picked.items()
         },
         licence=licence or LOOK_UP,
@@ -131,6 +119,14 @@ def require_no_manifest(directory: Path, force: bool) -> None:
             f'{directory / FILE_NAME} is there already; `minicpmo check` tells whether it is '
             'right, --force writes it anew.'
         )
+
+
+def _path_from(directory: Path, path: Path) -> str:
+    """Give the path as it leads from the directory; '..' in it is of where a link leads to."""
+    try:
+        return str(path.relative_to(directory))
+    except ValueError:
+        return os.path.relpath(path.parent.resolve() / path.name, directory.resolve())
 
 
 def _recognise(directory: Path) -> tuple:
@@ -229,4 +225,4 @@ def _pick(directory: Path, by_role: Mapping) -> dict:
 
 def _shown(each: Candidate, directory: Path) -> str:
     mib = each.header.size_bytes / 2**20
-    return f'{os.path.relpath(each.path, directory)} ({each.precision}, {mib:.1f} MiB)'
+    return f'{_path_from(directory, each.path)} ({each.precision}, {mib:.1f} MiB)'

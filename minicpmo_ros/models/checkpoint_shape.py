@@ -113,7 +113,7 @@ def _vision_sizes(checkpoint: Checkpoint, family: str) -> dict:
     positions = checkpoint.side('vpm.embeddings.position_embedding.weight', 0, 2)
     width, patch = checkpoint.side(kernel, 0, 4), checkpoint.side(kernel, 2, 4)
     grid = round(positions**0.5)
-    if _value(checkpoint, 'vision_config.image_size', grid * patch) // patch != grid:
+    if _number(checkpoint, 'vision_config.image_size', grid * patch) // patch != grid:
         agreed('image_size', grid * patch)
     # A dropped layer may have been left out of the checkpoint, or still be there, unused.
     layers = _count(checkpoint, VISION)

@@ -6,13 +6,15 @@
     conversion = convert_directory('MiniCPM-o-2_6', 'model', 'f16')
 
 The layouts are the published ones (layouts.py, file_keys.py). Before a byte is written, every
-tensor is looked up, its shape compared, and the room on the disk. Weights go by in blocks of
-rows, so that memory does not grow with the model. A file gets its name when it is complete, the
-manifest comes last; same input, same bytes. Other precisions are made from these by quantize.py.
+tensor is looked up, its shape compared, and the room on the disk; and the headers that will be
+written are checked as a loader checks them. Weights go by in blocks of rows, so that memory does
+not grow with the model. A file gets its name when it is complete, the manifest comes last; same
+input, same bytes. Other precisions are made from these by quantize.py.
 """
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +47,7 @@ from minicpmo_ros.models.shapes import Shape
 
 PRECISIONS = {'f16': Type.F16, 'bf16': Type.BF16, 'f32': Type.F32}
 OPENING_BYTES = 16 << 20  # more than the metadata of the published vocabularies
+CORRECT_ALL = 'Correct config.json or the tokenizer files, or use the files of one model'
 LARGEST_F16 = 65504.0
 SHOWN = 5  # names in a message
 LICENCE = 'That of the checkpoint; see its model card.'
@@ -101,8 +104,6 @@ def convert_directory(
     template = read_chat_template(checkpoint.path)
     jobs, unused = _planned(checkpoint, shape, PRECISIONS[precision])
     _check_target(target, jobs, overwrite)
-    target.mkdir(parents=True, exist_ok=True)
-    (target / FILE_NAME).unlink(missing_ok=True)  # until all is there, it is no model
     file_type = FILE_TYPES[PRECISIONS[precision]]
     writers = {
         'vision': partial(file_keys.vision_writer, shape=shape, file_type=file_type),
@@ -110,12 +111,16 @@ def convert_directory(
         'llm': partial(file_keys.llm_writer, shape=shape, file_type=file_type, name=model_id,
                        tokens=tokens, chat_template=template),
     }  # fmt: skip
+    files = {role: FileEntry(f'{role}.gguf', precision) for role in ROLES}
+    notes = f'Converted from the Hugging Face checkpoint {name}.'
+    manifest = Manifest(shape.family, model_id, files, LICENCE, notes)
+    _check_headers(checkpoint, manifest, writers, jobs)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / FILE_NAME).unlink(missing_ok=True)  # until all is there, it is no model
     tell = _progress(jobs, on_progress)
     for role, writer in writers.items():
         _write(target / f'{role}.gguf', writer, jobs[role], partial(tell, role))
-    files = {role: FileEntry(f'{role}.gguf', precision) for role in ROLES}
-    notes = f'Converted from the Hugging Face checkpoint {name}.'
-    write_manifest(target, Manifest(shape.family, model_id, files, LICENCE, notes))
+    write_manifest(target, manifest)
     return Conversion(ModelDirectory.open(target), unused)
 
 
@@ -222,6 +227,31 @@ def _check_target(target: Path, jobs: dict, overwrite: bool) -> None:
         )
 
 
+def _check_headers(checkpoint: Checkpoint, manifest: Manifest, writers: dict, jobs: dict) -> None:
+    """Check the files by their headers, with holes for weights; raises ModelFileError."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for role, make_writer in writers.items():
+                _write_hollow(Path(folder) / manifest.files[role].path, make_writer, jobs[role])
+            ModelDirectory.of(folder, manifest)
+        except ModelFileError as error:
+            problem = f'its {Path(error.path).name} would be refused: {error.problem}'
+            raise ModelFileError(checkpoint.path, problem, CORRECT_ALL) from None
+        except UnicodeEncodeError as error:  # half of a pair, which JSON can hold
+            problem = f'the text {error.object[:40]!r} of its tokenizer files is no Unicode'
+            raise ModelFileError(checkpoint.path, problem, FETCH_ALL) from None
+
+
+def _write_hollow(path: Path, make_writer: Callable, jobs: list) -> None:
+    """Write a file that takes no room on a disk."""
+    _open(path, make_writer, jobs)
+    with open(path, 'r+b') as file:
+        file.seek(0, os.SEEK_END)
+        for job in jobs:
+            file.seek(-file.tell() % DEFAULT_ALIGNMENT + job.n_bytes, os.SEEK_CUR)
+        file.truncate()
+
+
 def _progress(jobs: dict, on_progress) -> Callable:
     """Return what counts the bytes of all files and passes them on."""
     total = sum(job.n_bytes for role in ROLES for job in jobs[role])
@@ -236,12 +266,17 @@ def _progress(jobs: dict, on_progress) -> Callable:
     return tell
 
 
+def _open(path, make_writer: Callable, jobs: list) -> None:
+    """Write what comes before the tensors."""
+    writer = make_writer(path)
+    file_keys.declare(writer, [(job.plan.name, job.plan.shape, job.type) for job in jobs])
+    writer.close()
+
+
 def _write(target: Path, make_writer: Callable, jobs: list, tell: Callable) -> None:
     """Write one file: what comes before the tensors, then these in blocks of rows."""
     with appearing(target, sum(job.n_bytes for job in jobs)) as sink:
-        writer = make_writer(sink.name)
-        file_keys.declare(writer, [(job.plan.name, job.plan.shape, job.type) for job in jobs])
-        writer.close()
+        _open(sink.name, make_writer, jobs)
         sink.seek(0, os.SEEK_END)
         for job in jobs:
             align(sink, DEFAULT_ALIGNMENT)

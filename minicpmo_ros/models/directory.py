@@ -7,6 +7,8 @@ What is checked here never reaches the C library: missing, cut or swapped files,
 files of different models together. Every failure names the file and what to do.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 from minicpmo_ros.encoders import siglip_layout, whisper_layout
 from minicpmo_ros.errors import ModelFileError
 from minicpmo_ros.ggml.header import Header, read_header
+from minicpmo_ros.ggml.types import GgmlType
 from minicpmo_ros.language import llm_layout
 from minicpmo_ros.language.llm_layout import LlmFacts
 from minicpmo_ros.models.manifest import (
@@ -144,6 +147,21 @@ def role_of(header: Header) -> str:
     return {'clip': 'vision', 'whisper': 'audio'}.get(architecture, '')
 
 
+def precision_of(header: Header) -> str:
+    """Name the type that holds most numbers of the matrices: f16, q8_0, q4_K."""
+    name = prevailing_type(header.tensors.values()).name
+    return 'q' + name[1:] if name.endswith('_K') else name.lower()  # as llama.cpp writes them
+
+
+def prevailing_type(tensors) -> GgmlType:
+    """Give the type of most numbers of the matrices among things with a shape and a type."""
+    counts = Counter()
+    for each in tensors:
+        if len(each.shape) > 1:
+            counts[each.type] += math.prod(each.shape)
+    return max(counts, key=counts.get, default=GgmlType.F32)
+
+
 def _check_roles(headers: dict, family: str) -> None:
     for role, header in headers.items():
         found = role_of(header)
@@ -173,7 +191,7 @@ def _check_width(header: Header, found: int, width: int) -> None:
 
 def _version_warnings(vision: Header, family: str):
     """Tell when the vision file is likely another model's of the same width."""
-    version, usual = vision.metadata.get('clip.minicpmv_version'), VISION_VERSIONS[family]
+    version, usual = vision.get('clip.minicpmv_version', int), VISION_VERSIONS[family]
     if version is not None and version not in usual:
         yield (
             f'{vision.path}: its minicpmv_version is {version}, that of {family} is {usual[0]}: '

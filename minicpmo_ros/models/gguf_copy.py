@@ -89,12 +89,21 @@ def row_blocks(path: Path, file, info: TensorInfo) -> Iterator[np.ndarray]:
         yield rows.reshape(n, n_bytes)
 
 
+def require_folder(target: Path) -> None:
+    """Raise InputError where there is no folder to write a file in; for before what takes long."""
+    if not target.parent.is_dir():
+        raise InputError(
+            f'{target.parent} is no folder; make it, or write {target.name} elsewhere.'
+        )
+
+
 @contextmanager
-def appearing(target: Path, n_bytes: int) -> Iterator:
+def appearing(target: Path, n_bytes: int = 0) -> Iterator:
     """Give a file to write that gets its name when all went well, and vanishes otherwise.
 
-    n_bytes: what it will take; InputError where the disk has no room for it.
+    n_bytes: what it will take; InputError where the disk has no room for it, or no such folder.
     """
+    require_folder(target)
     free = shutil.disk_usage(target.parent).free
     if n_bytes > free:
         raise InputError(

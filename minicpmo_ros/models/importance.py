@@ -17,6 +17,7 @@ import numpy as np
 from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.ggml.header import Header, read_header
 from minicpmo_ros.ggml.weights import read_floats
+from minicpmo_ros.models.gguf_copy import appearing
 
 KIND = 'imatrix'
 SUMS, COUNTS = '.in_sum2', '.counts'
@@ -68,7 +69,11 @@ class Importance:
         return len(self._sums[name])
 
     def write(self, path) -> None:
-        """Write the file."""
+        """Write the file, at once; InputError where there is no folder for it."""
+        with appearing(Path(path)) as sink:
+            self._write(sink.name)
+
+    def _write(self, path) -> None:
         writer = gguf.GGUFWriter(path, KIND)
         writer.add_type(KIND)
         writer.add_array('imatrix.datasets', self.datasets or ['unknown'])
@@ -86,7 +91,7 @@ class Importance:
     def read(cls, path) -> 'Importance':
         """Read and check a file, ours or llama.cpp's; raises ModelFileError."""
         header = read_header(Path(path))
-        if header.metadata.get('general.type') != KIND:
+        if header.get('general.type', str) != KIND:
             raise ModelFileError(header.path, 'it holds no importance (imatrix)', REMAKE)
         found = cls()
         for name in header.tensors:

@@ -35,9 +35,9 @@ class LlmFacts:
         architecture = header.require('general.architecture', str)
 
         def number(key, default=None):
-            if default is not None and f'{architecture}.{key}' not in header.metadata:
-                return default
-            return header.require(f'{architecture}.{key}', int)
+            if default is None:
+                return header.require(f'{architecture}.{key}', int)
+            return header.get(f'{architecture}.{key}', int, default)
 
         width, heads = number('embedding_length'), number('attention.head_count')
         head_width = number('attention.key_length', width // heads)
@@ -49,33 +49,6 @@ class LlmFacts:
             len(header.require('tokenizer.ggml.tokens', StringArray)),
             number('context_length'),
         )
-
-
-@dataclass(frozen=True)
-class LlmMemory:
-    """Of one language model in one context, MiB."""
-
-    weights_mib: float
-    kv_mib: float
-    compute_mib: float
-
-    @property
-    def total_mib(self) -> float:
-        """All of it."""
-        return self.weights_mib + self.kv_mib + self.compute_mib
-
-
-def llm_memory(
-    header: Header, n_ctx: int, n_ubatch: int = 128, kv_type: str = 'f16', held_twice: bool = False
-) -> LlmMemory:
-    """Forecast for a GGUF file on the CPU; `held_twice`: repacked beside the mapped file."""
-    facts = LlmFacts.of(header)
-    computing = compute(facts, n_ctx, n_ubatch, min(n_ubatch, OUTPUTS)) + output(facts, OUTPUTS)
-    return LlmMemory(
-        header.size_bytes * (2 if held_twice else 1) / MIB,
-        cells(n_ctx) * kv_mib_per_position(facts, kv_type),
-        computing / MIB,
-    )
 
 
 def kv_mib_per_position(facts: LlmFacts, kv_type: str = 'f16') -> float:

@@ -20,6 +20,7 @@ from minicpmo_ros.ggml.forecast import AsGpu
 from minicpmo_ros.ggml.header import Header
 from minicpmo_ros.ggml.runtime import Backend, gpu_name
 from minicpmo_ros.ggml.types import block_size, type_size
+from minicpmo_ros.language.context import check_n_ctx
 from minicpmo_ros.models import llm_forecast, llm_memory
 from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.models.llm_memory import LlmFacts
@@ -63,6 +64,7 @@ class PlanOptions:
     llm_precision: str = ''
     vision_precision: str = ''
     audio_precision: str = ''
+    modules: tuple = MODULES  # that are planned; of a process with a part of the model, its own
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,14 @@ class Plan:
         """Both: what counts where the GPU computes in the machine's memory."""
         return self.host_mib + self.device_mib
 
+    def parts_text(self) -> str:
+        """Give the MiB by module, or of a single one by what they are for, in words."""
+        sums = {}
+        for part in self.parts:
+            name = part.module if len(self.options.modules) > 1 else part.what
+            sums[name] = sums.get(name, 0) + (part.host + part.device) / MIB
+        return ', '.join(f'{name} {mib:.0f}' for name, mib in sums.items() if mib >= 0.5)
+
     def part(self, module: str, what: str) -> Part:
         """Give one part; of zero bytes where there is none."""
         for part in self.parts:
@@ -111,9 +121,12 @@ def forecast(
     """Forecast a model with these parameters: 30 ms of CPU at the true size, hardly any memory.
 
     known: a plan of the same model; what the options do not change is taken from it.
-    Raises ModelFileError for headers that do not tell what is needed.
+    Raises ModelFileError for headers that do not tell what is needed, InputError for more
+    positions than the language model was made for.
     """
     options = options or PlanOptions()
+    if 'llm' in options.modules:
+        check_n_ctx(options.n_ctx, LlmFacts.of(model.headers['llm']).context_length)
     on_gpu = {
         module: device == 'gpu' or (device == 'auto' and gpu_name())
         for module, device in (
@@ -123,14 +136,19 @@ def forecast(
         )
     }
     with _Devices() as devices:
-        parts = _llm_parts(model.headers['llm'], options, on_gpu['llm'], devices)
+        parts = []
+        if 'llm' in options.modules:
+            parts += _llm_parts(model.headers['llm'], options, on_gpu['llm'], devices)
         for module, make in (('vision', _vision), ('audio', _audio)):
+            if module not in options.modules:
+                continue
             parts += _kept(module, options, known) or make(
                 model.headers[module], options, devices.get(on_gpu[module])
             )
-    parts.append(Part('process', 'Python and ROS', int(PROCESS_MIB * MIB)))
-    if any(on_gpu.values()):
-        parts.append(Part('process', 'GPU runtime (assumed)', 0, int(GPU_RUNTIME_MIB * MIB)))
+    if 'process' in options.modules:
+        parts.append(Part('process', 'Python and ROS', int(PROCESS_MIB * MIB)))
+        if any(on_gpu.values()):
+            parts.append(Part('process', 'GPU runtime (assumed)', 0, int(GPU_RUNTIME_MIB * MIB)))
     return Plan(options, tuple(part for part in parts if part.host or part.device))
 
 

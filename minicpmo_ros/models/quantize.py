@@ -26,7 +26,12 @@ from minicpmo_ros.ggml.header import FETCH_AGAIN, Header, TensorInfo, read_heade
 from minicpmo_ros.ggml.library import dequantize, quantize
 from minicpmo_ros.ggml.types import GgmlType as Type
 from minicpmo_ros.ggml.types import block_size
-from minicpmo_ros.models.directory import ModelDirectory, role_of
+from minicpmo_ros.models.directory import (
+    ModelDirectory,
+    precision_of,
+    prevailing_type,
+    role_of,
+)
 from minicpmo_ros.models.gguf_copy import align, appearing, byte_count, opening, row_blocks
 from minicpmo_ros.models.importance import Importance, check_fits
 from minicpmo_ros.models.manifest import FILE_NAME, ROLES, write_manifest
@@ -147,7 +152,7 @@ def quantize_directory(
     for role, header in model.headers.items():
         tell = on_tensor and partial(on_tensor, role)
         reports[role] = _write(header, outputs[role], bases[role], options, tell)
-        precision = model.precision[role] if bases[role] is None else precisions[role]
+        precision = precision_of(read_header(outputs[role]))
         entry = model.manifest.files[role]
         entries[role] = replace(entry, path=outputs[role].name, precision=precision, sha256='')
     write_manifest(target, replace(model.manifest, files=entries))
@@ -201,7 +206,9 @@ def _write(header: Header, target: Path, base, options: QuantizeOptions, on_tens
     """Write one file whose rules and name have been checked."""
     role = _checked_role(header)
     changes = _planned(header, role, base, options)
-    changed_keys = {} if base is None else {'general.file_type': FILE_TYPES[base]}
+    changed_keys, prevailing = {}, prevailing_type(changes)
+    if any(change.type != change.info.type for change in changes) and prevailing in FILE_TYPES:
+        changed_keys['general.file_type'] = FILE_TYPES[prevailing]
     if any(change.type not in FLOATS for change in changes):
         changed_keys['general.quantization_version'] = QUANTIZATION_VERSION
     start = opening(
@@ -234,7 +241,7 @@ def _checked_role(header: Header) -> str:
             f'its architecture {architecture!r} is none of a MiniCPM-o',
             'Give a language model, vision or audio file of MiniCPM-o',
         )
-    version = header.metadata.get('general.quantization_version', QUANTIZATION_VERSION)
+    version = header.get('general.quantization_version', int, QUANTIZATION_VERSION)
     if version != QUANTIZATION_VERSION:
         raise ModelFileError(
             header.path,

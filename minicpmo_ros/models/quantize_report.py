@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.models.gguf_copy import appearing
 from minicpmo_ros.models.quantize import TensorReport
 
 HEAD = (
@@ -39,13 +40,14 @@ def write_report(path: Path, reports: Mapping[str, Sequence[TensorReport]]) -> N
     check_path(path)
     if path.suffix == '.json':
         told = {name: [_told(report) for report in of_file] for name, of_file in reports.items()}
-        path.write_text(json.dumps(told, indent=1) + '\n', encoding='utf-8')
-        return
-    tables = [
-        '\n'.join([f'## {name}', '', HEAD, *map(row, of_file)])
-        for name, of_file in reports.items()
-    ]
-    path.write_text('\n\n'.join(tables) + '\n', encoding='utf-8')
+        text = json.dumps(told, indent=1)
+    else:
+        text = '\n\n'.join(
+            '\n'.join([f'## {name}', '', HEAD, *map(row, of_file)])
+            for name, of_file in reports.items()
+        )
+    with appearing(path) as sink:
+        sink.write(f'{text}\n'.encode())
 
 
 def _told(report: TensorReport) -> dict:

@@ -25,19 +25,25 @@ class Limits:
     host_mib: float
     device_mib: float | None = None  # of a card with memory of its own; None: it shares the host's
 
+    def needed_mib(self, plan: Plan) -> float:
+        """Give what a plan takes of the machine's memory."""
+        return plan.total_mib if self.device_mib is None else plan.host_mib
+
     def excess_mib(self, plan: Plan) -> float:
         """Give by how much a plan is too large; zero or less where it fits."""
-        if self.device_mib is None:
-            return plan.total_mib - self.host_mib
-        return max(plan.host_mib - self.host_mib, plan.device_mib - self.device_mib)
+        excess_mib = self.needed_mib(plan) - self.host_mib
+        if self.device_mib is not None:
+            excess_mib = max(excess_mib, plan.device_mib - self.device_mib)
+        return excess_mib
 
 
 class DoesNotFitError(Error):
-    """A plan is larger than the memory; the text says what to lower."""
+    """A plan is larger than the memory; the text, and `remedy`, say what to lower."""
 
     def __init__(self, plan: Plan, limits: Limits, alone: list, together: list):
         self.plan, self.limits, self.alone, self.together = plan, limits, alone, together
-        super().__init__(_refusal(plan, limits, alone, together))
+        self.remedy = _remedy(limits.excess_mib(plan), alone, together)
+        super().__init__(f'{_problem(plan, limits)}. {self.remedy} Or end other programs.')
 
 
 @dataclass(frozen=True)
@@ -91,28 +97,21 @@ def together(model: ModelDirectory, plan: Plan, limits: Limits) -> list:
 
 
 def _lowered(model, plan: Plan, limits: Limits, option: str, values) -> tuple:
-    """Take the first of ever lower values that suffices, or the last; (Change or None, plan)."""
-
-    def lowered(value) -> Plan:
-        return forecast(model, replace(plan.options, **{option: value}), plan)
-
-    values = list(values)
-    low, high = 0, len(values) - 1  # the first that suffices is in [low, high], if there is one
-    while low < high:
-        middle = (low + high) // 2
-        if limits.excess_mib(lowered(values[middle])) <= 0:
-            high = middle
-        else:
-            low = middle + 1
-    if not values:
-        return None, plan
-    lower = lowered(values[low])
+    """Take the first of ever lower values that suffices, or the best; (Change or None, plan)."""
+    lower, value = plan, None
+    for tried in values:  # one by one: a layer that leaves the GPU goes to the machine's memory
+        options = replace(plan.options, **{option: tried})
+        other = forecast(model, options, plan)
+        if limits.excess_mib(other) < limits.excess_mib(lower):
+            lower, value = other, tried
+        if limits.excess_mib(lower) <= 0:
+            break
     excess_mib = limits.excess_mib(lower)
     saved_mib = limits.excess_mib(plan) - excess_mib
     if saved_mib < WORTH_MIB:
         return None, plan
     before = getattr(plan.options, option)
-    return Change(option, before, values[low], saved_mib, excess_mib <= 0), lower
+    return Change(option, before, value, saved_mib, excess_mib <= 0), lower
 
 
 def _steps(model: ModelDirectory, options: PlanOptions) -> dict:
@@ -143,23 +142,25 @@ def _precisions(model, options: PlanOptions, role: str, names: tuple) -> list:
     return [name for name in names if quantized_savings(header, role, name) > enough]
 
 
-def _refusal(plan: Plan, limits: Limits, alone: list, together: list) -> str:
+def _problem(plan: Plan, limits: Limits) -> str:
     allowed = f'{limits.host_mib:.0f} MiB are to be had'
     needed = f'{plan.total_mib:.0f} MiB are needed'
     if limits.device_mib is not None:
         needed = f'{plan.host_mib:.0f} MiB and {plan.device_mib:.0f} MiB of the GPU are needed'
         allowed = f'{limits.host_mib:.0f} and {limits.device_mib:.0f} are to be had'
-    excess_mib = limits.excess_mib(plan)
-    text = f'{needed}, {allowed}: {excess_mib:.0f} MiB too many.'
+    return f'{needed}, {allowed}: {limits.excess_mib(plan):.0f} MiB too many'
+
+
+def _remedy(excess_mib: float, alone: list, together: list) -> str:
     enough = '; '.join(str(change) for change in alone if change.suffices)
     combined = '; '.join(map(str, together))
     if enough:
-        return f'{text} Any one of these is enough: {enough}.'
+        return f'Any one of these is enough: {enough}.'
     if together and together[-1].suffices:
-        return f'{text} These together are enough: {combined}.'
+        return f'These together are enough: {combined}.'
     left_mib = excess_mib - sum(change.saved_mib for change in together)
     tried = f', even with all of these: {combined}' if combined else ''
     return (
-        f'{text} Nothing that can be set makes it fit; {left_mib:.0f} MiB are too many{tried}. '
-        'Take a smaller model, or end other programs.'
+        f'Nothing that can be set makes it fit; {left_mib:.0f} MiB are too many{tried}. '
+        'Take a smaller model.'
     )

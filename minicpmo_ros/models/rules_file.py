@@ -23,6 +23,7 @@ import yaml
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.ggml.header import Header
+from minicpmo_ros.models.gguf_copy import appearing
 from minicpmo_ros.models.manifest import ROLES
 from minicpmo_ros.models.quantize_rules import TYPES, Rule, type_name, type_named, used_rules
 
@@ -64,7 +65,8 @@ class RulesFile:
             ]
             record[role] = {'type': precision, **({'rules': rules} if rules else {})}
         text = yaml.safe_dump(record, sort_keys=False, width=200)
-        Path(path).write_text(text, encoding='utf-8')
+        with appearing(Path(path)) as sink:
+            sink.write(text.encode())
 
 
 class _Reader:

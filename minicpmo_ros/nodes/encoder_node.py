@@ -22,7 +22,7 @@ from minicpmo_ros.live.status import Status
 from minicpmo_ros.nodes.loading import model_path, open_model
 from minicpmo_ros.nodes.managed import ManagedNode
 from minicpmo_ros.nodes.memory import give_back
-from minicpmo_ros.nodes.memory_room import require_room_for_encoder
+from minicpmo_ros.nodes.memory_room import Room
 from minicpmo_ros.nodes.node_time import NodeTime
 
 EMBEDDING_QOS = QoSProfile(depth=4)
@@ -82,10 +82,10 @@ class Inbox:
 class EncoderNode(ManagedNode):
     """Base of the two encoder nodes.
 
-    A subclass gives `load(options, model, between)` (in the worker; returns the state that the
-    others work with), `open_input(options)`, `encode(state, arrival)`, `tick(state, now)` and
-    `restart(state, second)` where what follows is of another time. It puts every `arrival` into
-    the inbox.
+    A subclass gives `load(options, model, between)` (in the worker; has the room load its encoder,
+    returns the state that the others work with), `open_input(options)`, `encode(state, arrival)`,
+    `tick(state, now)` and `restart(state, second)` where what follows is of another time. It puts
+    every `arrival` into the inbox.
     """
 
     INBOX_CAPACITY: float
@@ -95,9 +95,16 @@ class EncoderNode(ManagedNode):
     is_doubting = False  # something came that the stream may have jumped to; it is not silent
     _worker = _leaving = _input = None
 
-    def __init__(self, name: str, message_type, arbiter: DeviceArbiter | None = None):
+    def __init__(
+        self,
+        name: str,
+        message_type,
+        arbiter: DeviceArbiter | None = None,
+        room: Room | None = None,
+    ):
         super().__init__(name)
-        self._arbiter = arbiter or DeviceArbiter()
+        self._arbiter, self._room = arbiter or DeviceArbiter(), room or Room()
+        self._room.enter(self.MODEL_ROLE, self.table)
         self._publisher = self.topics.publish(message_type, '~/embedding', EMBEDDING_QOS)
         self._told, self._given, self._newest = {}, Counter(), None
         self._pause = None  # of the worker, once it has loaded
@@ -193,7 +200,6 @@ class EncoderNode(ManagedNode):
         try:
             model, pause = checked.result(), _Pause(stop)
             pause.check()
-            require_room_for_encoder(model.headers[self.MODEL_ROLE], options.device)
             state = self.load(options, model, pause)
             self._pause = pause
             self.get_logger().info(f'ready: {model.space}')

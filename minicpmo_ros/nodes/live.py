@@ -9,6 +9,7 @@ the arbiter they share lets a question go before the next slice of an encoder.
 
 from minicpmo_ros.live.arbiter import DeviceArbiter
 from minicpmo_ros.nodes.llm import LlmNode
+from minicpmo_ros.nodes.memory_room import Room
 from minicpmo_ros.nodes.spinning import run
 from minicpmo_ros.nodes.streaming_encoder import StreamingEncoder
 from minicpmo_ros.nodes.vision_encoder import VisionNode
@@ -21,10 +22,10 @@ INPUTS = {
 
 def make_nodes():
     """Give the three nodes, the llm's inputs connected to the encoders' outputs."""
-    arbiter = DeviceArbiter()
-    yield StreamingEncoder(arbiter)
-    yield VisionNode(arbiter)
-    yield LlmNode(arbiter, remappings=INPUTS)
+    arbiter, room = DeviceArbiter(), Room()
+    yield StreamingEncoder(arbiter, room)
+    yield VisionNode(arbiter, room)
+    yield LlmNode(arbiter, room, remappings=INPUTS)
 
 
 def main(args=None) -> int:

@@ -29,7 +29,7 @@ from minicpmo_ros.nodes.loading import model_path, open_model
 from minicpmo_ros.nodes.managed import LATCHED, ManagedNode
 from minicpmo_ros.nodes.memory import give_back
 from minicpmo_ros.nodes.memory_keeper import MemoryKeeper
-from minicpmo_ros.nodes.memory_room import require_room_for_llm
+from minicpmo_ros.nodes.memory_room import Room
 from minicpmo_ros.nodes.messages import NS, take_rows, to_time
 from minicpmo_ros.nodes.node_time import NodeTime
 from minicpmo_ros.nodes.spinning import run
@@ -56,9 +56,10 @@ class LlmNode(ManagedNode):
     _inputs = ()
     _action = _leaving = None
 
-    def __init__(self, arbiter: DeviceArbiter | None = None, **kwargs):
+    def __init__(self, arbiter: DeviceArbiter | None = None, room: Room | None = None, **kwargs):
         super().__init__('llm', **kwargs)
-        self._arbiter = arbiter or DeviceArbiter()
+        self._arbiter, self._room = arbiter or DeviceArbiter(), room or Room()
+        self._room.enter('llm', self.table)
         self._model = None  # the ModelDirectory, once the engine is ready
         self._refused, self._told_s = 0, -60.0
         self._memory = MemoryKeeper(self)
@@ -76,12 +77,13 @@ class LlmNode(ManagedNode):
     def on_setup(self, options) -> None:
         """Check the files, then load in the engine's thread."""
         check(options)
-        checked = open_model(model_path(options.model_dir))
-        if self._leaving is None and checked.done():  # else in the engine's thread, in time
-            require_room_for_llm(checked.result().headers['llm'], options)
         leaving, self._leaving = [self._leaving] if self._leaving else [], None
+        # Behind an engine that still has its memory, the loader asks once it has ended.
+        checked = open_model(
+            model_path(options.model_dir), None if leaving else self._room.require_llm
+        )
         engine = Engine(
-            make_loader(options, checked, leaving, self.get_logger().warning),
+            make_loader(options, checked, leaving, self._room, self.get_logger().warning),
             EngineOptions(
                 unit_deadline_s=options.unit_deadline,
                 max_backlog=options.max_backlog,

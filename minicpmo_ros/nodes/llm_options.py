@@ -14,7 +14,7 @@ from minicpmo_ros.language.sampling import SamplingOptions
 from minicpmo_ros.live.session import Session, SessionOptions
 from minicpmo_ros.live.window import POLICIES
 from minicpmo_ros.nodes.loading import MODEL_PARAMETERS, thread_count
-from minicpmo_ros.nodes.memory_room import require_room_for_llm
+from minicpmo_ros.nodes.memory_room import Room
 from minicpmo_ros.nodes.parameters import ANY_TIME, Parameter
 
 PARAMETERS = (
@@ -70,7 +70,7 @@ class LoadError(EngineError):
         self.reason, self.remedy = reason, remedy
 
 
-def make_loader(options, checked, leaving: list, warn):
+def make_loader(options, checked, leaving: list, room: Room, warn):
     """Give what the engine calls in its thread to load the session.
 
     `leaving` holds the engine before, if there was one: two models at a time may not fit into
@@ -78,6 +78,7 @@ def make_loader(options, checked, leaving: list, warn):
     """
 
     def load(on_progress, abort) -> Session:
+        waits = bool(leaving)
         while leaving:
             if leaving[0].close(timeout_s=5.0):
                 leaving.clear()
@@ -85,7 +86,8 @@ def make_loader(options, checked, leaving: list, warn):
                 warn('the model before has not ended yet; loading waits for it')
         check_device(options.device)  # llama.cpp would take the CPU without a word
         model = checked.result()
-        require_room_for_llm(model.headers['llm'], options)
+        if waits:
+            room.require_llm(model)
         if options.use_mlock and (refusal := lock_refusal(model.headers['llm'].size_bytes)):
             warn(refusal)
         layout = LAYOUTS.get(f'{model.family}/{options.prompt}')

@@ -48,13 +48,19 @@ def model_path(given: str) -> Path:
     )
 
 
-def open_model(path: Path, timeout_s: float = CHECK_TIMEOUT_S) -> Future:
-    """Check a model directory in a thread; raise its error if that comes within `timeout_s`."""
+def open_model(path: Path, examine=None, timeout_s: float = CHECK_TIMEOUT_S) -> Future:
+    """Check a model directory in a thread; raise its error if that comes within `timeout_s`.
+
+    examine(model): what else must hold of it; raises an Error.
+    """
     checked = Future()
 
     def check():
         try:
-            checked.set_result(ModelDirectory.open(path))
+            model = ModelDirectory.open(path)
+            if examine is not None:
+                examine(model)
+            checked.set_result(model)
         except Exception as error:
             checked.set_exception(error)
 

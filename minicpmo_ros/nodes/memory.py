@@ -19,15 +19,16 @@ from pathlib import Path
 PERIOD_S = 2.0
 MIB = 2**20
 # Of a control group (a container, a service), version 2 and 1: where it lies, what bounds it, what
-# it has, and what of that is file cache.
+# it has, and what of that are pages of files: touched once, touched again, mapped.
 GROUPS = (
     (
         r'0::/(\S*)', 'sys/fs/cgroup',
-        'memory.max', 'memory.current', 'inactive_file',
+        'memory.max', 'memory.current', ('inactive_file', 'active_file', 'file_mapped'),
     ),
     (
         r'\d+:memory:/(\S*)', 'sys/fs/cgroup/memory',
-        'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file',
+        'memory.limit_in_bytes', 'memory.usage_in_bytes',
+        ('total_inactive_file', 'total_active_file', 'total_mapped_file'),
     ),
 )  # fmt: skip
 # What only a Jetson has: its GPU computes in the machine's own memory.
@@ -59,9 +60,33 @@ def meminfo_mib(root='/') -> dict:
     return table
 
 
-def available_mib(root='/') -> float:
-    """Give what programs can still take without swapping, MiB: here, and in this control group."""
-    return min(meminfo_mib(root)['MemAvailable'], _group_room_mib(Path(root)))
+def available_mib(root='/', beside: tuple = ()) -> float:
+    """Give what programs can still take without swapping, MiB: here, and in this control group.
+
+    beside: processes (numbers, or 'self') that are to go on. Linux counts as available the pages
+    of files that they have mapped, weights above all, though they would have to be read again.
+    """
+    mapped_mib = sum(resident_mib(process, root)['RssFile'] for process in beside)
+    return max(
+        0.0, min(meminfo_mib(root)['MemAvailable'] - mapped_mib, _group_room_mib(Path(root)))
+    )
+
+
+def resident_mib(process='self', root='/') -> dict:
+    """Give what of a process is in memory, MiB: VmRSS and of it RssFile, pages of files; cheap.
+
+    Zeros for a process that has ended.
+    """
+    table = dict.fromkeys(('VmRSS', 'RssFile'), 0.0)
+    try:
+        lines = (Path(root) / f'proc/{process}/status').read_text().splitlines()
+    except OSError:
+        return table
+    for line in lines:
+        name, _, rest = line.partition(':')
+        if name in table:
+            table[name] = int(rest.split()[0]) / 1024
+    return table
 
 
 def _group_room_mib(root: Path) -> float:
@@ -78,13 +103,15 @@ def _group_room_mib(root: Path) -> float:
     return min(rooms)
 
 
-def _room_mib(folder: Path, bound: str, usage: str, cache: str) -> float:
+def _room_mib(folder: Path, bound: str, usage: str, of_files: tuple) -> float:
     try:
         limit, used = (int((folder / name).read_text()) for name in (bound, usage))
         counts = (folder / 'memory.stat').read_text().split()
     except (OSError, ValueError):  # not there, or 'max'
         return math.inf
-    cached = int(dict(zip(counts[::2], counts[1::2])).get(cache, 0))
+    found = dict(zip(counts[::2], counts[1::2]))
+    idle, active, mapped = (int(found.get(name, 0)) for name in of_files)
+    cached = max(0, min(idle, idle + active - mapped))  # what is mapped is in use
     return (limit - used + cached) / MIB
 
 
@@ -134,5 +161,5 @@ class MemoryWatch:
                 give_back()
             begun_s = time.monotonic()
             self.mib = pss_mib()
-            self._on_look(begun_s, self.mib, available_mib())
+            self._on_look(begun_s, self.mib, available_mib(beside=('self',)))
             self._wanted.wait(PERIOD_S)

@@ -96,9 +96,12 @@ class ParameterTable:
 
     def values(self) -> SimpleNamespace:
         """Give all values; 'a.b' becomes the attribute a_b."""
-        return SimpleNamespace(
-            **{name.replace('.', '_'): self._node.get_parameter(name).value for name in self._rows}
-        )
+        named = self.named().items()
+        return SimpleNamespace(**{name.replace('.', '_'): value for name, value in named})
+
+    def named(self) -> dict:
+        """Give all values by the parameters' names."""
+        return {name: self._node.get_parameter(name).value for name in self._rows}
 
     def _declare(self, row: Parameter) -> None:
         try:

@@ -6,6 +6,7 @@
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from minicpmo_ros.encoders.whisper import AudioEncoder
 from minicpmo_ros.errors import InputError
@@ -67,14 +68,16 @@ class StreamingEncoder(EncoderNode):
                   'published front end does; less exact than the stream'),
     )  # fmt: skip
 
-    def __init__(self, arbiter=None):
-        super().__init__('streaming_encoder', AudioEmbedding, arbiter)
+    def __init__(self, arbiter=None, room=None):
+        super().__init__('streaming_encoder', AudioEmbedding, arbiter, room)
         self._dropped = deque(maxlen=1000)  # (stamp_ns or None, seconds) that went unheard
 
     def load(self, options, model, between) -> Ear:
         """Load the encoder."""
         backend = Backend(options.device, threads=thread_count(options.threads))
-        encoder = AudioEncoder.load(model.audio_path, backend)
+        encoder = self._room.load(
+            'audio', model, partial(AudioEncoder.load, model.audio_path, backend)
+        )
         hearing = Hearing(encoder, isolated=options.isolated, between=between)
         return Ear(hearing, model.space)
 

@@ -63,15 +63,16 @@ class VisionNode(EncoderNode):
                   'levels of 255', 0, 255),
     )  # fmt: skip
 
-    def __init__(self, arbiter=None):
+    def __init__(self, arbiter=None, room=None):
         self._encoder = lambda: None  # a weak reference: the worker's is the one that holds it
-        super().__init__('vision_encoder', ImageEmbedding, arbiter)
+        super().__init__('vision_encoder', ImageEmbedding, arbiter, room)
 
     def load(self, options, model, between) -> Eye:
         """Load the encoder."""
         backend = Backend(options.device, threads=thread_count(options.threads))
+        load = partial(VisionEncoder.load, model.vision_path, backend, options.vision_max_tiles)
         encoder = VisionOnDemand(
-            partial(VisionEncoder.load, model.vision_path, backend, options.vision_max_tiles),
+            lambda between: self._room.load('vision', model, partial(load, between=between)),
             options.vision_release_after_s,
         )
         seeing = Seeing(

@@ -4,8 +4,8 @@
 """Measure what model directories cost on this machine.
 
 Tables of a live second by its parts, first token, decode speed, memory, the ratios by which the
-design is judged, and how best to hold the weights. Times are those of the processor with one
-thread, so that other load does not count; on a GPU they are those that pass. The ratios against
+design is judged, and how best to hold the weights. Times are CPU time with one thread, so that
+other load does not count; with more, or on a GPU, they are those that pass. The ratios against
 llama-cpp-python's loop, libmtmd and PyTorch need the source tree: make bench.
 """
 
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.tools.model_path import HELP, model_path
 
 SUMMARY = 'measure time and memory of model directories'
 CONFIGURATION = 'configuration'
@@ -22,9 +23,7 @@ CONFIGURATION = 'configuration'
 
 def add_arguments(parser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        'directories', type=Path, nargs='+', metavar='DIR', help='model directories'
-    )
+    parser.add_argument('directories', type=model_path, nargs='+', metavar='DIR', help=HELP)
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the figures there')
     add_measuring(parser)
 
@@ -111,7 +110,7 @@ def measure_all(arguments, baselines_of, command: str):
             entry.update(measure(model, options, pss_mib))
         if wanted and entry['shape'] not in report.data['ratios']:
             ratios = measure_ratios(model, options, baselines_of(model, options), wanted, _tell)
-        report.add(f'{model.path.name} ({"/".join(model.precision.values())})', entry, ratios)
+        report.add(f'{model.path} ({"/".join(model.precision.values())})', entry, ratios)
         if a.json:
             write(report, a.json)  # what is measured is kept, whatever comes
     print(report.markdown(), end='')

@@ -6,12 +6,14 @@
 import os
 from pathlib import Path
 
+from minicpmo_ros.tools.model_path import HELP, model_path
+
 SUMMARY = 'check the files of a model directory'
 
 
 def add_arguments(parser) -> None:
     """Declare the options."""
-    parser.add_argument('directory', type=Path, metavar='DIR', help='the model directory')
+    parser.add_argument('directory', type=model_path, metavar='DIR', help=HELP)
     parser.add_argument(
         '--hashes',
         action='store_true',

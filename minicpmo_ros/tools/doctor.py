@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from minicpmo_ros.finding import FAIL, WARN, Finding
+from minicpmo_ros.tools.model_path import HELP, model_path
 
 SUMMARY = 'say what is wrong with this machine and what to do'
 
@@ -21,9 +22,8 @@ SUMMARY = 'say what is wrong with this machine and what to do'
 def add_arguments(parser) -> None:
     """Declare the options."""
     parser.add_argument(
-        'directory', nargs='?', metavar='DIR', default='nano',
-        help='the model directory, or the name of an embedded model',
-    )  # fmt: skip
+        'directory', nargs='?', type=model_path, metavar='DIR', default='nano', help=HELP
+    )
     parser.add_argument(
         '--hashes',
         action='store_true',
@@ -107,7 +107,7 @@ def findings(arguments, environment) -> list:
 def _model(arguments, gpu_name: str) -> list:
     from minicpmo_ros.tools import doctor_model as model
 
-    directory, found = model.files(_directory(arguments.directory))
+    directory, found = model.files(arguments.directory)
     if directory is None:
         return found
     if arguments.hashes:
@@ -116,15 +116,6 @@ def _model(arguments, gpu_name: str) -> list:
         *found,
         model.memory(arguments.root, directory, arguments.n_ctx, arguments.kv_type, gpu_name),
     ]
-
-
-def _directory(given: str) -> Path:
-    """Give the path of a directory, or of a model that is installed or lies in the checkout."""
-    path = Path(given).expanduser()
-    prefixes = os.environ.get('AMENT_PREFIX_PATH', '').split(':')
-    embedded = [Path(prefix) / 'share/minicpmo_ros/models' / given for prefix in prefixes]
-    candidates = [path, *embedded, Path(__file__).parents[2] / 'models' / given]
-    return next((each for each in candidates if each.is_dir()), path)
 
 
 def _topics(arguments, environment, has_ros: bool) -> list:

@@ -3,15 +3,22 @@
 
 """Doctor's look at a model directory, and at the room there is for it."""
 
+import math
 from pathlib import Path
 
-from minicpmo_ros.errors import ModelFileError
+from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.finding import FAIL, OK, WARN, Finding, judged
 from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.models.llm_memory import llm_memory
-from minicpmo_ros.nodes.memory import available_mib, meminfo_mib, shares_memory_with_gpu
+from minicpmo_ros.models.plan import PlanOptions, forecast
+from minicpmo_ros.models.remedies import Limits
+from minicpmo_ros.nodes.memory import (
+    available_mib,
+    meminfo_mib,
+    resident_mib,
+    shares_memory_with_gpu,
+)
 
-PROCESS_MIB = 150.0  # Python, ROS and what encoders compute in
+EXECUTABLES = ('live', 'llm', 'vision_encoder', 'streaming_encoder')
 RESERVE_MIB = 128.0  # memory_reserve_mib of node llm
 
 
@@ -43,28 +50,57 @@ def hashes(model: ModelDirectory) -> Finding:
 
 
 def memory(root: Path, model: ModelDirectory, n_ctx: int, kv_type: str, gpu: str) -> Finding:
-    """Compare what the model will take with what this machine has."""
-    llm = llm_memory(model.headers['llm'], n_ctx, kv_type=kv_type)
-    encoders_mib = sum(model.headers[role].size_bytes for role in ('vision', 'audio')) / 2**20
-    need_mib = llm.total_mib + encoders_mib + PROCESS_MIB
-    total_mib, free_mib = meminfo_mib(root)['MemTotal'], available_mib(root)
+    """Compare what the plan says with what this machine has; what runs already has its part."""
+    device, shares = ('gpu' if gpu else 'cpu'), shares_memory_with_gpu(root)
+    devices = {name: device for name in ('device', 'vision_device', 'audio_device')}
+    try:
+        plan = forecast(model, PlanOptions(n_ctx=n_ctx, kv_type=kv_type, **devices))
+    except InputError as error:
+        return Finding('memory', FAIL, str(error).rstrip('.'), 'Lower n_ctx')
+    need_mib = Limits(0.0, None if shares else math.inf).needed_mib(plan)
+    total_mib, running = meminfo_mib(root)['MemTotal'], _running(root)
+    free_mib = available_mib(root, tuple(running))
+    held_mib = sum(resident_mib(process, root)['VmRSS'] for process in running)
     fact = (
-        f'{need_mib:.0f} MiB are needed (language model {llm.weights_mib:.0f}, {n_ctx} positions '
-        f'{llm.kv_mib:.0f} in {kv_type}, encoders {encoders_mib:.0f}, the rest '
-        f'{llm.compute_mib + PROCESS_MIB:.0f}), {free_mib:.0f} of {total_mib:.0f} are available'
+        f'{need_mib:.0f} MiB are needed for {n_ctx} positions in {kv_type} ({plan.parts_text()}), '
+        f'{free_mib:.0f} of {total_mib:.0f} are available'
     )
-    if gpu and not shares_memory_with_gpu(root):
-        return Finding('memory', OK, f'{fact}; with a GPU of its own memory most of it lies there')
+    if running:
+        names = ', '.join(f'{name} ({process})' for process, name in running.items())
+        fact += f' beside {names}, which have {held_mib:.0f}'
+    if plan.device_mib and not shares:
+        fact += f'; {plan.device_mib:.0f} more are needed of the GPU, which has its own memory'
     less = 'lower n_ctx, set kv_type to q8_0, or take smaller files (minicpmo quantize)'
+    spare_mib = free_mib + held_mib - need_mib
     return judged(
         'memory',
         fact,
         (need_mib > total_mib, FAIL, f'This machine cannot hold it: {less}'),
-        (need_mib > free_mib, FAIL, f'End other programs (the desktop takes most), or {less}'),
         (
-            need_mib + RESERVE_MIB > free_mib,
+            spare_mib < 0 and running and plan.device_mib and shares,
+            WARN,
+            'What they have of it on the GPU is not told here: where ~/status of llm is ready, '
+            f'nothing is wrong; else end other programs, or {less}',
+        ),
+        (spare_mib < 0, FAIL, f'End other programs (the desktop takes most), or {less}'),
+        (
+            spare_mib < RESERVE_MIB,
             WARN,
             f'Little is left, so that the window may shrink while it runs: end other programs, '
             f'or {less}',
         ),
     )
+
+
+def _running(root: Path) -> dict:
+    """Give the processes of this machine that hold a part of a model: {number: name}."""
+    found = {}
+    for path in root.glob('proc/[0-9]*/cmdline'):
+        try:
+            words = path.read_text(errors='replace').split('\0')[:3]  # an interpreter, options
+        except OSError:  # it has ended
+            continue
+        for word in map(Path, words):
+            if word.parent.name == 'minicpmo_ros' and word.name in EXECUTABLES:
+                found[path.parent.name] = word.name
+    return found

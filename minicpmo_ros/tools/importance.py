@@ -16,6 +16,7 @@ from minicpmo_ros.tools.asking import (
     end_progress,
     progress,
 )
+from minicpmo_ros.tools.model_path import HELP, model_path
 
 SUMMARY = 'measure which columns of the weights matter'
 
@@ -24,9 +25,9 @@ def add_arguments(parser) -> None:
     """Declare the options."""
     parser.add_argument(
         'directory',
-        type=Path,
+        type=model_path,
         metavar='DIR',
-        help='a model directory, in as high a precision as there is',
+        help=f'{HELP}, in as high a precision as there is',
     )
     parser.add_argument('--out', type=Path, required=True, metavar='FILE', help='a .gguf to write')
     add_asking_arguments(parser)
@@ -36,7 +37,9 @@ def run(arguments) -> None:
     """Answer the questions, write the file, say what is in it."""
     from minicpmo_ros.evaluation.importance import collect
     from minicpmo_ros.models.directory import ModelDirectory
+    from minicpmo_ros.models.gguf_copy import require_folder
 
+    require_folder(arguments.out)
     model, questions = ModelDirectory.open(arguments.directory), asked_questions(arguments)
     importance = collect(model, questions, core_options(arguments), progress(model.path))
     end_progress()

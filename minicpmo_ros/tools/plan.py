@@ -12,16 +12,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.tools.model_path import HELP, model_path
 
 SUMMARY = 'forecast the memory a model takes, and what to lower where it does not fit'
 # Options of a plan that are no parameter of one node.
-NOT_PARAMETERS = ('device', 'overlap_s', 'llm_precision', 'vision_precision', 'audio_precision')
+NOT_PARAMETERS = ('device', 'overlap_s', 'llm_precision', 'vision_precision', 'audio_precision',
+                  'modules')  # fmt: skip
 CONTEXTS, KV_TYPES = (2048, 4096, 8192), ('f16', 'q8_0')
 
 
 def add_arguments(parser) -> None:
     """Declare the options."""
-    parser.add_argument('directory', type=Path, metavar='MODEL_DIR', help='the model directory')
+    parser.add_argument('directory', type=model_path, metavar='MODEL_DIR', help=HELP)
     parser.add_argument('--preset', help='name of a preset, or a YAML file of parameters')
     parser.add_argument(
         '--set',
@@ -118,7 +120,10 @@ def _installed() -> Path | None:
 
 
 def _limit_of(parameters: dict) -> float:
-    return float(parameters['llm'].get('memory_limit_mib', 0))
+    limit_mib = parameters['llm'].get('memory_limit_mib', 0)
+    if type(limit_mib) not in (int, float) or not limit_mib >= 0:
+        raise InputError(f'memory_limit_mib is {limit_mib!r}; MiB, or 0 for none, are expected')
+    return limit_mib
 
 
 def _by_module(plan) -> str:
@@ -136,15 +141,17 @@ def _by_module(plan) -> str:
 
 
 def _by_context(model, plan, limits) -> str:
-    """Give the table of other contexts, all else being equal."""
+    """Give the table of other contexts that the model has, all else being equal."""
+    from minicpmo_ros.models.llm_memory import LlmFacts
     from minicpmo_ros.models.plan import forecast
 
+    longest = LlmFacts.of(model.headers['llm']).context_length
     lines = [
         '',
         '| n_ctx | kv_type | memory | GPU | both | fits |',
         '|---:|---|---:|---:|---:|---|',
     ]
-    for n_ctx in CONTEXTS:
+    for n_ctx in (n_ctx for n_ctx in CONTEXTS if n_ctx <= longest):
         for kv_type in KV_TYPES:
             options = replace(plan.options, n_ctx=n_ctx, kv_type=kv_type)
             other = forecast(model, options, plan)

@@ -16,6 +16,7 @@ from pathlib import Path
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.models.quantize_rules import TYPES, Rule
 from minicpmo_ros.tools.asking import count
+from minicpmo_ros.tools.model_path import HELP, model_path
 
 SUMMARY = 'write model files in other precisions'
 ROLES = ('llm', 'vision', 'audio')
@@ -27,9 +28,9 @@ def add_arguments(parser) -> None:
     """Declare the options."""
     parser.add_argument(
         'source',
-        type=Path,
+        type=model_path,
         metavar='FILE|DIR',
-        help='a GGUF file of a model, or a model directory',
+        help=f'a GGUF file of a model, or a {HELP}',
     )
     parser.add_argument('target', type=Path, metavar='FILE|DIR', help='what to write')
     parser.add_argument(
@@ -95,11 +96,15 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> None:
     """Write the files and print their sizes and errors."""
+    from minicpmo_ros.models.gguf_copy import require_folder
     from minicpmo_ros.models.importance import Importance
     from minicpmo_ros.models.quantize import QuantizeOptions
     from minicpmo_ros.models.quantize_report import HEAD, check_path, write_report
     from minicpmo_ros.models.rules_file import RulesFile
 
+    for path in (arguments.write_rules, arguments.report):
+        if path not in (None, PRINTED) and path.parent != arguments.target:  # which is made
+            require_folder(path)
     filed = RulesFile.read(arguments.rules) if arguments.rules else RulesFile()
     options = QuantizeOptions(
         [*(Rule.parse(text) for text in arguments.rule), *filed.rules],

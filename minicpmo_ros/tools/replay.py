@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.tools.model_path import HELP, model_path
 
 SUMMARY = 'ask a model about bags; goes on where it was killed'
 OPTIONS = (
@@ -26,7 +27,7 @@ OPTIONS = (
 
 def add_arguments(parser) -> None:
     """Declare the options."""
-    parser.add_argument('model', type=Path, metavar='DIR', help='a model directory')
+    parser.add_argument('model', type=model_path, metavar='DIR', help=HELP)
     parser.add_argument(
         'questions', type=Path, metavar='FILE', help='JSON or YAML beside its bags'
     )

@@ -19,6 +19,7 @@ from minicpmo_ros.tools.asking import (
     end_progress,
     progress,
 )
+from minicpmo_ros.tools.model_path import HELP, model_path
 
 SUMMARY = 'ask a model about clips and count the right answers'
 INPUTS = ('all', 'no_picture', 'no_sound')
@@ -29,10 +30,10 @@ def add_arguments(parser) -> None:
     """Declare the options."""
     parser.add_argument(
         'directories',
-        type=Path,
+        type=model_path,
         metavar='DIR',
         nargs='*',
-        help='model directories, of one model in several precisions; none: only '
+        help=f'{HELP}; several: of one model in several precisions; none: only '
         'the answers given by --answers are scored',
     )
     parser.add_argument(

@@ -19,6 +19,7 @@ from minicpmo_ros.tools.asking import (
     core_options,
     count,
 )
+from minicpmo_ros.tools.model_path import HELP, model_path
 
 SUMMARY = 'find the smallest types that keep the answers'
 LADDER = 'q8_0,q6_K,q5_K,q4_K,q4_0,q3_K,q2_K'
@@ -26,7 +27,7 @@ LADDER = 'q8_0,q6_K,q5_K,q4_K,q4_0,q3_K,q2_K'
 
 def add_arguments(parser) -> None:
     """Declare the options."""
-    parser.add_argument('directory', type=Path, metavar='DIR', help='a model directory')
+    parser.add_argument('directory', type=model_path, metavar='DIR', help=HELP)
     parser.add_argument(
         '--agreement',
         type=_share,
