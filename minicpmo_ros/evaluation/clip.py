@@ -67,18 +67,22 @@ class Clip:
         return min(stamps) // NS
 
     def between(self, start_s: int, end_s: int) -> 'Clip':
-        """Give the part with stamps in [start_s, end_s), in whole chunks of sound."""
+        """Give the part with stamps in [start_s, end_s), chunks of sound cut to the sample."""
         shots = tuple(s for s in self.pictures if start_s <= s.stamp_ns // NS < end_s)
         kept, at_ns = [], 0
         for stamp_ns, samples in self.sound:
             begin_ns = at_ns if stamp_ns is None else stamp_ns
             at_ns = begin_ns + len(samples) * NS // SAMPLE_RATE_HZ
-            skip = max(0, start_s * NS - begin_ns) * SAMPLE_RATE_HZ // NS
-            stop = max(0, end_s * NS - begin_ns) * SAMPLE_RATE_HZ // NS
+            skip, stop = (_samples_before(edge_s * NS - begin_ns) for edge_s in (start_s, end_s))
             part = samples[skip:stop]
             if len(part):
                 kept.append((begin_ns + skip * NS // SAMPLE_RATE_HZ, part))
         return replace(self, pictures=shots, sound=tuple(kept), begins_s=None)
+
+
+def _samples_before(after_ns: int) -> int:
+    """Count the samples of a chunk that lie less than so many nanoseconds after its begin."""
+    return -(-max(0, after_ns) * SAMPLE_RATE_HZ // NS)
 
 
 def png(picture: np.ndarray) -> bytes:
