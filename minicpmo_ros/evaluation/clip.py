@@ -20,12 +20,29 @@ PICTURE, RAW_PICTURE = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image
 PLAIN_SOUND, SOUND, SOUND_INFO = (
     f'audio_common_msgs/msg/{name}' for name in ('AudioData', 'AudioDataStamped', 'AudioInfo')
 )
+ARRAYS, PLAIN_ARRAYS = (f'audio_common_msgs/msg/{name}' for name in ('AudioStamped', 'Audio'))
 DEFINITIONS = {  # as ros-drivers has them
     PLAIN_SOUND: 'uint8[] data',
     SOUND: 'std_msgs/Header header\naudio_common_msgs/AudioData audio',
     SOUND_INFO: 'uint8 channels\nuint32 sample_rate\nstring sample_format\nuint32 bitrate\n'
     'string coding_format',
 }
+# The same of mgonzs13's package of that name, which cannot be in one store with the other.
+ARRAY_DEFINITIONS = {
+    ARRAYS: 'std_msgs/Header header\naudio_common_msgs/Audio audio',
+    PLAIN_ARRAYS: 'audio_common_msgs/AudioData audio_data\naudio_common_msgs/AudioInfo info',
+    PLAIN_SOUND: 'float32[] float32_data\nint32[] int32_data\nint16[] int16_data\n'
+    'int8[] int8_data\nuint8[] uint8_data',
+    SOUND_INFO: 'int32 format\nint32 channels\nint32 rate\nint32 chunk',
+}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The camera and the microphone that are meant, of several in a bag; empty: the only one."""
+
+    image_topic: str = ''  # compressed pictures are on this name, or on it with /compressed
+    audio_topic: str = ''  # its format is on this name with _info, or the only one
 
 
 @dataclass(frozen=True)
@@ -92,12 +109,12 @@ def png(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def type_store(own: dict | None = None):
+def type_store(own: dict | None = None, definitions: dict = DEFINITIONS):
     """Give the types of ROS 2 and of sound; `own`: definitions that a bag brought along."""
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_HUMBLE)
-    for name, text in DEFINITIONS.items():
+    for name, text in definitions.items():
         # A bag's own has the definitions of its parts behind it; some bags have empty ones.
         told = (own or {}).get(name, '').split('=' * 80)[0]
         store.register(get_types_from_msg(told if told.strip() else text, name))
