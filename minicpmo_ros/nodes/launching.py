@@ -120,7 +120,7 @@ def replay_starts(given: dict, config: Path) -> tuple:
         own['model_dir'] = given['model_dir']
     clock = ('/clock', 'clock')  # the time is of this run alone
     texts = ('questions', 'bag', 'image_topic', 'audio_topic', 'out', 'input', 'record')
-    asked = {name: given[name] for name in texts}
+    asked = {name: given[name] for name in texts if given[name]}
     asked.update({name: whole_number(given, name) for name in ('limit', 'max_tokens')})
     return (
         Start('live', (params_file(given, config), own), (clock,), ends_all=True),
