@@ -64,7 +64,7 @@ def command(directory, namespace, parameters) -> None:
 
     path = Path(get_package_prefix('minicpmo_ros')) / 'lib' / 'minicpmo_ros' / 'live'
     given = {'model_dir': str(Path(directory).resolve()), 'device': 'cpu', 'threads': 1}
-    given |= {'use_sim_time': True, 'llm:unit_deadline': 60.0} | json.loads(parameters)
+    given |= {'use_sim_time': True, 'unit_deadline': 60.0} | json.loads(parameters)
     given |= lossless(namespace)
     rules = [f'{name}:={json.dumps(value).strip(chr(34))}' for name, value in given.items()]
     remaps = ['-r', f'__ns:={namespace}', '-r', f'/clock:={namespace}/clock']

@@ -72,7 +72,7 @@ def measure(model_dir: Path, questions: QuestionSet, folder: Path) -> dict:
     options = CoreOptions(device='cpu', threads=1, n_ctx=1024)
     plan = replay.Plan(ModelDirectory.open(model_dir), questions, options)
     answerer, meter = replay.CoreAnswerer(plan), Meter()
-    results = Results(folder, plan.facts(''))
+    results = Results(folder, plan.facts())
     try:
         with meter.counting():
             began_s = time.process_time()

@@ -1,11 +1,16 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a process must settle before llama.cpp is loaded; every entry point calls it first."""
+"""What a process must settle before llama.cpp is loaded (every entry point calls `prepare` first),
+and with what it ends.
+"""
 
+import ctypes
 import os
+import signal
 from contextlib import contextmanager
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 VISIBLE = 'CUDA_VISIBLE_DEVICES'
 DEFAULTS = {
     # Spinning OpenMP barriers cost a factor of 5 to 60 beside any other load.
@@ -34,3 +39,8 @@ def visible_gpu(number: str | None):
             os.environ[VISIBLE] = before
         elif number is not None:
             del os.environ[VISIBLE]
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when the one that started it ends; called in the new process."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -29,3 +29,10 @@ def test_the_demo_fails_in_words_without_a_model(ros_domain, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
     assert done.returncode == 1
     assert 'no such model directory' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_the_demo_names_its_clips_when_it_has_no_such():
+    command = [sys.executable, '-m', 'minicpmo_ros.nodes.demo', '--clip', 'foo.mcap']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert 'no clip foo.mcap; there are 000.mcap, ' in done.stderr

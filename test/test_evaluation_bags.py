@@ -15,10 +15,11 @@ import yaml
 import zstandard
 from mcap.writer import CompressionType
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys import get_types_from_msg
 from scored_clips import START_S, jpeg
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation import clips
+from minicpmo_ros.evaluation import clip, clips
 from minicpmo_ros.evaluation.bags import Bag
 from minicpmo_ros.evaluation.clips import NS, read_clip
 
@@ -315,3 +316,106 @@ def test_a_long_bag_is_read_in_little_memory(tmp_path):
     ).stdout.split()
     size_mib = path.stat().st_size / 2**20
     assert int(told[0]) == 10 and size_mib > 200 and float(told[1]) < size_mib / 3
+
+
+def write_messages(path, rows, types=None):
+    """Write (topic, log_ns, kind, message) as they come, without definitions."""
+    types, channels = types or clips.type_store(), {}
+    with path.open('wb') as file:
+        writer = mcap.writer.Writer(file)
+        writer.start('ros2')
+        for topic, log_ns, kind, message in rows:
+            if topic not in channels:
+                schema = writer.register_schema(kind, 'ros2msg', b'')
+                channels[topic] = writer.register_channel(topic, 'cdr', schema)
+            writer.add_message(
+                channels[topic], log_ns, bytes(types.serialize_cdr(message, kind)), 0
+            )
+        writer.finish()
+    return path
+
+
+def test_one_of_several_cameras_and_microphones_is_taken_by_name(tmp_path):
+    _, messages = rows()
+    named = {
+        clips.PICTURE: ('/color/compressed', '/depth/compressed'),
+        clips.SOUND: ('/left', '/right'),
+        clips.SOUND_INFO: ('/left_info', '/right_info'),
+    }
+    doubled = [
+        (topic, log_ns, kind, message)
+        for log_ns, kind, message in messages
+        for topic in named[kind]
+        if not (topic == '/right' and log_ns % NS)  # of this one there is less
+    ]
+    path = write_messages(tmp_path / 'two.mcap', doubled)
+    with pytest.raises(InputError, match='/color, /depth; .* Choose by image_topic'):
+        read_clip(path)
+    with pytest.raises(InputError, match='/left, /right; .* Choose by audio_topic'):
+        read_clip(path, sources=clips.Sources('/color'))
+    for image in ('/color', '/depth/compressed'):
+        assert holds(read_clip(path, sources=clips.Sources(image, '/left')))
+    assert holds(
+        read_clip(path, sources=clips.Sources('/color', '/right')), samples=1600 * SECONDS
+    )
+    for wrong, told in (
+        (('/x', '/left'), '/color/compressed, /depth'),
+        (('/color', '/x'), '/left'),
+    ):
+        with pytest.raises(
+            InputError, match=f'_topic is /x, but .* on {told}.* Name one of these'
+        ):
+            read_clip(path, sources=clips.Sources(*wrong))
+
+
+def test_the_format_of_the_chosen_microphone_is_its_own(tmp_path):
+    _, messages = rows()
+    other = clips.type_store().types[clips.SOUND_INFO](2, 48000, 'S32LE', 0, 'wave')
+    named = {
+        clips.PICTURE: '/image/compressed',
+        clips.SOUND: '/mic',
+        clips.SOUND_INFO: '/mic_info',
+    }
+    told = [('/other_info', START_S * NS, clips.SOUND_INFO, other)]
+    told += [(named[kind], log_ns, kind, message) for log_ns, kind, message in messages]
+    path = write_messages(tmp_path / 'two.mcap', told)
+    assert holds(read_clip(path, sources=clips.Sources(audio_topic='/mic')))
+    with pytest.raises(InputError, match='2 formats'):
+        read_clip(path)
+
+
+@pytest.mark.parametrize('kind', [clip.ARRAYS, clip.PLAIN_ARRAYS])
+def test_sound_of_the_other_audio_common_msgs_is_read(tmp_path, kind):
+    """Both packages have an AudioData and an AudioInfo, which differ."""
+    types = clips.type_store(None, clip.ARRAY_DEFINITIONS)
+    audio, data, info = (
+        types.types[name] for name in (clip.PLAIN_ARRAYS, clip.PLAIN_SOUND, clip.SOUND_INFO)
+    )
+    none = [np.zeros(0, t) for t in ('<f4', '<i4', '<i2', 'i1', 'u1')]
+    tone = np.rint(8000 * np.sin(np.arange(16000) / 9)).astype('<i2')  # (16000,)
+    told = []
+    for i in range(2):
+        message = audio(data(*none[:2], tone, *none[3:]), info(8, 1, 16000, 16000))
+        if kind == clip.ARRAYS:
+            header = clips._header(types, (START_S + i) * NS, 'microphone')
+            message = types.types[kind](header, message)
+        told.append(('/audio', (START_S + i + 1) * NS, kind, message))
+    empty = audio(data(*none), info(8, 1, 16000, 0))
+    if kind == clip.ARRAYS:
+        empty = types.types[kind](clips._header(types, (START_S + 2) * NS, 'microphone'), empty)
+    told.append(('/audio', (START_S + 2) * NS, kind, empty))
+    found = read_clip(write_messages(tmp_path / 'a.mcap', told, types))
+    assert found.first_s == START_S and '1 of 3 chunks of sound' in found.losses[0]
+    heard = np.concatenate([samples for _, samples in found.sound])
+    np.testing.assert_allclose(heard, np.tile(tone, 2) / 32768, atol=1e-6)
+
+
+def test_sound_and_pictures_of_types_that_are_not_read_are_told(tmp_path):
+    types, messages = rows()
+    topics = {**clips.TOPICS, clips.SOUND: '/audio'}
+    told = [(topics[kind], log_ns, kind, m) for log_ns, kind, m in messages]
+    video = 'foxglove_msgs/msg/CompressedVideo'
+    types.register(get_types_from_msg('uint8[] data', video))
+    told.append(('/front', START_S * NS, video, types.types[video](np.zeros(3, np.uint8))))
+    (loss,) = read_clip(write_messages(tmp_path / 'a.mcap', told, types)).losses
+    assert loss.startswith(f'/front: {video} is not read; read are ')

@@ -80,6 +80,25 @@ def test_a_part_of_a_clip_begins_and_ends_with_its_seconds(tmp_path):
     )
 
 
+@pytest.mark.parametrize('offset_ns', [0, 1, 37_123_456, 62_499, 999_999_999])
+def test_parts_hold_every_sample_once_in_its_own_second(offset_ns):
+    """Whatever a microphone's stamps are to the grid of samples, 62.5 us."""
+    samples = np.arange(16000 * 4, dtype=np.float32)
+    chunks = tuple(
+        (START_S * NS + offset_ns + i * NS // 16000, samples[i : i + 1600])
+        for i in range(0, len(samples), 1600)
+    )
+    clip = clips.Clip((), chunks)
+    parts = [clip.between(START_S + i, START_S + i + 1) for i in range(5)]
+    for i, part in enumerate(parts):
+        for stamp_ns, held in part.sound:
+            assert (START_S + i) * NS <= stamp_ns
+            assert stamp_ns + (len(held) - 1) * NS // 16000 < (START_S + i + 1) * NS
+    assert all(sum(len(held) for _, held in part.sound) == 16000 for part in parts[1:4])
+    kept = np.concatenate([held for part in parts for _, held in part.sound])
+    np.testing.assert_array_equal(kept, samples)
+
+
 def test_two_cameras_are_refused_by_name(tmp_path):
     types = clips.type_store()
     *_, (_, _, message) = clips._messages(types, START_S, [(0, jpeg((0, 0, 0)))], np.zeros(0))

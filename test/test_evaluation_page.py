@@ -142,6 +142,73 @@ def test_answers_made_elsewhere_stand_beside_ours(questions, tmp_path, capsys):
     assert 'named alike' in capsys.readouterr().err
 
 
+def test_the_headline_counts_what_has_no_answer(questions, tmp_path):
+    facts = {'model': 'nano', 'count': len(questions.questions)}
+    results = Results(tmp_path / 'broken', facts)
+    for i, question in enumerate(questions.questions):
+        error, text = ('0.mcap: it is cut.', '') if i < 9 else ('', 'red')
+        results.add(Given(question.id, text, error=error))
+    results.close()
+    broken = judge('broken', Run.read(tmp_path / 'broken'), questions)
+    well = judge('well', run_of(questions, tmp_path / 'well'), questions)
+    told = page.Report(questions, [well, broken]).headline()
+    assert 'Without an answer, and counted as wrong, of 24: broken 9, well 0.' in told
+    assert 'of 24: broken 9.' in page.Report(questions, [broken]).headline()
+    assert 'Without an answer' not in page.Report(questions, [well]).headline()
+    head, *rows = page.Report(questions, [well, broken]).rows()
+    assert [row[head.index('no answer')] for row in rows] == ['0', '9']
+
+
+def test_a_run_is_judged_by_the_questions_it_was_asked(questions, tmp_path):
+    results = Results(tmp_path, {'questions_sha256': questions.sha256, 'questions': 'doors'})
+    for question in questions.questions:
+        results.add(Given(question.id, 'red'))
+    results.close()
+    run = Run.read(tmp_path)
+    first, *rest = questions.questions
+    for change, is_asked in (({'answers': ('blue',)}, True), ({'text': 'what else?'}, False)):
+        other = replace(questions, questions=(replace(first, **change), *rest))
+        if is_asked:
+            assert not judge('mine', run, other).right[0]
+            continue
+        with pytest.raises(InputError, match=f"mine: .* {questions.sha256[:12]}.* 'doors'"):
+            judge('mine', run, other)
+
+
+def test_only_the_windows_that_are_shown_are_read(report, monkeypatch):
+    read = []
+
+    def reading(*arguments):
+        read.append(read_clip(*arguments))
+        return read[-1]
+
+    monkeypatch.setattr(page, 'read_clip', reading)
+    shown = report.questions.questions[0]
+    late = replace(shown, start_s=shown.start_s + 1)
+    page._pictures(replace(report.questions, questions=(late,)), page.Sources())
+    (clip,) = read
+    assert {shot.stamp_ns // 10**9 for shot in clip.pictures} == {late.start_s}
+    assert sum(len(samples) for _, samples in clip.sound) <= 16000 * 1.1
+
+
+def test_a_bag_that_is_gone_is_told_on_the_page(tmp_path, capsys):
+    questions = write_question_set(tmp_path, (2, 1))
+    for name in ('v1.2', 'v1.3'):
+        run_of(questions, tmp_path / name, text='blue')
+    (tmp_path / '0.mcap').unlink()
+    arguments = ['report', str(tmp_path / 'v1.3'), '--questions', str(questions.folder)]
+    arguments[-1] += '/questions.json'
+    assert cli.main([*arguments, '--out', str(tmp_path / 'page.html')]) == 0
+    text = (tmp_path / 'page.html').read_text()
+    assert text.count('there is no such bag') == 2 and text.count('data:image/jpeg') == 2
+    capsys.readouterr()
+    arguments.insert(1, str(tmp_path / 'v1.2'))
+    assert cli.main([*arguments, '--out', str(tmp_path / 'both.html')]) == 0
+    assert 'v1.3 against v1.2: ' in capsys.readouterr().out
+    assert cli.main([*arguments, '--out', str(tmp_path / 'page.md')]) == 2
+    assert 'ends in .html' in capsys.readouterr().err
+
+
 def test_a_run_that_is_not_finished_is_refused(questions, tmp_path):
     run = run_of(questions.first(3), tmp_path)
     with pytest.raises(InputError, match=f'21 of {len(questions.questions)} questions are not'):

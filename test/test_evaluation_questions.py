@@ -4,6 +4,7 @@
 """The file of questions: read as written, and a wrong one refused in words."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from scored_clips import START_S, write_question_set
@@ -99,8 +100,31 @@ def test_answers_are_read_as_written_and_belong_to_the_questions(tmp_path):
     assert given.of(questions) == ['red'] * 4
     with pytest.raises(InputError, match='3 of 4 questions have no answer'):
         AnswerSet({'0-source': 'red'}).of(questions)
-    with pytest.raises(InputError, match="precision of answers is 'f17'"):
-        AnswerSet({}, precision='f17')
+    with pytest.raises(InputError, match="audio of answers is 'loud'; allowed are streaming"):
+        AnswerSet({}, audio='loud')
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'GPTQ int4'])
+def test_answers_made_elsewhere_have_the_names_of_elsewhere(tmp_path, precision):
+    given = AnswerSet({'a': 'red'}, 'vLLM 0.6', precision)
+    given.write(tmp_path / 'answers.json')
+    assert AnswerSet.read(tmp_path / 'answers.json') == given
+    for wrong in ('', ' ', None, 4):
+        with pytest.raises(InputError, match='precision of answers is'):
+            AnswerSet({}, precision=wrong)
+
+
+def test_the_digest_is_of_what_is_asked_and_not_of_what_is_right(tmp_path):
+    questions = write_question_set(tmp_path)
+    first, *rest = questions.questions
+
+    def digest(**change):
+        return replace(questions, questions=(replace(first, **change), *rest)).sha256
+
+    assert digest() == digest(answers=('blue',), chance=0.5, family='other') == questions.sha256
+    for change in ({'text': 'what?'}, {'end_s': first.end_s + 1}, {'choices': ('red', 'blue')}):
+        assert digest(**change) != questions.sha256
+    assert questions.first(3).sha256 != questions.sha256
 
 
 def test_answers_that_are_not_texts_are_refused(tmp_path):
@@ -114,4 +138,5 @@ def test_answers_that_are_not_texts_are_refused(tmp_path):
 def test_the_precision_of_a_directory_is_one_word():
     assert precision_name({'llm': 'q4_K', 'vision': 'q4_0', 'audio': 'q4_0'}) == 'q4'
     assert precision_name({'llm': 'q4_0', 'vision': 'f16', 'audio': 'q4_0'}) == 'mixed'
-    assert precision_name({'llm': 'f32', 'vision': 'f32', 'audio': 'f32'}) == 'f32'
+    for kind in ('f32', 'q5_0'):
+        assert precision_name({'llm': kind, 'vision': kind, 'audio': kind}) == kind

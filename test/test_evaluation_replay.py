@@ -15,6 +15,7 @@ from scored_clips import write_question_set
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation import replay
+from minicpmo_ros.evaluation.clips import Sources
 from minicpmo_ros.evaluation.results import ANSWERS, Results, Run
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
 from minicpmo_ros.models.directory import ModelDirectory
@@ -33,7 +34,7 @@ def plan(tmp_path_factory):
 
 
 def answer(plan, folder, workers=1, gpus=()):
-    results = Results(folder, plan.facts('0'))
+    results = Results(folder, plan.facts())
     try:
         replay.run(plan, results, replay.CoreAnswerer, replay.Workers(workers, gpus))
     finally:
@@ -133,7 +134,74 @@ def test_a_bad_window_costs_its_question_only(plan, tmp_path):
     assert run.costs[questions[0].id]['units'] == 2
 
 
-def test_a_worker_that_dies_is_told(plan, tmp_path, monkeypatch):
+def changed(plan, *changes):
+    """Give a plan whose first questions are changed; the others are left out."""
+    asked = tuple(replace(q, **c) for q, c in zip(plan.questions.questions, changes))
+    return replace(plan, questions=replace(plan.questions, questions=asked))
+
+
+def test_a_question_that_cannot_be_asked_costs_itself_only(plan, tmp_path):
+    long, wide = {'text': 'and then ' * 300}, {'choices': ('red', 'a' * 17)}
+    some = changed(plan, {}, {'id': 'a', **long}, {'id': 'b', **wide}, {'id': 'c'})
+    answer(some, tmp_path / 'run')
+    run = Run.read(tmp_path / 'run')
+    assert set(run.unanswered) == {'a', 'b'}
+    assert 'tokens long' in run.unanswered['a'] and 'max_tokens allows 4' in run.unanswered['b']
+
+
+def test_what_is_not_whole_is_noted_with_its_answers(plan, tmp_path):
+    path = tmp_path / '0.mcap'
+    data = plan.questions.path_of('0.mcap').read_bytes()
+    longer = changed(plan, {}, {'end_s': plan.questions.questions[1].end_s + 3})
+    path.write_bytes(data)
+    here = replace(longer, questions=replace(longer.questions, folder=tmp_path))
+    answer(here, tmp_path / 'short')
+    costs = Run.read(tmp_path / 'short').costs
+    assert [cost['note'] for cost in costs.values()] == [
+        '',
+        '2 of 5 seconds have a picture or a sound.',
+    ]
+    path.write_bytes(data[: len(data) * 6 // 10])
+    answer(changed(here, {}), tmp_path / 'cut')
+    (cost,) = Run.read(tmp_path / 'cut').costs.values()
+    assert not cost['error'] and cost['note'].startswith('0.mcap: ')
+    assert 'rest on what is not whole' in Run.read(tmp_path / 'cut').summary()[0]
+
+
+def test_a_run_gone_on_with_leaves_the_bytes_of_one_that_was_not_killed(plan, tmp_path):
+    """Whatever the order of windows in the file, and whichever begin together."""
+    start_s = plan.questions.questions[4].start_s  # of a clip of 3 s
+    windows = ((0, 2), (1, 3), (0, 3), (0, 2), (1, 3))
+    asked = tuple(
+        replace(
+            plan.questions.questions[4], id=f'{i}', start_s=start_s + begin, end_s=start_s + end
+        )
+        for i, (begin, end) in enumerate(windows)
+    )
+    mixed = replace(plan, questions=replace(plan.questions, questions=asked))
+    expected = answer(mixed, tmp_path / 'whole')
+    assert list(Run.read(tmp_path / 'whole').texts) == ['0', '3', '1', '4', '2']
+    for lines in (2, 4):  # the head and one or three answers
+        folder = tmp_path / f'{lines}'
+        folder.mkdir()
+        (folder / ANSWERS).write_bytes(b''.join(expected.splitlines(True)[:lines]))
+        assert answer(mixed, folder) == expected
+
+
+def test_what_decides_about_answers_is_in_the_head(plan):
+    facts = plan.facts()
+    assert facts['device'] == 'cpu' and facts['options']['n_ubatch'] == OPTIONS.n_ubatch
+    for other in (
+        replace(plan, options=replace(OPTIONS, n_ubatch=64)),
+        replace(plan, sources=Sources('/camera')),
+        changed(plan, {}),
+    ):
+        assert other.facts() != facts
+
+
+def test_why_a_worker_cannot_work_is_told_and_refuses_no_other_run(plan, tmp_path, capfd):
     options = replace(OPTIONS, prompt='klingon')
-    with pytest.raises((InputError, replay.EngineError)):
+    with pytest.raises(replay.EngineError, match="no prompt 'klingon'"):
         answer(replace(plan, options=options), tmp_path / 'run', workers=2)
+    assert 'Traceback' not in capfd.readouterr().err
+    assert len(answer(changed(plan, {}), tmp_path / 'run').splitlines()) == 2

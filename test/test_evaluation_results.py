@@ -66,6 +66,42 @@ def test_another_run_in_the_folder_is_refused_by_what_differs(tmp_path):
     assert len(Run.read(tmp_path).texts) == 3
 
 
+def test_one_process_writes_a_run_at_a_time(tmp_path):
+    results = Results(tmp_path, FACTS)
+    with pytest.raises(InputError, match='another replay is writing there'):
+        Results(tmp_path, FACTS)
+    results.add(GIVEN[0])
+    results.close()
+    write(tmp_path)
+    assert list(Run.read(tmp_path).texts) == [one.id for one in GIVEN]
+
+
+def test_a_run_that_could_not_begin_refuses_no_other(tmp_path):
+    Results(tmp_path, {'prompt': 'wrong'}).close()
+    write(tmp_path)
+    assert Run.read(tmp_path).facts['model'] == 'nano'
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_words(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(InputError, match='no run can be written there'):
+        Results(tmp_path / 'file', FACTS)
+
+
+def test_a_summary_tells_how_many_have_no_answer_and_why(tmp_path):
+    bad = [Given(f'b{i}', '', error='bag: it is cut.') for i in range(2)]
+    short = Given('s', 'red', note='1 of 3 seconds have a picture or a sound.')
+    write(tmp_path, [*GIVEN, *bad, short])
+    run = Run.read(tmp_path)
+    assert run.unanswered == {'b0': 'bag: it is cut.', 'b1': 'bag: it is cut.'}
+    assert run.summary() == [
+        '2 of 6 have no answer: bag: it is cut. (2 times)',
+        '1 of 6 rest on what is not whole: 1 of 3 seconds have a picture or a sound. (1 times)',
+    ]
+    write(tmp_path / 'well')
+    assert Run.read(tmp_path / 'well').summary() == []
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match='no run'):
         Run.read(tmp_path)

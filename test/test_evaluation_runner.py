@@ -79,8 +79,8 @@ def test_blanked_pictures_and_removed_sound_change_the_answers(given):
 
 def test_blank_inputs_change_their_own_rows_only(core, questions):
     clip = read_clip(questions.path_of('1.mcap'))
-    encoded = runner._Encoded(core, clip)
-    units, grey, silent = (encoded.units(v) for v in VARIANTS[:3])
+    encoded = runner._Encoded(core, clip, clip.first_s)
+    units, grey, silent = (encoded.units(v, clip.first_s + 3) for v in VARIANTS[:3])
     assert len(units) == 3
     for a, g, s in zip(units, grey, silent):
         assert a.picture_rows.shape == (16, 256) and a.sound_rows.shape == (25, 256)
@@ -112,6 +112,25 @@ def test_a_window_is_the_units_of_its_seconds(core, questions, monkeypatch):
     late = replace(questions.questions[3], start_s=START_S + 101)
     answer_all(core, replace(questions, questions=(*questions.questions[2:3], late)), VARIANTS[:1])
     assert read == [START_S + 100 + i for i in (0, 1, 2, 1, 2)]
+
+
+@pytest.mark.parametrize('audio', ['streaming', 'offline'])
+def test_an_answer_does_not_depend_on_longer_windows_that_are_asked_about(core, tmp_path, audio):
+    """A louder third second would be in the maximum, and after the second one."""
+    samples = sound(3) * np.repeat([0.02, 0.02, 1.0], 16000).astype(np.float32)
+    clip = Clip((), ((START_S * 10**9, samples),))
+    encoded = runner._Encoded(core, clip, START_S)
+    long, short, alone = (
+        [unit.sound_rows for unit in some.units(Variant(audio=audio), START_S + end)]
+        for some, end in (
+            (encoded, 3),
+            (encoded, 2),
+            (runner._Encoded(core, clip.between(START_S, START_S + 2), START_S), 2),
+        )
+    )
+    assert len(long) == 3 and len(short) == 2
+    assert all((a == b).all() for a, b in zip(short, alone))
+    assert (short[1] != long[1]).any()  # the longer one hears what follows
 
 
 def test_questions_about_one_window_share_its_encoding_and_prefill(core, questions, monkeypatch):

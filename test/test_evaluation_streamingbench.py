@@ -155,6 +155,17 @@ def test_time_stamps_are_sums_to_the_base_of_60():
             seconds_of(text)
 
 
+LIKE_ANY = (
+    '{} is correct',
+    'Option {} is correct.',
+    'The answer is {} because of the bell',
+    '{}, the one on the left',
+    '{} - it rings',
+    "I'd say {}",
+    'It is {}',
+    '{} (left)',
+    '{}\nbecause it rings',
+)
 OPTIONS = ('A. A red lamp', 'B. Blue', 'C. Green', 'D. None of them')
 
 
@@ -178,10 +189,26 @@ OPTIONS = ('A. A red lamp', 'B. Blue', 'C. Green', 'D. None of them')
         ('Blue or green', ''),
         ('Because of that', ''),
         ('', ''),
+        # A as any other letter, and an article that is none.
+        *((text.format(letter), letter) for letter in 'AB' for text in LIKE_ANY),
+        ('A or B', ''),
+        ('B or C', ''),
+        ('A and C', ''),
+        ('D is wrong, it is B', ''),
+        ('A circle', ''),
+        ('c est la vie', ''),
+        ('a blue one', 'B'),
+        ('(a) a red lamp', 'A'),
     ],
 )
 def test_a_letter_is_found_where_the_answer_means_one(text, letter):
     assert extract_letter(text, OPTIONS) == letter
+
+
+def test_a_letter_inside_an_option_is_not_an_answer():
+    options = ('A. Plan B', 'B. Vitamin C', 'C. 7', 'D. D')
+    told = {'B. Vitamin C': 'B', 'vitamin C': 'B', 'Plan B': 'A', 'it shows 7': 'C', 'C': 'C'}
+    assert {text: extract_letter(text, options) for text in told} == told
 
 
 def test_the_official_rule_reads_one_character():

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from scored_clips import START_S, jpeg, sound, write_test_clip
 
+from minicpmo_ros.evaluation import clips
 from minicpmo_ros.evaluation.bags import Bag
 from minicpmo_ros.evaluation.clips import NS, read_clip, write_clip
 from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
@@ -101,9 +103,9 @@ def lives(pid):
 def check_recording(out, run):
     """What the runs recorded, killed ones too, is there for all that read bags."""
     store = get_typestore(Stores.ROS2_HUMBLE)
-    told, clips = {}, sorted((out / 'bags').glob('*.mcap'))
+    told, tapes = {}, sorted((out / 'bags').glob('*.mcap'))
     asked = {q.id: q for q in QuestionSet.read(QUESTIONS).first(LIMIT).questions}
-    for path in clips:
+    for path in tapes:
         bag = Bag(path)
         for message in bag.messages(['minicpmo_ros/msg/Answer']):
             text = bag.definitions['minicpmo_ros/msg/Answer'].split('=' * 80)[0]
@@ -113,7 +115,7 @@ def check_recording(out, run):
             assert message.log_ns == answer.header.stamp.sec * NS == answer.window_end.sec * NS
     assert told == {(q.text, q.end_s): run.texts[q.id] for q in asked.values()}
     name = next(iter(asked.values())).clip
-    whole, played = read_clip(QUESTIONS.parent / name), read_clip(clips[-1])
+    whole, played = read_clip(QUESTIONS.parent / name), read_clip(tapes[-1])
     assert {shot.stamp_ns for shot in played.pictures} and played.sound
     assert whole.first_s > 0
 
@@ -148,6 +150,53 @@ def test_what_the_graph_cannot_do_is_refused(tmp_path, capsys):
     assert cli.main([*common, '--record', 'all']) == 2
     assert '--runner graph' in capsys.readouterr().err
     assert not (tmp_path / 'o').exists()
+
+
+def test_a_recording_that_cannot_be_written_is_refused_in_words(ros_domain, tmp_path):
+    command = [sys.executable, '-m', 'minicpmo_ros.nodes.recorder', '--ros-args', '-p']
+    for name, why in (('nope/a.mcap', 'No such file'), ('a.mcap', 'there already')):
+        (tmp_path / 'a.mcap').touch()
+        done = subprocess.run(
+            [*command, f'bag:={tmp_path / name}'], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 1 and 'Traceback' not in done.stderr
+        assert name in done.stderr and why in done.stderr
+
+
+def test_stamps_off_the_grid_of_samples_and_odd_questions_are_as_by_the_core(
+    ros_domain, tmp_path, monkeypatch, capsys
+):
+    """A second that is never played would be waited for in vain, or begin the core's window."""
+    written = clips._sound_messages
+
+    def late(types, start_ns, samples):
+        return written(types, start_ns + 37_123_456, samples)
+
+    monkeypatch.setattr(clips, '_sound_messages', late)
+    write_test_clip(tmp_path / 'real.mcap', 5)
+    whole = ScoredQuestion(
+        'whole', 'real.mcap', START_S + 1, START_S + 3, 'scene', 'what color?', ('red',)
+    )
+    questions = (
+        whole,
+        replace(whole, id='long', text='and then ' * 300),
+        replace(whole, id='wide', choices=('red', 'a' * 17)),
+        replace(whole, id='nested', end_s=START_S + 2),
+        replace(whole, id='short', start_s=START_S - 1, end_s=START_S + 2),
+    )
+    QuestionSet(questions).write(tmp_path / 'q.json')
+    graph(tmp_path / 'q.json', tmp_path / 'graph')
+    found = Run.read(tmp_path / 'graph')
+    expected = offline(tmp_path / 'q.json', tmp_path / 'core')
+    told = capsys.readouterr().err
+    assert found.texts == expected.texts and list(found.texts) == list(expected.texts)
+    assert set(found.unanswered) == set(expected.unanswered) == {'long', 'wide'}
+    for name in ('units', 'note'):
+        assert {k: cost[name] for k, cost in found.costs.items()} == {
+            k: cost[name] for k, cost in expected.costs.items()
+        }
+    assert expected.costs['whole']['units'] == 2 and '2 of 3' in expected.costs['short']['note']
+    assert '2 of 5 have no answer: ' in told and '1 of 5 rest on what is not whole: ' in told
 
 
 def test_one_bag_can_be_asked_about(tmp_path):

@@ -148,3 +148,16 @@ def test_module_runs_and_help_needs_no_llama_cpp():
     )
     assert done.returncode == 0
     assert 'write a model of random weights' in done.stdout
+
+
+@pytest.mark.parametrize('name', ['sheet', 'sheet.xyz'])
+def test_look_refuses_what_is_no_name_of_a_picture(tmp_path, capsys, name):
+    status, _, err = run(capsys, 'look', tmp_path / 'bag.mcap', '--out', tmp_path / name)
+    assert status == 2 and 'ends in one of .png, .jpg' in err and err.count('\n') == 1
+
+
+@pytest.mark.parametrize('option', ['--limit', '--workers', '--threads', '--max-tokens'])
+def test_replay_refuses_counts_below_one(tmp_path, capsys, option):
+    with pytest.raises(SystemExit):
+        run(capsys, 'replay', tmp_path, tmp_path / 'q.json', '--out', tmp_path, option, '-3')
+    assert f'argument {option}: 1 or more is expected' in capsys.readouterr().err

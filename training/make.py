@@ -11,9 +11,7 @@ the schedules, so a busy machine makes the same nano, later.
 
 import argparse
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +21,11 @@ import torch.distributed as dist
 from minicpmo_ros.live.window import POLICIES
 
 from . import codes, evaluate, pool, train_audio, train_llm, train_vision
+from .children import side_by_side
 from .export import export
 from .language import Language
 from .model import Audio, Config, Vision, parameters_of
-from .runs import Run
+from .runs import DEFAULT_SEED, Run, checkpoint
 from .sounds import Words
 from .tokenizer import Tokenizer
 
@@ -45,7 +44,7 @@ NOTES = (
 def _arguments():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--out', type=Path, default=Path('build/nano'))
-    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--seed', type=int, default=DEFAULT_SEED)
     parser.add_argument('--vision-steps', type=int, default=2400)
     parser.add_argument('--audio-steps', type=int, default=4000)
     parser.add_argument('--llm-steps', type=int, default=2000)
@@ -72,27 +71,15 @@ def models(out, tokenizer):
     )
 
 
-def _steps_done(out, name):
-    path = out / f'{name}.pt'
-    return torch.load(path, weights_only=True)['step'] if path.exists() else 0
+def _steps_done(options, name):
+    path = options.out / f'{name}.pt'
+    return checkpoint(path, options.seed)['step'] if path.exists() else 0
 
 
-def _run_side_by_side(options, jobs):
-    """Start this program once per job (a list of extra arguments) and wait; stop all if one
-    fails.
-    """
+def _run_side_by_side(jobs):
+    """Start this program once per job (a list of extra arguments) and wait for all."""
     base = [sys.executable, '-m', 'training.make', *sys.argv[1:]]
-    running = [subprocess.Popen([*base, *job]) for job in jobs]
-    try:
-        while any(p.poll() is None for p in running):
-            if any(p.poll() not in (None, 0) for p in running):
-                sys.exit('a stage failed; its messages are above')
-            time.sleep(1)
-    finally:
-        for p in running:
-            if p.poll() is None:
-                p.terminate()
-    if any(p.returncode for p in running):
+    if not side_by_side([[*base, *job] for job in jobs]):
         sys.exit('a stage failed; its messages are above')
 
 
@@ -186,17 +173,17 @@ def main():
     if options.stage == 'llm':
         return _llm_stage(options)
     options.out.mkdir(parents=True, exist_ok=True)
+    for stage in ('audio', 'vision', 'llm'):
+        _steps_done(options, stage)  # refuses another seed's before anything is done
     for unseen in (False, True):
         Words(options.out / 'words', unseen)
     wanted = {'audio': options.audio_steps, 'vision': options.vision_steps}
-    jobs = [['--stage', s] for s, n in wanted.items() if _steps_done(options.out, s) < n]
-    _run_side_by_side(options, jobs)
+    jobs = [['--stage', s] for s, n in wanted.items() if _steps_done(options, s) < n]
+    _run_side_by_side(jobs)
     _make_pools(options)
-    if _steps_done(options.out, 'llm') < options.llm_steps:
+    if _steps_done(options, 'llm') < options.llm_steps:
         (options.out / 'meet').unlink(missing_ok=True)
-        _run_side_by_side(
-            options, [['--stage', 'llm', '--rank', str(r)] for r in range(options.processes)]
-        )
+        _run_side_by_side([['--stage', 'llm', '--rank', str(r)] for r in range(options.processes)])
     tokenizer = Tokenizer.learn()
     three = models(options.out, tokenizer)
     size = sum(parameters_of(m) for m in three) / 1e6

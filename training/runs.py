@@ -6,12 +6,27 @@ curves.
 """
 
 import json
+import sys
 import time
 from math import cos, pi
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+DEFAULT_SEED = 1
+
+
+def checkpoint(path, seed):
+    """What a stage saved; the program ends in words where that has another seed."""
+    state = torch.load(path, weights_only=True)
+    told = state.get('seed', DEFAULT_SEED)  # older ones do not tell it
+    if told != seed:
+        sys.exit(
+            f'{path} is of seed {told}, --seed is {seed}; what was trained with one seed is not '
+            'gone on with by another. Give another --out.'
+        )
+    return state
 
 
 def autocast():
@@ -79,7 +94,7 @@ class Run:
     def _resume(self, module, optimizer):
         if not self.path.exists():
             return 0, 0.0
-        state = torch.load(self.path, weights_only=True)
+        state = checkpoint(self.path, self.seed)
         module.load_state_dict(state['module'])
         for one, saved in zip(self._each(optimizer), state['optimizers']):
             one.load_state_dict(saved)
@@ -88,6 +103,7 @@ class Run:
     def save(self, step, module, optimizer):
         state = {
             'step': step,
+            'seed': self.seed,
             'cpu_s': self.cpu_s(),
             'module': module.state_dict(),
             'optimizers': [one.state_dict() for one in self._each(optimizer)],

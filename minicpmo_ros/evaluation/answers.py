@@ -4,7 +4,8 @@
 """Answers to a file of questions, by whatever path they came; importable from a file.
 
 The file is JSON: {"format": FORMAT, "path": ..., "precision": ..., "audio": ..., "input": ...,
-"model": ..., "answers": {id: text, ...}}. The same answers give the same bytes.
+"model": ..., "answers": {id: text, ...}}. Path and precision are names of any kind, such as
+"pytorch" and "bf16". The same answers give the same bytes.
 """
 
 import json
@@ -15,11 +16,10 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.questions import QuestionSet, read_json
 
 FORMAT = 'minicpmo_ros answers 1'
-PATHS = ('core', 'graph', 'pytorch')
-PRECISIONS = ('f32', 'f16', 'mixed', 'q4', 'q8_0')
 AUDIO = ('streaming', 'offline')
 INPUTS = ('all', 'no_picture', 'no_sound')
-ALLOWED = {'path': PATHS, 'precision': PRECISIONS, 'audio': AUDIO, 'input': INPUTS}
+NAMES = ('path', 'precision', 'audio', 'input')
+ALLOWED = {'audio': AUDIO, 'input': INPUTS}  # of the other two any text
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,19 @@ class AnswerSet:
     answers: dict  # id of the question: text
     path: str = 'core'  # without ROS; graph: through the live graph; pytorch: as trained
     precision: str = 'f16'  # of the model
-    audio: str = 'streaming'  # offline: the spectrum of the whole clip, with one maximum
+    audio: str = 'streaming'  # offline: one spectrum of the whole window, with one maximum
     input: str = 'all'  # no_picture: pictures are grey; no_sound: samples are zero
     model: str = ''  # its model_id
 
     def __post_init__(self):
         """Check the four names."""
-        for name, allowed in ALLOWED.items():
-            if getattr(self, name) not in allowed:
+        for name in NAMES:
+            given, allowed = getattr(self, name), ALLOWED.get(name)
+            is_text = isinstance(given, str) and bool(given.strip())
+            if not (given in allowed if allowed else is_text):
                 raise InputError(
-                    f'The {name} of answers is {getattr(self, name)!r}; allowed are '
-                    f'{", ".join(allowed)}.'
+                    f'The {name} of answers is {given!r}; allowed '
+                    f'{"are " + ", ".join(allowed) if allowed else "is a name"}.'
                 )
 
     @classmethod
@@ -51,7 +53,7 @@ class AnswerSet:
         if not isinstance(answers, dict) or not all(isinstance(a, str) for a in answers.values()):
             raise InputError(f'{path}: its answers are not texts by question.')
         try:
-            return cls(answers, *(data.get(name) for name in ALLOWED), str(data.get('model', '')))
+            return cls(answers, *(data.get(name) for name in NAMES), str(data.get('model', '')))
         except InputError as error:
             raise InputError(f'{path}: {error}') from error
 
@@ -83,7 +85,6 @@ class AnswerSet:
 
 
 def precision_name(precision: dict) -> str:
-    """Name the precisions of the three files (role: precision) in one word of PRECISIONS."""
+    """Name the precisions of the three files (role: precision) in one word: q4, mixed."""
     names = {'q4' if kind.startswith('q4') else kind for kind in precision.values()}
-    name = names.pop() if len(names) == 1 else 'mixed'
-    return name if name in PRECISIONS else 'mixed'
+    return names.pop() if len(names) == 1 else 'mixed'

@@ -6,7 +6,8 @@
 A Bag is a .mcap or .db3 file, or a folder of them (a split recording), with or without its
 metadata.yaml, compressed or not. It is read from begin to end, so that neither an index nor a
 clean end is needed. What is missing or damaged stands in `losses`, a sentence each, once the
-messages have been read. Formats: https://mcap.dev/spec and rosbag2's sqlite3 schema.
+messages have been read, and `topics` has all that were found. Formats: https://mcap.dev/spec and
+rosbag2's sqlite3 schema.
 """
 
 import io
@@ -47,7 +48,7 @@ class Bag:
 
     def __init__(self, path):
         self.path = Path(path)
-        self.losses = []
+        self.losses, self.topics = [], {}  # {topic: kind}
         self.definitions = {}  # kind: text of its definition, where the bag has it
         self._metadata = self._read_metadata()
         self.files = self._find_files()
@@ -63,7 +64,7 @@ class Bag:
         suffix = file.suffixes[-2] if file.suffix in COMPRESSED else file.suffix
         read = _read_mcap if suffix == '.mcap' else _read_sqlite
         unreadable = Counter()
-        for message in read(plain, kinds, self.definitions, lambda why: self._lose(file, why)):
+        for message in read(plain, kinds, self._meet, lambda why: self._lose(file, why)):
             if self._metadata.get('compression_mode', '').lower() == 'message':
                 data = _decompressed(message.data)
                 if data is None:
@@ -73,6 +74,11 @@ class Bag:
             yield message
         for topic, count in unreadable.items():
             self._lose(file, f'{count} messages of {topic} could not be decompressed')
+
+    def _meet(self, topic: str, kind: str, definition: str = '') -> None:
+        self.topics[topic] = kind
+        if definition:
+            self.definitions[kind] = definition
 
     def _lose(self, file: Path, why: str) -> None:
         self.losses.append(f'{file.name}: {why}.')
@@ -171,7 +177,7 @@ def _decompressed(data: bytes):
         return None
 
 
-def _read_mcap(path: Path, kinds, definitions: dict, lose) -> Iterator[Message]:
+def _read_mcap(path: Path, kinds, meet, lose) -> Iterator[Message]:
     from mcap.records import Channel, Schema
     from mcap.records import Message as Record
 
@@ -182,8 +188,10 @@ def _read_mcap(path: Path, kinds, definitions: dict, lose) -> Iterator[Message]:
         elif isinstance(record, Channel):
             channels[record.id] = record
             schema = schemas.get(record.schema_id)
-            if schema is not None and schema.encoding == 'ros2msg':
-                definitions[schema.name] = schema.data.decode(errors='replace')
+            if schema is not None:
+                is_text = schema.encoding == 'ros2msg'
+                text = schema.data.decode(errors='replace') if is_text else ''
+                meet(record.topic, schema.name, text)
         elif isinstance(record, Record) and record.channel_id in channels:
             channel = channels[record.channel_id]
             schema = schemas.get(channel.schema_id)
@@ -279,7 +287,7 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _read_sqlite(path: Path, kinds, _definitions: dict, lose) -> Iterator[Message]:
+def _read_sqlite(path: Path, kinds, meet, lose) -> Iterator[Message]:
     size, told = path.stat().st_size, _told_size(path)
     if size < told:
         lose(f'is cut at byte {size} of {told}')
@@ -287,9 +295,9 @@ def _read_sqlite(path: Path, kinds, _definitions: dict, lose) -> Iterator[Messag
             # SQLite reads nothing of a file that is too short; zeros are merely damaged pages.
             shutil.copyfile(path, whole.name)
             os.truncate(whole.name, told)
-            yield from _read_whole_sqlite(Path(whole.name), kinds, lose)
+            yield from _read_whole_sqlite(Path(whole.name), kinds, meet, lose)
     else:
-        yield from _read_whole_sqlite(path, kinds, lose)
+        yield from _read_whole_sqlite(path, kinds, meet, lose)
 
 
 def _told_size(path: Path) -> int:
@@ -302,7 +310,7 @@ def _told_size(path: Path) -> int:
     return min((page_bytes if page_bytes > 1 else 65536) * pages, LARGEST_DATABASE_BYTES)
 
 
-def _read_whole_sqlite(path: Path, kinds, lose) -> Iterator[Message]:
+def _read_whole_sqlite(path: Path, kinds, meet, lose) -> Iterator[Message]:
     try:
         connection = _open_sqlite(path)
         topics = {
@@ -312,6 +320,8 @@ def _read_whole_sqlite(path: Path, kinds, lose) -> Iterator[Message]:
     except sqlite3.Error as error:
         lose(f'its table of topics cannot be read ({error}); all is lost')
         return
+    for topic, kind in topics.values():
+        meet(topic, kind)
     last, skipped, lost = -1, 0, 0
     query = 'SELECT id, topic_id, timestamp, data FROM messages WHERE id > ? ORDER BY id'
     while skipped <= LONGEST_SKIP:

@@ -20,12 +20,29 @@ PICTURE, RAW_PICTURE = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image
 PLAIN_SOUND, SOUND, SOUND_INFO = (
     f'audio_common_msgs/msg/{name}' for name in ('AudioData', 'AudioDataStamped', 'AudioInfo')
 )
+ARRAYS, PLAIN_ARRAYS = (f'audio_common_msgs/msg/{name}' for name in ('AudioStamped', 'Audio'))
 DEFINITIONS = {  # as ros-drivers has them
     PLAIN_SOUND: 'uint8[] data',
     SOUND: 'std_msgs/Header header\naudio_common_msgs/AudioData audio',
     SOUND_INFO: 'uint8 channels\nuint32 sample_rate\nstring sample_format\nuint32 bitrate\n'
     'string coding_format',
 }
+# The same of mgonzs13's package of that name, which cannot be in one store with the other.
+ARRAY_DEFINITIONS = {
+    ARRAYS: 'std_msgs/Header header\naudio_common_msgs/Audio audio',
+    PLAIN_ARRAYS: 'audio_common_msgs/AudioData audio_data\naudio_common_msgs/AudioInfo info',
+    PLAIN_SOUND: 'float32[] float32_data\nint32[] int32_data\nint16[] int16_data\n'
+    'int8[] int8_data\nuint8[] uint8_data',
+    SOUND_INFO: 'int32 format\nint32 channels\nint32 rate\nint32 chunk',
+}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The camera and the microphone that are meant, of several in a bag; empty: the only one."""
+
+    image_topic: str = ''  # compressed pictures are on this name, or on it with /compressed
+    audio_topic: str = ''  # its format is on this name with _info, or the only one
 
 
 @dataclass(frozen=True)
@@ -67,18 +84,22 @@ class Clip:
         return min(stamps) // NS
 
     def between(self, start_s: int, end_s: int) -> 'Clip':
-        """Give the part with stamps in [start_s, end_s), in whole chunks of sound."""
+        """Give the part with stamps in [start_s, end_s), chunks of sound cut to the sample."""
         shots = tuple(s for s in self.pictures if start_s <= s.stamp_ns // NS < end_s)
         kept, at_ns = [], 0
         for stamp_ns, samples in self.sound:
             begin_ns = at_ns if stamp_ns is None else stamp_ns
             at_ns = begin_ns + len(samples) * NS // SAMPLE_RATE_HZ
-            skip = max(0, start_s * NS - begin_ns) * SAMPLE_RATE_HZ // NS
-            stop = max(0, end_s * NS - begin_ns) * SAMPLE_RATE_HZ // NS
+            skip, stop = (_samples_before(edge_s * NS - begin_ns) for edge_s in (start_s, end_s))
             part = samples[skip:stop]
             if len(part):
                 kept.append((begin_ns + skip * NS // SAMPLE_RATE_HZ, part))
         return replace(self, pictures=shots, sound=tuple(kept), begins_s=None)
+
+
+def _samples_before(after_ns: int) -> int:
+    """Count the samples of a chunk that lie less than so many nanoseconds after its begin."""
+    return -(-max(0, after_ns) * SAMPLE_RATE_HZ // NS)
 
 
 def png(picture: np.ndarray) -> bytes:
@@ -88,12 +109,12 @@ def png(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def type_store(own: dict | None = None):
+def type_store(own: dict | None = None, definitions: dict = DEFINITIONS):
     """Give the types of ROS 2 and of sound; `own`: definitions that a bag brought along."""
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_HUMBLE)
-    for name, text in DEFINITIONS.items():
+    for name, text in definitions.items():
         # A bag's own has the definitions of its parts behind it; some bags have empty ones.
         told = (own or {}).get(name, '').split('=' * 80)[0]
         store.register(get_types_from_msg(told if told.strip() else text, name))

@@ -3,8 +3,9 @@
 
 """Clips as ROS bags, read and written without ROS.
 
-A clip has pictures (sensor_msgs/CompressedImage or Image) and sound (audio_common_msgs's
-AudioDataStamped or AudioData, with AudioInfo), each on one topic of any name; either may lack.
+A clip has pictures (sensor_msgs/CompressedImage or Image) and sound (of ros-drivers'
+audio_common_msgs AudioDataStamped or AudioData, with AudioInfo; of mgonzs13's AudioStamped or
+Audio), each on one topic of any name, or on the one that Sources names; either may lack.
 Stamps are those of the headers; what has none or a stamp of zero is taken to end when it was
 recorded. Sound is given at 16 kHz, mono, whatever it was recorded in. Of a damaged bag what can
 be read is given, and `losses` says what was lost.
@@ -27,6 +28,7 @@ from minicpmo_ros.evaluation.clip import (
     SOUND_INFO,
     Clip,
     Shot,
+    Sources,
     png,
     type_store,
 )
@@ -42,6 +44,7 @@ __all__ = [
     'SOUND_INFO',
     'Clip',
     'Shot',
+    'Sources',
     'png',
     'read_clip',
     'type_store',

@@ -28,6 +28,7 @@ class Judged:
     texts: tuple
     right: tuple  # of bool, by the question's rule
     tolerant: tuple  # of bool, as right but for letters found anywhere in the answer
+    unanswered: int = 0  # questions without an answer, which are wrong
 
     def latencies_ms(self) -> np.ndarray:
         """Give the time to the first token of every question that was answered, (n,)."""
@@ -56,7 +57,15 @@ class Cell:
 
 
 def judge(name: str, run: Run, questions: QuestionSet) -> Judged:
-    """Judge a run; InputError where it lacks an answer to a question."""
+    """Judge a run; InputError where it was not asked just these questions, or is not finished."""
+    told = run.facts.get('questions_sha256')
+    if told not in (None, questions.sha256):
+        raise InputError(
+            f'{name}: it was asked other questions (sha256 {told:.12}…, these have '
+            f'{questions.sha256:.12}…): of the file {run.facts.get("questions")!r}, '
+            f'{run.facts.get("count")} of them, bag {run.facts.get("bag")!r}. Give the file and '
+            'the bag that were given to replay.'
+        )
     missing = [q.id for q in questions.questions if q.id not in run.texts]
     if missing:
         raise InputError(
@@ -71,6 +80,7 @@ def judge(name: str, run: Run, questions: QuestionSet) -> Judged:
         texts,
         tuple(q.is_right(text) for q, text in pairs),
         tuple(_is_right_tolerantly(q, text) for q, text in pairs),
+        sum(q.id in run.unanswered for q in questions.questions),
     )
 
 

@@ -6,16 +6,16 @@
 import base64
 import csv
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 
 import numpy as np
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation import plots
-from minicpmo_ros.evaluation.clips import read_clip
+from minicpmo_ros.evaluation.clips import Clip, Sources, read_clip
 from minicpmo_ros.evaluation.comparison import by_group, changed, differing, verdict
-from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.evaluation.questions import QuestionSet, in_portions
 from minicpmo_ros.evaluation.sheet import contact_sheet
 
 # Task types of StreamingBench's omni-source task, in the order of the published tables.
@@ -30,6 +30,7 @@ TASKS = {
 MOST_NAMED = 20  # questions with another text, in the headline
 MOST_SHOWN = 40  # questions with their pictures
 LONGEST_SHOWN_S = 30  # of a window: its end is what was asked about
+MOST_HELD_S = 120  # of a clip: a raw picture a second is large
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em;
   color: #222; background: #fff }
@@ -73,7 +74,7 @@ class Report:
         """Give the table: a row a run, a column a family, as the published tables are."""
         head = ['run', *self.families, 'all', '95 % interval', 'against the first']
         head += ['all, tolerant'] if self.is_by_letter else []
-        head += ['first token, median ms', '95 % of them, ms', 'memory, MiB']
+        head += ['no answer', 'first token, median ms', '95 % of them, ms', 'memory, MiB']
         rows = [head]
         for k, run in enumerate(self.runs):
             total = self.total[k]
@@ -85,7 +86,7 @@ class Report:
                 verdict(total),
             ]
             row += [f'{100 * total.tolerant:.1f}'] if self.is_by_letter else []
-            rows.append(row + _costs(run))
+            rows.append([*row, str(run.unanswered), *_costs(run)])
         return rows
 
     def worst_first(self) -> dict:
@@ -110,18 +111,23 @@ class Report:
         return rows
 
     def headline(self) -> str:
-        """Say in a sentence what came out."""
+        """Say in a sentence what came out, and in another what was not answered."""
+        asked = len(self.questions.questions)
         if len(self.runs) == 1:
             cell = self.total[0].right
-            return (
-                f'{self.names[0]} answers {100 * cell.share:.1f} % of '
-                f'{len(self.questions.questions)} questions rightly (95 % interval '
-                f'{100 * cell.low:.1f} to {100 * cell.high:.1f}).'
+            told = (
+                f'{self.names[0]} answers {100 * cell.share:.1f} % of {asked} questions rightly '
+                f'(95 % interval {100 * cell.low:.1f} to {100 * cell.high:.1f}).'
             )
-        told = f'{self.names[-1]} against {self.names[0]}: {verdict(self.total[-1])}.'
-        family, cells = min(self.families.items(), key=lambda item: _gain(item[1]))
-        if _gain(cells) < 0:
-            told += f' It lost most on {family} ({verdict(cells[-1])}).'
+        else:
+            told = f'{self.names[-1]} against {self.names[0]}: {verdict(self.total[-1])}.'
+            family, cells = min(self.families.items(), key=lambda item: _gain(item[1]))
+            if _gain(cells) < 0:
+                told += f' It lost most on {family} ({verdict(cells[-1])}).'
+        shown = [self.runs[-1], *self.runs[:-1][:1]]
+        if any(run.unanswered for run in shown):
+            counts = ', '.join(f'{run.name} {run.unanswered}' for run in shown)
+            told += f' Without an answer, and counted as wrong, of {asked}: {counts}.'
         return told
 
     def agreement(self) -> str:
@@ -258,9 +264,12 @@ def _shown_questions(report: Report) -> str:
     parts = [f'<h2>{what}</h2>']
     if len(indices) > MOST_SHOWN:
         parts.append(f'<p>The first {MOST_SHOWN} of each family in turn; all are in the CSV.</p>')
-    clips = {}
-    for i in _in_turn(report.questions.questions, indices)[:MOST_SHOWN]:
-        parts.append(_shown_question(report, i, clips))
+    shown = _in_turn(report.questions.questions, indices)[:MOST_SHOWN]
+    asked, facts = report.questions.questions, report.runs[0].run.facts
+    sources = Sources(facts.get('image_topic', ''), facts.get('audio_topic', ''))
+    chosen = replace(report.questions, questions=tuple(asked[i] for i in shown))
+    pictures = _pictures(chosen, sources)
+    parts += [_shown_question(report, i, pictures[asked[i].id]) for i in shown]
     return '\n'.join(parts)
 
 
@@ -272,33 +281,46 @@ def _in_turn(questions: tuple, indices: list) -> list:
     return sorted(indices, key=lambda i: rank[i])
 
 
-def _shown_question(report: Report, i: int, clips: dict) -> str:
+def _shown_question(report: Report, i: int, picture: str) -> str:
     question = report.questions.questions[i]
     said = ''
     for run in report.runs:
-        text = run.texts[i] or run.run.costs.get(question.id, {}).get('error') or 'nothing'
+        cost = run.run.costs.get(question.id, {})
+        text = run.texts[i] or cost.get('error') or 'nothing'
         kind = 'won' if run.right[i] else 'lost'
         said += f'<br><span class="{kind}">{escape(run.name)}: {escape(text)}</span>'
+        said += f' <small>{escape(cost["note"])}</small>' if cost.get('note') else ''
     return (
         f'<div class="question"><small>{escape(question.family)}, {escape(question.id)}, '
         f'{escape(question.clip)}</small><pre>{escape(question.text)}</pre>'
-        f'accepted: {escape(" / ".join(question.answers))}{said}<br>'
-        f'{_picture(report.questions, question, clips)}</div>'
+        f'accepted: {escape(" / ".join(question.answers))}{said}<br>{picture}</div>'
     )
 
 
-def _picture(questions: QuestionSet, question, clips: dict) -> str:
-    """Give the window's sheet as an image inside the page, or why there is none."""
-    try:
-        if question.clip not in clips:
-            clips.clear()  # one at a time: they can be large
-            clips[question.clip] = read_clip(questions.path_of(question.clip))
-        clip = clips[question.clip]
-        start_s, end_s = question.window(clip.first_s)
-        start_s = max(start_s, end_s - LONGEST_SHOWN_S)
-        sheet = contact_sheet(clip.between(start_s, end_s), start_s, end_s)
-    except InputError as error:
-        return f'<small>{escape(str(error))}</small>'
+def _pictures(questions: QuestionSet, sources: Sources) -> dict:
+    """Give every question's window as an image inside the page, or why there is none, by id.
+
+    Of every bag no more is held than a few windows.
+    """
+    late = (
+        replace(q, start_s=max(q.start_s, q.end_s - LONGEST_SHOWN_S)) for q in questions.questions
+    )
+    found = {}
+    for name, shown in replace(questions, questions=tuple(late)).by_clip().items():
+        for portion in in_portions(shown, MOST_HELD_S):
+            try:
+                windows = [(question.span, question.relative) for question in portion]
+                clip = read_clip(questions.path_of(name), windows, sources)
+                found.update({question.id: _picture(clip, question) for question in portion})
+            except InputError as error:
+                why = f'<small>{escape(str(error))}</small>'
+                found.update({question.id: why for question in portion})
+    return found
+
+
+def _picture(clip: Clip, question) -> str:
+    start_s, end_s = question.window(clip.first_s)
+    sheet = contact_sheet(clip.between(start_s, end_s), start_s, end_s)
     file = io.BytesIO()
     sheet.save(file, 'JPEG', quality=80)
     data = base64.b64encode(file.getvalue()).decode()

@@ -9,6 +9,7 @@ tell a person what each clip shows. Everything is checked when it is read; what 
 InputError that names the question and the field.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -24,6 +25,7 @@ MAX_FILE_BYTES = 64 * 2**20
 LONGEST_WINDOW_S = 24 * 3600
 RULES = ('text', 'letter')
 SUBSETS = ('all', 'hard')
+ASKED = ('id', 'clip', 'start_s', 'end_s', 'relative', 'text', 'choices')  # what an answer is to
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,12 @@ class QuestionSet:
     bag: str = ''  # the only one, where one was given for all questions
 
     @classmethod
-    def read(cls, path, bag=None) -> 'QuestionSet':
+    def read(cls, path, bag=None, needs_clips: bool = True) -> 'QuestionSet':
         """Read and check a file; raises InputError.
 
         bag: where the bags are, if not beside the file: a folder of them, or a single bag: then
         only the questions about it are taken, which are those that name it or no clip.
+        needs_clips: refuse a file whose bags are not all there.
         """
         path, bag = Path(path), Path(bag) if bag else None
         data = read_json(path, FORMAT)
@@ -94,7 +97,7 @@ class QuestionSet:
             entries = _about(path, entries, one) if one else entries
         folder = path.parent if bag is None else bag.parent if one else bag
         questions = tuple(_read_question(path, i, entry) for i, entry in enumerate(entries))
-        _check_together(path, questions, folder)
+        _check_together(path, questions, folder if needs_clips else None)
         return cls(
             questions,
             str(data.get('name', '')),
@@ -126,12 +129,19 @@ class QuestionSet:
         """The questions about windows of at most so many seconds."""
         return replace(self, questions=tuple(q for q in self.questions if q.seconds <= seconds))
 
+    @property
+    def sha256(self) -> str:
+        """Of what is asked; what counts as right may change without it."""
+        told = [[getattr(q, name) for name in ASKED] for q in self.questions]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
     def by_clip(self) -> dict:
-        """Give the questions by clip, each in the file's order."""
+        """Give the questions by clip, those about one window together, else in their order."""
         clips = {}
         for question in self.questions:
-            clips.setdefault(question.clip, []).append(question)
-        return clips
+            windows = clips.setdefault(question.clip, {})
+            windows.setdefault((question.span, question.relative), []).append(question)
+        return {clip: sum(windows.values(), []) for clip, windows in clips.items()}
 
     def path_of(self, clip: str) -> Path:
         """Where a clip lies."""
@@ -158,14 +168,14 @@ def _about(path: Path, entries: list, bag: str) -> list:
     return about
 
 
-def _check_together(path: Path, questions: tuple, folder: Path) -> None:
-    """Check that ids are unique and the clips are there."""
+def _check_together(path: Path, questions: tuple, folder: Path | None) -> None:
+    """Check that ids are unique and the clips are in a folder, if any."""
     seen = set()
     for question in questions:
         if question.id in seen:
             raise InputError(f'{path}: two questions have the id {question.id!r}; ids are unique.')
         seen.add(question.id)
-        if not (folder / question.clip).exists():
+        if folder is not None and not (folder / question.clip).exists():
             raise InputError(
                 f'{path}: the clip {question.clip} of the question {question.id!r} is not in '
                 f'{folder}. Fetch the clips with the file, or tell where they are (bag).'

@@ -17,7 +17,7 @@ class Recording:
     """One file; it is never written over."""
 
     def __init__(self, path, definitions: dict):
-        """Begin; InputError where the file is there.
+        """Begin; InputError where the file is there, or cannot be written.
 
         definitions: {kind: text of its .msg file}, of what is not in every ROS 2.
         """
@@ -32,6 +32,11 @@ class Recording:
             self._file = Path(path).open('xb')
         except FileExistsError as error:
             raise InputError(f'{path}: it is there already. Name another file.') from error
+        except OSError as error:
+            raise InputError(
+                f'{path}: it cannot be written ({error.strerror}). Name a file in a folder that '
+                'is there.'
+            ) from error
         # A chunk a message: what was recorded is not in memory when the power goes.
         self._writer = Writer(self._file, chunk_size=1, compression=CompressionType.NONE)
         self._writer.start('ros2', 'minicpmo_ros')

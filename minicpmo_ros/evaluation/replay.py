@@ -10,23 +10,22 @@ read costs its questions, each with the reason, never the run.
 Who answers is an Answerer: CoreAnswerer here, without ROS; another one goes through the graph.
 """
 
-import ctypes
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from time import perf_counter
 from typing import Protocol
 
-from minicpmo_ros.errors import EngineError, InputError
-from minicpmo_ros.evaluation.clips import Clip, read_clip
+from minicpmo_ros.errors import EngineError, Error, InputError
+from minicpmo_ros.evaluation.clips import Clip, Sources, read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window, in_portions
 from minicpmo_ros.evaluation.results import Given, Results
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_clip
+from minicpmo_ros.ggml.runtime import gpu_name
 from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.process import prepare, visible_gpu
+from minicpmo_ros.process import end_with_parent, prepare, visible_gpu
 
-PR_SET_PDEATHSIG = 1  # of prctl(2)
 MOST_HELD_S = 1800  # seconds of one clip in memory, unless one window is longer
 
 
@@ -38,24 +37,28 @@ class Plan:
     questions: QuestionSet
     options: CoreOptions = CoreOptions()
     variant: Variant = Variant()
+    sources: Sources = Sources()
 
-    def facts(self, questions_sha256: str, path: str = 'core') -> dict:
+    def facts(self, path: str = 'core') -> dict:
         """Give what the run's file begins with."""
         kept = (
-            'prompt', 'n_ctx', 'kv_type', 'window_policy', 'max_tokens', 'max_tiles',
-            'unchanged_threshold',
+            'prompt', 'n_ctx', 'n_ubatch', 'kv_type', 'window_policy', 'max_tokens',
+            'max_question_tokens', 'max_tiles', 'unchanged_threshold',
         )  # fmt: skip
+        on_cpu = self.options.device == 'cpu'
         return {
             'path': path,
             'model': self.model.model_id,
             'precision': self.model.precision,
             'weights': self.model.fingerprint,
             'questions': self.questions.name,
-            'questions_sha256': questions_sha256,
+            'questions_sha256': self.questions.sha256,
             'bag': self.questions.bag,
+            **vars(self.sources),
             'count': len(self.questions.questions),
             'audio': self.variant.audio,
             'input': self.variant.input,
+            'device': 'cpu' if on_cpu else gpu_name() or 'cpu',
             'options': {name: getattr(self.options, name) for name in kept},
         }
 
@@ -140,7 +143,10 @@ def _in_this_process(plan: Plan, tasks: list, open_answerer, _workers) -> Iterat
 
 
 def _in_processes(plan: Plan, tasks: list, open_answerer, workers: Workers) -> Iterator[Given]:
-    """Worker k of n takes the tasks k, k + n, ...; what they give is given in the tasks' order."""
+    """Worker k of n takes the tasks k, k + n, ...; what they give is given in the tasks' order.
+
+    A worker sends what is Given, None behind every task, and a sentence where it cannot go on.
+    """
     context = get_context('spawn')  # a fork would share the library's threads
     count = min(workers.count, len(tasks))
     pipes, processes = [], []
@@ -156,6 +162,8 @@ def _in_processes(plan: Plan, tasks: list, open_answerer, workers: Workers) -> I
         for i, (name, _) in enumerate(tasks):
             try:
                 while (answer := pipes[i % count].recv()) is not None:
+                    if isinstance(answer, str):
+                        raise EngineError(answer)
                     yield answer
             except EOFError as error:
                 raise EngineError(
@@ -169,28 +177,41 @@ def _in_processes(plan: Plan, tasks: list, open_answerer, workers: Workers) -> I
 
 def _work(pipe, plan: Plan, tasks: list, open_answerer) -> None:
     prepare()
-    # A worker whose run was killed would go on alone.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()  # a worker whose run was killed would go on alone
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answerer = open_answerer(plan)
     try:
-        for name, asked in tasks:
-            for given in _answer(answerer, plan, name, asked):
-                pipe.send(given)
-            pipe.send(None)
-    finally:
-        answerer.close()
+        answerer = open_answerer(plan)
+        try:
+            for name, asked in tasks:
+                for given in _answer(answerer, plan, name, asked):
+                    pipe.send(given)
+                pipe.send(None)
+        finally:
+            answerer.close()
+    except Error as error:
+        pipe.send(str(error))
 
 
 def _answer(answerer: Answerer, plan: Plan, name: str, asked: list) -> Iterator[Given]:
     """Answer questions about one clip, in their order, so many at a time as memory has room."""
     for portion in in_portions(asked, MOST_HELD_S):
         try:
-            clip = read_clip(plan.questions.path_of(name), [(q.span, q.relative) for q in portion])
+            windows = [(q.span, q.relative) for q in portion]
+            clip = read_clip(plan.questions.path_of(name), windows, plan.sources)
         except InputError as error:
             yield from (Given(question.id, '', error=str(error)) for question in portion)
             continue
-        yield from _answer_portion(answerer, clip, portion)
+        seconds = {question.id: question.seconds for question in portion}
+        for given in _answer_portion(answerer, clip, portion):
+            yield replace(given, note=_note(given, clip, seconds[given.id]))
+
+
+def _note(given: Given, clip: Clip, seconds: int) -> str:
+    """Say what is not there of what a question is about."""
+    told = list(clip.losses)
+    if not given.error and given.units < seconds:
+        told.append(f'{given.units} of {seconds} seconds have a picture or a sound.')
+    return ' '.join(told)
 
 
 def _answer_portion(answerer: Answerer, clip: Clip, asked: list) -> Iterator[Given]:

@@ -3,10 +3,11 @@
 
 """Questions answered by the engine's own parts without ROS, as fast as they go.
 
-A clip goes the way live input goes: Seeing and Hearing, UnitAssembler, Session. Every clip is
-decoded and encoded once for all questions and variants about it; the questions about one window
-share its prefill, each on its own fork. Answers are greedy; on a CPU the same directory and the
-same questions give the same bytes, whatever was asked before.
+A clip goes the way live input goes: Seeing and Hearing, UnitAssembler, Session. Pictures are
+encoded once for all windows that begin together; sound for every window, at whose end nothing is
+heard of what follows, as nothing is in the graph. The questions about one window share all that,
+each on its own fork. Answers are greedy; on a CPU the same directory and the same questions give
+the same bytes, whatever else is asked.
 """
 
 import math
@@ -46,7 +47,7 @@ class Variant:
     """How the clips are presented."""
 
     input: str = 'all'  # no_picture: pictures are grey; no_sound: samples are zero
-    audio: str = 'streaming'  # offline: the spectrum of the whole clip, with one maximum
+    audio: str = 'streaming'  # offline: one spectrum of the whole window, with one maximum
 
     def __post_init__(self):
         """Check the two names."""
@@ -70,6 +71,7 @@ class CoreOptions:
     repack: bool = False
     window_policy: str = 'recent'
     max_tokens: int = 16
+    max_question_tokens: int = 384
     max_tiles: int = 1
     unchanged_threshold: float = UNCHANGED_THRESHOLD
 
@@ -77,7 +79,8 @@ class CoreOptions:
 class Core:
     """A loaded model: clips to units, units and questions to answers. One thread uses it.
 
-    strict: refuse clips of which a second is lost, and windows that lack one.
+    strict: refuse clips of which a second is lost, windows that lack one, and questions that
+    cannot be asked; else the last are Answers with the error.
     on_product: sees what every weight is multiplied with, as ContextOptions has it.
     """
 
@@ -114,7 +117,11 @@ class Core:
                     offload_kv=not on_cpu,
                     on_product=on_product,
                 ),
-                SessionOptions(max_tokens=o.max_tokens, window_policy=o.window_policy),
+                SessionOptions(
+                    max_tokens=o.max_tokens,
+                    max_question_tokens=o.max_question_tokens,
+                    window_policy=o.window_policy,
+                ),
             )
         except BaseException:
             self._backend.close()
@@ -197,7 +204,12 @@ class Core:
         return [self._answer(question) for question in questions]
 
     def _answer(self, question) -> Answer:
-        answering = self.session.ask(Question(question.text, question.choices))
+        try:
+            answering = self.session.ask(Question(question.text, question.choices))
+        except InputError as error:
+            if self.strict:
+                raise
+            return Answer(question.text, '', Finish.ERROR, error)
         try:
             while answering.answer is None:
                 answering.step()
@@ -207,25 +219,29 @@ class Core:
 
 
 class _Encoded:
-    """One clip's seconds, each stream encoded when a variant first asks for it."""
+    """A clip's windows that begin at start_s; each stream is encoded when first asked for.
 
-    def __init__(self, core: Core, clip: Clip):
-        self._core, self._clip, self._done = core, clip, {}
+    A picture's rows depend on the pictures before it alone and are shared by all windows. A
+    second's sound is encoded with a moment of what follows it, and offline with the maximum of all
+    that is heard: every window hears its own seconds only.
+    """
 
-    def units(self, variant: Variant) -> list:
-        """Give the units of the whole clip."""
-        grey, silent = variant.input == 'no_picture', variant.input == 'no_sound'
-        offline = variant.audio == 'offline'
-        seen = self._once(('see', grey), lambda: self._core.see(self._clip, grey))
-        heard = self._once(
-            ('hear', offline, silent), lambda: self._core.hear(self._clip, offline, silent)
-        )
-        return assemble(seen, heard)
+    def __init__(self, core: Core, clip: Clip, start_s: int):
+        self._core, self._clip, self._start_s = core, clip, start_s
+        self._seen, self._heard, self._end_s = {}, {}, None  # the last two of one window
 
-    def _once(self, key: tuple, make: Callable) -> list:
-        if key not in self._done:
-            self._done[key] = make()
-        return self._done[key]
+    def units(self, variant: Variant, end_s: int) -> list:
+        """Give the units of the window that ends there; variants of one window come together."""
+        if end_s != self._end_s:
+            self._heard, self._end_s = {}, end_s
+        grey = variant.input == 'no_picture'
+        if grey not in self._seen:
+            self._seen[grey] = self._core.see(self._clip, grey)
+        how = variant.audio == 'offline', variant.input == 'no_sound'
+        if how not in self._heard:
+            self._heard[how] = self._core.hear(self._clip.between(self._start_s, end_s), *how)
+        seen = [second for second in self._seen[grey] if second.second < end_s]
+        return assemble(seen, self._heard[how])
 
 
 def assemble(seen: list, heard: list) -> list:
@@ -246,18 +262,22 @@ def assemble(seen: list, heard: list) -> list:
 def answer_clip(core: Core, clip: Clip, questions: list, variants: list):
     """Give (variant, question, Answer) for questions about one clip, window by window.
 
-    Windows that begin together are encoded together, once for all variants.
+    Windows come in the order of their first question.
     """
-    starts = {}  # start_s: {end_s: questions}
-    for (start_s, end_s), asked in by_window(questions, clip.first_s).items():
-        starts.setdefault(start_s, {})[end_s] = asked
-    for start_s, by_end in starts.items():
-        encoded = _Encoded(core, clip.between(start_s, max(by_end)))
+    windows = by_window(questions, clip.first_s)
+    ends, encoded = {}, {}  # by start_s: the ends of its windows that are to come; an _Encoded
+    for start_s, end_s in windows:
+        ends.setdefault(start_s, []).append(end_s)
+    for (start_s, end_s), asked in windows.items():
+        if start_s not in encoded:
+            encoded[start_s] = _Encoded(core, clip.between(start_s, max(ends[start_s])), start_s)
         for variant in variants:
-            units = encoded.units(variant)
-            for end_s, asked in by_end.items():
-                answers = core.answer(_of_window(units, start_s, end_s, core.strict), asked)
-                yield from ((variant, q, answer) for q, answer in zip(asked, answers))
+            units = encoded[start_s].units(variant, end_s)
+            answers = core.answer(_of_window(units, start_s, end_s, core.strict), asked)
+            yield from ((variant, q, answer) for q, answer in zip(asked, answers))
+        ends[start_s].remove(end_s)
+        if not ends[start_s]:
+            del encoded[start_s]
 
 
 def answer_all(

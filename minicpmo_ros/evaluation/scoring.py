@@ -11,13 +11,15 @@ StreamingBench's official rule, the first character is the right letter and noth
 import re
 
 LETTERS = 'ABCD'
-# 'B', '(B)', 'B.', 'Option B', 'The best option is: **B**', 'The answer is B) Blue'
-LED = re.compile(
-    r'^\W*(?:the\s+)?(?:best\s+|correct\s+|right\s+)?(?:option|answer|choice)?'
-    r'(?:\s+is)?\W*\(?([A-D])(?![A-Za-z])',
+LED = r'(?:option|answer|choice)(?:\s+is)?\W*'
+ALONE = re.compile(r"(?<![^\W_])([A-D])(?![^\W_]|['’]|-\w)")
+# An A before a word is an article, but for 'option A', 'the answer is A' and 'A is right'.
+ARTICLE = re.compile(r'A\s+(?!(?:is|because|since|as|and|or)\b)[a-z]')
+# In lower case a letter stands for itself alone: 'b', '(b) blue', 'the answer is b.'
+SMALL = re.compile(
+    rf'^\W*(?:(?:the\s+)?(?:(?:best|correct|right)\s+)?{LED})?([a-d])(?:\W*$|[).:]\s)',
     re.IGNORECASE,
 )
-ALONE = re.compile(r'(?<![A-Za-z])([A-D])(?![A-Za-z\'])')
 
 
 def normal(text: str) -> str:
@@ -36,26 +38,39 @@ def is_letter(letter: str, text: str) -> bool:
 
 
 def extract_letter(text: str, options=()) -> str:
-    """Find the letter that an answer means, '' where it names none or several."""
-    led = LED.match(text)
-    # 'A circle is shown' begins with an article: an upper-case letter and a word after it.
-    if led and not (led[1] in 'Aa' and re.match(r'\s+[a-z]', text[led.end() :])):
-        return led[1].upper()
-    named = {
-        letter
-        for letter, option in zip(LETTERS, options)
-        if without_letter(option) and _holds(normal(text), normal(without_letter(option)))
+    """Find the letter that an answer means, '' where it names none or several.
+
+    Letters come first, and where there are none the options' texts.
+    """
+    told = {
+        letter: _places(text, without_letter(option)) for letter, option in zip(LETTERS, options)
     }
-    if len(named) == 1:
-        return named.pop()
-    alone = {letter for letter in ALONE.findall(text) if letter != 'A' or 'A ' not in text}
-    return alone.pop() if len(alone) == 1 else ''
+    # An option's text may hold a letter: 'Vitamin C'.
+    inside = {at for places in told.values() for place in places for at in place}
+    found = {
+        match[1]
+        for match in ALONE.finditer(text)
+        if match.start() not in inside and not _is_article(text, match.start())
+    }
+    if not found and (small := SMALL.match(text)):
+        found = {small[1].upper()}
+    found = found or {letter for letter, places in told.items() if places}
+    return found.pop() if len(found) == 1 else ''
+
+
+def _is_article(text: str, at: int) -> bool:
+    return bool(ARTICLE.match(text, at)) and not re.search(f'{LED}$', text[:at], re.IGNORECASE)
+
+
+def _places(text: str, words: str) -> list:
+    """Give where a text has some words, as ranges; a letter of LETTERS is not words."""
+    words = normal(words)
+    if words.upper() in ('', *LETTERS):
+        return []
+    pattern = rf'(?<!\w){re.escape(words)}(?!\w)'.replace(r'\ ', r'\s+')
+    return [range(*match.span()) for match in re.finditer(pattern, text, re.IGNORECASE)]
 
 
 def without_letter(option: str) -> str:
     """Give an option without its 'B. '."""
     return re.sub(r'^\s*[A-H][.):]\s*', '', option)
-
-
-def _holds(text: str, words: str) -> bool:
-    return re.search(rf'(?<!\w){re.escape(words)}(?!\w)', text) is not None

@@ -12,7 +12,6 @@ publisher is there, and the type is asked of the graph:
   arrays.
 """
 
-import sys
 import time
 from collections import deque
 
@@ -23,8 +22,10 @@ from rclpy.qos import (
 )
 from rclpy.type_support import check_for_type_support
 
+from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.pcm import SampleFormat
 from minicpmo_ros.media.sound import CODINGS, AudioFormat
+from minicpmo_ros.media.sound_arrays import chunk_of
 from minicpmo_ros.nodes.messages import stamp_ns_of
 from minicpmo_ros.nodes.parameters import Parameter
 from minicpmo_ros.nodes.polling import Poller
@@ -47,15 +48,6 @@ PARAMETERS = (
               'Of the sound on `audio`, where audio.sample_rate is given', choices=CODINGS),
 )  # fmt: skip
 PACKAGE = 'audio_common_msgs/msg/'
-# The arrays of mgonzs13's messages, and PortAudio's number of each in their `format`.
-ARRAYS = {
-    'float32_data': ('F32', 1),
-    'int32_data': ('S32', 2),
-    'int16_data': ('S16', 8),
-    'int8_data': ('S8', 16),
-    'uint8_data': ('U8', 32),
-}
-ORDER = 'LE' if sys.byteorder == 'little' else 'BE'  # of arrays, which are this machine's
 # Of each type of sound: a field that the package of another author lacks.
 SOUND_TYPES = {
     f'{PACKAGE}AudioDataStamped': 'audio',
@@ -203,19 +195,11 @@ class AudioInput:
         self._take_arrays(None, message)
 
     def _take_arrays(self, stamp_ns, audio) -> None:
-        """Take the array that has samples; where several have, the one that `format` names."""
-        info, data = audio.info, audio.audio_data
-        filled = [name for name in ARRAYS if len(getattr(data, name))]
-        if len(filled) > 1:
-            filled = [name for name in filled if ARRAYS[name][1] == info.format]
-        if not filled:
-            return self._tell(
-                f'sound came in without samples: format is {info.format}, and no array, or none '
-                f'that belongs to it, holds any; known are {ARRAYS}'
-            )
-        sample_format = ARRAYS[filled[0]][0] + ORDER
-        samples = getattr(data, filled[0]).tobytes()
-        self._on_chunk(stamp_ns, samples, AudioFormat(info.rate, info.channels, sample_format))
+        try:
+            data, audio_format = chunk_of(audio)
+        except InputError as error:
+            return self._tell(str(error))
+        self._on_chunk(stamp_ns, data, audio_format)
 
     def _take(self, stamp_ns, data) -> None:
         if self._format is None:

@@ -22,7 +22,7 @@ from ament_index_python.packages import get_package_prefix, get_package_share_di
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-from minicpmo_ros.errors import EngineError, Error
+from minicpmo_ros.errors import EngineError, Error, InputError
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.msg import Answer, AudioEmbedding, ImageEmbedding, Status
 from minicpmo_ros.nodes.client import Client
@@ -210,6 +210,8 @@ def demo(model_dir: str, clip: Path, seconds: int, questions: tuple) -> None:
 def held_out_clip(folder: Path, name: str) -> tuple:
     """Print what a held-out clip holds; give its path, its seconds and questions about it."""
     held_out = QuestionSet.read(folder / 'questions.json')
+    if name not in held_out.clips:
+        raise InputError(f'There is no clip {name}; there are {", ".join(held_out.clips)}.')
     print(f'What {name} holds, second by second:')
     for line in held_out.clips[name]:
         print(f'  - {line}')

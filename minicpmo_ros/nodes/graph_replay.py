@@ -7,22 +7,22 @@ Every GraphAnswerer starts a `live` in a namespace of its own, with what decides
 to the values of the plan; it ends with this process, however that ends.
 """
 
-import ctypes
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from time import perf_counter
 
 import rclpy
+import yaml
 from rclpy.serialization import serialize_message
 
 from minicpmo_ros.errors import AskError, InputError, LateError
 from minicpmo_ros.evaluation.clips import NS, Clip
 from minicpmo_ros.evaluation.questions import by_window
 from minicpmo_ros.evaluation.recording import Recording
-from minicpmo_ros.evaluation.replay import PR_SET_PDEATHSIG, Plan
+from minicpmo_ros.evaluation.replay import Plan
 from minicpmo_ros.evaluation.results import Given
 from minicpmo_ros.evaluation.runner import Variant
 from minicpmo_ros.msg import Answer
@@ -30,6 +30,7 @@ from minicpmo_ros.nodes.demo import executable
 from minicpmo_ros.nodes.examiner import Examiner
 from minicpmo_ros.nodes.launching import UNIT_DEADLINE_S, lossless
 from minicpmo_ros.nodes.recorder import ANSWER, definitions
+from minicpmo_ros.process import end_with_parent
 
 KINDS = {
     'audio': 'audio_common_msgs/msg/AudioDataStamped',
@@ -72,8 +73,12 @@ class GraphAnswerer:
             self._ending.callback(rclpy.try_shutdown)
         self.examiner = Examiner(namespace)
         self._ending.callback(self.examiner.close)
-        arguments = arguments_of(self._plan, namespace)
-        live = executable('live', *arguments, namespace=namespace, on_start=end_with_us)
+        # A file: a rule of the command line names nodes without their namespace only.
+        file = self._ending.enter_context(NamedTemporaryFile('w', suffix='.yaml'))
+        yaml.safe_dump(parameters_of(self._plan, namespace), file)
+        file.flush()
+        arguments = ('--params-file', file.name, '-r', f'/clock:={namespace}/clock')
+        live = executable('live', *arguments, namespace=namespace, on_start=end_with_parent)
         self.examiner.processes = [self._ending.enter_context(live)]
         self.examiner.wait_ready()
 
@@ -152,33 +157,33 @@ def check(variant: Variant, record: str) -> None:
         raise InputError(f'record is {record!r}; it takes {", ".join(map(repr, RECORDED))}.')
 
 
-def arguments_of(plan: Plan, namespace: str) -> list:
-    """Give the arguments of `live` for a plan."""
+def parameters_of(plan: Plan, namespace: str) -> dict:
+    """Give the parameters of `live` for a plan, as a file of them has it."""
     o = plan.options
-    parameters = {
-        'model_dir': plan.model.path.resolve(),
-        'device': o.device,
-        'threads': o.threads,
-        'llm:prompt': o.prompt,
-        'llm:n_ctx': o.n_ctx,
-        'llm:n_ubatch': o.n_ubatch,
-        'llm:kv_type': o.kv_type,
-        'llm:window_policy': o.window_policy,
-        'vision_encoder:vision.max_tiles': o.max_tiles,
-        'vision_encoder:vision.unchanged_threshold': float(o.unchanged_threshold),
-        # Of this run alone; and units wait for their halves however busy the machine is.
-        'use_sim_time': 'true',
-        'llm:unit_deadline': UNIT_DEADLINE_S,
+    by_node = {
+        '/**': {
+            'model_dir': str(plan.model.path.resolve()),
+            'device': o.device,
+            'threads': o.threads,
+            'use_sim_time': True,
+            **lossless(namespace),
+        },
+        f'{namespace}/llm': {
+            'prompt': o.prompt,
+            'n_ctx': o.n_ctx,
+            'n_ubatch': o.n_ubatch,
+            'kv_type': o.kv_type,
+            'window_policy': o.window_policy,
+            'max_tokens': o.max_tokens,
+            'max_question_tokens': o.max_question_tokens,
+            'unit_deadline': UNIT_DEADLINE_S,  # units wait for their halves
+        },
+        f'{namespace}/vision_encoder': {
+            'vision.max_tiles': o.max_tiles,
+            'vision.unchanged_threshold': float(o.unchanged_threshold),
+        },
     }
-    parts = [part for item in parameters.items() for part in ('-p', '{}:={}'.format(*item))]
-    for name, value in lossless(namespace).items():
-        parts += ['-p', f'{name}:={value}']
-    return [*parts, '-r', f'/clock:={namespace}/clock']
-
-
-def end_with_us() -> None:
-    """Let a child process be killed when this one is; called in the child."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return {node: {'ros__parameters': given} for node, given in by_node.items()}
 
 
 class Tape:

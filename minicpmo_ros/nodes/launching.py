@@ -32,6 +32,8 @@ ARGUMENTS = (
 REPLAY_ARGUMENTS = (
     ('questions', '', 'Questions, JSON or YAML'),
     ('bag', '', 'A folder of bags, or a single one to ask about; empty: beside the questions'),
+    ('image_topic', '', 'Of a bag with several cameras'),
+    ('audio_topic', '', 'Of a bag with several microphones'),
     ('out', 'replay', 'Folder of the run; a run that is there is gone on with'),
     ('limit', '0', 'Ask only the first so many; 0: all'),
     ('input', 'all', 'Senses given: all, no_picture, no_sound'),
@@ -117,7 +119,8 @@ def replay_starts(given: dict, config: Path) -> tuple:
     if given['model_dir']:
         own['model_dir'] = given['model_dir']
     clock = ('/clock', 'clock')  # the time is of this run alone
-    asked = {name: given[name] for name in ('questions', 'bag', 'out', 'input', 'record')}
+    texts = ('questions', 'bag', 'image_topic', 'audio_topic', 'out', 'input', 'record')
+    asked = {name: given[name] for name in texts if given[name]}
     asked.update({name: whole_number(given, name) for name in ('limit', 'max_tokens')})
     return (
         Start('live', (params_file(given, config), own), (clock,), ends_all=True),

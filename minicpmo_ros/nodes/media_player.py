@@ -31,6 +31,7 @@ from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import SetBool
 
 from minicpmo_ros.errors import Error, InputError
+from minicpmo_ros.evaluation.clips import Sources
 from minicpmo_ros.nodes.managed import LATCHED
 from minicpmo_ros.nodes.messages import to_time
 from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
@@ -49,6 +50,8 @@ CAMERA_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.RELIABLE)
 MICROPHONE_QOS = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
 PARAMETERS = (
     Parameter('file', '', 'Video, sound or bag (MCAP, sqlite3) to play'),
+    Parameter('image_topic', '', 'The camera to play, of several in a bag'),
+    Parameter('audio_topic', '', 'The microphone to play, of several in a bag'),
     Parameter('stamps', 'now', 'now: of the moment; recorded: as in the bag',
               choices=('now', 'recorded')),
     Parameter('loop', False, 'Begin again at the end; stamps go on, recorded ones go back'),
@@ -128,7 +131,8 @@ class MediaPlayer(Node):
         return media.origin_ns
 
     def _open(self) -> Playable:
-        return open_playable(self._options.file, self._options.jpeg_quality)
+        o = self._options
+        return open_playable(o.file, o.jpeg_quality, Sources(o.image_topic, o.audio_topic))
 
     # The worker: reads, encodes, queues in the order of falling due.
     def _read(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation.clips import read_clip
+from minicpmo_ros.evaluation.clips import Sources, read_clip
 from minicpmo_ros.media.files import probe, read_audio, read_video
 from minicpmo_ros.media.log_mel import SAMPLE_RATE_HZ
 
@@ -31,10 +31,10 @@ class Playable:
     origin_ns: int | None = None  # when a bag's first instant was recorded
 
 
-def open_playable(path: str, jpeg_quality: int = 90) -> Playable:
+def open_playable(path: str, jpeg_quality: int = 90, sources: Sources | None = None) -> Playable:
     """Open a file or bag; InputError for what cannot be read or has neither stream."""
     if Path(path).is_dir() or Path(path).suffix in BAG_SUFFIXES:
-        return _open_bag(path)
+        return _open_bag(path, sources)
     facts = probe(path)
     if not facts.width and not facts.sample_rate_hz:
         raise InputError(f'{path}: no pictures and no sound in it')
@@ -43,8 +43,8 @@ def open_playable(path: str, jpeg_quality: int = 90) -> Playable:
     return Playable(pictures, sound, rate_hz, int(NS / (facts.frame_rate_hz or USUAL_RATE_HZ)))
 
 
-def _open_bag(path: str) -> Playable:
-    clip = read_clip(path)
+def _open_bag(path: str, sources: Sources | None) -> Playable:
+    clip = read_clip(path, sources=sources)
     origin_ns = clip.first_s * NS
     pictures = ((shot.stamp_ns - origin_ns, *shot.compressed()) for shot in clip.pictures)
     return Playable(

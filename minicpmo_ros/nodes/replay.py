@@ -7,7 +7,6 @@ For replay.launch.py, which starts `live` with the parameters of a preset: what 
 answers is asked of the running nodes and stands in the run's folder. Progress is logged.
 """
 
-import hashlib
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from rclpy.parameter import parameter_value_to_python
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation import replay
+from minicpmo_ros.evaluation.clips import Sources
 from minicpmo_ros.evaluation.questions import QuestionSet
-from minicpmo_ros.evaluation.results import Results
+from minicpmo_ros.evaluation.results import Results, Run
 from minicpmo_ros.evaluation.runner import CoreOptions, Variant
 from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.nodes.examiner import Examiner
@@ -30,6 +30,9 @@ PARAMETERS = (
     Parameter('questions', '', 'Questions, JSON or YAML'),
     Parameter('bag', '', 'Where the bags are: a folder, or a single bag to ask about; empty: '
               'beside the questions'),
+    Parameter('image_topic', '', 'Of a bag with several cameras; compressed pictures on this name '
+              'with /compressed'),
+    Parameter('audio_topic', '', 'Of a bag with several microphones'),
     Parameter('out', 'replay', 'Folder of the run; a run that is there is gone on with'),
     Parameter('limit', 0, 'Ask only the first so many; 0: all', '', 0, 2**31 - 1),
     Parameter('input', 'all', 'Senses given', choices=('all', 'no_picture', 'no_sound')),
@@ -39,11 +42,13 @@ PARAMETERS = (
 )  # fmt: skip
 # Of CoreOptions, by node and parameter.
 OPTIONS = {
+    'device': ('llm', 'device'),
     'prompt': ('llm', 'prompt'),
     'n_ctx': ('llm', 'n_ctx'),
     'n_ubatch': ('llm', 'n_ubatch'),
     'kv_type': ('llm', 'kv_type'),
     'window_policy': ('llm', 'window_policy'),
+    'max_question_tokens': ('llm', 'max_question_tokens'),
     'max_tiles': ('vision_encoder', 'vision.max_tiles'),
     'unchanged_threshold': ('vision_encoder', 'vision.unchanged_threshold'),
 }
@@ -60,9 +65,9 @@ def answer(examiner: Examiner) -> None:
     told = {name: value_of(examiner, *where) for name, where in OPTIONS.items()}
     options = CoreOptions(**told, max_tokens=given.max_tokens)
     model = ModelDirectory.open(model_path(value_of(examiner, 'llm', 'model_dir')))
-    plan = replay.Plan(model, questions, options, Variant(given.input))
-    digest = hashlib.sha256(Path(given.questions).read_bytes()).hexdigest()
-    results = Results(given.out, plan.facts(digest, 'graph'))
+    sources = Sources(given.image_topic, given.audio_topic)
+    plan = replay.Plan(model, questions, options, Variant(given.input), sources)
+    results = Results(given.out, plan.facts('graph'))
     log = examiner.get_logger()
     log.info(f'{len(results.done)} of {len(questions.questions)} questions were answered before')
     folder = Path(given.out) / 'bags'
@@ -75,7 +80,9 @@ def answer(examiner: Examiner) -> None:
         )
     finally:
         results.close()
-    log.info(f'all {len(results.done)} questions are answered: {given.out}')
+    for sentence in Run.read(given.out).summary():
+        log.warning(sentence)
+    log.info(f'all {len(results.done)} questions have been asked: {given.out}')
 
 
 def value_of(examiner: Examiner, node: str, name: str):

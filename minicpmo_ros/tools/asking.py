@@ -34,6 +34,19 @@ def add_asking_arguments(parser) -> None:
     )
 
 
+def add_topic_arguments(parser) -> None:
+    """Declare --image-topic and --audio-topic."""
+    parser.add_argument(
+        '--image-topic',
+        default='',
+        metavar='TOPIC',
+        help='of a bag with several cameras; compressed pictures on this name with /compressed',
+    )
+    parser.add_argument(
+        '--audio-topic', default='', metavar='TOPIC', help='of a bag with several microphones'
+    )
+
+
 def asked_questions(arguments):
     """Read the questions that the options name."""
     from minicpmo_ros.evaluation.questions import QuestionSet

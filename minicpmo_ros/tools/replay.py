@@ -7,7 +7,6 @@ The same files give the same answers, byte for byte, whatever the number of work
 scores and compares such folders.
 """
 
-import hashlib
 import os
 import re
 import sys
@@ -16,12 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.tools.asking import add_topic_arguments, count
 from minicpmo_ros.tools.model_path import HELP, model_path
 
 SUMMARY = 'ask a model about bags; goes on where it was killed'
 OPTIONS = (
-    'device', 'threads', 'prompt', 'n_ctx', 'kv_type', 'window_policy', 'max_tokens', 'max_tiles',
-    'unchanged_threshold',
+    'device', 'threads', 'prompt', 'n_ctx', 'kv_type', 'window_policy', 'max_tokens',
+    'max_question_tokens', 'max_tiles', 'unchanged_threshold',
 )  # fmt: skip
 
 
@@ -45,7 +45,8 @@ def add_arguments(parser) -> None:
         metavar='BAG',
         help='a folder the bags are in, or a single one to ask about; default: beside FILE',
     )
-    parser.add_argument('--workers', type=int, default=1, help='processes; each loads the model')
+    add_topic_arguments(parser)
+    parser.add_argument('--workers', type=count, default=1, help='processes; each loads the model')
     parser.add_argument(
         '--gpus',
         type=_numbers,
@@ -60,12 +61,12 @@ def add_arguments(parser) -> None:
         help='with --runner graph: write the answers into bags in FOLDER/bags; all: what was '
         'played beside them',
     )
-    parser.add_argument('--limit', type=int, metavar='N', help='ask only the first N')
+    parser.add_argument('--limit', type=count, metavar='N', help='ask only the first N')
     parser.add_argument(
         '--device', choices=('auto', 'cpu', 'gpu'), default='auto', help='of the model'
     )
-    parser.add_argument('--threads', type=int, default=2, help='of each worker, on the CPU')
-    parser.add_argument('--n-ctx', type=int, default=4096, help='positions of the context')
+    parser.add_argument('--threads', type=count, default=2, help='of each worker, on the CPU')
+    parser.add_argument('--n-ctx', type=count, default=4096, help='positions of the context')
     parser.add_argument('--kv-type', choices=('f16', 'q8_0'), default='f16', help='of the cache')
     parser.add_argument(
         '--window-policy', choices=('recent', 'long'), default='recent', help='of a full context'
@@ -76,14 +77,15 @@ def add_arguments(parser) -> None:
         default=8.0,
         help='a picture as like the last one is not encoded again; of 255, 0: encode all',
     )
-    parser.add_argument('--max-tokens', type=int, default=16, help='of an answer')
-    parser.add_argument('--max-tiles', type=int, default=1, help='of a picture')
+    parser.add_argument('--max-tokens', type=count, default=16, help='of an answer')
+    parser.add_argument('--max-question-tokens', type=count, default=384, help='of a question')
+    parser.add_argument('--max-tiles', type=count, default=1, help='of a picture')
     parser.add_argument('--prompt', default='en', help='layout of the prompt: en or zh')
     parser.add_argument(
         '--audio',
         choices=('streaming', 'offline'),
         default='streaming',
-        help='spectrum by second or clip',
+        help='spectrum by second or window',
     )
     parser.add_argument(
         '--input', choices=('all', 'no_picture', 'no_sound'), default='all', help='senses given'
@@ -91,10 +93,11 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
-    """Answer what has not been answered, with progress on stderr."""
+    """Answer what has not been answered; progress, and what has no answer, go to stderr."""
     from minicpmo_ros.evaluation import replay
+    from minicpmo_ros.evaluation.clips import Sources
     from minicpmo_ros.evaluation.questions import QuestionSet
-    from minicpmo_ros.evaluation.results import Results
+    from minicpmo_ros.evaluation.results import Results, Run
     from minicpmo_ros.evaluation.runner import CoreOptions, Variant
     from minicpmo_ros.models.directory import ModelDirectory
 
@@ -103,11 +106,11 @@ def run(arguments) -> None:
         questions = questions.first(arguments.limit)
     options = CoreOptions(**{name: getattr(arguments, name) for name in OPTIONS})
     variant = Variant(arguments.input, arguments.audio)
-    plan = replay.Plan(ModelDirectory.open(arguments.model), questions, options, variant)
-    digest = hashlib.sha256(arguments.questions.read_bytes()).hexdigest()
+    sources = Sources(arguments.image_topic, arguments.audio_topic)
+    plan = replay.Plan(ModelDirectory.open(arguments.model), questions, options, variant, sources)
     open_answerer = _answerer(arguments, variant)
     path = 'graph' if arguments.runner == 'graph' else 'core'
-    results = Results(arguments.out, plan.facts(digest, path))
+    results = Results(arguments.out, plan.facts(path))
     if results.done:
         print(f'{len(results.done)} questions were answered before', file=sys.stderr)
     workers = replay.Workers(arguments.workers, tuple(arguments.gpus))
@@ -117,6 +120,8 @@ def run(arguments) -> None:
         results.close()
         if sys.stderr.isatty():
             print(file=sys.stderr)
+    for sentence in Run.read(arguments.out).summary():
+        print(sentence, file=sys.stderr)
 
 
 def _answerer(arguments, variant):

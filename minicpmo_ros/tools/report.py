@@ -43,6 +43,11 @@ def run(arguments) -> None:
     from minicpmo_ros.evaluation.questions import QuestionSet
     from minicpmo_ros.evaluation.results import Run
 
+    if arguments.out.suffix.lower() not in ('.html', '.htm'):
+        raise InputError(
+            f'--out is {arguments.out}; a name that ends in .html is expected. The other files '
+            'are written beside it.'
+        )
     read = [
         (name, Run.of_answers(run) if run.is_file() else Run.read(run))
         for name, run in map(_named, arguments.runs)
@@ -50,7 +55,7 @@ def run(arguments) -> None:
     names = [name for name, _ in read]
     if len(set(names)) < len(names):
         raise InputError(f'Two runs are named alike: {", ".join(names)}. Give NAME=RUN.')
-    questions = QuestionSet.read(arguments.questions, arguments.bag)
+    questions = QuestionSet.read(arguments.questions, arguments.bag, needs_clips=False)
     questions = questions.first(read[0][1].facts.get('count'))
     report = page.Report(questions, [judge(name, one, questions) for name, one in read])
     arguments.out.write_text(page.html(report, arguments.title), encoding='utf-8')
@@ -63,4 +68,5 @@ def run(arguments) -> None:
 
 def _named(argument: Path) -> tuple:
     name, given, run = str(argument).rpartition('=')
-    return (name, Path(run)) if given else (argument.stem, argument)
+    own = argument.stem if argument.is_file() else argument.resolve().name
+    return (name, Path(run)) if given else (own, argument)
