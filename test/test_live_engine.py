@@ -23,6 +23,7 @@ from minicpmo_ros.language.context import ContextOptions
 from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
 from minicpmo_ros.language.sampling import SamplingOptions
 from minicpmo_ros.live.engine import Engine, EngineOptions
+from minicpmo_ros.live.pacing import Instant
 from minicpmo_ros.live.question import Answer, Finish, Question
 from minicpmo_ros.live.session import Session, SessionOptions, UnitReport
 
@@ -475,6 +476,23 @@ def test_half_a_unit_is_read_after_its_deadline_without_further_news(make_engine
     until(lambda: engine.status().units_read == 1)
     engine.put_sound(3, SOUND)
     assert engine.status().late == 1 and session.diary == [3]
+
+
+@pytest.mark.parametrize('behind_s', [4, 10, 50])
+def test_a_sense_may_be_behind_the_other_by_as_much_as_the_deadline(session, behind_s):
+    now, units, ended = [0.0], [], 80
+    options = EngineOptions(unit_deadline_s=behind_s + 0.5, max_backlog=ended)
+    engine = Engine(lambda *_: session, options, now=lambda: Instant(now[0]))
+    session.at_unit = units.append
+    engine.start()
+    for second in range(ended):
+        now[0] = float(second)
+        engine.put_sound(second, SOUND)
+        if second >= behind_s:
+            engine.put_picture(second - behind_s, PICTURE)
+    until(lambda: len(units) == ended - behind_s)
+    assert engine.close(WAIT_S) and engine.status().late == 0
+    assert all(u.picture_rows is not None and u.sound_rows is not None for u in units)
 
 
 def test_a_reset_empties_the_window_and_what_is_on_its_way(engine, session):

@@ -18,6 +18,7 @@ Callbacks run in the engine's thread and must return soon; what they raise is lo
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -54,9 +55,13 @@ class EngineOptions:
     """Bounds of the queues."""
 
     unit_deadline_s: float = 2.0  # wait for the other half of a second: an encoder may take 1 s
-    max_pending: int = 8  # seconds open at a time
     max_backlog: int = 8  # units waiting to be read
     max_waiting: int = 8  # questions waiting, beside the one being answered
+
+    @property
+    def max_pending(self) -> int:
+        """How many seconds may be open: all that come until the deadline, and at least a burst."""
+        return max(8, math.ceil(self.unit_deadline_s) + 2)
 
 
 class Engine:

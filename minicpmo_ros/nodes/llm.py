@@ -249,7 +249,10 @@ class LlmNode(ManagedNode):
             'vision.unchanged_threshold, or take a smaller model or more gpu_layers',
         )
         report.count(
-            'late', status.late, 'embeddings come after their unit was closed. Raise unit_deadline'
+            'late',
+            status.late,
+            'embeddings come after their unit was closed. Raise unit_deadline; where that changes '
+            'nothing, the stamps of picture and sound are of different clocks',
         )
         report.count(
             'refused',
