@@ -11,11 +11,12 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 import pytest
 
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import CancelledError, InputError
 from minicpmo_ros.language import grammar as grammar_module
 from minicpmo_ros.language.grammar import Grammar, choices_grammar
 from minicpmo_ros.language.model import LanguageModel
 from minicpmo_ros.language.sampling import Sampler, SamplingOptions
+from minicpmo_ros.language.sentences import _empty_rules
 
 
 @pytest.fixture(scope='module')
@@ -303,6 +304,66 @@ def test_a_grammar_that_becomes_slow_is_given_up(vocabulary, monkeypatch):
     grammar = Grammar(vocabulary, 'root ::= ' + '"a"? ' * 150)
     with pytest.raises(InputError, match='ambiguous'):
         grammar.allows(ord('a'))
+
+
+class Watched(tuple):
+    """Symbols that count how often somebody goes through them."""
+
+    looks = 0
+
+    def __iter__(self):
+        Watched.looks += 1
+        return super().__iter__()
+
+
+def is_empty_somehow(alternatives):
+    """Give the rules an empty text fits, by trying again until nothing changes."""
+    empty, before = set(), None
+    while empty != before:
+        before = set(empty)
+        empty |= {
+            rule
+            for rule, choices in enumerate(alternatives)
+            if any(all(symbol in empty for symbol in symbols) for symbols in choices)
+        }
+    return empty
+
+
+def test_the_empty_rules_are_found_without_going_round_in_the_grammar():
+    chance, letter = random.Random(6), ((97, 97),)
+    for _ in range(300):
+        n = chance.randint(1, 8)
+        alternatives = [
+            [
+                tuple(chance.choice([letter, *range(n)]) for _ in range(chance.randint(0, 3)))
+                for _ in range(chance.randint(1, 3))
+            ]
+            for _ in range(n)
+        ]
+        assert _empty_rules(alternatives) == is_empty_somehow(alternatives)
+    n = 500
+    chain = [[Watched()], *([Watched((i,))] for i in range(n - 1))]
+    for alternatives in (chain, [[Watched((i + 1,))] for i in range(n - 1)] + [[Watched()]]):
+        Watched.looks = 0
+        assert len(_empty_rules(alternatives)) == n
+        assert Watched.looks <= 2 * n
+
+
+def test_a_look_at_all_tokens_can_be_ended_in_its_middle(vocabulary):
+    calls = []
+
+    def between():
+        calls.append(1)
+        if len(calls) == 100:
+            raise CancelledError('enough')
+
+    grammar = Grammar(vocabulary, 'root ::= [a-z]+', between=between)
+    scores = np.zeros(vocabulary.size, np.float32)
+    with pytest.raises(CancelledError, match='enough'):
+        grammar.mask(scores)
+    assert len(calls) == 100 and not scores.any()
+    grammar.mask(scores)
+    assert 0 < np.isfinite(scores).sum() < len(scores)
 
 
 def test_a_token_that_does_not_fit_is_never_accepted(vocabulary):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from minicpmo_ros.live.counted import NS, CountedTime
+from minicpmo_ros.live.pacing import Instant
 from minicpmo_ros.live.seconds import SecondSplitter
+from minicpmo_ros.live.units import UnitAssembler
 
 RATE = 16000
 
@@ -69,3 +71,24 @@ def test_what_drifts_is_cut_into_seconds_without_a_restart():
     assert sum(s.restarted for s in seconds) == 1
     assert abs(seconds[-1].second + 1 - begin_s) < 1.3
     assert 4.5 * RATE < sum(s.overlap_samples - s.drift_samples for s in seconds) < 5.5 * RATE
+
+
+@pytest.mark.parametrize('back_s', [3, 3600])
+def test_a_clock_that_is_set_back_takes_the_sound_with_it_into_whole_units(back_s):
+    """A board without a battery for its clock, until the network tells the time."""
+    splitter, counted, assembler, units = SecondSplitter(), CountedTime(), UnitAssembler(), []
+    rows = np.ones((1, 4), np.float16)
+    for tenth in range(600):
+        clock_s = 10_000 + tenth / 10 - (tenth >= 200) * back_s
+        begin_ns = counted.begin_ns(int((clock_s + 0.1) * NS), NS // 10)
+        counted.end_ns = begin_ns + NS // 10
+        at = Instant(tenth / 10)
+        for heard in splitter.push(begin_ns, np.ones(RATE // 10, np.float32)):
+            assembler.add_sound(heard.second, rows, at)
+        if tenth % 10 == 9:
+            assembler.add_picture(int(clock_s), rows, (0, 0), at)
+        units += assembler.due(at)
+    newest = units[-30:]
+    assert all(u.picture_rows is not None and u.sound_rows is not None for u in newest)
+    assert newest[-1].second >= 10_057 - back_s
+    assert sum(unit.restarted for unit in units) == 1 == assembler.jumps

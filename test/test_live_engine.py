@@ -15,6 +15,7 @@ import pytest
 from minicpmo_ros.errors import (
     BusyError,
     CancelledError,
+    ContextFullError,
     EngineError,
     InputError,
     ModelFileError,
@@ -23,6 +24,7 @@ from minicpmo_ros.language.context import ContextOptions
 from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
 from minicpmo_ros.language.sampling import SamplingOptions
 from minicpmo_ros.live.engine import Engine, EngineOptions
+from minicpmo_ros.live.pacing import Instant
 from minicpmo_ros.live.question import Answer, Finish, Question
 from minicpmo_ros.live.session import Session, SessionOptions, UnitReport
 
@@ -37,8 +39,8 @@ class FakeAnswering:
     A 'long' question takes a step to be read before its first letter.
     """
 
-    def __init__(self, session, question):
-        self.session, self.question = session, question
+    def __init__(self, session, question, between):
+        self.session, self.question, self.between = session, question, between
         self.ids, self.answer = [], None
         self.read = question.text != 'long'
 
@@ -90,11 +92,11 @@ class FakeSession:
     def can_append(self, unit):
         return self.room
 
-    def ask(self, question, asked_s):
+    def ask(self, question, asked_s, between):
         if question.text == 'unfit':
             raise InputError('it is unfit')
         self.diary.append(question.text)
-        return FakeAnswering(self, question)
+        return FakeAnswering(self, question, between)
 
     def reset(self):
         self.diary.append('reset')
@@ -388,6 +390,25 @@ def test_cancelling_takes_effect_before_the_next_token(engine, session):
     assert Asker(engine).result().finish == Finish.STOP
 
 
+def test_cancelling_ends_a_step_that_takes_long(engine, session):
+    gate = Gate()
+
+    def at_step(answering):
+        asker.asking.cancel()
+        answering.between()
+        raise AssertionError('it went on')
+
+    session.at_step = gate
+    asker = Asker(engine, max_tokens=1000)
+    assert gate.arrived.wait(WAIT_S)
+    session.at_step = at_step
+    gate.open()
+    answer = asker.result()
+    assert answer.finish == Finish.CANCELLED and answer.text == 'x'
+    session.at_step = lambda _: None
+    assert Asker(engine).result().finish == Finish.STOP
+
+
 def test_a_waiting_question_can_be_taken_back_while_another_is_answered(engine, session):
     gate = Gate()
     session.at_step = gate
@@ -412,7 +433,8 @@ def test_a_broken_context_is_rebuilt_and_the_loss_is_told(engine, session):
     assert Asker(engine).result().finish == Finish.STOP
     status = engine.status()
     assert (status.state, status.rebuilds, status.units) == ('ready', 1, 0)
-    assert 'window was lost' in status.reason and 'llama.cpp broke' in status.reason
+    assert 'window was lost' in status.lost_window and 'llama.cpp broke' in status.lost_window
+    assert not status.reason  # it has not failed
 
 
 def test_a_unit_that_breaks_the_context_ends_the_answer_too(engine, session):
@@ -453,6 +475,18 @@ def test_a_bad_unit_is_refused_and_the_next_is_read(engine, session):
     assert engine.status().units_refused == 1 and session.diary == [2]
 
 
+def test_a_second_that_is_too_large_is_counted_apart(engine, session):
+    def at_unit(unit):
+        if unit.second == 1:
+            raise ContextFullError(640, 300, 'Raise n_ctx.')
+
+    session.at_unit = at_unit
+    put(engine, [1, 2])
+    until(lambda: engine.status().units_read == 1)
+    status = engine.status()
+    assert (status.units_too_large, status.units_refused) == (1, 0) and session.diary == [2]
+
+
 # --- units ------------------------------------------------------------------------------------
 
 
@@ -475,6 +509,23 @@ def test_half_a_unit_is_read_after_its_deadline_without_further_news(make_engine
     until(lambda: engine.status().units_read == 1)
     engine.put_sound(3, SOUND)
     assert engine.status().late == 1 and session.diary == [3]
+
+
+@pytest.mark.parametrize('behind_s', [4, 10, 50])
+def test_a_sense_may_be_behind_the_other_by_as_much_as_the_deadline(session, behind_s):
+    now, units, ended = [0.0], [], 80
+    options = EngineOptions(unit_deadline_s=behind_s + 0.5, max_backlog=ended)
+    engine = Engine(lambda *_: session, options, now=lambda: Instant(now[0]))
+    session.at_unit = units.append
+    engine.start()
+    for second in range(ended):
+        now[0] = float(second)
+        engine.put_sound(second, SOUND)
+        if second >= behind_s:
+            engine.put_picture(second - behind_s, PICTURE)
+    until(lambda: len(units) == ended - behind_s)
+    assert engine.close(WAIT_S) and engine.status().late == 0
+    assert all(u.picture_rows is not None and u.sound_rows is not None for u in units)
 
 
 def test_a_reset_empties_the_window_and_what_is_on_its_way(engine, session):

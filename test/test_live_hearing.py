@@ -256,7 +256,8 @@ def test_only_time_that_goes_back_is_published_again(begins_stream, published):
         ear.next_second = heard.second + 1
         out.append(heard.second)
 
-    node = Mock(spec=StreamingEncoder, _publish=publish)
+    counts = dict(_filled_samples=0, _left_out_samples=0)
+    node = Mock(spec=StreamingEncoder, _publish=publish, **counts)
     heard = [
         HeardSecond(n, restarted=n == 28, begins_stream=begins_stream and n == 28)
         for n in (28, 29, 30)

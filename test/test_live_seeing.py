@@ -241,6 +241,22 @@ def test_slow_encoder_skips_to_the_newest_pictures(encoder, camera):
     assert seeing.close(6)[0].status == Status.OK
 
 
+def test_a_second_whose_pictures_were_dropped_is_not_empty_nor_counted_as_work(encoder, camera):
+    seeing = Seeing(encoder, max_behind=1)
+    seeing.drop(0)  # nothing is known of the stream yet
+    for second in (1, 4):
+        seeing.offer(at(second), camera.shot(second, grey=10 * second))
+    for second in (0, 2, 3, 4):
+        seeing.drop(second)
+    seeing.offer(at(3.5), camera.shot(3.5))
+    seen = seeing.close(1) + seeing.close(2) + seeing.close(3) + seeing.close(5)
+    assert [one.status.name for one in seen] == ['OK', 'OVERLOADED', 'OK', 'OK', 'EMPTY']
+    assert camera.decoded == [1, 3.5, 4]
+    seeing.offer(at(6), camera.shot(6))
+    seeing.drop(7)
+    assert [one.status.name for one in seeing.close(7)] == ['OK', 'OVERLOADED']
+
+
 def test_tiles_follow_the_overview_in_batches_the_encoder_takes(encoder, camera):
     seeing = Seeing(encoder, max_tiles=9)
     seeing.offer(at(0), camera.shot(0, width=1280, height=720))

@@ -552,6 +552,19 @@ def test_each_choice_wins_for_some_window_and_as_the_free_logits_say(open_sessio
     assert won == set(CHOICES)
 
 
+def test_a_step_under_a_grammar_can_be_ended_in_its_middle(session):
+    def between():
+        raise CancelledError('taken back')
+
+    fill(session, [unit(0)])
+    answering = session.ask(Question('?', grammar='root ::= "日"+ "x"'), between=between)
+    with pytest.raises(CancelledError, match='taken back'):
+        while answering.answer is None:
+            answering.step()
+    assert answering.end(Finish.CANCELLED).finish == Finish.CANCELLED
+    assert answer(session, Question('?'))[0].text
+
+
 def test_a_choice_of_one_token_costs_no_decode_beyond_the_question(session, monkeypatch):
     fill(session, [unit(0)])
     red = session.model.vocabulary.encode('red')

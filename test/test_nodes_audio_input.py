@@ -9,19 +9,21 @@ import subprocess
 import sys
 from collections import deque
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import mgonzs13
 import numpy as np
 import pytest
 from audio_common_msgs.msg import AudioDataStamped, AudioInfo
+from ros_graph import TIMEOUT_S
 from ros_source import FIRST, Source, sound_of, time_of
 from sounds import mp3_of
 
 from minicpmo_ros.live.pacing import Arrival, Instant
 from minicpmo_ros.live.status import Status
 from minicpmo_ros.media.sound import AudioFormat
-from minicpmo_ros.msg import AudioEmbedding
+from minicpmo_ros.msg import Answer, AudioEmbedding
 from minicpmo_ros.nodes.encoder_node import Inbox
 from minicpmo_ros.nodes.streaming_encoder import INBOX_S, Ear, StreamingEncoder, cost_s
 
@@ -77,6 +79,48 @@ def test_the_messages_of_either_author_are_taken(graph, tiny_model_dir, other_me
         (message,) = [m for m in seconds if m.status == AudioEmbedding.OK]
         assert abs(message.level_dbfs - 20 * np.log10(0.5 / 2**0.5)) < 0.1, kind
     assert process.end() == 0
+
+
+EXAMINE = """
+import rclpy
+from minicpmo_ros.nodes.examiner import Examiner
+from minicpmo_ros.nodes.spinning import run_program
+raise SystemExit(run_program('replay', Examiner))
+"""
+
+
+def test_who_plays_needs_the_messages_of_ros_drivers_and_says_so(graph, other_messages):
+    clip = Path(__file__).parents[1] / 'demo' / 'scene.mp4'
+    player = graph.start('media_player', '-p', f'file:={clip}', env=other_messages)
+    examiner = subprocess.run(
+        [sys.executable, '-c', EXAMINE],
+        env={**os.environ, **other_messages},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert player.popen.wait(TIMEOUT_S) == examiner.returncode == 1
+    for said in (player.log, examiner.stderr):
+        assert 'Install the one of ros-drivers' in said and 'Traceback' not in said
+
+
+def test_what_cannot_be_recorded_is_told_once_and_the_rest_is(graph, other_messages, tmp_path):
+    bag = tmp_path / 'answers.mcap'
+    recorder = graph.start('recorder', '-p', f'bag:={bag}', '-p', 'inputs:=true')
+    answers = graph.create_publisher(Answer, 'llm/answer', 10)
+    microphone = subprocess.Popen(
+        [sys.executable, mgonzs13.__file__, graph.namespace],
+        env={**os.environ, **other_messages},
+    )
+    try:
+        graph.spin_until(lambda: 'is not recorded' in recorder.log, 'a warning')
+        graph.spin_until(answers.get_subscription_count, 'the recorder')
+    finally:
+        microphone.kill()
+        microphone.wait()
+    answers.publish(Answer(text='seen'))
+    graph.spin_until(lambda: b'seen' in bag.read_bytes(), 'the record')
+    assert recorder.end() == 0, recorder.log
+    assert recorder.log.count('is not recorded') == 1 and 'mgonzs13' in recorder.log
 
 
 def test_a_package_that_cannot_be_imported_is_told(graph, tiny_model_dir, tmp_path):

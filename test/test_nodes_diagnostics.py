@@ -8,14 +8,17 @@ import sys
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rcl_interfaces.msg import Log
 from rclpy.qos import QoSProfile
-from ros_source import Source
+from ros_source import FIRST, RATE_HZ, Source, jpeg, picture_of, sound_of
 from test_nodes_live import play
 
+from minicpmo_ros.msg import AudioEmbedding, ImageEmbedding
 from minicpmo_ros.nodes.diagnostics import Growth, Report
 from minicpmo_ros.srv import Ask
 
 NODES = ('streaming_encoder', 'vision_encoder', 'llm')
+NS = 10**9
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
@@ -75,6 +78,65 @@ def test_all_three_say_how_they_are(graph, tiny_model_dir, told):
         wait_level(graph, told, node, WARN, 'nothing has come', 'ros2 topic hz')
 
 
+def test_what_is_lost_is_told_with_what_to_do(graph, tiny_model_dir, told):
+    logs = []
+    graph.create_subscription(Log, '/rosout', logs.append, QoSProfile(depth=200))
+    graph.start('live', '-p', f'model_dir:={tiny_model_dir}', *graph.lossless)
+    graph.wait_ready()
+    source = Source(graph)
+    source.wait_heard()
+    graph.spin_until(lambda: set(told) >= set(NODES), 'what there is before')
+    lose_sound(graph, source, told)
+    lose_a_picture(graph, source, told)
+    lose_a_unit(graph, told)
+    graph.spin_until(lambda: any('is not read' in log.msg for log in logs), 'the log')
+    (log,) = [log for log in logs if 'is not read' in log.msg]  # of two, in the same words
+    assert log.level == 30  # WARN
+    assert log.name == f'{graph.namespace}/llm'[1:].replace('/', '.')
+
+
+def lose_sound(graph, source, told):
+    """Half a second does not come, two seconds come twice."""
+    for i in range(16):
+        for _ in range(0 if i in (5, 6) else 2 if i >= 8 else 1):
+            source.sound(FIRST * NS + i * NS // 4, sound_of(0)[: RATE_HZ // 4])
+    source.sound((FIRST + 4) * NS, sound_of(0)[: RATE_HZ // 4])  # closes the last one
+    words = ('milliseconds of sound missing of late', 'milliseconds of sound left out of late')
+    wait_level(graph, told, 'streaming_encoder', WARN, *words, 'reliable', 'two publishers')
+
+
+def lose_a_picture(graph, source, told):
+    """It comes when its second has just been given."""
+    seen, eye = [], 'vision_encoder'
+    graph.create_subscription(ImageEmbedding, f'{eye}/embedding', seen.append, 50)
+    for second in range(FIRST, FIRST + 100, 5):
+        for i in range(2):
+            source.picture((second + i) * NS, jpeg(picture_of(i)))
+        graph.spin_until(lambda s=second: any(m.second == s for m in seen), 'a second')
+        source.picture(second * NS + NS * 9 // 10, jpeg(picture_of(0)))
+        count = len(seen)
+        graph.spin_until(lambda n=count: len(seen) >= n + 2, 'seconds after it')
+        if value(told[eye], 'late pictures') != '0':  # else this machine was too slow
+            break
+    wait_level(graph, told, eye, WARN, 'late pictures of late', 'stamps of the camera')
+
+
+def lose_a_unit(graph, told):
+    """Twice, the context is too small for it; nobody else tells of seconds meanwhile."""
+    assert all(graph.change_state(node, 'deactivate') for node in NODES[:2])
+    publisher = graph.create_publisher(AudioEmbedding, 'streaming_encoder/embedding', 10)
+    graph.spin_until(publisher.get_subscription_count, 'the llm')
+    many = AudioEmbedding(model=graph.status.model, tokens=4_096, width=256)
+    many.data.frombytes(bytes(2 * 4_096 * 256))
+    for i in range(2):
+        many.second = FIRST + 100 + i
+        publisher.publish(many)
+    graph.spin_until(lambda: graph.status.refused == 2, 'the refusals')
+    graph.spin_until(lambda: value(told['llm'], 'too large') == '2', 'both')
+    entry = wait_level(graph, told, 'llm', WARN, 'too large of late', 'Raise n_ctx')
+    assert value(entry, 'refused') == '0' and 'model_dir' not in entry.message
+
+
 def test_two_nodes_of_one_name_are_told(graph, told):
     for _ in range(2):
         graph.start('llm', '-p', 'autostart:=false')
@@ -85,10 +147,10 @@ def test_a_loss_is_a_warning_while_it_is_new():
     now = [0.0]
     growth = Growth(lambda: now[0])
 
-    def levels(second, count):
+    def levels(second, count, least=1):
         now[0] = second
         report = Report(growth)
-        report.count('lost', count, 'do this')
+        report.count('lost', count, 'do this', least)
         return [level for level, _ in report.findings]
 
     assert levels(0, 5) == []  # since when, nobody knows
@@ -97,6 +159,7 @@ def test_a_loss_is_a_warning_while_it_is_new():
     assert levels(20, 7) == []
     assert levels(21, 1) == []  # it began anew
     assert levels(22, 2) == [WARN]
+    assert levels(23, 100, least=100) == [] and levels(24, 101, least=100) == [WARN]
 
 
 INJURED = """#!{python}

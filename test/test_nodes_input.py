@@ -3,13 +3,18 @@
 
 """What cameras and microphones do: stamps of any kind, pauses, formats and types that change."""
 
+from functools import partial
+
 import pytest
 from audio_common_msgs.msg import AudioData, AudioDataStamped, AudioInfo
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from ros_source import FIRST, Source, jpeg, picture_of, sound_of
 from sensor_msgs.msg import Image
 
+from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
 from minicpmo_ros.msg import AudioEmbedding, ImageEmbedding
+from minicpmo_ros.nodes.vision_encoder import VisionNode
 
 NS = 10**9
 
@@ -181,6 +186,31 @@ def test_a_camera_that_comes_back_with_raw_pictures_is_seen(graph, tiny_model_di
 
     graph.spin_until(lambda: shown() or show(), 'a raw picture')
     assert shown()[0] > FIRST
+
+
+def test_seconds_whose_pictures_had_to_go_are_overloaded_and_not_empty(graph, tiny_model_dir):
+    """An answer holds the device for as long as the pictures of eight seconds take to come."""
+    arbiter, seen = DeviceArbiter(), []
+    node = VisionNode(arbiter)
+    node.set_parameters([Parameter('model_dir', value=str(tiny_model_dir))])
+    graph.create_subscription(ImageEmbedding, '/vision_encoder/embedding', seen.append, 50)
+    graph.own_executor.add_node(node)
+    try:
+        graph.spin_until(lambda: node._pause, 'the encoder')
+        for second in (FIRST, FIRST + 1):
+            node._on_picture(second * NS, partial(picture_of, second))
+        graph.spin_until(lambda: seen, 'the first second')
+        with arbiter.hold(Priority.QUESTION):
+            graph.spin_until(lambda: node.busy_s() > 0.2, 'the encoder to wait')
+            first = seen[-1].second + 2
+            for second in range(first, first + 8):
+                node._on_picture(second * NS, partial(picture_of, second))
+        wait_second(graph, seen, first + 6, ImageEmbedding.OK)
+    finally:
+        graph.own_executor.remove_node(node)
+        node.destroy_node()
+    status = {message.second: message.status for message in seen}
+    assert [status[first + i] for i in range(6)] == [ImageEmbedding.OVERLOADED] * 6
 
 
 def test_nothing_is_published_while_inactive(graph, tiny_model_dir):

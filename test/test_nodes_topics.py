@@ -6,12 +6,15 @@
 import re
 
 import pytest
+from rcl_interfaces.msg import Log
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from ros_graph import TIMEOUT_S
 from ros_source import FIRST, jpeg, picture_of, time_of
 from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.msg import Answer, ImageEmbedding
+from minicpmo_ros.nodes.managed import ManagedNode
+from minicpmo_ros.nodes.polling import Poller
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=5, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
@@ -70,3 +73,21 @@ def test_a_quality_that_there_is_not_is_refused_in_words(graph, tiny_model_dir, 
     assert process.popen.wait(TIMEOUT_S) == 1
     assert 'qos_overrides' in process.log and 'best_effort' in process.log
     assert 'Traceback' not in process.log
+
+
+def test_what_cannot_be_taken_is_told_and_ends_no_reading(graph):
+    taken, logs, topic = [], [], f'{graph.namespace}/picture'
+    graph.create_subscription(Log, '/rosout', logs.append, 100)
+    camera = graph.create_publisher(CompressedImage, topic, 10)
+    node = ManagedNode('reader')
+    poller = Poller(node)
+    try:
+        subscription = poller.subscribe(CompressedImage, topic, taken.append, QoSProfile(depth=10))
+        subscription.msg_type = object  # of which rclpy can make no message
+        graph.spin_until(lambda: any('nothing can be taken' in log.msg for log in logs), 'words')
+        assert not taken
+        subscription.msg_type = CompressedImage
+        graph.spin_until(lambda: camera.publish(CompressedImage()) or taken, 'a message', 20)
+    finally:
+        poller.close()
+        node.destroy_node()

@@ -124,7 +124,8 @@ _ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
 
 def _to_logging(level: str, text: str) -> None:
-    getattr(logging.getLogger('minicpmo_ros.llama_cpp'), level)('%s', text)
+    # Without arguments nothing in it is a format, and each line is a message of its own.
+    getattr(logging.getLogger('minicpmo_ros.llama_cpp'), level)(text)
 
 
 class _Log:

@@ -8,6 +8,7 @@ Read and followed here and not by llama.cpp, which some grammars hang, fill the 
 
 import re
 from bisect import bisect_left
+from collections.abc import Callable
 
 import numpy as np
 
@@ -58,10 +59,18 @@ class Grammar:
 
     An answer that is a sentence may end with a token that ends any text, or with one of
     `stop_ids`. Raises InputError for a grammar that is not valid; any method does for one that is
-    too ambiguous to be followed in time.
+    too ambiguous to be followed in time. `between` is called over and over while `mask` follows
+    all tokens, which can take seconds; what it raises goes out.
     """
 
-    def __init__(self, vocabulary: Vocabulary, gbnf: str, stop_ids=frozenset()):
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        gbnf: str,
+        stop_ids=frozenset(),
+        between: Callable[[], None] | None = None,
+    ):
+        self._between = between
         self._sentences = Sentences(read_gbnf(gbnf))
         self._vocabulary = vocabulary
         self._end_ids = vocabulary.end_ids | stop_ids
@@ -112,6 +121,8 @@ class Grammar:
         pieces, ids = self._vocabulary.sorted_pieces
         allowed, path, followed, i = [], [self._progress], b'', 0
         while i < len(pieces):
+            if self._between is not None:
+                self._between()
             piece = pieces[i]
             n = _n_common(followed, piece)
             del path[n + 1 :]

@@ -8,6 +8,7 @@ followed, and however many ways there are to read a text, they take no more than
 in memory. All work is counted, so that a bound holds on every machine alike.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from minicpmo_ros.errors import InputError
@@ -146,14 +147,22 @@ class Sentences:
 
 def _empty_rules(alternatives: list) -> set:
     """Return the rules that an empty text fits."""
-    empty, grows = set(), True
-    while grows:
-        grows = False
-        for rule in reversed(range(len(alternatives))):  # most refer to later ones
-            if rule not in empty and any(
-                all(type(symbol) is int and symbol in empty for symbol in symbols)
-                for symbols in alternatives[rule]
-            ):
-                empty.add(rule)
-                grows = True
+    empty, found, uses = set(), [], defaultdict(list)
+    for rule, choices in enumerate(alternatives):
+        for symbols in choices:
+            if all(type(symbol) is int for symbol in symbols):
+                waiting = [len(symbols), rule]  # symbols not known to be empty, and whose
+                for symbol in symbols:
+                    uses[symbol].append(waiting)
+                if not symbols:
+                    found.append(rule)
+    while found:
+        rule = found.pop()
+        if rule in empty:
+            continue
+        empty.add(rule)
+        for waiting in uses[rule]:
+            waiting[0] -= 1
+            if not waiting[0]:
+                found.append(waiting[1])
     return empty

@@ -9,6 +9,7 @@ grammar repetition is not looked at; somebody asked for that form.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -23,15 +24,24 @@ LOOP_TIMES, LOOP_TOKENS, LOOP_WORDS = 4, 64, 32  # at least, at least, tokens of
 
 
 class Answering:
-    """Made by Session.ask, which has forked the live sequence; `step` until `answer` is there."""
+    """Made by Session.ask, which has forked the live sequence; `step` until `answer` is there.
 
-    def __init__(self, session, question: Question, asked_s: float):
+    `between` is called in the middle of a step that may take long; what it raises goes out.
+    """
+
+    def __init__(
+        self,
+        session,
+        question: Question,
+        asked_s: float,
+        between: Callable[[], None] | None = None,
+    ):
         self._session, self.question, self._asked_s = session, question, asked_s
         options, vocabulary = session.options, session.model.vocabulary
         self.question_ids = self._read_question()
         self._todo = session.prompt.question(self.question_ids)  # rows not yet read
         self._max_tokens = min(question.max_tokens or options.max_tokens, options.max_tokens)
-        self._grammar = self._read_grammar()
+        self._grammar = self._read_grammar(between)
         self.n_positions = len(self._todo) + self._max_tokens  # it takes at most
         sampling = options.sampling
         if question.temperature is not None and not question.temperature < 0:
@@ -111,7 +121,7 @@ class Answering:
             )
         return ids
 
-    def _read_grammar(self) -> Grammar | None:
+    def _read_grammar(self, between) -> Grammar | None:
         question, vocabulary = self.question, self._session.model.vocabulary
         if question.choices and question.grammar:
             raise InputError('Both choices and a grammar were given. Give one of them.')
@@ -125,7 +135,9 @@ class Answering:
                     f'{self._max_tokens}. Shorten it, or raise max_tokens.'
                 )
         gbnf = choices_grammar(question.choices) if question.choices else question.grammar
-        return Grammar(vocabulary, gbnf, self._session.prompt.stop_ids) if gbnf else None
+        if not gbnf:
+            return None
+        return Grammar(vocabulary, gbnf, self._session.prompt.stop_ids, between)
 
     def _make_answer(self, finish: Finish, error: Exception | None) -> Answer:
         n = len(self.ids)

@@ -7,10 +7,12 @@ The first piece was recorded just before it arrived; from there on the pieces fo
 But messages are lost, and a sound card's clock is not the computer's. A piece may arrive late for
 many reasons, too early for none, so the least lateness of five seconds tells how far the count is
 off. Where that is over 0.1 s, the count goes by as much. A source that is over 2 s early gives
-sound faster than time (a file): it is counted only.
+sound faster than time (a file): it is counted only. Where the arrivals themselves go back by over
+0.5 s the clock was set, and the count begins anew by it.
 """
 
-NS = 10**9
+from minicpmo_ros.live.pacing import NS, STEP_BACK_NS
+
 WATCHED_NS = 5 * NS
 TOLERANCE_NS = NS // 10
 MOST_EARLY_NS = 2 * NS
@@ -23,13 +25,17 @@ class CountedTime:
         self.restart()
 
     def restart(self) -> None:
-        """Forget the source: it fell silent."""
+        """Forget the source: it fell silent, or its time is another one now."""
         self.end_ns = None
+        self._arrived_ns = 0  # of the newest piece
         self._watch()
 
     def begin_ns(self, arrived_ns: int, duration_ns: int) -> int:
         """Give when a piece without a stamp began that has arrived at this time."""
         at_arrival_ns = arrived_ns - duration_ns
+        if arrived_ns < self._arrived_ns - STEP_BACK_NS:
+            self.restart()
+        self._arrived_ns = arrived_ns
         if self.end_ns is None:
             return at_arrival_ns
         late_ns = at_arrival_ns - self.end_ns

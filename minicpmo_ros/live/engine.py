@@ -10,7 +10,8 @@ Everybody else only leaves work in bounded queues and never waits. Rules:
 * Beside an answer the window grows as far as there is room (session.py); then units wait for its
   end.
 * `max_backlog` units may wait; a newer one pushes out the oldest, which is counted as dropped.
-* A cancelled question ends before the next token or the next chunk of its prefill.
+* A cancelled question ends before the next token or the next chunk of its prefill, or in the
+  middle of looking for a token that its grammar allows.
 * An error in a question is that question's. When llama.cpp fails, the context is rebuilt and the
   window is lost; when that fails too, the engine is, and says why.
 
@@ -18,27 +19,28 @@ Callbacks run in the engine's thread and must return soon; what they raise is lo
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from minicpmo_ros.errors import (
     BusyError,
     CancelledError,
+    ContextFullError,
     EngineError,
     Error,
-    InputError,
-    ModelFileError,
 )
 from minicpmo_ros.language.context import AbortFlag
 from minicpmo_ros.language.sampling import SamplingOptions
-from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
+from minicpmo_ros.live.arbiter import DeviceArbiter, Priority, Turn
 from minicpmo_ros.live.asking import Asking, call_safely
-from minicpmo_ros.live.engine_status import EngineStatus
+from minicpmo_ros.live.engine_status import EngineStatus, why_failed
 from minicpmo_ros.live.pacing import Instant
 from minicpmo_ros.live.question import Answer, Finish, Question
 from minicpmo_ros.live.session import Session
@@ -54,9 +56,13 @@ class EngineOptions:
     """Bounds of the queues."""
 
     unit_deadline_s: float = 2.0  # wait for the other half of a second: an encoder may take 1 s
-    max_pending: int = 8  # seconds open at a time
     max_backlog: int = 8  # units waiting to be read
     max_waiting: int = 8  # questions waiting, beside the one being answered
+
+    @property
+    def max_pending(self) -> int:
+        """How many seconds may be open: all that come until the deadline, and at least a burst."""
+        return max(8, math.ceil(self.unit_deadline_s) + 2)
 
 
 class Engine:
@@ -286,7 +292,9 @@ class Engine:
         try:
             if self._sampling is not None:
                 self._session.options = replace(self._session.options, sampling=self._sampling)
-            answering = self._session.ask(asking.question, asking.asked_s)
+            answering = self._session.ask(
+                asking.question, asking.asked_s, partial(self._between, asking, turn)
+            )
         except Exception as error:
             turn.release()
             asking.finish(Answer(asking.question.text, '', Finish.ERROR, error))
@@ -294,6 +302,12 @@ class Engine:
         self._current = asking, answering, turn
         self._answer_s = 0.0
         self._publish()
+
+    def _between(self, asking: Asking, turn: Turn) -> None:
+        """In the middle of a long step: end it, or let others compute."""
+        if asking.cancelled or self._closing:
+            raise CancelledError('The question was taken back.')
+        turn.between()
 
     def _step(self) -> None:
         asking, answering, turn = self._current
@@ -303,7 +317,7 @@ class Engine:
         started_s = time.perf_counter()
         try:
             asking.tell(answering.step())
-        except CancelledError:  # only closing aborts a decode
+        except CancelledError:
             self._finish_current(Finish.CANCELLED)
             return
         except Exception as error:
@@ -341,7 +355,8 @@ class Engine:
             return
         except Exception as error:
             log.warning('second %d is not read: %s', unit.second, error)
-            self._publish(units_refused=1)
+            is_too_large = isinstance(error, ContextFullError)
+            self._publish(**{'units_too_large' if is_too_large else 'units_refused': 1})
             return
         self._last_unit_s, self._answer_s = 1e-3 * report.prefill_ms, 0.0
         with self._wake:
@@ -353,7 +368,7 @@ class Engine:
         with self._arbiter.hold(Priority.UNIT):
             self._session.rebuild()  # an error here is the engine's end
         with self._wake:
-            self._status = replace(self._status, reason=f'The window was lost: {error}')
+            self._status = replace(self._status, lost_window=f'The window was lost: {error}')
         self._publish(rebuilds=1)
 
     def _change_size(self, n_ctx: int, max_copy_bytes: float) -> None:
@@ -365,14 +380,7 @@ class Engine:
         self._publish(resizes=1)
 
     def _fail(self, error: Exception) -> None:
-        reason, remedy = str(error) or repr(error), 'See the log; restart the node.'
-        if isinstance(error, ModelFileError):
-            reason, remedy = f'{error.path}: {error.problem}', error.remedy
-        elif isinstance(error, InputError):
-            remedy = 'Correct the parameters and configure again.'
-        elif isinstance(error, MemoryError):
-            reason = 'the memory ran out'
-            remedy = 'Lower n_ctx, take smaller files, or end other programs.'
+        reason, remedy = why_failed(error)
         self._set_state('failed', reason=reason, remedy=remedy)
 
     def _end_all(self) -> None:
@@ -396,21 +404,8 @@ class Engine:
 
     def _publish(self, **counts) -> None:
         """Bring the snapshot up to date with the session, and count."""
-        session, seconds = self._session, self._session.window.seconds
         with self._wake:
-            counted = {name: getattr(self._status, name) + n for name, n in counts.items()}
-            self._status = replace(
-                self._status,
-                units=len(seconds),
-                positions=session.window.end,
-                evicted=session.evicted,
-                context_size=session.context.n_ctx,
-                smallest_context=session.smallest_context,
-                window_start_s=seconds[0] if seconds else 0,
-                window_end_s=seconds[-1] + 1 if seconds else 0,
-                answering=self._current is not None,
-                **counted,
-            )
+            self._status = self._status.after(self._session, self._current is not None, counts)
         self._tell_change()
 
     def _tell_change(self) -> None:

@@ -72,7 +72,8 @@ class Seeing:
         self._max_behind = max_behind
         self._encoder, self._max_tiles = vision_encoder, max_tiles
         self._threshold, self._between = unchanged_threshold, between
-        self._offered: dict = {}  # second: (stamp_ns, make_picture), the newest of each
+        # Second: (stamp_ns, make_picture), the newest of each; None where it was dropped.
+        self._offered: dict = {}
         self._next: int | None = None  # the first second that was not given yet
         self._memory: _Memory | None = None
         self.late = 0  # pictures that came after their second was given
@@ -88,8 +89,13 @@ class Seeing:
             self._offered.clear()
         if second < self._next:
             self.late += 1
-        elif second not in self._offered or stamp_ns >= self._offered[second][0]:
+        elif not self._offered.get(second) or stamp_ns >= self._offered[second][0]:
             self._offered[second] = (stamp_ns, make_picture)
+
+    def drop(self, second: int) -> None:
+        """Note that a second had pictures for which there was no time: OVERLOADED, not EMPTY."""
+        if self._next is not None and second >= self._next:
+            self._offered.setdefault(second, None)
 
     @property
     def next_second(self) -> int | None:
@@ -112,7 +118,7 @@ class Seeing:
         due = range(self._next, second + 1)
         if len(due) > LONGEST_EMPTY_S:
             due = sorted(number for number in self._offered if number <= second)
-        waiting = [number for number in due if number in self._offered]
+        waiting = [number for number in due if self._offered.get(number)]
         too_many = len(waiting) - (self._max_behind or len(waiting))
         for number in waiting[: max(0, too_many)]:
             self._offered[number] = None

@@ -120,14 +120,20 @@ class Session:
         except InputError:
             return True  # append will say why not
 
-    def ask(self, question: Question, asked_s: float | None = None) -> Answering:
+    def ask(
+        self,
+        question: Question,
+        asked_s: float | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> Answering:
         """Fork the window for a question; InputError where it cannot be answered as asked.
 
-        `asked_s`: time.monotonic() of its arrival; default now.
+        `asked_s`: time.monotonic() of its arrival; default now. `between`: see Answering.
         """
         if self._answering is not None:
             raise ValueError('one question is being answered; end it first')
-        answering = Answering(self, question, time.monotonic() if asked_s is None else asked_s)
+        asked_s = time.monotonic() if asked_s is None else asked_s
+        answering = Answering(self, question, asked_s, between)
         self.context.copy(LIVE, FORK, self.window.end)
         self._answering, self._forked_at = answering, self.window.end
         return answering

@@ -70,15 +70,23 @@ def installed_type(name: str) -> tuple:
     if message_type is None or field not in message_type.get_fields_and_field_types():
         author = 'mgonzs13' if hasattr(messages, 'AudioDataStamped') else 'ros-drivers'
         return None, (
-            f'{name} is published, but the installed audio_common_msgs has no such message: '
-            f'it is another package of that name. Install the one of {author}, as the '
-            'publisher has it'
+            f'the installed audio_common_msgs has no {name}: it is another package of that name. '
+            f'Install the one of {author}'
         )
     try:
         check_for_type_support(message_type)
     except Exception as error:  # of rclpy, of its generators or of the loader
         return None, f'{name} cannot be taken, its type support is not there: {error!r}'
     return message_type, ''
+
+
+def sound_types() -> tuple:
+    """Give the classes AudioDataStamped and AudioInfo, for who plays; InputError without them."""
+    found = [installed_type(f'{PACKAGE}AudioDataStamped'), installed_type(INFO_TYPE)]
+    for _, problem in found:
+        if problem:
+            raise InputError(f'no sound can be published: {problem}')
+    return tuple(message_type for message_type, _ in found)
 
 
 class AudioInput:
@@ -167,7 +175,7 @@ class AudioInput:
         """Give the class of a message, or None, and then tell why."""
         message_type, problem = installed_type(name)
         if problem:
-            self._tell(problem)
+            self._tell(f'{name} is published, but {problem}')
         return message_type
 
     def _on_info(self, message) -> None:

@@ -58,10 +58,10 @@ class Report:
         """Say what keeps the node from working, and what to do."""
         self.findings.append((DiagnosticStatus.ERROR, text))
 
-    def count(self, key: str, count: int, text: str = '') -> None:
-        """Add a count; with a text, warn with it while the count has grown of late."""
+    def count(self, key: str, count: int, text: str = '', least: int = 1) -> None:
+        """Add a count; with a text, warn with it while it has grown by `least` of late."""
         self.tell(key, count)
-        if text and (n := self._growth.of(key, count)):
+        if text and (n := self._growth.of(key, count)) >= least:
             self.warn(f'{n} {key} of late: {text}')
 
 

@@ -20,6 +20,7 @@ from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
 from minicpmo_ros.live.pacing import NS, Arrival, StampGuard
 from minicpmo_ros.live.status import Status
 from minicpmo_ros.nodes.loading import model_path, open_model
+from minicpmo_ros.nodes.logs import Throttle
 from minicpmo_ros.nodes.managed import ManagedNode
 from minicpmo_ros.nodes.memory import give_back
 from minicpmo_ros.nodes.memory_room import Room
@@ -27,7 +28,6 @@ from minicpmo_ros.nodes.node_time import NodeTime
 
 EMBEDDING_QOS = QoSProfile(depth=4)
 TICK_S = 0.1
-TELL_PERIOD_S = 10.0
 TOO_SLOW = (
     'encoding takes longer than the seconds do. Raise threads, lower vision.max_tiles, raise '
     'vision.unchanged_threshold, or use the GPU (device) or a smaller model'
@@ -106,7 +106,7 @@ class EncoderNode(ManagedNode):
         self._arbiter, self._room = arbiter or DeviceArbiter(), room or Room()
         self._room.enter(self.MODEL_ROLE, self.table)
         self._publisher = self.topics.publish(message_type, '~/embedding', EMBEDDING_QOS)
-        self._told, self._given, self._newest = {}, Counter(), None
+        self._throttle, self._given, self._newest = Throttle(), Counter(), None
         self._pause = None  # of the worker, once it has loaded
         self.time = NodeTime(self)
         self.inbox = Inbox(self.INBOX_CAPACITY)
@@ -183,10 +183,7 @@ class EncoderNode(ManagedNode):
 
     def tell(self, key: str, text: str) -> None:
         """Warn at most once in ten seconds for each key."""
-        now_s = time.monotonic()
-        self._told = {known: s for known, s in self._told.items() if now_s - s < TELL_PERIOD_S}
-        if key not in self._told:
-            self._told[key] = now_s
+        if self._throttle.lets(key):
             self.get_logger().warning(text)
 
     # The worker.

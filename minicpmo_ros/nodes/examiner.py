@@ -12,7 +12,6 @@ for it.
 import time
 
 import numpy as np
-from audio_common_msgs.msg import AudioDataStamped, AudioInfo
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
@@ -23,6 +22,7 @@ from minicpmo_ros.errors import EngineError
 from minicpmo_ros.evaluation.clips import NS, SAMPLE_RATE_HZ, Clip, png
 from minicpmo_ros.evaluation.runner import GREY
 from minicpmo_ros.msg import Answer
+from minicpmo_ros.nodes.audio_input import sound_types
 from minicpmo_ros.nodes.client import Client
 from minicpmo_ros.nodes.demo import unless_ended
 from minicpmo_ros.nodes.managed import LATCHED
@@ -45,11 +45,12 @@ class Examiner(Node):
 
     def __init__(self, namespace: str | None = None):
         super().__init__('replay', namespace=namespace)
+        self._sound_type, info_type = sound_types()
         self.client, self.processes = Client(self), []
         self._pictures = self.create_publisher(CompressedImage, 'image/compressed', DEEP)
-        self._sound = self.create_publisher(AudioDataStamped, 'audio', DEEP)
-        self._info = self.create_publisher(AudioInfo, 'audio_info', LATCHED)
-        self.info = AudioInfo(
+        self._sound = self.create_publisher(self._sound_type, 'audio', DEEP)
+        self._info = self.create_publisher(info_type, 'audio_info', LATCHED)
+        self.info = info_type(
             channels=1, sample_rate=SAMPLE_RATE_HZ, sample_format='S16LE', coding_format='wave'
         )
         self._info.publish(self.info)
@@ -173,8 +174,14 @@ class Examiner(Node):
                 self._publish(self._pictures, message, shot.stamp_ns, second, on_message)
         for stamp_ns, samples in clip.sound:
             if stamp_ns // NS == second:
-                message = _piece(samples, shown == 'no_sound')
+                message = self._piece(samples, shown == 'no_sound')
                 self._publish(self._sound, message, stamp_ns, second, on_message)
+
+    def _piece(self, samples, silent: bool):
+        message = self._sound_type()
+        pcm = (samples * (0 if silent else 32768)).round().clip(-32768, 32767)
+        message.audio.data.frombytes(pcm.astype('<i2').tobytes())
+        return message
 
     def _publish(self, publisher, message, stamp_ns: int, second: int, on_message) -> None:
         if on_message is not None:
@@ -191,11 +198,4 @@ def _picture(shot, grey: bool) -> CompressedImage:
         name, data = 'png', png(np.full_like(shot.rgb(), GREY))
     message = CompressedImage(format=name)
     message.data.frombytes(data)
-    return message
-
-
-def _piece(samples, silent: bool) -> AudioDataStamped:
-    message = AudioDataStamped()
-    pcm = (samples * (0 if silent else 32768)).round().clip(-32768, 32767)
-    message.audio.data.frombytes(pcm.astype('<i2').tobytes())
     return message

@@ -229,7 +229,7 @@ class LlmNode(ManagedNode):
         for name in ('units', 'positions', 'context_size', 'waiting', 'answering', 'units_read',
                      'units_dropped', 'late', 'evicted', 'prefill_ms'):  # fmt: skip
             setattr(message, name, getattr(status, name))
-        message.refused = self._refused + status.units_refused
+        message.refused = self._refused + status.units_refused + status.units_too_large
         message.memory_mib = self._memory.used_mib
         verdict = self._memory.verdict
         message.refusing = verdict.refuses
@@ -251,7 +251,10 @@ class LlmNode(ManagedNode):
             'vision.unchanged_threshold, or take a smaller model or more gpu_layers',
         )
         report.count(
-            'late', status.late, 'embeddings come after their unit was closed. Raise unit_deadline'
+            'late',
+            status.late,
+            'embeddings come after their unit was closed. Raise unit_deadline; where that changes '
+            'nothing, the stamps of picture and sound are of different clocks',
         )
         report.count(
             'refused',
@@ -259,7 +262,13 @@ class LlmNode(ManagedNode):
             "embeddings are not this model's, or damaged; the log says more. Give all nodes the "
             'same model_dir',
         )
-        report.count('windows lost', status.rebuilds, f'{status.reason} The log says more')
+        report.count(
+            'too large',
+            status.units_too_large,
+            'seconds take more positions than the window has. Raise n_ctx, or lower '
+            'vision.max_tiles, max_tokens or max_question_tokens; the log has the numbers',
+        )
+        report.count('windows lost', status.rebuilds, f'{status.lost_window} The log says more')
         report.tell('questions waiting', status.waiting)
         report.tell('prefill of the newest unit [ms]', status.prefill_ms)
         self._memory.diagnose(report)

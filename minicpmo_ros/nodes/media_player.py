@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import rclpy
-from audio_common_msgs.msg import AudioDataStamped, AudioInfo
 from rclpy.clock import Clock as RosClock
 from rclpy.clock import ClockType
 from rclpy.node import Node
@@ -32,6 +31,7 @@ from std_srvs.srv import SetBool
 
 from minicpmo_ros.errors import Error, InputError
 from minicpmo_ros.evaluation.clips import Sources
+from minicpmo_ros.nodes.audio_input import sound_types
 from minicpmo_ros.nodes.managed import LATCHED
 from minicpmo_ros.nodes.messages import to_time
 from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
@@ -89,10 +89,11 @@ class MediaPlayer(Node):
         media = self._open()
         self._origin_ns = self._recorded_origin_ns(media)
         self._has_pictures, self._has_sound = media.pictures is not None, media.sound is not None
+        self._sound_type, self._info_type = sound_types()
         topics = Topics(self)
         self._pictures = topics.publish(CompressedImage, 'image/compressed', CAMERA_QOS)
-        self._sound = topics.publish(AudioDataStamped, 'audio', MICROPHONE_QOS)
-        self._info = topics.publish(AudioInfo, 'audio_info', LATCHED)
+        self._sound = topics.publish(self._sound_type, 'audio', MICROPHONE_QOS)
+        self._info = topics.publish(self._info_type, 'audio_info', LATCHED)
         self._clock_publisher, self._stamp_clock = None, self.get_clock()
         if self._options.publish_clock:
             self._clock_publisher = self.create_publisher(Clock, '/clock', 10)
@@ -179,11 +180,16 @@ class MediaPlayer(Node):
 
     def _sound_items(self, media: Playable, begin_ns: int):
         rate_hz = media.rate_hz
-        info = AudioInfo(channels=1, sample_rate=rate_hz, sample_format='S16LE',
-                         bitrate=rate_hz * 16, coding_format='wave')  # fmt: skip
+        info = self._info_type(
+            channels=1,
+            sample_rate=rate_hz,
+            sample_format='S16LE',
+            bitrate=rate_hz * 16,
+            coding_format='wave',
+        )
         yield Item(begin_ns, begin_ns, self._info, info, begin_ns)
         for offset_ns, samples in rechunked(media.sound, rate_hz, self._options.chunk_ms):
-            message = AudioDataStamped()
+            message = self._sound_type()
             message.audio.data.frombytes(to_s16(samples).tobytes())
             end_ns = offset_ns + len(samples) * NS // rate_hz
             yield Item(begin_ns + end_ns, begin_ns + offset_ns, self._sound, message, begin_ns)

@@ -9,10 +9,13 @@ them is urgent, so they are taken together, past the executor.
 """
 
 import threading
+import traceback
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.exceptions import InvalidHandle
 from rclpy.subscription import Subscription
+
+from minicpmo_ros.nodes.logs import TELL_PERIOD_S
 
 PERIOD_S = 0.05
 
@@ -64,10 +67,13 @@ class Poller:
                     self._drain(subscription)
                 except InvalidHandle:
                     continue  # unsubscribed in this moment
-                except Exception:
+                except Exception:  # this thread is the node's eyes or ears: it goes on
                     if not self._node.context.ok():
                         return  # a signal came
-                    raise
+                    self._node.get_logger().error(
+                        f'{subscription.topic}: nothing can be taken: {traceback.format_exc()}',
+                        throttle_duration_sec=TELL_PERIOD_S,
+                    )
 
     def _drain(self, subscription) -> None:
         with subscription.handle:

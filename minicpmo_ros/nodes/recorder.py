@@ -14,9 +14,11 @@ from ament_index_python.packages import get_package_share_directory
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.type_support import check_for_type_support
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.recording import Recording
+from minicpmo_ros.nodes.audio_input import INFO_TYPE, SOUND_TYPES, installed_type
 from minicpmo_ros.nodes.parameters import Parameter, ParameterTable
 from minicpmo_ros.nodes.spinning import run
 
@@ -39,6 +41,7 @@ class Recorder(Node):
             raise InputError('parameter bag is empty; give a file to write: -p bag:=FILE.mcap')
         self._recording = Recording(options.bag, definitions())
         self._open, self._topics = {}, (TOPIC, *(INPUTS if options.inputs else ()))
+        self._skipped = set()  # (topic, type) that was told
         # Steady: simulated time may not run yet.
         self.create_timer(LOOK_PERIOD_S, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._look()
@@ -58,8 +61,15 @@ class Recorder(Node):
             if topic in self._open or not publishers:
                 continue
             kind = publishers[0].topic_type
+            try:
+                message_type = message_class(kind)
+            except InputError as error:
+                if (topic, kind) not in self._skipped:
+                    self._skipped.add((topic, kind))
+                    self.get_logger().warning(f'{topic} is not recorded: {error}')
+                continue
             self._open[topic] = self.create_subscription(
-                message_class(kind),
+                message_type,
                 topic,
                 lambda data, topic=topic, kind=kind: self._write(topic, kind, data),
                 fitting(publishers),
@@ -83,9 +93,19 @@ def fitting(publishers) -> QoSProfile:
 
 
 def message_class(kind: str):
-    """Give the class of a message type such as sensor_msgs/msg/Image."""
-    package, _, name = kind.split('/')
-    return getattr(importlib.import_module(f'{package}.msg'), name)
+    """Give the class of a message type such as sensor_msgs/msg/Image; InputError without it."""
+    if kind in (*SOUND_TYPES, INFO_TYPE):  # of two packages of one name
+        message_type, problem = installed_type(kind)
+        if problem:
+            raise InputError(problem)
+        return message_type
+    try:
+        package, _, name = kind.split('/')
+        message_type = getattr(importlib.import_module(f'{package}.msg'), name)
+        check_for_type_support(message_type)
+    except Exception as error:  # of the import, of rclpy or of the loader
+        raise InputError(f'{kind} cannot be taken: {error!r}. Install its package') from error
+    return message_type
 
 
 def definitions() -> dict:

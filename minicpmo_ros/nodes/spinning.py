@@ -17,6 +17,7 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
 from minicpmo_ros.errors import Error, InputError
+from minicpmo_ros.nodes.logs import PACKAGE, RosHandler
 from minicpmo_ros.process import prepare
 
 # What is left of the two seconds after the nodes have been told to stop.
@@ -28,7 +29,7 @@ def run(make_nodes, args=None) -> int:
     """Spin the nodes that `make_nodes()` gives until a signal; give the exit code."""
     prepare()
     faulthandler.enable()  # where ggml aborts or a library crashes, say in which thread and line
-    nodes, code, executor = [], 1, None
+    nodes, code, executor, handler = [], 1, None, None
     try:
         _init(args)
         executor = SingleThreadedExecutor()
@@ -36,6 +37,8 @@ def run(make_nodes, args=None) -> int:
         for node in make_nodes():
             nodes.append(node)
             executor.add_node(node)
+        handler = RosHandler(nodes)
+        PACKAGE.addHandler(handler)
         executor.spin()
         code = 0
     except ExternalShutdownException:
@@ -49,6 +52,7 @@ def run(make_nodes, args=None) -> int:
         code = 0
     finally:
         _end(nodes, executor, code)
+        PACKAGE.removeHandler(handler)
     return code
 
 

@@ -32,7 +32,10 @@ INBOX_S = 20.0
 MOST_BYTES_PER_S = 1_600_000
 SHORTEST_CHUNK_S = 0.005  # an empty message takes memory too
 LONGEST_EMPTY_S = 10  # a longer gap in the stamps is a jump, its seconds are not published
+SAMPLES_PER_MS = SAMPLE_RATE_HZ // 1000
 MOST_MISSING = 100  # seconds that are remembered to be without sound, for their time to come
+# A hundredth of what comes in diagnostics.RECENT_S: clocks that drift are much better than that.
+NOTABLE_MS = 100
 
 
 def cost_s(audio_format: AudioFormat, size: int) -> float:
@@ -71,6 +74,7 @@ class StreamingEncoder(EncoderNode):
     def __init__(self, arbiter=None, room=None):
         super().__init__('streaming_encoder', AudioEmbedding, arbiter, room)
         self._dropped = deque(maxlen=1000)  # (stamp_ns or None, seconds) that went unheard
+        self._filled_samples = self._left_out_samples = 0  # at 16 kHz
 
     def load(self, options, model, between) -> Ear:
         """Load the encoder."""
@@ -93,6 +97,26 @@ class StreamingEncoder(EncoderNode):
         for dropped in self.inbox.put(arrival, cost=cost_s(audio_format, len(data))):
             _, data, audio_format = dropped.content
             self._dropped.append((dropped.stamp_ns, audio_format.duration_s(len(data))))
+
+    def diagnose(self, report) -> None:
+        """Write also how much sound the stamps say is missing, or is too much."""
+        super().diagnose(report)
+        report.count(
+            'milliseconds of sound missing',
+            self._filled_samples // SAMPLES_PER_MS,
+            'by the stamps more time has passed than sound has come, and silence is in its place. '
+            'A microphone that pauses does that; else messages are lost on the way (set the '
+            'reliability of both ends to reliable, lower the load), or the sample rate is told '
+            'wrongly',
+            NOTABLE_MS,
+        )
+        report.count(
+            'milliseconds of sound left out',
+            self._left_out_samples // SAMPLES_PER_MS,
+            'by the stamps their time was heard already. Do two publishers share the topic, or is '
+            'the sample rate told wrongly?',
+            NOTABLE_MS,
+        )
 
     # The worker.
     def encode(self, ear: Ear, arrival: Arrival) -> None:
@@ -191,6 +215,8 @@ class StreamingEncoder(EncoderNode):
 
     def _publish_heard(self, ear: Ear, seconds: list, preparing_ms: float = 0.0) -> None:
         for heard in seconds:
+            self._filled_samples += heard.gap_samples + max(0, heard.drift_samples)
+            self._left_out_samples += heard.overlap_samples + max(0, -heard.drift_samples)
             # What was published as without sound while the source was silent stays so; an earlier
             # second would clear the window, and the encoder's own restarts are no reason for that.
             if heard.begins_stream or ear.next_second is None or heard.second >= ear.next_second:

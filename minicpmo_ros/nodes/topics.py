@@ -30,13 +30,13 @@ from rclpy.qos import (
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.nodes.logs import TELL_PERIOD_S
 
 try:
     from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
-TELL_PERIOD_S = 10.0
 KINDS = (
     QoSPolicyKind.HISTORY,
     QoSPolicyKind.DEPTH,

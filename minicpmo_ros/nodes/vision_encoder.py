@@ -7,6 +7,7 @@ Of each second the newest picture is encoded; the others are not even decoded.
 """
 
 import weakref
+from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -29,6 +30,10 @@ from minicpmo_ros.nodes.spinning import run
 INBOX_SECONDS = 4
 # An encoder slower than the seconds come drops older ones than this, or it would stay late.
 MAX_BEHIND_S = 1
+LATE = (
+    'they come over half a second after their second was over, or after newer ones. Look at the '
+    'network, and at the stamps of the camera'
+)
 
 
 @dataclass
@@ -64,7 +69,8 @@ class VisionNode(EncoderNode):
     )  # fmt: skip
 
     def __init__(self, arbiter=None, room=None):
-        self._encoder = lambda: None  # a weak reference: the worker's is the one that holds it
+        self._eye = lambda: None  # a weak reference: the worker's is the one that holds it
+        self._dropped = deque(maxlen=1000)  # seconds whose pictures went unseen
         super().__init__('vision_encoder', ImageEmbedding, arbiter, room)
 
     def load(self, options, model, between) -> Eye:
@@ -82,24 +88,28 @@ class VisionNode(EncoderNode):
             between,
             max_behind=MAX_BEHIND_S,
         )
-        self._encoder = weakref.ref(encoder)
-        return Eye(seeing, encoder, model.space)
+        eye = Eye(seeing, encoder, model.space)
+        self._eye = weakref.ref(eye)
+        return eye
 
     def diagnose(self, report) -> None:
         """Write also whether the weights are in memory."""
         super().diagnose(report)
-        encoder = self._encoder()
-        if encoder is not None:
-            report.tell('weights', 'in memory' if encoder.is_loaded else 'released')
-            report.tell('weights released', encoder.releases)
-            report.tell('newest return of the weights [ms]', encoder.reload_ms)
+        eye = self._eye()
+        if eye is not None:
+            report.count('late pictures', eye.seeing.late, LATE)
+            report.tell('weights', 'in memory' if eye.encoder.is_loaded else 'released')
+            report.tell('weights released', eye.encoder.releases)
+            report.tell('newest return of the weights [ms]', eye.encoder.reload_ms)
 
     def open_input(self, options):
         """Subscribe to the camera."""
         return PictureInput(self, options, self._on_picture)
 
     def _on_picture(self, stamp_ns: int, make_picture) -> None:
-        self.inbox.put(self.arrival(stamp_ns, make_picture), key=stamp_ns // NS)
+        arrival = self.arrival(stamp_ns, make_picture)
+        for dropped in self.inbox.put(arrival, key=stamp_ns // NS):
+            self._dropped.append(dropped.stamp_ns // NS)
 
     # The worker.
     def encode(self, eye: Eye, arrival: Arrival) -> None:
@@ -120,6 +130,7 @@ class VisionNode(EncoderNode):
             self._publish_seen(eye, eye.seeing.close(eye.newest_ns // NS))
         eye.seeing.restart(second)
         eye.newest_ns = None
+        self._dropped.clear()
 
     def tick(self, eye: Eye, now: Instant) -> None:
         """Give the seconds that are over; give the weights back where none needs them."""
@@ -130,6 +141,7 @@ class VisionNode(EncoderNode):
     def _give_what_is_over(self, eye: Eye, now: Instant) -> None:
         """Encode and publish the seconds that are over, also when no later picture has come."""
         if eye.newest_ns is not None:
+            self._note_dropped(eye)
             self._publish_seen(eye, eye.seeing.advance(eye.newest_ns))
         if self.is_doubting or eye.seeing.next_second is None:
             return
@@ -137,6 +149,15 @@ class VisionNode(EncoderNode):
         if over < eye.seeing.next_second - 2:  # simulated time went back, and no picture came
             self.restart(eye, over + 1)
         self._publish_seen(eye, eye.seeing.close(over))
+
+    def _note_dropped(self, eye: Eye) -> None:
+        """Say which seconds had pictures, of those that the stream has reached."""
+        for _ in range(len(self._dropped)):
+            second = self._dropped.popleft()
+            if second <= eye.newest_ns // NS:
+                eye.seeing.drop(second)
+            else:
+                self._dropped.append(second)
 
     def _publish_seen(self, eye: Eye, seconds: list) -> None:
         for seen in seconds:
