@@ -90,7 +90,7 @@ raise SystemExit(run_program('replay', Examiner))
 
 
 def test_who_plays_needs_the_messages_of_ros_drivers_and_says_so(graph, other_messages):
-    clip = Path(__file__).parents[1] / 'demo' / 'scene.mp4'
+    clip = Path(__file__).parent / 'data' / 'scene.mp4'
     player = graph.start('media_player', '-p', f'file:={clip}', env=other_messages)
     examiner = subprocess.run(
         [sys.executable, '-c', EXAMINE],
