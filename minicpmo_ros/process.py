@@ -11,6 +11,7 @@ import signal
 from contextlib import contextmanager
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+M_ARENA_MAX, ARENAS = -8, 2  # of mallopt(3)
 VISIBLE = 'CUDA_VISIBLE_DEVICES'
 DEFAULTS = {
     # Spinning OpenMP barriers cost a factor of 5 to 60 beside any other load.
@@ -21,9 +22,14 @@ DEFAULTS = {
 
 
 def prepare() -> None:
-    """Set the environment llama.cpp needs; what the user has set himself stays."""
+    """Set the environment llama.cpp needs, and few arenas; what the user has set himself stays."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # glibc gives every thread an arena, which keeps what was freed in it: 30 to 45 MiB, once three
+    # have read the header of a vocabulary of 151,700 tokens.
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None and 'MALLOC_ARENA_MAX' not in os.environ:
+        mallopt(M_ARENA_MAX, ARENAS)
 
 
 @contextmanager

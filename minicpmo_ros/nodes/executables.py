@@ -11,10 +11,13 @@ import importlib
 import os
 import signal
 
+from minicpmo_ros.process import prepare
+
 
 def _start(module: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))  # nothing has begun that could be left open
+    prepare()  # before threads of NumPy take memory of their own
     return importlib.import_module(f'minicpmo_ros.nodes.{module}').main()
 
 

@@ -1,0 +1,38 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What every process settles first."""
+
+import subprocess
+import sys
+
+import pytest
+
+ARENAS = """
+import ctypes, threading
+from minicpmo_ros.process import prepare
+prepare()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.fopen.restype = ctypes.c_void_p, ctypes.c_void_p
+together = threading.Barrier(6)
+def take():
+    together.wait()
+    libc.malloc(ctypes.c_size_t(1000))
+    together.wait()
+threads = [threading.Thread(target=take) for _ in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+file = ctypes.c_void_p(libc.fopen(b'/dev/stdout', b'w'))
+libc.malloc_info(0, file)
+libc.fflush(file)
+"""
+
+
+@pytest.mark.parametrize('given, count', [(None, 2), ('4', 4)])
+def test_many_threads_share_few_arenas_unless_the_user_says_otherwise(monkeypatch, given, count):
+    monkeypatch.delenv('MALLOC_ARENA_MAX', raising=False)
+    if given:
+        monkeypatch.setenv('MALLOC_ARENA_MAX', given)
+    told = subprocess.run([sys.executable, '-c', ARENAS], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count('<heap nr=') == count
