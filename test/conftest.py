@@ -37,7 +37,8 @@ def ros_domain():
     domain, lock = claim_domain()
     os.environ['ROS_DOMAIN_ID'] = str(domain)
     os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = str(PROFILE)
-    os.environ.pop('ROS_AUTOMATIC_DISCOVERY_RANGE', None)
+    # Or our programs set LOCALHOST, with which DDS shares memory: killed, they leave files.
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'SUBNET'
     yield domain
     lock.close()
 

@@ -32,11 +32,7 @@ CPU = ('--device', 'cpu', '--threads', '1')
 def graph(questions, out, *more, wait=True):
     """Start `minicpmo replay --runner graph` in a process of its own."""
     command = [sys.executable, '-m', 'minicpmo_ros.tools.cli', 'replay', MODEL, questions]
-    # Not the verb's own default, with which DDS shares memory: killed, it would leave files there.
-    environment = {**os.environ, 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'SUBNET'}
-    process = subprocess.Popen(
-        [*command, '--runner', 'graph', '--out', out, *CPU, *more], env=environment
-    )
+    process = subprocess.Popen([*command, '--runner', 'graph', '--out', out, *CPU, *more])
     if wait:
         assert process.wait(120) == 0
     return process
