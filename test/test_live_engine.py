@@ -6,6 +6,7 @@
 import queue
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import llama_cpp.llama_cpp as llama
@@ -175,6 +176,17 @@ class Asker:
         answer = self.answers.get(timeout=WAIT_S)
         assert self.answers.empty()
         return answer
+
+
+def ask_with(engine, session, at_step):
+    """Ask; behind its first step at_step(asker, answering) is called at every one."""
+    gate = Gate()
+    session.at_step = gate
+    asker = Asker(engine, max_tokens=1000)
+    assert gate.arrived.wait(WAIT_S)
+    session.at_step = partial(at_step, asker)
+    gate.open()
+    return asker
 
 
 def until(condition):
@@ -371,19 +383,12 @@ def test_a_callback_that_raises_ends_nothing(engine):
 
 
 def test_cancelling_takes_effect_before_the_next_token(engine, session):
-    asker = None
-
-    def at_step(answering):
+    def at_step(asker, answering):
         if len(answering.ids) == 4:
             asker.asking.cancel()
             asker.asking.cancel()  # twice is once
 
-    gate = Gate()
-    session.at_step = gate
-    asker = Asker(engine, max_tokens=1000)
-    assert gate.arrived.wait(WAIT_S)
-    session.at_step = at_step
-    gate.open()
+    asker = ask_with(engine, session, at_step)
     answer = asker.result()
     assert answer.finish == Finish.CANCELLED and answer.text == 'x' * 5
     asker.asking.cancel()  # after the end: nothing
@@ -391,19 +396,12 @@ def test_cancelling_takes_effect_before_the_next_token(engine, session):
 
 
 def test_cancelling_ends_a_step_that_takes_long(engine, session):
-    gate = Gate()
-
-    def at_step(answering):
+    def at_step(asker, answering):
         asker.asking.cancel()
         answering.between()
         raise AssertionError('it went on')
 
-    session.at_step = gate
-    asker = Asker(engine, max_tokens=1000)
-    assert gate.arrived.wait(WAIT_S)
-    session.at_step = at_step
-    gate.open()
-    answer = asker.result()
+    answer = ask_with(engine, session, at_step).result()
     assert answer.finish == Finish.CANCELLED and answer.text == 'x'
     session.at_step = lambda _: None
     assert Asker(engine).result().finish == Finish.STOP

@@ -424,9 +424,7 @@ def test_what_cannot_be_done_is_refused_in_words(source, tmp_path, monkeypatch):
     options = QuantizeOptions(rules('blk.0.attn_norm.weight=q8_0'))
     refused(InputError, 'no matrix that fits', llm, target, options=options)
     refused(ModelFileError, 'cannot be opened', tmp_path / 'none', target)
-    monkeypatch.setattr(
-        gguf_copy.shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(9, 9, 9)
-    )
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(9, 9, 9))
     refused(InputError, 'the disk has 0 MiB free', llm, target)
 
 

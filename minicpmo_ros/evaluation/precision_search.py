@@ -20,8 +20,8 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.agreement import agreement, answered
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.runner import CoreOptions
+from minicpmo_ros.models.appearing import appearing
 from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.models.gguf_copy import appearing
 from minicpmo_ros.models.precision_steps import Group, path_down, price
 from minicpmo_ros.models.quantize import QuantizeOptions, quantize_directory
 from minicpmo_ros.models.rules_file import RulesFile
@@ -188,13 +188,12 @@ def facts_of(
     """Return what agreements depend on, for a Journal."""
     files = {role: header.size_bytes for role, header in model.headers.items()}
     rungs = {f'{g.role} {g.pattern}': [rung.precision for rung in g.rungs] for g in groups}
-    asked = [[q.id, q.clip, q.window(0), q.text, q.choices] for q in questions.questions]
     digest = hashlib.sha256(importance.read_bytes()).hexdigest() if importance else ''
     return {
         'model': model.model_id,
         'bytes': files,
         'sha256': {role: entry.sha256 for role, entry in model.manifest.files.items()},
-        'questions_sha256': hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        'questions_sha256': questions.sha256,
         'importance_sha256': digest,
         'rungs': rungs,
     }

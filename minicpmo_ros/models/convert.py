@@ -28,6 +28,7 @@ from minicpmo_ros.ggml.library import dequantize, quantize
 from minicpmo_ros.ggml.types import GgmlType as Type
 from minicpmo_ros.ggml.types import row_bytes, type_size
 from minicpmo_ros.models import file_keys, layouts
+from minicpmo_ros.models.appearing import appearing
 from minicpmo_ros.models.checkpoint import FETCH_ALL, Checkpoint
 from minicpmo_ros.models.checkpoint_names import COMPUTED, UNUSED, Source, source_of
 from minicpmo_ros.models.checkpoint_shape import read_shape
@@ -36,7 +37,6 @@ from minicpmo_ros.models.directory import ModelDirectory
 from minicpmo_ros.models.gguf_copy import (
     BLOCK_VALUES,
     align,
-    appearing,
     byte_count,
     row_blocks,
 )

@@ -9,16 +9,13 @@ entry with its exact type, and tensors go by in blocks of rows.
 """
 
 import math
-import os
-import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from minicpmo_ros.errors import InputError, ModelFileError
+from minicpmo_ros.errors import ModelFileError
 from minicpmo_ros.ggml.header import Header, TensorInfo
 from minicpmo_ros.ggml.types import GgmlType, row_bytes
 
@@ -87,35 +84,3 @@ def row_blocks(path: Path, file, info: TensorInfo) -> Iterator[np.ndarray]:
                 'Leave model files in place while they are copied',
             )
         yield rows.reshape(n, n_bytes)
-
-
-def require_folder(target: Path) -> None:
-    """Raise InputError where there is no folder to write a file in; for before what takes long."""
-    if not target.parent.is_dir():
-        raise InputError(
-            f'{target.parent} is no folder; make it, or write {target.name} elsewhere.'
-        )
-
-
-@contextmanager
-def appearing(target: Path, n_bytes: int = 0) -> Iterator:
-    """Give a file to write that gets its name when all went well, and vanishes otherwise.
-
-    n_bytes: what it will take; InputError where the disk has no room for it, or no such folder.
-    """
-    require_folder(target)
-    free = shutil.disk_usage(target.parent).free
-    if n_bytes > free:
-        raise InputError(
-            f'{target} will have {n_bytes / 2**20:.0f} MiB, the disk has {free / 2**20:.0f} MiB '
-            'free. Free some, or write elsewhere.'
-        )
-    partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
-    try:
-        with open(partial, 'wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

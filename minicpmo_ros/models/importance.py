@@ -17,7 +17,7 @@ import numpy as np
 from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.ggml.header import Header, read_header
 from minicpmo_ros.ggml.weights import read_floats
-from minicpmo_ros.models.gguf_copy import appearing
+from minicpmo_ros.models.appearing import appearing
 
 KIND = 'imatrix'
 SUMS, COUNTS = '.in_sum2', '.counts'

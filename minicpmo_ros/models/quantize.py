@@ -26,13 +26,14 @@ from minicpmo_ros.ggml.header import FETCH_AGAIN, Header, TensorInfo, read_heade
 from minicpmo_ros.ggml.library import dequantize, quantize
 from minicpmo_ros.ggml.types import GgmlType as Type
 from minicpmo_ros.ggml.types import block_size
+from minicpmo_ros.models.appearing import appearing
 from minicpmo_ros.models.directory import (
     ModelDirectory,
     precision_of,
     prevailing_type,
     role_of,
 )
-from minicpmo_ros.models.gguf_copy import align, appearing, byte_count, opening, row_blocks
+from minicpmo_ros.models.gguf_copy import align, byte_count, opening, row_blocks
 from minicpmo_ros.models.importance import Importance, check_fits
 from minicpmo_ros.models.manifest import FILE_NAME, ROLES, write_manifest
 from minicpmo_ros.models.quantize_rules import (

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.models.gguf_copy import appearing
+from minicpmo_ros.models.appearing import appearing
 from minicpmo_ros.models.quantize import TensorReport
 
 HEAD = (

@@ -23,7 +23,7 @@ import yaml
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.ggml.header import Header
-from minicpmo_ros.models.gguf_copy import appearing
+from minicpmo_ros.models.appearing import appearing
 from minicpmo_ros.models.manifest import ROLES
 from minicpmo_ros.models.quantize_rules import TYPES, Rule, type_name, type_named, used_rules
 

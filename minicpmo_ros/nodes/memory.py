@@ -9,7 +9,6 @@ the machine's files lie.
 
 import ctypes
 import math
-import os
 import re
 import threading
 import time
@@ -36,9 +35,8 @@ JETSON_FILES = ('etc/nv_tegra_release', 'dev/nvmap')
 
 
 def rss_mib() -> float:
-    """Give what of this process is in memory, MiB, shared pages counted whole; costs nothing."""
-    with open('/proc/self/statm') as file:
-        return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**20
+    """Give what of this process is in memory, MiB, shared pages counted whole; cheap."""
+    return resident_mib()['VmRSS']
 
 
 def pss_mib() -> float:
@@ -52,12 +50,7 @@ def pss_mib() -> float:
 
 def meminfo_mib(root='/') -> dict:
     """Give the table of /proc/meminfo, MiB by name."""
-    table = {}
-    for line in (Path(root) / 'proc/meminfo').read_text().splitlines():
-        name, _, rest = line.partition(':')
-        if rest.endswith(' kB'):
-            table[name] = int(rest.split()[0]) / 1024
-    return table
+    return _table_mib(Path(root) / 'proc/meminfo')
 
 
 def available_mib(root='/', beside: tuple = ()) -> float:
@@ -73,18 +66,23 @@ def available_mib(root='/', beside: tuple = ()) -> float:
 
 
 def resident_mib(process='self', root='/') -> dict:
-    """Give what of a process is in memory, MiB: VmRSS and of it RssFile, pages of files; cheap.
+    """Give what a process has, MiB by name: VmRSS in memory, of it RssFile pages of files; cheap.
 
     Zeros for a process that has ended.
     """
-    table = dict.fromkeys(('VmRSS', 'RssFile'), 0.0)
+    none = {'VmRSS': 0.0, 'RssFile': 0.0}
     try:
-        lines = (Path(root) / f'proc/{process}/status').read_text().splitlines()
+        return none | _table_mib(Path(root) / f'proc/{process}/status')
     except OSError:
-        return table
-    for line in lines:
+        return none
+
+
+def _table_mib(path: Path) -> dict:
+    """Read the rows of one of the kernel's tables that are in kB, as MiB by name."""
+    table = {}
+    for line in path.read_text().splitlines():
         name, _, rest = line.partition(':')
-        if name in table:
+        if rest.endswith(' kB'):
             table[name] = int(rest.split()[0]) / 1024
     return table
 

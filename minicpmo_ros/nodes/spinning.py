@@ -56,11 +56,15 @@ def run(make_nodes, args=None) -> int:
     return code
 
 
+def stay_on_this_machine() -> None:
+    """Let this process and its children find no other's robot, unless the user says otherwise."""
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+
+
 def run_program(name: str, work) -> int:
     """Do the `work()` of a program that asks the graph and ends; give the exit code."""
     prepare()
-    # Of this machine alone, and of nobody else's robot, unless the user says otherwise.
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    stay_on_this_machine()
     rclpy.init()
     try:
         work()

@@ -36,8 +36,8 @@ def add_arguments(parser) -> None:
 def run(arguments) -> None:
     """Answer the questions, write the file, say what is in it."""
     from minicpmo_ros.evaluation.importance import collect
+    from minicpmo_ros.models.appearing import require_folder
     from minicpmo_ros.models.directory import ModelDirectory
-    from minicpmo_ros.models.gguf_copy import require_folder
 
     require_folder(arguments.out)
     model, questions = ModelDirectory.open(arguments.directory), asked_questions(arguments)

@@ -96,7 +96,7 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> None:
     """Write the files and print their sizes and errors."""
-    from minicpmo_ros.models.gguf_copy import require_folder
+    from minicpmo_ros.models.appearing import require_folder
     from minicpmo_ros.models.importance import Importance
     from minicpmo_ros.models.quantize import QuantizeOptions
     from minicpmo_ros.models.quantize_report import HEAD, check_path, write_report

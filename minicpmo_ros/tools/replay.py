@@ -7,7 +7,6 @@ The same files give the same answers, byte for byte, whatever the number of work
 scores and compares such folders.
 """
 
-import os
 import re
 import sys
 from argparse import ArgumentTypeError
@@ -134,9 +133,9 @@ def _answerer(arguments, variant):
             raise InputError('--record is for --runner graph, which has messages to record.')
         return partial(CoreAnswerer, memory_mib=pss_mib)
     from minicpmo_ros.nodes.graph_replay import GraphAnswerer, check
+    from minicpmo_ros.nodes.spinning import stay_on_this_machine
 
-    # Of this machine alone, and of nobody else's robot, unless the user says otherwise.
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    stay_on_this_machine()
     check(variant, arguments.record)
     return partial(GraphAnswerer, folder=arguments.out / 'bags', record=arguments.record)
 
