@@ -16,16 +16,24 @@ installed := $(shell find minicpmo_ros msg srv action launch config demo models 
   -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt package.xml setup.py setup.cfg
 in_env := source environment/env.sh &&
 
-.PHONY: help build live test score soak bench nano lint clean setup setup-test
+.PHONY: help build live web web-test test score soak bench alerts voice vision nano lint clean setup \
+  setup-test setup-web
 
 help: ## show this
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup:
 	@environment/setup.sh
 
 setup-test:
 	@environment/setup.sh test
+
+setup-web:
+	@environment/setup.sh web
+
+.PHONY: setup-fetch
+setup-fetch:
+	@environment/setup.sh fetch
 
 build/installed: $(installed) environment/build.sh | setup
 	@environment/build.sh
@@ -34,18 +42,30 @@ build/installed: $(installed) environment/build.sh | setup
 build: setup build/installed ## set up the machine, build the interfaces, install the package
 
 live: build ## play the demo clip through the live graph, ask, print the answers and a table
-	@$(in_env) python -m minicpmo_ros.nodes.demo
+	@$(in_env) python -m minicpmo_ros.ros.replay.demo
+
+# MODEL=DIR: another model; PAGE="port=8081 ...": parameters of the node web.
+MODEL ?= nano
+
+web: build setup-web ## your own camera and microphone as the robot's, and a page to ask it
+	@$(in_env) python -m minicpmo_ros.ros.web.session --model-dir $(MODEL) --page $(PAGE)
+
+web-test: build setup-web ## the page in a real browser: answers, seconds, CPU; build/web.json
+	@$(in_env) python -m benchmarks.web
 
 lint: setup-test ## style
 	@$(in_env) ruff check . && ruff format --check --quiet .
 
+# More than there are cores: many tests wait. A file's tests stay together.
+TEST_WORKERS ?= 4
+
 test: setup-test build/installed lint ## everything that must hold, in under 15 minutes
-	@$(in_env) python -m pytest
+	@$(in_env) python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The large held-out set where it was made (python -m training.heldout build/heldout), else the
 # clips that ship; PyTorch's answers where training.answer left them.
 score_questions = $(or $(wildcard build/heldout/questions.json),demo/clips/questions.json)
-quantized = python -m minicpmo_ros.tools.cli quantize models/nano --force
+quantized = python -m minicpmo_ros.cli.main quantize models/nano --force
 
 score: build ## how often nano is right, by sense, precision and path; build/score.json
 	@$(in_env) mkdir -p build/answers && \
@@ -53,9 +73,9 @@ score: build ## how often nano is right, by sense, precision and path; build/sco
 	$(quantized) build/nano_q8_0 --type q8_0 && \
 	$(quantized) build/nano_q4 --type q4_0 && \
 	rm -rf build/answers/graph && \
-	python -m minicpmo_ros.tools.cli replay models/nano $(score_questions) --runner graph \
+	python -m minicpmo_ros.cli.main replay models/nano $(score_questions) --runner graph \
 	  --out build/answers/graph && \
-	python -m minicpmo_ros.tools.cli score \
+	python -m minicpmo_ros.cli.main score \
 	  build/nano_f32 models/nano build/nano_q8_0 models/nano_q4 build/nano_q4 \
 	  --questions $(score_questions) --audio streaming,offline --json build/score.json \
 	  $(addprefix --answers ,build/answers/graph $(wildcard build/answers/pytorch.json))
@@ -67,6 +87,15 @@ soak: build ## an hour of stream in minutes: memory flat, answers as right at th
 bench: build ## what a second, a question and a token cost, against others' programs; build/bench.json
 	@$(in_env) python -m benchmarks.bench $(TRUE_SIZE)
 
+alerts: build ## what several questions at once cost, as ratios to one; build/alerts.json
+	@$(in_env) python -m benchmarks.alerts && python -m benchmarks.alert_truth
+
+vision: build ## what images cost: tiles, still scenes, full windows, a machine too slow; build/vision.json
+	@$(in_env) python -m benchmarks.tiles && python -m benchmarks.governor && python -m benchmarks.still
+
+voice: build setup-test ## spoken questions: found in noise, answered how soon; build/voice.json
+	@$(in_env) python -m benchmarks.voice
+
 build/nano-venv: environment/requirements-training.txt
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet -r $<
 	@touch $@
@@ -75,5 +104,5 @@ nano: build/nano-venv ## train a nano of your own into build/nano: 90 minutes on
 	@command -v espeak-ng >/dev/null || { echo "missing: sudo apt install espeak-ng"; exit 1; }
 	@build/nano-venv/bin/python -m training.make --out build/nano
 
-clean: ## remove what was built here; compiled llama.cpp stays in the user's cache
+clean: ## remove what was built here; what was compiled once stays in the user's cache
 	rm -rf .venv build install log

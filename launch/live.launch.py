@@ -3,10 +3,10 @@
 
 """Live eyes and ears: the three nodes in one process, or with composed:=false in three."""
 
-from minicpmo_ros.nodes.launch_actions import describe
-from minicpmo_ros.nodes.launching import ARGUMENTS, starts
+from minicpmo_ros.ros.launch.actions import describe
+from minicpmo_ros.ros.launch.process_specs import ARGUMENTS, process_specs
 
 
 def generate_launch_description():
     """Give the launch description; what is decided is decided in `launching`."""
-    return describe(ARGUMENTS, starts)
+    return describe(ARGUMENTS, process_specs)

@@ -1,7 +1,11 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Every error this package raises on purpose: facts in, a sentence a person can act on out."""
+"""What goes wrong, and what to do: errors that are raised on purpose, and findings of `doctor`."""
+
+from dataclasses import dataclass
+
+OK, WARN, FAIL = 'ok', 'warn', 'FAIL'  # as it should be; works, with a loss; does not work
 
 
 class Error(Exception):
@@ -17,7 +21,7 @@ class ModelFileError(Error):
 
 
 class InputError(Error):
-    """A picture, sound or question that cannot be used; the text says what is allowed."""
+    """An image, audio or a question that cannot be used; the text says what is allowed."""
 
 
 class BusyError(Error):
@@ -25,11 +29,15 @@ class BusyError(Error):
 
 
 class CancelledError(Error):
-    """The caller took the work back."""
+    """The caller cancelled the work."""
+
+
+class TerminatedError(Error):
+    """SIGTERM has ended the work."""
 
 
 class AskError(Error):
-    """A question that was refused or could not be answered; `answer` is what there is of one."""
+    """A question was refused or failed; `answer` holds the partial answer, if any."""
 
     def __init__(self, text: str, answer=None):
         super().__init__(text)
@@ -50,3 +58,26 @@ class ContextFullError(Error):
 
 class EngineError(Error):
     """llama.cpp or ggml failed; what owns the context must be rebuilt."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; both texts are sentences without a full stop."""
+
+    check: str
+    level: str
+    fact: str
+    remedy: str = ''  # empty with OK
+
+    def line(self) -> str:
+        """Return it as one line."""
+        remedy = f'. {self.remedy}' if self.remedy else ''
+        return f'{self.level:5}{self.check:10} ' + ' '.join(f'{self.fact}{remedy}'.split())
+
+
+def judged(check: str, fact: str, *rules: tuple) -> Finding:
+    """Return the finding of the first rule (holds, level, remedy) that holds; else OK."""
+    for holds, level, remedy in rules:
+        if holds:
+            return Finding(check, level, fact, remedy)
+    return Finding(check, OK, fact)

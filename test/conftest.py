@@ -3,12 +3,35 @@
 
 """Fixtures shared by all tests."""
 
+import os
+import sys
+from dataclasses import replace
+
 from minicpmo_ros.process import prepare
 
 prepare()
+# Each worker imports all tests, and they start some two hundred Pythons: not all compile anew.
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+sys.dont_write_bytecode = False
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+FIRST = 'test_day_of_a_robot'
+WAIT_MOSTLY = ('test_package', 'test_ros_', 'test_launch', 'test_demo')
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the day of a robot: where that fails, nothing else matters.
+
+    Then come the files that mostly wait for processes: side by side they cost little time.
+    """
+
+    def rank(item) -> int:
+        name = item.path.name
+        return 0 if name.startswith(FIRST) else 1 if name.startswith(WAIT_MOSTLY) else 2
+
+    items.sort(key=rank)
 
 
 @pytest.fixture
@@ -20,18 +43,43 @@ def rng():
 @pytest.fixture(scope='session')
 def tiny_model_dir(tmp_path_factory):
     """Give a directory with a complete tiny model of random weights (seed 1, f16)."""
-    from minicpmo_ros.models.synthetic import write_model
+    from minicpmo_ros.synthetic.model import write_model
 
     directory = tmp_path_factory.mktemp('models') / 'tiny'
     write_model(directory, 'tiny', seed=1)
     return directory
 
 
+@pytest.fixture(scope='module')
+def model(tiny_model_dir):
+    """The language model of the tiny model."""
+    from minicpmo_ros.llm.model import LanguageModel
+
+    model = LanguageModel.load(tiny_model_dir / 'llm.gguf')
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope='module')
+def one_layer(tmp_path_factory):
+    """A language model of one layer: a cell holds what its own row says, no more.
+
+    So what later logits owe to a second is owed to its cells alone. In deeper models the cells of
+    younger seconds were computed with the older ones in sight and keep that.
+    """
+    from minicpmo_ros.llm.model import LanguageModel
+    from minicpmo_ros.synthetic.model import SHAPES, write_llm
+
+    path = tmp_path_factory.mktemp('one_layer') / 'llm.gguf'
+    write_llm(path, replace(SHAPES['tiny'], llm_layers=1))
+    model = LanguageModel.load(path)
+    yield model
+    model.close()
+
+
 @pytest.fixture(scope='session')
 def ros_domain():
     """Isolate this run: a domain of its own, loopback only, no shared memory."""
-    import os
-
     from ros_graph import PROFILE, claim_domain
 
     domain, lock = claim_domain()
@@ -43,14 +91,32 @@ def ros_domain():
     lock.close()
 
 
-@pytest.fixture
-def graph(ros_domain, tmp_path, request):
-    """Give a `Graph` in a namespace of this test's own; its processes end with the test."""
+@pytest.fixture(scope='module')
+def ros(ros_domain):
+    """Initialise rclpy for all tests of a file."""
     import rclpy
-    from ros_graph import Graph
 
     rclpy.init()
+    yield
+    rclpy.shutdown()
+
+
+@pytest.fixture
+def graph(ros, tmp_path, request):
+    """Give a `Graph` in a namespace of this test's own; its processes end with the test."""
+    from ros_graph import Graph
+
     graph = Graph(tmp_path, f'/t{abs(hash(request.node.name)) % 10**8}')
     yield graph
     graph.close()
-    rclpy.shutdown()
+
+
+@pytest.fixture(scope='module')
+def shared_graph(ros, tmp_path_factory, request):
+    """Give a `Graph` for all tests of a file, which share its processes."""
+    from ros_graph import Graph
+
+    name = request.module.__name__
+    graph = Graph(tmp_path_factory.mktemp(name), f'/t{abs(hash(name)) % 10**8}')
+    yield graph
+    graph.close()

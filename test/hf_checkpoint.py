@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minicpmo_ros.models.tokens import CONTROL, NORMAL, make_tokens
+from minicpmo_ros.llm.tokens import CONTROL, NORMAL, make_tokens
 
 TWO_SIX, FOUR_FIVE = 'minicpm-o-2.6', 'minicpm-o-4.5'
 VOCABULARY, WIDTH, FFN, LAYERS, HEADS, KV_HEADS = 640, 256, 288, 2, 4, 2

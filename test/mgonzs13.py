@@ -7,14 +7,10 @@ Run as a program in that environment, this is a microphone of his: it waits for 
 publishes a second of the same tone in each kind of array, the first in stereo.
 """
 
-import fcntl
-import hashlib
-import os
-import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+import overlays
+
 FIRST = 2_000_000
 RATE_HZ = 16_000
 # (array, PortAudio's number, full scale, channels)
@@ -29,32 +25,7 @@ KINDS = (
 
 def environment() -> dict:
     """Build the package once; give what a child process needs to have it in front."""
-    source, place = ROOT / 'overlay' / 'mgonzs13', ROOT / 'build' / 'mgonzs13'
-    place.mkdir(parents=True, exist_ok=True)
-    texts = [path.read_bytes() for path in sorted(source.rglob('*')) if path.is_file()]
-    key = hashlib.sha256(b'\0'.join([*texts, sys.version.encode()])).hexdigest()
-    prefix, done = place / 'install', place / 'built'
-    with open(place / 'lock', 'w') as lock, open(place / 'log', 'a') as log:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists() or done.read_text() != key:
-            make = (
-                ['cmake', '-S', source, '-B', place / 'build', f'-DCMAKE_INSTALL_PREFIX={prefix}',
-                 '-DBUILD_TESTING=OFF', f'-DPython3_EXECUTABLE={sys.executable}'],
-                ['cmake', '--build', place / 'build', '-j2', '--target', 'install'],
-            )  # fmt: skip
-            for command in make:
-                subprocess.run(command, check=True, stdout=log, stderr=log)
-            done.write_text(key)
-    (module,) = prefix.rglob('audio_common_msgs/__init__.py')
-    in_front = {
-        'PYTHONPATH': str(module.parents[1]),
-        'LD_LIBRARY_PATH': str(prefix / 'lib'),
-        'AMENT_PREFIX_PATH': str(prefix),
-    }
-    return {
-        name: ':'.join(filter(None, (path, os.environ.get(name))))
-        for name, path in in_front.items()
-    }
+    return overlays.environment('mgonzs13', 'audio_common_msgs')
 
 
 def second_of(array: str, number: int, scale: float, channels: int):

@@ -20,16 +20,18 @@ prepare()
 
 import numpy as np  # noqa: E402
 
-from minicpmo_ros.encoders.siglip import VisionEncoder  # noqa: E402
-from minicpmo_ros.encoders.whisper import MEL_FRAMES, AudioEncoder  # noqa: E402
+from minicpmo_ros.encoders.siglip.encoder import VisionEncoder  # noqa: E402
+from minicpmo_ros.encoders.whisper.encoder import AudioEncoder  # noqa: E402
+from minicpmo_ros.encoders.whisper.stream import MEL_FRAMES  # noqa: E402
 from minicpmo_ros.errors import ModelFileError  # noqa: E402
-from minicpmo_ros.ggml.header import StringArray, read_header  # noqa: E402
+from minicpmo_ros.families import FAMILIES  # noqa: E402
+from minicpmo_ros.ggml.gguf_file import StringArray, read_header  # noqa: E402
 from minicpmo_ros.ggml.library import set_log  # noqa: E402
 from minicpmo_ros.ggml.runtime import Backend  # noqa: E402
-from minicpmo_ros.language.context import Context, ContextOptions  # noqa: E402
-from minicpmo_ros.language.model import LanguageModel  # noqa: E402
-from minicpmo_ros.language.prompt import LAYOUTS, CompiledPrompt  # noqa: E402
-from minicpmo_ros.models.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.llm.context import Context, ContextOptions  # noqa: E402
+from minicpmo_ros.llm.model import LanguageModel  # noqa: E402
+from minicpmo_ros.llm.prompt import CompiledPrompt  # noqa: E402
+from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
 
 SPARE_BYTES = 192 << 20  # of address space beyond what loading the sound files takes
 SECONDS = 5  # of CPU time for one mutation: it takes some milliseconds
@@ -72,7 +74,7 @@ class Fields:
             self.places += [('type', kind + 4, kind + 8), ('count', kind + 8, kind + 16)]
             first = kind + 16
             if isinstance(value, StringArray):
-                offsets = value._starts + first
+                offsets = value.starts + first
                 self.places += [('text', int(a) + 8, int(b)) for a, b in
                                 zip(offsets[-80:], offsets[-79:]) if b > a + 8]  # fmt: skip
             elif len(value) < 4:
@@ -177,10 +179,9 @@ class Loader:
         llm = LanguageModel.load(model.llm_path)
         try:
             context = Context(llm, ContextOptions(n_ctx=256, n_batch=32, threads=1))
-            prompt = CompiledPrompt(
-                LAYOUTS[f'{model.family}/en'], llm.vocabulary, llm.token_rows, system_text='hi'
-            )
-            context.decode(prompt.prefix[:32], 0, want_logits=True)
+            layout = FAMILIES[model.family].layouts['en']
+            prompt = CompiledPrompt(layout, llm.vocabulary, llm.token_rows, system_text='hi')
+            context.read(prompt.prefix[:32], 0, want_logits=True)
             context.close()
         finally:
             llm.close()

@@ -4,7 +4,8 @@
 """A real ROS graph for tests: installed executables as processes, and a node that talks to them.
 
 Nothing here waits for a time to pass: `spin_until` waits for a condition, and its timeout is
-only how long a broken test takes to fail.
+only how long a broken test takes to fail. Where a process ends that the test did not end, the
+test fails at once with the log.
 """
 
 import fcntl
@@ -21,13 +22,16 @@ from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from std_srvs.srv import Trigger
 
 from minicpmo_ros.action import Ask as AskAction
 from minicpmo_ros.msg import Status
-from minicpmo_ros.nodes.managed import LATCHED
+from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.srv import Ask
 
 PROFILE = Path(__file__).parent / 'fastdds_loopback.xml'
+DATA = Path(__file__).parent / 'data'
+BLIND = DATA / 'blind.yaml'
 TIMEOUT_S = 120.0
 # Every executable promises two seconds; a machine may be so busy that a start takes thirty.
 END_TIMEOUT_S = 20.0
@@ -54,6 +58,7 @@ class Process:
         path = Path(get_package_prefix('minicpmo_ros')) / 'lib' / 'minicpmo_ros' / executable
         self.log_path = log_dir / f'{executable}-{time.monotonic_ns()}.log'
         self._log = open(self.log_path, 'wb')
+        self._end_is_expected = False
         arguments = ('--ros-args', *ros_arguments) if ros_arguments else ()
         self.popen = subprocess.Popen(
             [str(path), *arguments],
@@ -72,11 +77,26 @@ class Process:
     def is_running(self) -> bool:
         return self.popen.poll() is None
 
-    def end(self, number=signal.SIGINT, timeout_s: float = END_TIMEOUT_S) -> int:
-        """End it by a signal; give its exit code; raise TimeoutExpired when it is late."""
+    @property
+    def has_crashed(self) -> bool:
+        """Whether it failed, and no test has ended it or waited for its end."""
+        return not self._end_is_expected and self.popen.poll() not in (None, 0)
+
+    def send(self, number) -> None:
+        """Send a signal that may end it."""
+        self._end_is_expected = True
         if self.is_running:
             self.popen.send_signal(number)
+
+    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
+        """Wait until it ends by itself and give its exit code; raise TimeoutExpired."""
+        self._end_is_expected = True
         return self.popen.wait(timeout_s)
+
+    def end(self, number=signal.SIGINT, timeout_s: float = END_TIMEOUT_S) -> int:
+        """End it by a signal; give its exit code; raise TimeoutExpired when it is late."""
+        self.send(number)
+        return self.wait(timeout_s)
 
     def close(self) -> None:
         if self.is_running:
@@ -92,10 +112,10 @@ class Graph(Node):
         super().__init__('tester', namespace=namespace)
         self.log_dir, self.namespace = log_dir, namespace
         self.processes = []
-        self.statuses = []
+        self.statuses, self._statuses = [], None
         self.own_executor = SingleThreadedExecutor()
         self.own_executor.add_node(self)
-        self.create_subscription(Status, 'llm/status', self.statuses.append, LATCHED)
+        self.forget_statuses()
         # At the default depth of 10, replies that come at the same moment vanish here.
         self.ask_client = self.create_client(Ask, 'llm/ask', qos_profile=QoSProfile(depth=256))
         self.action_client = ActionClient(self, AskAction, 'llm/ask')
@@ -119,24 +139,42 @@ class Graph(Node):
         """The newest Status of the llm node, or None."""
         return self.statuses[-1] if self.statuses else None
 
+    def forget_statuses(self) -> None:
+        """Forget what the llm has said, and what of it is still on its way here."""
+        if self._statuses is not None:
+            self.destroy_subscription(self._statuses)
+        self.statuses.clear()
+        self._statuses = self.create_subscription(
+            Status, 'llm/status', self.statuses.append, LATCHED
+        )
+
     def start(self, executable: str, *ros_arguments: str, **kwargs) -> Process:
-        """Start an executable in this graph's namespace."""
-        arguments = ('-r', f'__ns:={self.namespace}', *ros_arguments)
+        """Start an executable in this graph's namespace.
+
+        Most tests ask about other things than what is seen: an empty window may answer, unless
+        they say otherwise.
+        """
+        blind = ('--params-file', str(BLIND))
+        arguments = ('-r', f'__ns:={self.namespace}', *blind, *ros_arguments)
         process = Process(self.log_dir, executable, *arguments, **kwargs)
         self.processes.append(process)
         return process
 
     def spin_until(self, condition, what: str, timeout_s: float = TIMEOUT_S):
-        """Spin until `condition()` is true and give what it gave."""
+        """Spin until `condition()` is true and give what it gave; fail where a process crashed."""
         end_s = time.monotonic() + timeout_s
         while not (result := condition()):
+            if crashed := [p for p in self.processes if p.has_crashed]:
+                codes = ', '.join(f'{p.log_path.name} with {p.popen.returncode}' for p in crashed)
+                self._fail(f'there ended {codes} while the test waited for {what}', crashed)
             if time.monotonic() > end_s:
-                logs = '\n'.join(f'--- {p.log_path.name}\n{p.log[-4000:]}' for p in self.processes)
-                raise AssertionError(
-                    f'waited {timeout_s} s for {what}; the newest is {self.status}\n{logs}'
-                )
+                self._fail(f'waited {timeout_s} s for {what}', self.processes)
             self.own_executor.spin_once(timeout_sec=0.05)
         return result
+
+    def _fail(self, why: str, processes: list) -> None:
+        logs = '\n'.join(f'--- {p.log_path.name}\n{p.log[-4000:]}' for p in processes)
+        raise AssertionError(f'{why}; the newest is {self.status}\n{logs}')
 
     def result_of(self, future, what: str, timeout_s: float = TIMEOUT_S):
         """Spin until a future is done and give its result."""
@@ -154,6 +192,16 @@ class Graph(Node):
         self.spin_until(self.ask_client.service_is_ready, 'the service')
         future = self.ask_client.call_async(Ask.Request(question=question, **fields))
         return self.result_of(future, f'the answer to {question!r}', timeout_s)
+
+    def reset(self):
+        """Call ~/reset, wait for the empty window where it succeeds, and give the reply."""
+        client = self.create_client(Trigger, 'llm/reset')
+        self.spin_until(client.service_is_ready, 'the reset')
+        reply = self.result_of(client.call_async(Trigger.Request()), 'the reset')
+        self.destroy_client(client)
+        if reply.success:
+            self.spin_until(lambda: self.status.units == 0, 'an empty window')
+        return reply
 
     def lifecycle_state(self, node: str, timeout_s: float = TIMEOUT_S) -> str:
         """Give the label of a node's lifecycle state."""

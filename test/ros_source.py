@@ -4,6 +4,8 @@
 """A camera and a microphone for tests: seconds of a scene, published with exact stamps."""
 
 import io
+import math
+import time
 
 import numpy as np
 from audio_common_msgs.msg import AudioDataStamped, AudioInfo
@@ -13,7 +15,8 @@ from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 
-from minicpmo_ros.nodes.managed import LATCHED
+from minicpmo_ros.media.image.compressed import Decoded
+from minicpmo_ros.ros.framework.lifecycle import LATCHED
 
 FIRST = 1_000_000  # of the seconds published; any
 RATE_HZ = 16_000
@@ -37,6 +40,11 @@ def picture_of(second: int):
     return picture
 
 
+def decoded_of(second: int, needed=None) -> Decoded:
+    """Give picture_of(second) as the nodes' inputs give it."""
+    return Decoded.whole(picture_of(second))
+
+
 def sound_of(second: int):
     """Give (16000,) float32: a tone whose pitch differs from second to second."""
     t = np.arange(RATE_HZ) / RATE_HZ
@@ -52,24 +60,28 @@ class Source:
 
     def __init__(self, graph):
         self._graph = graph
-        self._pictures = graph.create_publisher(CompressedImage, 'image/compressed', DEEP)
-        self._sound = graph.create_publisher(AudioDataStamped, 'audio', DEEP)
-        info = graph.create_publisher(AudioInfo, 'audio_info', LATCHED)
-        info.publish(
+        self.images = graph.create_publisher(CompressedImage, 'image/compressed', DEEP)
+        self.audio = graph.create_publisher(AudioDataStamped, 'audio', DEEP)
+        self.info = graph.create_publisher(AudioInfo, 'audio_info', LATCHED)
+        self.info.publish(
             AudioInfo(channels=1, sample_rate=RATE_HZ, sample_format='S16LE', coding_format='wave')
         )
 
-    def wait_heard(self) -> None:
-        """Wait until both topics are subscribed to."""
-        for publisher in (self._pictures, self._sound):
+    def wait_heard(self, image: bool = True, audio: bool = True) -> None:
+        """Wait until both topics are subscribed to, or one of them."""
+        for publisher in (self.images,) * image + (self.audio,) * audio:
             self._graph.spin_until(publisher.get_subscription_count, 'a subscriber')
+        end_s = time.monotonic() + 5 * audio  # who knows the format by a parameter need not ask
+        self._graph.spin_until(
+            lambda: self.info.get_subscription_count() or time.monotonic() >= end_s, 'the format'
+        )
 
     def picture(self, stamp_ns: int, data: bytes) -> None:
         """Publish a compressed picture."""
         message = CompressedImage(format='jpeg')
         message.header.stamp = time_of(stamp_ns)
         message.data.frombytes(data)
-        self._pictures.publish(message)
+        self.images.publish(message)
 
     def sound(self, stamp_ns: int, samples) -> None:
         """Publish samples (n,) float32 as 16-bit PCM."""
@@ -80,13 +92,41 @@ class Source:
         message = AudioDataStamped()
         message.header.stamp = time_of(stamp_ns)
         message.audio.data.frombytes(data)
-        self._sound.publish(message)
+        self.audio.publish(message)
 
-    def second(self, second: int) -> None:
+    def second(self, second: int, picture: bool = True) -> None:
         """Publish a picture in the middle of a second and the sound of all of it."""
-        self.picture(second * 10**9 + 500_000_000, jpeg(picture_of(second)))
+        if picture:
+            self.picture(second * 10**9 + 500_000_000, jpeg(picture_of(second)))
         for i, part in enumerate(np.split(sound_of(second), CHUNKS)):
             self.sound(second * 10**9 + i * 10**9 // CHUNKS, part)
+
+    def until_read(self, second: int, simulated=None) -> int:
+        """Publish seconds from this one on until the llm has read one, and all that follow it.
+
+        Return the second in which the streams are then. Encoders and an llm in several processes
+        find each other in their own time, and what is given before that is lost. `simulated`: the
+        SimulatedTime, where time is simulated.
+        """
+        wait = simulated.pass_until if simulated else self._graph.spin_until
+        now_s = (lambda: simulated.now_s) if simulated else time.monotonic
+        graph, next_s, published_s = self._graph, -math.inf, 0.0
+        before, last = graph.status.units_read, second - 1
+
+        def is_read():
+            nonlocal next_s, published_s, last
+            if graph.status.units_read > before:
+                return True
+            if time.monotonic() >= next_s:
+                next_s, published_s, last = time.monotonic() + 0.5, now_s(), last + 1
+                self.second(last)
+            return False
+
+        wait(is_read, 'a second to be read')
+        wait(lambda: graph.status.window_end.sec == last + 1, 'the last second to be read')
+        if simulated:
+            simulated.wait_same()
+        return last + math.ceil(now_s() - published_s)
 
 
 class SimulatedTime:
@@ -97,6 +137,22 @@ class SimulatedTime:
         self._publisher = graph.create_publisher(Clock, '/clock', 10)
         graph.spin_until(self._publisher.get_subscription_count, 'a node')
         self.now_s = FIRST - 50  # stamps need not agree with it: only what passes matters
+
+    def pass_until(self, condition, what):
+        """Let a second pass with each second of real time until something has happened.
+
+        Again and again: for an encoder that learns of the time before it takes the audio, a
+        silence that ends it has not begun.
+        """
+        told_s = -math.inf
+
+        def holds():
+            nonlocal told_s
+            if time.monotonic() - told_s >= 1.0:
+                told_s, self.now_s = time.monotonic(), self.now_s + 1
+            return condition()
+
+        self.until(holds, what)
 
     def until(self, condition, what):
         """Let time stand still until something has happened."""
@@ -110,8 +166,12 @@ class SimulatedTime:
     def wait_known(self):
         """Wait until the three nodes have this time; the llm tells it."""
         self._graph.spin_until(lambda: self._publisher.get_subscription_count() >= 3, 'all nodes')
+        self.wait_same((1.0, 0.001))
+
+    def wait_same(self, steps_s=(0.001, 0.001)):
+        """Let time go on by small steps, until all nodes have it."""
         # Twice: when the llm tells the second, the others have the first, a moment before it.
-        for step_s in (1.0, 0.001):
+        for step_s in steps_s:
             self.now_s += step_s
             now = time_of(int(self.now_s * 10**9))
             self.until(lambda now=now: self._graph.status.header.stamp == now, 'its time')

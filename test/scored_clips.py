@@ -5,11 +5,16 @@
 
 import io
 
+import mcap.writer
 import numpy as np
+from mcap.writer import CompressionType
 from PIL import Image
 
-from minicpmo_ros.evaluation.clips import NS, write_clip
+from minicpmo_ros.evaluation.bags import writing
+from minicpmo_ros.evaluation.bags.clip import RAW_IMAGE, type_store
+from minicpmo_ros.evaluation.bags.writing import write_clip
 from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
+from minicpmo_ros.units import NS
 
 START_S = 1_750_000_000
 COLORS = ((210, 30, 30), (30, 160, 60), (40, 60, 210), (230, 220, 50))
@@ -61,3 +66,19 @@ def write_question_set(folder, lengths=(2, 3)) -> QuestionSet:
             )
     QuestionSet(tuple(questions), 'test').write(folder / 'questions.json')
     return QuestionSet.read(folder / 'questions.json')
+
+
+def write_raw_images(path, seconds: int) -> None:
+    """Write an MCAP file of raw images, 640 x 480, one a second."""
+    types, pixels = type_store(), np.zeros(640 * 480 * 3, np.uint8)
+    with path.open('wb') as file:
+        writer = mcap.writer.Writer(file, compression=CompressionType.NONE, enable_crcs=False)
+        writer.start('ros2')
+        schema = writer.register_schema(RAW_IMAGE, 'ros2msg', b'')
+        channel = writer.register_channel('/camera', 'cdr', schema)
+        for i in range(seconds):
+            header = writing.make_header(types, (START_S + i) * NS, 'camera')
+            message = types.types[RAW_IMAGE](header, 480, 640, 'rgb8', 0, 640 * 3, pixels)
+            data = bytes(types.serialize_cdr(message, RAW_IMAGE))
+            writer.add_message(channel, START_S + i, data, 0)
+        writer.finish()

@@ -1,13 +1,13 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""SigLIP and MiniCPM's resampler as their papers and code have them, in float64 and slowly."""
+"""SigLIP and its two projectors as their papers and code have them, in float64 and slowly."""
 
 import math
 
 import numpy as np
 
-from minicpmo_ros.ggml.header import read_header
+from minicpmo_ros.ggml.gguf_file import read_header
 from minicpmo_ros.ggml.weights import read_floats
 
 
@@ -25,6 +25,8 @@ def encode(path, picture: np.ndarray, first='ffn_down', second='ffn_up') -> np.n
         x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6)
         return x * w(name + '.weight') + w(name + '.bias')
 
+    table = w('v.position_embd.weight')
+    grid = math.isqrt(len(table))
     rows, columns = picture.shape[0] // 14, picture.shape[1] // 14
     heads = header.metadata['clip.vision.attention.head_count']
     places = [(y, x) for y in range(rows) for x in range(columns)]
@@ -37,7 +39,7 @@ def encode(path, picture: np.ndarray, first='ffn_down', second='ffn_up') -> np.n
     x = (
         x
         + w('v.patch_embd.bias')
-        + w('v.position_embd.weight')[[70 * y // rows * 70 + 70 * x // columns for y, x in places]]
+        + table[[grid * y // rows * grid + grid * x // columns for y, x in places]]
     )
     for i in range(header.metadata['clip.vision.block_count']):
         block = f'v.blk.{i}.'
@@ -46,6 +48,16 @@ def encode(path, picture: np.ndarray, first='ffn_down', second='ffn_up') -> np.n
         x = x + linear(y, block + 'attn_out')
         y = gelu_tanh(linear(norm(x, block + 'ln2'), block + first))
         x = x + linear(y, block + second)
+    if 'mm.down.weight' in header.tensors:
+        x = norm(x, 'v.post_ln').reshape(rows, columns, -1)
+        x = np.pad(x, ((0, rows % 2), (0, columns % 2), (0, 0)))
+        joined = [
+            np.concatenate([x[y, z], x[y, z + 1], x[y + 1, z], x[y + 1, z + 1]])
+            for y in range(0, len(x), 2)
+            for z in range(0, len(x[0]), 2)
+        ]
+        y = linear(linear(np.array(joined), 'mm.down'), 'mm.0')
+        return linear(y / 2 * (1 + np.vectorize(math.erf)(y / math.sqrt(2))), 'mm.2')
     v = norm(norm(x, 'v.post_ln') @ w('resampler.kv.weight').T, 'resampler.ln_kv')
     omega = 10000.0 ** (-np.arange(v.shape[1] // 4) / (v.shape[1] // 4))
     k = v + [

@@ -14,12 +14,14 @@ import pytest
 import rclpy
 from std_msgs.msg import Empty, String
 
+import minicpmo_ros
 from minicpmo_ros.action import Ask as AskAction
 from minicpmo_ros.msg import Answer, AnswerDelta
 from minicpmo_ros.srv import Ask
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+CONTRIBUTING = ROOT / 'CONTRIBUTING.md'
+PAGES = [ROOT / 'README.md', CONTRIBUTING, *sorted((ROOT / 'docs').glob('*.md'))]
 TROUBLES = (ROOT / 'docs' / 'troubleshooting.md').read_text()
 
 
@@ -52,6 +54,7 @@ def test_the_examples_of_the_pages_run(graph, tiny_model_dir, capsys):
     bells, visitors = graph.create_publisher(Empty, 'bell', 10), []
     graph.create_subscription(String, 'visitor', visitors.append, 10)
     script = run_example(graph, 'look.py', stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    tools = run_example(graph, 'tools.py', stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     node = run_example(graph, 'doorbell.py')
     try:
         graph.wait_ready()
@@ -59,6 +62,8 @@ def test_the_examples_of_the_pages_run(graph, tiny_model_dir, capsys):
         assert script.returncode == 0, script.stdout.read()
         choice, words = script.stdout.read().split('\n', 1)
         assert re.fullmatch(r'(yes|no) \(based on 0 s\)', choice) and words.strip()
+        graph.spin_until(lambda: tools.poll() is not None, 'the tool that was called', 120)
+        assert re.match(r'(points at the|says|waits for) ', tools.stdout.read())
         graph.spin_until(bells.get_subscription_count, 'the doorbell')
         bells.publish(Empty())
         graph.spin_until(lambda: visitors, 'the visitor')
@@ -66,7 +71,7 @@ def test_the_examples_of_the_pages_run(graph, tiny_model_dir, capsys):
         run_readme_example(graph)
         assert capsys.readouterr().out.strip()
     finally:
-        for process in (script, node):
+        for process in (script, tools, node):
             process.kill()
             process.communicate()
 
@@ -109,3 +114,50 @@ def test_every_link_leads_to_a_file(page):
     text = re.sub(r'```.*?```', '', page.read_text(), flags=re.DOTALL)
     for link in re.findall(r'\]\((?!https?:|#)([^)#]+)', text):
         assert (page.parent / link).exists(), link
+
+
+def quoted(text: str) -> list:
+    """Return what stands in backticks in a text, in order."""
+    return re.findall(r'`([^`\n]+)`', text)
+
+
+def missing_places(steps: list) -> list:
+    """Return what a step names and the file named before it does not have."""
+    missing = []
+    for step in steps:
+        paths = []
+        for name in quoted(step):
+            if re.match(r'[\w.]+(/[\w.]+)*\.[a-z]+$|\w+/$', name):
+                paths.append(ROOT / name)
+                missing += [] if paths[-1].exists() else [name]
+            elif re.fullmatch(r'[\w ]+', name) and paths:
+                told = paths[-1].read_text() if paths[-1].is_file() else ''
+                missing += [] if re.search(rf'\b{name}\b', told) else [f'{paths[-1].name}: {name}']
+    return missing
+
+
+def steps_of_contributing() -> list:
+    """Return the numbered steps of all lists of CONTRIBUTING.md."""
+    text = CONTRIBUTING.read_text()
+    return re.findall(r'^\d+\. (.*?)(?=^\d+\. |^\n|^#)', text, re.MULTILINE | re.DOTALL)
+
+
+def test_every_place_that_contributing_names_exists():
+    steps = steps_of_contributing()
+    assert len(steps) > 15
+    assert missing_places(steps) == []
+
+
+def test_a_place_that_does_not_exist_is_found():
+    assert missing_places(['`msg/Colour.msg`: a field.']) == ['msg/Colour.msg']
+    assert missing_places(['`msg/Answer.msg`: `colour`.']) == ['Answer.msg: colour']
+
+
+def test_contributing_lists_the_folders_and_the_rooms_of_the_package():
+    text = CONTRIBUTING.read_text()
+    folders = re.findall(r'^\| `(\w+)/`', text, re.MULTILINE)
+    assert all((ROOT / folder).is_dir() for folder in folders)
+    listed = re.search(r'^\| part of .*?\n\n', text, re.MULTILINE | re.DOTALL)[0]
+    rooms = re.findall(r'^(\w[\w.]*) {2,}\S', minicpmo_ros.__doc__, re.MULTILINE)
+    names = re.findall(r'^\| `([\w/]+)` \|', listed, re.MULTILINE)
+    assert names == [room.replace('.', '/') for room in rooms]

@@ -12,19 +12,25 @@ import pytest
 import siglip_reference
 
 from benchmarks.mtmd import encode_overview, loaded_mtmd
-from minicpmo_ros.encoders import siglip
-from minicpmo_ros.encoders.siglip import VisionEncoder
+from minicpmo_ros.encoders.siglip import encoder as siglip
+from minicpmo_ros.encoders.siglip.encoder import VisionEncoder
 from minicpmo_ros.errors import InputError, ModelFileError
+from minicpmo_ros.ggml.gguf_file import read_header
 from minicpmo_ros.ggml.runtime import Backend
-from minicpmo_ros.media.geometry import best_resize
-from minicpmo_ros.models.shapes import NANO, TINY
-from minicpmo_ros.models.synthetic import write_llm, write_vision
+from minicpmo_ros.media.image.tiling import best_resize
+from minicpmo_ros.modelset.gguf_layouts import BLUELM_V_3B, NANO, TINY
+from minicpmo_ros.synthetic.model import write_llm, write_vision
 
 TOLERANCE = 1e-3
 # Heads of 72 and a feed-forward that is no multiple of 32, as published.
 SHAPE = replace(
     TINY, name='heads-of-72', vision_width=144, vision_heads=2, vision_ffn=538, llm_layers=1
 )
+# The shape of BlueLM-V-3B with narrow layers: 5 x 5 patches are joined to 3 x 3.
+JOINED = replace(
+    BLUELM_V_3B, name='joined', vision_layers=2, vision_width=64, vision_heads=2, vision_ffn=72,
+    width=256, image_size=80, position_grid=5,
+)  # fmt: skip
 SMALL = replace(
     NANO, name='smaller', vision_layers=2, vision_width=64, vision_heads=2, vision_ffn=72
 )
@@ -88,7 +94,7 @@ def test_equals_libmtmd(against_mtmd, height, width):
     assert error(rows, reference(image)) < TOLERANCE
 
 
-@pytest.mark.parametrize('swapped', ['bucket_ids', '_sines'])
+@pytest.mark.parametrize('swapped', ['bucket_ids', 'sines'])
 def test_swapped_axes_would_be_caught(against_mtmd, monkeypatch, swapped):
     def swap_ids(rows, columns, grid):
         ids = right(columns, rows, grid).reshape(columns, rows)
@@ -267,3 +273,29 @@ def test_extra_layers_are_left_out_as_llama_cpp_does(files, backend, tmp_path):
     encoder = VisionEncoder.load(tmp_path / 'v.gguf', backend)
     assert encoder.facts.layers == 1
     assert 'holds 2 layers' in encoder.facts.warnings[0]
+
+
+def test_joined_patches_equal_the_formulas(files, backend):
+    path, tiles = files(JOINED, 'f32'), [picture(80, 80, seed) for seed in range(3)]
+    tiles[1][:] = 255 - tiles[1]
+    encoder = VisionEncoder.load(path, backend, max_tiles=3, attention='mul_mat')
+    assert (encoder.queries, encoder.width, encoder.takes_squares) == (9, 256, True)
+    rows = encoder.encode(tiles).reshape(3, 9, 256)
+    for found, tile in zip(rows, tiles):  # 80 pixels hold 5 patches: the last 10 are not seen
+        assert error(found, siglip_reference.encode(path, tile)) < 5e-4
+    assert error(rows[0], rows[1]) > 0.1
+
+
+def test_a_model_of_squares_takes_its_own_size_only(files, backend):
+    encoder = VisionEncoder.load(files(JOINED), backend, max_tiles=2)
+    for shape in ((70, 70, 3), (80, 84, 3), (80, 80, 4)):
+        with pytest.raises(InputError, match=r'\(80, 80, 3\) only'):
+            encoder.encode([np.zeros(shape, np.uint8)])
+
+
+def test_memory_of_joined_patches_is_what_was_forecast(files, backend):
+    path = files(JOINED)
+    for tiles in (1, 4):
+        encoder = VisionEncoder.load(path, backend, max_tiles=tiles)
+        planned = siglip.vision_memory(read_header(path), backend, tiles)
+        assert (encoder.weight_bytes, encoder.compute_bytes) == (planned.weights, planned.compute)

@@ -13,7 +13,7 @@ import pytest
 from whisper_files import random_mel, random_tensors, step_mel
 from whisper_files import write as write_audio
 
-from minicpmo_ros.encoders.whisper import AudioEncoder
+from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.errors import ContextFullError, EngineError, InputError, ModelFileError
 from minicpmo_ros.ggml.runtime import Backend
 

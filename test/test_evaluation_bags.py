@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 
+import lz4.frame
 import mcap.writer
 import numpy as np
 import pytest
@@ -16,12 +17,20 @@ import zstandard
 from mcap.writer import CompressionType
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import get_types_from_msg
-from scored_clips import START_S, jpeg
+from scored_clips import START_S, jpeg, write_raw_images
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation import clip, clips
-from minicpmo_ros.evaluation.bags import Bag
-from minicpmo_ros.evaluation.clips import NS, read_clip
+from minicpmo_ros.evaluation.bags import bags, clip, writing
+from minicpmo_ros.evaluation.bags.bags import Bag
+from minicpmo_ros.evaluation.bags.clip import (
+    AUDIO,
+    AUDIO_INFO,
+    IMAGE,
+    Sources,
+    type_store,
+)
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
+from minicpmo_ros.units import NS
 
 SECONDS = 6
 PLUGINS = {'mcap': StoragePlugin.MCAP, 'db3': StoragePlugin.SQLITE3}
@@ -29,10 +38,10 @@ PLUGINS = {'mcap': StoragePlugin.MCAP, 'db3': StoragePlugin.SQLITE3}
 
 def rows():
     """What a small robot sends in six seconds: (log_ns, kind, message) and a type of its own."""
-    types = clips.type_store()
+    types = type_store()
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 16000 * SECONDS)
     shots = [(i * NS + NS // 2, jpeg((40 * i, 99, 9))) for i in range(SECONDS)]
-    return types, list(clips._messages(types, START_S, shots, noise))
+    return types, list(writing.clip_messages(types, START_S, shots, noise))
 
 
 def write(folder, plugin, compression=None, more=()):
@@ -43,7 +52,7 @@ def write(folder, plugin, compression=None, more=()):
     with writer:
         connections = {
             kind: writer.add_connection(topic, kind, typestore=types)
-            for kind, topic in clips.TOPICS.items()
+            for kind, topic in writing.TOPICS.items()
         }
         for log_ns, kind, message in [*messages, *more]:
             writer.write(connections[kind], log_ns, types.serialize_cdr(message, kind))
@@ -51,7 +60,7 @@ def write(folder, plugin, compression=None, more=()):
 
 
 def holds(clip, shots=SECONDS, samples=16000 * SECONDS):
-    return len(clip.pictures) == shots and sum(len(s) for _, s in clip.sound) == samples
+    return len(clip.images) == shots and sum(len(s) for _, s in clip.audio) == samples
 
 
 @pytest.mark.parametrize('plugin', PLUGINS)
@@ -62,7 +71,7 @@ def test_whole_bags_are_read_whole(tmp_path, plugin, compression):
     folder = write(tmp_path / 'bag', plugin, compression)
     clip = read_clip(folder)
     assert holds(clip) and not clip.losses
-    assert [shot.stamp_ns for shot in clip.pictures] == [
+    assert [shot.stamp_ns for shot in clip.images] == [
         START_S * NS + i * NS + NS // 2 for i in range(SECONDS)
     ]
 
@@ -97,7 +106,7 @@ def test_an_mcap_that_was_not_closed_is_read_as_far_as_it_goes(tmp_path):
     assert holds(read_clip(path)) and not read_clip(path).losses
     path.write_bytes(whole[: end // 2])
     clip = read_clip(path)
-    assert 2 <= len(clip.pictures) < SECONDS and f'of {end // 2}' in clip.losses[0]
+    assert 2 <= len(clip.images) < SECONDS and f'of {end // 2}' in clip.losses[0]
 
 
 def write_chunks(path, compression):
@@ -110,7 +119,7 @@ def write_chunks(path, compression):
         for log_ns, kind, message in messages:
             if kind not in channels:
                 schema = writer.register_schema(kind, 'ros2msg', b'')
-                channels[kind] = writer.register_channel(clips.TOPICS[kind], 'cdr', schema)
+                channels[kind] = writer.register_channel(writing.TOPICS[kind], 'cdr', schema)
             data = bytes(types.serialize_cdr(message, kind))
             writer.add_message(channels[kind], log_ns, data, log_ns)
         writer.finish()
@@ -129,8 +138,9 @@ def test_a_damaged_chunk_is_skipped_and_told(tmp_path, compression):
     whole[chunks[2] : chunks[2] + 64] = b'\xa5' * 64
     path.write_bytes(whole)
     clip = read_clip(path)
-    assert len(chunks) > 4 and sum(len(s) for _, s in clip.sound) > 16000 * SECONDS * 0.6
-    assert len(clip.losses) == 1 and 'is damaged' in clip.losses[0]
+    assert len(chunks) > 4 and sum(len(s) for _, s in clip.audio) > 16000 * SECONDS * 0.6
+    assert 'is damaged' in clip.losses[0]
+    assert all('are missing' in loss for loss in clip.losses[1:])  # by the file's statistics
 
 
 @pytest.mark.parametrize('plugin', PLUGINS)
@@ -145,21 +155,21 @@ def test_a_file_compressed_as_a_whole_is_read(tmp_path, plugin):
     packed.write_bytes(cut[: len(cut) * 9 // 10])
     clip = read_clip(folder)
     assert 'its end is missing' in clip.losses[0]
-    assert 0 < sum(len(s) for _, s in clip.sound) < 16000 * SECONDS
+    assert 0 < sum(len(s) for _, s in clip.audio) < 16000 * SECONDS
 
 
 def test_a_split_bag_is_read_in_order_and_a_missing_part_is_named(tmp_path):
     folder = write(tmp_path / 'bag', 'mcap')
     types, messages = rows()
     (folder / 'bag.mcap').unlink()
-    names = [f'bag_{i}.mcap' for i in range(12)]
+    names = [f'bag_{i}.mcap' for i in range(13)]
     for i, name in enumerate(names):
         part = [m for m in messages if m[0] // (NS // 2) == START_S * 2 + i]
         shutil.rmtree(tmp_path / 'part', ignore_errors=True)
         with Writer(tmp_path / 'part', version=9, storage_plugin=StoragePlugin.MCAP) as writer:
             connections = {
                 kind: writer.add_connection(topic, kind, typestore=types)
-                for kind, topic in clips.TOPICS.items()
+                for kind, topic in writing.TOPICS.items()
             }
             for log_ns, kind, message in part:
                 writer.write(connections[kind], log_ns, types.serialize_cdr(message, kind))
@@ -167,12 +177,13 @@ def test_a_split_bag_is_read_in_order_and_a_missing_part_is_named(tmp_path):
     metadata = yaml.safe_load((folder / 'metadata.yaml').read_text())
     metadata['rosbag2_bagfile_information']['relative_file_paths'] = names
     (folder / 'metadata.yaml').write_text(yaml.safe_dump(metadata))
-    stamps = [stamp for stamp, _ in read_clip(folder).sound]
+    stamps = [stamp for stamp, _ in read_clip(folder).audio]
     assert stamps == sorted(stamps) and not read_clip(folder).losses
     (folder / 'bag_10.mcap').unlink()
     clip = read_clip(folder)
-    assert clip.losses == ('bag_10.mcap: named by metadata.yaml, but not there.',)
-    assert sum(len(s) for _, s in clip.sound) < 16000 * SECONDS
+    assert clip.losses[0] == 'bag_10.mcap: named by metadata.yaml, but not there.'
+    assert clip.losses[1] == '5 of 60 messages of /audio are missing, by metadata.yaml.'
+    assert sum(len(s) for _, s in clip.audio) < 16000 * SECONDS
 
 
 def test_stamps_out_of_order_are_put_in_order(tmp_path):
@@ -181,25 +192,25 @@ def test_stamps_out_of_order_are_put_in_order(tmp_path):
     with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         connections = {
             kind: writer.add_connection(topic, kind, typestore=types)
-            for kind, topic in clips.TOPICS.items()
+            for kind, topic in writing.TOPICS.items()
         }
         for log_ns, kind, message in sorted(messages, key=lambda m: -m[0]):
             writer.write(connections[kind], log_ns, types.serialize_cdr(message, kind))
     clip = read_clip(folder)
-    for stamps in ([s.stamp_ns for s in clip.pictures], [s for s, _ in clip.sound]):
+    for stamps in ([s.stamp_ns for s in clip.images], [s for s, _ in clip.audio]):
         assert stamps == sorted(stamps)
 
 
-@pytest.mark.parametrize('kept', [clips.PICTURE, clips.SOUND])
+@pytest.mark.parametrize('kept', [IMAGE, AUDIO])
 def test_a_bag_with_one_sense_only_is_read(tmp_path, monkeypatch, kept):
-    written = clips._messages
+    written = writing.clip_messages
 
     def some(*arguments):
-        return (row for row in written(*arguments) if row[1] in (kept, clips.SOUND_INFO))
+        return (row for row in written(*arguments) if row[1] in (kept, AUDIO_INFO))
 
-    monkeypatch.setattr(clips, '_messages', some)
+    monkeypatch.setattr(writing, 'clip_messages', some)
     clip = read_clip(write(tmp_path / 'bag', 'mcap'))
-    assert holds(clip, *((SECONDS, 0) if kept == clips.PICTURE else (0, 16000 * SECONDS)))
+    assert holds(clip, *((SECONDS, 0) if kept == IMAGE else (0, 16000 * SECONDS)))
 
 
 def test_unknown_types_and_broken_messages_do_no_harm(tmp_path):
@@ -213,7 +224,10 @@ def test_unknown_types_and_broken_messages_do_no_harm(tmp_path):
         )
     clip = read_clip(folder)
     assert holds(clip, SECONDS - 1, 0)
-    assert clip.losses == ('1 messages of /image/compressed are damaged.',)
+    assert clip.losses == (
+        '60 of 60 messages of /audio are missing, by metadata.yaml.',
+        '1 messages of /image/compressed are damaged.',
+    )
 
 
 def test_of_a_malformed_sqlite_the_whole_pages_are_read(tmp_path):
@@ -224,7 +238,7 @@ def test_of_a_malformed_sqlite_the_whole_pages_are_read(tmp_path):
     data[middle : middle + 8192] = b'\xff' * 8192
     storage.write_bytes(data)
     clip = read_clip(folder)
-    assert 0 < sum(len(s) for _, s in clip.sound) < 16000 * SECONDS
+    assert 0 < sum(len(s) for _, s in clip.audio) < 16000 * SECONDS
     assert any('lost' in loss or 'damaged' in loss for loss in clip.losses)
     storage.write_bytes(data[:4096])
     with pytest.raises(InputError, match='cannot be read|lost'):
@@ -244,14 +258,14 @@ def test_a_bag_without_messages_and_one_that_cannot_be_opened_are_refused_in_wor
     tmp_path, monkeypatch
 ):
     with Writer(tmp_path / 'empty', version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        for kind, topic in clips.TOPICS.items():
-            writer.add_connection(topic, kind, typestore=clips.type_store())
-    with pytest.raises(InputError, match='neither pictures'):
+        for kind, topic in writing.TOPICS.items():
+            writer.add_connection(topic, kind, typestore=type_store())
+    with pytest.raises(InputError, match='neither images'):
         read_clip(tmp_path / 'empty')
     path = write(tmp_path / 'bag', 'mcap') / 'bag.mcap'
     bag = Bag(path)
     path.unlink()  # between finding and reading it
-    monkeypatch.setattr('minicpmo_ros.evaluation.clip_reading.Bag', lambda _: bag)
+    monkeypatch.setattr('minicpmo_ros.evaluation.bags.clip_reading.Bag', lambda _: bag)
     with pytest.raises(InputError, match='cannot be read'):
         read_clip(path)
 
@@ -263,11 +277,11 @@ def test_a_window_of_a_bag_is_what_the_whole_bag_has_there(tmp_path, relative):
     part = read_clip(folder, [((1 + shift_s, 3 + shift_s), relative)])
     assert part.first_s == whole.first_s == START_S
     one, other = (clip.between(START_S + 1, START_S + 3) for clip in (whole, part))
-    assert [s.stamp_ns for s in one.pictures] == [s.stamp_ns for s in other.pictures]
-    assert [stamp for stamp, _ in one.sound] == [stamp for stamp, _ in other.sound]
-    for (_, a), (_, b) in zip(one.sound, other.sound):
+    assert [s.stamp_ns for s in one.images] == [s.stamp_ns for s in other.images]
+    assert [stamp for stamp, _ in one.audio] == [stamp for stamp, _ in other.audio]
+    for (_, a), (_, b) in zip(one.audio, other.audio):
         assert np.array_equal(a, b)
-    assert len(part.pictures) == 2 and len(part.sound) < len(whole.sound)
+    assert len(part.images) == 2 and len(part.audio) < len(whole.audio)
 
 
 def test_what_relative_windows_count_from_may_be_stored_late(tmp_path):
@@ -276,40 +290,28 @@ def test_what_relative_windows_count_from_may_be_stored_late(tmp_path):
     with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         connections = {
             kind: writer.add_connection(topic, kind, typestore=types)
-            for kind, topic in clips.TOPICS.items()
+            for kind, topic in writing.TOPICS.items()
         }
         for log_ns, kind, message in sorted(messages, key=lambda m: -m[0]):
             writer.write(connections[kind], log_ns, types.serialize_cdr(message, kind))
     part = read_clip(folder, [((0, 2), True)])
-    assert part.first_s == START_S and len(part.pictures) == 2
+    assert part.first_s == START_S and len(part.images) == 2
 
 
-LONG_S, PICTURE_BYTES = 240, 640 * 480 * 3
+LONG_S = 240
 
 
 def test_a_long_bag_is_read_in_little_memory(tmp_path):
     """Raw pictures of 220 MB: of a window of 10 s only its own are ever held."""
-    types, path = clips.type_store(), tmp_path / 'long.mcap'
-    image = types.types[clips.RAW_PICTURE]
-    pixels = np.zeros(PICTURE_BYTES, np.uint8)
-    with path.open('wb') as file:
-        writer = mcap.writer.Writer(file, compression=CompressionType.NONE, enable_crcs=False)
-        writer.start('ros2')
-        schema = writer.register_schema(clips.RAW_PICTURE, 'ros2msg', b'')
-        channel = writer.register_channel('/camera', 'cdr', schema)
-        for i in range(LONG_S):
-            header = clips._header(types, (START_S + i) * NS, 'camera')
-            message = image(header, 480, 640, 'rgb8', 0, 640 * 3, pixels)
-            data = bytes(types.serialize_cdr(message, clips.RAW_PICTURE))
-            writer.add_message(channel, START_S + i, data, 0)
-        writer.finish()
+    path = tmp_path / 'long.mcap'
+    write_raw_images(path, LONG_S)
     code = (
         'import resource, sys\n'
-        'from minicpmo_ros.evaluation.clips import read_clip\n'
+        'from minicpmo_ros.evaluation.bags.clip_reading import read_clip\n'
         'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n'
         'before = peak()\n'
         'clip = read_clip(sys.argv[1], [((100, 110), True)])\n'
-        'print(len(clip.pictures), peak() - before)'
+        'print(len(clip.images), peak() - before)'
     )
     told = subprocess.run(
         [sys.executable, '-c', code, path], check=True, capture_output=True, text=True
@@ -320,7 +322,7 @@ def test_a_long_bag_is_read_in_little_memory(tmp_path):
 
 def write_messages(path, rows, types=None):
     """Write (topic, log_ns, kind, message) as they come, without definitions."""
-    types, channels = types or clips.type_store(), {}
+    types, channels = types or type_store(), {}
     with path.open('wb') as file:
         writer = mcap.writer.Writer(file)
         writer.start('ros2')
@@ -338,9 +340,9 @@ def write_messages(path, rows, types=None):
 def test_one_of_several_cameras_and_microphones_is_taken_by_name(tmp_path):
     _, messages = rows()
     named = {
-        clips.PICTURE: ('/color/compressed', '/depth/compressed'),
-        clips.SOUND: ('/left', '/right'),
-        clips.SOUND_INFO: ('/left_info', '/right_info'),
+        IMAGE: ('/color/compressed', '/depth/compressed'),
+        AUDIO: ('/left', '/right'),
+        AUDIO_INFO: ('/left_info', '/right_info'),
     }
     doubled = [
         (topic, log_ns, kind, message)
@@ -352,12 +354,10 @@ def test_one_of_several_cameras_and_microphones_is_taken_by_name(tmp_path):
     with pytest.raises(InputError, match='/color, /depth; .* Choose by image_topic'):
         read_clip(path)
     with pytest.raises(InputError, match='/left, /right; .* Choose by audio_topic'):
-        read_clip(path, sources=clips.Sources('/color'))
+        read_clip(path, sources=Sources('/color'))
     for image in ('/color', '/depth/compressed'):
-        assert holds(read_clip(path, sources=clips.Sources(image, '/left')))
-    assert holds(
-        read_clip(path, sources=clips.Sources('/color', '/right')), samples=1600 * SECONDS
-    )
+        assert holds(read_clip(path, sources=Sources(image, '/left')))
+    assert holds(read_clip(path, sources=Sources('/color', '/right')), samples=1600 * SECONDS)
     for wrong, told in (
         (('/x', '/left'), '/color/compressed, /depth'),
         (('/color', '/x'), '/left'),
@@ -365,21 +365,21 @@ def test_one_of_several_cameras_and_microphones_is_taken_by_name(tmp_path):
         with pytest.raises(
             InputError, match=f'_topic is /x, but .* on {told}.* Name one of these'
         ):
-            read_clip(path, sources=clips.Sources(*wrong))
+            read_clip(path, sources=Sources(*wrong))
 
 
 def test_the_format_of_the_chosen_microphone_is_its_own(tmp_path):
     _, messages = rows()
-    other = clips.type_store().types[clips.SOUND_INFO](2, 48000, 'S32LE', 0, 'wave')
+    other = type_store().types[AUDIO_INFO](2, 48000, 'S32LE', 0, 'wave')
     named = {
-        clips.PICTURE: '/image/compressed',
-        clips.SOUND: '/mic',
-        clips.SOUND_INFO: '/mic_info',
+        IMAGE: '/image/compressed',
+        AUDIO: '/mic',
+        AUDIO_INFO: '/mic_info',
     }
-    told = [('/other_info', START_S * NS, clips.SOUND_INFO, other)]
+    told = [('/other_info', START_S * NS, AUDIO_INFO, other)]
     told += [(named[kind], log_ns, kind, message) for log_ns, kind, message in messages]
     path = write_messages(tmp_path / 'two.mcap', told)
-    assert holds(read_clip(path, sources=clips.Sources(audio_topic='/mic')))
+    assert holds(read_clip(path, sources=Sources(audio_topic='/mic')))
     with pytest.raises(InputError, match='2 formats'):
         read_clip(path)
 
@@ -387,9 +387,9 @@ def test_the_format_of_the_chosen_microphone_is_its_own(tmp_path):
 @pytest.mark.parametrize('kind', [clip.ARRAYS, clip.PLAIN_ARRAYS])
 def test_sound_of_the_other_audio_common_msgs_is_read(tmp_path, kind):
     """Both packages have an AudioData and an AudioInfo, which differ."""
-    types = clips.type_store(None, clip.ARRAY_DEFINITIONS)
+    types = type_store(None, clip.ARRAY_DEFINITIONS)
     audio, data, info = (
-        types.types[name] for name in (clip.PLAIN_ARRAYS, clip.PLAIN_SOUND, clip.SOUND_INFO)
+        types.types[name] for name in (clip.PLAIN_ARRAYS, clip.PLAIN_AUDIO, clip.AUDIO_INFO)
     )
     none = [np.zeros(0, t) for t in ('<f4', '<i4', '<i2', 'i1', 'u1')]
     tone = np.rint(8000 * np.sin(np.arange(16000) / 9)).astype('<i2')  # (16000,)
@@ -397,25 +397,125 @@ def test_sound_of_the_other_audio_common_msgs_is_read(tmp_path, kind):
     for i in range(2):
         message = audio(data(*none[:2], tone, *none[3:]), info(8, 1, 16000, 16000))
         if kind == clip.ARRAYS:
-            header = clips._header(types, (START_S + i) * NS, 'microphone')
+            header = writing.make_header(types, (START_S + i) * NS, 'microphone')
             message = types.types[kind](header, message)
         told.append(('/audio', (START_S + i + 1) * NS, kind, message))
     empty = audio(data(*none), info(8, 1, 16000, 0))
     if kind == clip.ARRAYS:
-        empty = types.types[kind](clips._header(types, (START_S + 2) * NS, 'microphone'), empty)
+        empty = types.types[kind](
+            writing.make_header(types, (START_S + 2) * NS, 'microphone'), empty
+        )
     told.append(('/audio', (START_S + 2) * NS, kind, empty))
     found = read_clip(write_messages(tmp_path / 'a.mcap', told, types))
-    assert found.first_s == START_S and '1 of 3 chunks of sound' in found.losses[0]
-    heard = np.concatenate([samples for _, samples in found.sound])
+    assert found.first_s == START_S and '1 of 3 chunks of audio' in found.losses[0]
+    heard = np.concatenate([samples for _, samples in found.audio])
     np.testing.assert_allclose(heard, np.tile(tone, 2) / 32768, atol=1e-6)
 
 
 def test_sound_and_pictures_of_types_that_are_not_read_are_told(tmp_path):
     types, messages = rows()
-    topics = {**clips.TOPICS, clips.SOUND: '/audio'}
+    topics = {**writing.TOPICS, AUDIO: '/audio'}
     told = [(topics[kind], log_ns, kind, m) for log_ns, kind, m in messages]
     video = 'foxglove_msgs/msg/CompressedVideo'
     types.register(get_types_from_msg('uint8[] data', video))
     told.append(('/front', START_S * NS, video, types.types[video](np.zeros(3, np.uint8))))
     (loss,) = read_clip(write_messages(tmp_path / 'a.mcap', told, types)).losses
     assert loss.startswith(f'/front: {video} is not read; read are ')
+
+
+@pytest.mark.parametrize('plugin', PLUGINS)
+def test_what_is_compressed_is_seen_without_metadata(tmp_path, plugin):
+    """rosbag2's --compression-mode message, and the file alone, or a file by another name."""
+    folder = write(tmp_path / 'bag', plugin, CompressionMode.MESSAGE)
+    (storage,) = folder.glob(f'*.{plugin}')
+    assert holds(read_clip(storage)) and not read_clip(storage).losses
+    for pack, suffix in ((zstandard.compress, '.zstd'), (lz4.frame.compress, '.lz4')):
+        packed = tmp_path / f'{storage.name}{suffix}'
+        packed.write_bytes(pack(storage.read_bytes()))
+        assert holds(read_clip(packed)) and not read_clip(packed).losses
+        packed = packed.rename(tmp_path / f'monday{suffix}.bin')
+        assert holds(read_clip(packed))
+
+
+def test_a_renamed_bag_is_whole(tmp_path):
+    folder = write(tmp_path / 'bag', 'mcap')
+    (folder / 'bag.mcap').rename(folder / 'monday.mcap')
+    assert holds(read_clip(folder)) and not read_clip(folder).losses
+
+
+def test_a_bag_of_ros_1_is_named_as_one(tmp_path):
+    (tmp_path / 'a.bag').write_bytes(b'#ROSBAG V2.0\n' + bytes(100))
+    with pytest.raises(InputError, match='bag of ROS 1. Convert it: rosbags-convert --src a.bag'):
+        read_clip(tmp_path / 'a.bag')
+
+
+@pytest.mark.parametrize('journal', ['WAL', 'DELETE'])
+def test_what_a_killed_recorder_left_beside_a_database_is_used(tmp_path, journal):
+    """rosbag2 writes with a log (its preset "resilient"); a copy of a bag has both files."""
+    folder = write(tmp_path / 'bag', 'db3')
+    (storage,) = folder.glob('*.db3')
+    (folder / 'metadata.yaml').unlink()
+    database = sqlite3.connect(storage, isolation_level=None)
+    database.execute(f'PRAGMA journal_mode={journal}')
+    database.execute('PRAGMA cache_size=2')  # so that what is not committed reaches the file
+    database.execute('BEGIN')
+    if journal == 'WAL':  # moved into the log: all of them
+        database.execute('UPDATE messages SET timestamp = timestamp + 1')
+        database.execute('COMMIT')
+    else:  # a deletion that was not finished: they are there still
+        database.execute('DELETE FROM messages WHERE id > 3')
+    left = tmp_path / 'left'
+    shutil.copytree(folder, left)
+    assert [path.suffix for path in left.iterdir()] != ['.db3']
+    database.close()
+    for path in left.glob('*-shm'):
+        path.unlink()
+    before = {path.name: path.read_bytes() for path in left.iterdir()}
+    left.chmod(0o555)
+    bag = Bag(left)
+    logged = [message.log_ns % 10 for message in bag.messages()]
+    assert len(logged) == 67 and set(logged) == {1 if journal == 'WAL' else 0}
+    assert len(bag.losses) == 1  # that the metadata are missing
+    left.chmod(0o755)
+    assert {name: (left / name).read_bytes() for name in before} == before
+
+
+def test_a_database_with_a_byte_that_is_no_text_costs_itself_only(tmp_path):
+    folder = write(tmp_path / 'bag', 'db3')
+    (storage,) = folder.glob('*.db3')
+    data = bytearray(storage.read_bytes())
+    data[data.index(b'CREATE TABLE topics') + 8] = 0xE1
+    storage.write_bytes(data)
+    with pytest.raises(InputError, match='cannot be read .*; all is lost'):
+        read_clip(folder)
+
+
+def test_json_in_an_mcap_is_told_as_not_read(tmp_path):
+    """As Foxglove's websocket bridge stores it: the type's name is ours, the bytes are not."""
+    path = tmp_path / 'a.mcap'
+    with path.open('wb') as file:
+        writer = mcap.writer.Writer(file)
+        writer.start('')
+        schema = writer.register_schema(IMAGE, 'jsonschema', b'{}')
+        channel = writer.register_channel('/camera', 'json', schema)
+        writer.add_message(channel, 0, b'{}', 0)
+        writer.finish()
+    with pytest.raises(InputError, match="1 messages of /camera are in 'json'; cdr is read"):
+        read_clip(path)
+
+
+def test_a_compressed_file_unpacks_to_a_bounded_size(tmp_path, monkeypatch):
+    """A few bytes that stand for gigabytes: what lies within the bound is read."""
+    monkeypatch.setattr(bags, 'UNPACKED_BYTES', 2**20)
+    folder = write(tmp_path / 'bag', 'mcap')
+    plain = (folder / 'bag.mcap').read_bytes()
+    packed = tmp_path / 'a.mcap.zstd'
+    packed.write_bytes(zstandard.compress(plain[: data_end(plain)] + bytes(2**29)))
+    unpacked = []
+    monkeypatch.setattr(bags.Path, 'unlink', lambda path, **_: unpacked.append(path))
+    clip = read_clip(packed)
+    assert holds(clip) and 'only so much was tried' in clip.losses[0]
+    monkeypatch.undo()
+    (copy,) = unpacked
+    assert copy.stat().st_size < 2**20 + 100 * packed.stat().st_size + 2**20
+    copy.unlink()

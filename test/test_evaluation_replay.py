@@ -13,16 +13,17 @@ from dataclasses import replace
 import pytest
 from scored_clips import write_question_set
 
+from minicpmo_ros.cli import main as cli
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation import replay
-from minicpmo_ros.evaluation.clips import Sources
+from minicpmo_ros.evaluation.bags.clip import Sources
 from minicpmo_ros.evaluation.results import ANSWERS, Results, Run
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
-from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.models.synthetic import write_model
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.synthetic.model import write_model
 
 OPTIONS = CoreOptions(device='cpu', threads=1, n_ctx=1024, max_tokens=4)
-KILLS = 20
+KILLS = 12
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +31,7 @@ def plan(tmp_path_factory):
     folder = tmp_path_factory.mktemp('replay')
     model = write_model(folder / 'nano', 'nano', llm_type='f32')
     questions = write_question_set(folder, lengths=(2, 1, 3, 1, 2, 1))
-    return replay.Plan(ModelDirectory.open(model), questions, OPTIONS)
+    return replay.ReplayPlan(ModelDirectory.open(model), questions, OPTIONS)
 
 
 def answer(plan, folder, workers=1, gpus=()):
@@ -55,11 +56,9 @@ def test_a_run_answers_as_the_score_does(plan, whole, tmp_path):
     assert Run.read(tmp_path).texts == scored.answers
 
 
-def test_two_workers_leave_the_same_bytes(plan, whole, tmp_path):
-    assert answer(plan, tmp_path / 'run', workers=2) == whole
-
-
-def test_every_worker_sees_the_gpu_it_was_given(plan, whole, tmp_path, monkeypatch):
+def test_three_workers_leave_the_same_bytes_and_each_sees_the_gpu_it_was_given(
+    plan, whole, tmp_path, monkeypatch
+):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '7')
     seen = []
 
@@ -149,6 +148,18 @@ def test_a_question_that_cannot_be_asked_costs_itself_only(plan, tmp_path):
     assert 'tokens long' in run.unanswered['a'] and 'max_tokens allows 4' in run.unanswered['b']
 
 
+def test_questions_too_long_are_told_before_a_bag_is_read(plan, tmp_path, monkeypatch):
+    some = changed(plan, {}, {'id': 'a', 'text': 'and then ' * 300})
+    options = replace(OPTIONS, max_question_tokens=100)
+    arguments = (plan.model, some.questions, options, plan.variant, plan.sources)
+    made = replay.ReplayPlan.make(*arguments)
+    assert list(made.refused) == ['a'] and made.refusals().startswith('1 of 2 questions cannot')
+    only = replace(made, questions=replace(made.questions, questions=made.questions.questions[1:]))
+    monkeypatch.setattr(replay, 'read_windows', lambda *_: pytest.fail('a bag was read'))
+    answer(only, tmp_path / 'run')
+    assert 'at most 100 are allowed' in Run.read(tmp_path / 'run').unanswered['a']
+
+
 def test_what_is_not_whole_is_noted_with_its_answers(plan, tmp_path):
     path = tmp_path / '0.mcap'
     data = plan.questions.path_of('0.mcap').read_bytes()
@@ -159,7 +170,7 @@ def test_what_is_not_whole_is_noted_with_its_answers(plan, tmp_path):
     costs = Run.read(tmp_path / 'short').costs
     assert [cost['note'] for cost in costs.values()] == [
         '',
-        '2 of 5 seconds have a picture or a sound.',
+        '2 of 5 seconds have an image or audio.',
     ]
     path.write_bytes(data[: len(data) * 6 // 10])
     answer(changed(here, {}), tmp_path / 'cut')
@@ -199,9 +210,49 @@ def test_what_decides_about_answers_is_in_the_head(plan):
         assert other.facts() != facts
 
 
+def test_how_answers_open_is_of_the_run_as_it_was_decided(plan, tmp_path):
+    def told(speech):
+        return replace(plan, options=replace(OPTIONS, speech=speech)).facts()
+
+    assert told('auto') == told('true') == told(True) and told('auto')['options']['speech']
+    assert told('false') != told('auto')
+    model = replace(plan.model, manifest=replace(plan.model.manifest, speech=False))
+    assert not replace(plan, model=model).facts()['options']['speech']
+
+
 def test_why_a_worker_cannot_work_is_told_and_refuses_no_other_run(plan, tmp_path, capfd):
     options = replace(OPTIONS, prompt='klingon')
     with pytest.raises(replay.EngineError, match="no prompt 'klingon'"):
         answer(replace(plan, options=options), tmp_path / 'run', workers=2)
     assert 'Traceback' not in capfd.readouterr().err
     assert len(answer(changed(plan, {}), tmp_path / 'run').splitlines()) == 2
+
+
+def test_a_run_grows_from_the_command_line_and_its_head_says_with_what(plan, tmp_path, capsys):
+    out, asked = tmp_path / 'run', plan.questions.folder / 'questions.json'
+    arguments = ['replay', str(plan.model.path), str(asked), '--out', str(out), '--device', 'cpu']
+    arguments += ['--n-ctx', '2048', '--max-tokens', '4', '--threads', '1']
+    assert cli.main([*arguments, '--limit', '2']) == 0
+    assert cli.main([*arguments, '--limit', '4']) == 0
+    assert '2 questions were answered before' in capsys.readouterr().err
+    run = Run.read(out)
+    assert len(run.texts) == run.count == 4
+    first, second = run.head.starts
+    assert (first['count'], second['count'], first['threads']) == (2, 4, 1)
+    assert first['host'] and first['time'].endswith('+00:00')
+    assert first['software']['llama-cpp-python'][0].isdigit()
+    assert set(run.head.bags) == {'0.mcap', '1.mcap'}
+    assert cli.main([*arguments[:3], '--out', str(tmp_path / 'whole'), *arguments[5:]]) == 0
+    whole = Run.read(tmp_path / 'whole').texts
+    assert run.texts == {name: whole[name] for name in run.texts}
+
+
+def test_a_run_without_any_answer_ends_with_a_status(plan, tmp_path, capsys):
+    folder = tmp_path / 'set'
+    folder.mkdir()
+    for name in ('0.mcap', '1.mcap'):
+        (folder / name).write_bytes(b'nothing')
+    replace(plan.questions, questions=plan.questions.questions[:4]).write(folder / 'q.json')
+    arguments = ['replay', str(plan.model.path), str(folder / 'q.json'), '--device', 'cpu']
+    assert cli.main([*arguments, '--out', str(tmp_path / 'run')]) == 1
+    assert '4 of 4 have no answer' in capsys.readouterr().err

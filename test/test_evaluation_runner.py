@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from scored_clips import START_S, sound, write_question_set, write_test_clip
 
+from minicpmo_ros.cli import main as cli
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation import runner
 from minicpmo_ros.evaluation.answers import AnswerSet
-from minicpmo_ros.evaluation.clips import Clip, Shot, read_clip
+from minicpmo_ros.evaluation.bags.clip import Clip, ClipImage
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
-from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.models.synthetic import write_model
-from minicpmo_ros.tools import cli
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.synthetic.model import write_model
 
-OPTIONS = CoreOptions(device='cpu', n_ctx=1024, max_tokens=8)
+# Random weights say one word for ever behind the opening of speech.
+OPTIONS = CoreOptions(device='cpu', n_ctx=1024, max_tokens=8, speech='false')
 VARIANTS = [Variant(), Variant('no_picture'), Variant('no_sound'), Variant(audio='offline')]
 
 
@@ -83,10 +85,10 @@ def test_blank_inputs_change_their_own_rows_only(core, questions):
     units, grey, silent = (encoded.units(v, clip.first_s + 3) for v in VARIANTS[:3])
     assert len(units) == 3
     for a, g, s in zip(units, grey, silent):
-        assert a.picture_rows.shape == (16, 256) and a.sound_rows.shape == (25, 256)
-        assert (a.sound_rows == g.sound_rows).all() and (a.picture_rows != g.picture_rows).any()
-        assert (a.picture_rows == s.picture_rows).all() and (a.sound_rows != s.sound_rows).any()
-    assert all((g.picture_rows == grey[0].picture_rows).all() for g in grey)
+        assert a.image_rows.shape == (16, 256) and a.audio_rows.shape == (25, 256)
+        assert (a.audio_rows == g.audio_rows).all() and (a.image_rows != g.image_rows).any()
+        assert (a.image_rows == s.image_rows).all() and (a.audio_rows != s.audio_rows).any()
+    assert all((g.image_rows == grey[0].image_rows).all() for g in grey)
 
 
 def test_offline_sound_is_the_stream_where_the_maximum_is_the_same(core):
@@ -121,7 +123,7 @@ def test_an_answer_does_not_depend_on_longer_windows_that_are_asked_about(core, 
     clip = Clip((), ((START_S * 10**9, samples),))
     encoded = runner._Encoded(core, clip, START_S)
     long, short, alone = (
-        [unit.sound_rows for unit in some.units(Variant(audio=audio), START_S + end)]
+        [unit.audio_rows for unit in some.units(Variant(audio=audio), START_S + end)]
         for some, end in (
             (encoded, 3),
             (encoded, 2),
@@ -161,10 +163,10 @@ def test_a_window_beyond_the_clip_is_refused(core, questions, change, told):
 def test_a_lost_second_is_refused_with_its_reason(core, tmp_path):
     write_test_clip(tmp_path / '0.mcap', 2)
     clip = read_clip(tmp_path / '0.mcap')
-    stamp_ns, (name, data) = clip.pictures[1].stamp_ns, clip.pictures[1].compressed()
-    cut = Shot.of_compressed(stamp_ns, name, data[:300])
+    stamp_ns, (name, data) = clip.images[1].stamp_ns, clip.images[1].compressed()
+    cut = ClipImage.of_compressed(stamp_ns, name, data[:300])
     with pytest.raises(InputError, match='was lost: .*damaged'):
-        core.see(replace(clip, pictures=(clip.pictures[0], cut)))
+        core.see(replace(clip, images=(clip.images[0], cut)))
 
 
 def test_a_window_that_does_not_fit_is_refused(nano_dir, tmp_path):
@@ -173,6 +175,20 @@ def test_a_window_that_does_not_fit_is_refused(nano_dir, tmp_path):
     with pytest.raises(InputError, match='does not fit into 768'):
         answer_all(core, questions, VARIANTS[:1])
     core.close()
+
+
+@pytest.mark.parametrize('speech, expected', [('auto', True), ('false', False)])
+def test_answers_of_a_published_model_open_as_its_own_code_opens_them(
+    nano_dir, questions, speech, expected
+):
+    core = Core(ModelDirectory.open(nano_dir), replace(OPTIONS, speech=speech))
+    opening = core.session.prompt.question([])
+    vocabulary = core.session.model.vocabulary
+    text = '<|im_end|>\n<|im_start|>assistant\n'
+    text += '<|spk_bos|><|spk|><|spk_eos|><|tts_bos|>' if expected else ''
+    rows = core.session.model.token_rows.rows(vocabulary.encode_template(text))
+    core.close()
+    np.testing.assert_array_equal(opening, rows)
 
 
 def test_score_prints_tables_and_writes_the_report(nano_dir, questions, tmp_path, capsys):
@@ -205,6 +221,7 @@ def test_score_prints_tables_and_writes_the_report(nano_dir, questions, tmp_path
         ('all', 'offline', 2),
     ]
     assert set(report['rows'][0]) == {
+        'name',
         'path',
         'precision',
         'audio',
@@ -223,9 +240,11 @@ def test_score_prints_tables_and_writes_the_report(nano_dir, questions, tmp_path
     assert cli.main([*arguments, '--answers', str(pytorch)]) == 0
     rows = json.loads(out.read_text())['rows']
     assert [row['path'] for row in rows] == ['core'] * 4 + ['pytorch']
-    assert {'a': 'core mixed', 'b': 'pytorch mixed', 'same': 1.0} in json.loads(out.read_text())[
-        'agreements'
-    ]
+    assert {row['name'] for row in rows} == {nano_dir.name, 'pytorch.json'}
+    told = f'{nano_dir.name} core mixed'
+    assert {'a': told, 'b': 'pytorch.json pytorch mixed', 'same': 1.0} in json.loads(
+        out.read_text()
+    )['agreements']
 
 
 def test_score_of_saved_answers_needs_no_model(questions, tmp_path, capsys):
@@ -245,7 +264,7 @@ def test_score_refuses_a_wrong_file_in_one_line(nano_dir, tmp_path, capsys):
 
 
 def test_questions_that_ship_are_whole():
-    from minicpmo_ros.tools.asking import shipped_questions
+    from minicpmo_ros.cli.options import shipped_questions
 
     shipped = QuestionSet.read(shipped_questions())
     assert len(shipped.by_clip()) == 24

@@ -3,10 +3,8 @@
 
 """Counting right answers."""
 
-from minicpmo_ros.evaluation.answers import AnswerSet
+from minicpmo_ros.evaluation.answers import AnswerSet, markdown, report, short_names
 from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
-from minicpmo_ros.evaluation.report import markdown
-from minicpmo_ros.evaluation.score import report
 
 QUESTIONS = QuestionSet(
     tuple(
@@ -51,6 +49,7 @@ def test_rows_are_those_of_the_score_file():
         ('f16', 'hard'),
     ]
     assert found['rows'][2] == {
+        'name': '',
         'path': 'core',
         'precision': 'f16',
         'audio': 'streaming',
@@ -63,6 +62,7 @@ def test_rows_are_those_of_the_score_file():
         'questions': 8,
     }
     assert found['rows'][3] == {
+        'name': '',
         'path': 'core',
         'precision': 'f16',
         'audio': 'streaming',
@@ -125,6 +125,30 @@ def test_the_tables_hold_every_row_window_and_what_the_senses_add():
     assert '| chance |  |  |  | hard |  | 10.0 | 30.0 |  |  |' in text
     assert '| core | f16 | streaming | no_picture | all | 25.0 | 25.0 |' in text  # windows
     assert '| core | f16 | streaming | all | +50.0 | +75.0 |' in text
+
+
+def test_directories_that_are_alike_in_all_but_their_name_are_told_apart():
+    sets = [
+        answers('11110111', name='iq4_xs'),
+        answers('11000000', name='iq4_xs', input='no_picture'),
+        answers('10000000', name='iq4_xs', input='no_sound'),
+        answers('00000000', name='q4|0'),
+        answers('00000000', name='q4|0', input='no_picture'),
+        answers('00000000', name='q4|0', input='no_sound'),
+    ]
+    found = report(QUESTIONS, sets)
+    assert found['agreements'] == [{'a': 'iq4_xs core f16', 'b': 'q4|0 core f16', 'same': 0.125}]
+    text = markdown(found)
+    assert '| iq4_xs | core | f16 | streaming | all | all | 87.5 | 100.0 | 75.0 |  | 8 |' in text
+    assert '| q4\\|0 | core | f16 | streaming | all | all | 0.0 | 0.0 | 0.0 |  | 8 |' in text
+    assert '| iq4_xs | core | f16 | streaming | all | +50.0 | +75.0 |' in text
+    assert '| q4\\|0 | core | f16 | streaming | all | +0.0 | +0.0 |' in text
+
+
+def test_paths_are_named_by_what_tells_them_apart(tmp_path):
+    assert short_names(['build/q4', 'models/q8']) == ['q4', 'q8']
+    assert short_names(['build/q4', 'models/q4']) == ['build/q4', 'models/q4']
+    assert short_names(['a/q4', 'a/q4']) == ['q4', 'q4 (2)'] and short_names([]) == []
 
 
 def test_short_windows_have_rows_of_their_own():

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from minicpmo_ros.cli import main as cli
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation.agreement import agreement, answered
-from minicpmo_ros.evaluation.precision_search import Journal, Search, facts_of
+from minicpmo_ros.evaluation.precision_search import Journal, Search, agreement, answered, facts_of
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.runner import CoreOptions
-from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.models.precision_steps import measured_groups
-from minicpmo_ros.models.quantize import QuantizeOptions, quantize_directory
-from minicpmo_ros.tools import cli
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.quantize.quantizer import QuantizeOptions, quantize_directory
+from minicpmo_ros.quantize.report import measured_groups
 
 ROOT = Path(__file__).parents[1]
 CORE = CoreOptions(device='cpu', threads=1)
@@ -85,7 +84,7 @@ def test_all_goes_as_far_down_as_the_answers_allow_and_no_further(
     assert best.agreement == 1 and not all(told) and len(told) < 60
     few = Search(nano, groups, questions, 1.0, CORE, journal=journal)
     assert few.run(5).agreement == 1 and few.n_tried == 5
-    assert best.size_bytes <= few.best.size_bytes < few._size([0] * len(groups))
+    assert best.size_bytes <= few.best.size_bytes < few.size_of([0] * len(groups))
 
 
 def test_where_any_answer_will_do_all_is_as_small_as_can_be(nano, groups, questions, tmp_path):

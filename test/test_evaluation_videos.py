@@ -10,11 +10,11 @@ import av
 import numpy as np
 import pytest
 
+from minicpmo_ros.cli import main as cli
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation.clips import NS, read_clip
-from minicpmo_ros.evaluation.streamingbench import START_S
-from minicpmo_ros.evaluation.videos import write_video
-from minicpmo_ros.tools import cli
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
+from minicpmo_ros.evaluation.bags.writing import START_S, write_video
+from minicpmo_ros.units import NS
 
 RATE_HZ, FPS = 48000, 10
 
@@ -41,16 +41,16 @@ def test_a_second_shows_what_is_seen_just_before_its_end(tmp_path):
     write_test_video(tmp_path / 'a.mkv')
     write_video(tmp_path / 'a.mkv', tmp_path / 'a.mcap')
     clip = read_clip(tmp_path / 'a.mcap')
-    stamps = [shot.stamp_ns - START_S * NS for shot in clip.pictures]
+    stamps = [shot.stamp_ns - START_S * NS for shot in clip.images]
     assert stamps == [900_000_000 + i * NS for i in range(4)]
-    greys = [float(shot.rgb().mean()) for shot in clip.pictures]
+    greys = [float(shot.rgb().mean()) for shot in clip.images]
     np.testing.assert_allclose(greys, [6 * 9, 6 * 19, 6 * 29, 6 * 34], atol=3)
 
 
 def test_the_sound_lies_where_it_was(tmp_path):
     write_test_video(tmp_path / 'a.mkv')
     write_video(tmp_path / 'a.mkv', tmp_path / 'a.mcap')
-    heard = np.concatenate([samples for _, samples in read_clip(tmp_path / 'a.mcap').sound])
+    heard = np.concatenate([samples for _, samples in read_clip(tmp_path / 'a.mcap').audio])
     assert abs(len(heard) - 3.5 * 16000) <= 1
     loud = np.flatnonzero(np.abs(heard) > 0.05)
     assert abs(loud[0] - 16000) < 40 and abs(loud[-1] - 32000) < 40

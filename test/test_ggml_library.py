@@ -22,8 +22,8 @@ def test_type_sizes_are_those_of_the_library():
     for kind in GgmlType:
         traits = signatures.TypeTraits.from_address(lib.get_type_traits(kind))
         assert (traits.block_size, traits.type_size) == (
-            types.block_size(kind),
-            types.type_size(kind),
+            kind.block_size,
+            kind.block_bytes,
         ), kind
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from minicpmo_ros.errors import ModelFileError
+from minicpmo_ros.ggml.gguf_file import read_header
 from minicpmo_ros.ggml.graph import GraphCache
-from minicpmo_ros.ggml.header import read_header
 from minicpmo_ros.ggml.library import GgmlType, dequantize, quantize
 from minicpmo_ros.ggml.runtime import Backend
-from minicpmo_ros.ggml.weights import Want, Weights, read_floats
+from minicpmo_ros.ggml.weights import Want, load_weights, read_floats
 
 ROWS, COLUMNS = 64, 96
 
@@ -49,7 +49,7 @@ def path(tmp_path, matrix):
 
 @pytest.mark.parametrize('name', ['f32', 'f16', 'q8_0', 'q4_0', 'bf16'])
 def test_tensors_are_stored_as_they_are(path, backend, matrix, name):
-    weights = Weights.load(path, backend, {name: Want((ROWS, COLUMNS))})
+    weights = load_weights(path, backend, {name: Want((ROWS, COLUMNS))})
     kind = GgmlType[name.upper()]
     assert weights[name].type == kind and weights[name].shape == (ROWS, COLUMNS)
     encoded = weights[name].read().view(np.uint8)
@@ -57,7 +57,7 @@ def test_tensors_are_stored_as_they_are(path, backend, matrix, name):
 
 
 def test_tensors_are_turned_to_floats_where_wanted(path, backend, matrix):
-    weights = Weights.load(
+    weights = load_weights(
         path,
         backend,
         {
@@ -87,7 +87,7 @@ def test_transforms_see_the_data_as_stored(path, backend, matrix):
         assert blocks.dtype == np.uint8
         return np.pad(blocks, ((0, 8), (0, 0)))
 
-    weights = Weights.load(
+    weights = load_weights(
         path,
         backend,
         {
@@ -102,7 +102,7 @@ def test_transforms_see_the_data_as_stored(path, backend, matrix):
 
 
 def test_folded_weights_ride_along(path, backend):
-    weights = Weights.load(path, backend, {}, extra={'folded': np.arange(6.0).reshape(2, 3)})
+    weights = load_weights(path, backend, {}, extra={'folded': np.arange(6.0).reshape(2, 3)})
     np.testing.assert_array_equal(weights['folded'].read(), np.arange(6.0).reshape(2, 3))
 
 
@@ -110,7 +110,7 @@ def test_repacked_weights_multiply_as_the_plain_ones_do(path, backend, rng, matr
     x = rng.standard_normal((5, COLUMNS)).astype(np.float32)
     results = []
     for repack in (False, True):
-        weights = Weights.load(
+        weights = load_weights(
             path, backend, {'q4_0': Want((ROWS, COLUMNS), matmul=True)}, repack=repack
         )
 
@@ -133,7 +133,7 @@ def test_repacked_weights_multiply_as_the_plain_ones_do(path, backend, rng, matr
 )
 def test_what_is_missing_or_different_is_named(path, backend, wanted, reason):
     with pytest.raises(ModelFileError, match=reason):
-        Weights.load(path, backend, {'f16': Want((ROWS, COLUMNS)), **wanted})
+        load_weights(path, backend, {'f16': Want((ROWS, COLUMNS)), **wanted})
 
 
 def test_a_file_that_changed_after_its_header_was_read_is_refused(path, backend):
@@ -141,4 +141,4 @@ def test_a_file_that_changed_after_its_header_was_read_is_refused(path, backend)
     for change in (lambda: path.write_bytes(content[:-100]), path.unlink):
         change()
         with pytest.raises(ModelFileError, match='changed|no longer'):
-            Weights.load(header, backend, {'f32': Want((ROWS, COLUMNS))})
+            load_weights(header, backend, {'f32': Want((ROWS, COLUMNS))})

@@ -9,6 +9,8 @@ other tests run everywhere what it would run: the same executables with the same
 
 import signal
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,19 +20,39 @@ from rcl_interfaces.srv import GetParameters, ListParameters
 from rosbags.highlevel import AnyReader
 
 from minicpmo_ros.errors import EngineError, InputError
-from minicpmo_ros.evaluation.bags import Bag
-from minicpmo_ros.evaluation.clips import PICTURE, SOUND, read_clip
+from minicpmo_ros.evaluation.bags.bags import Bag
+from minicpmo_ros.evaluation.bags.clip import AUDIO, IMAGE
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.results import Run
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_clip
 from minicpmo_ros.ggml.runtime import check_device
-from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.msg import Status
-from minicpmo_ros.nodes.launching import ARGUMENTS, REPLAY_ARGUMENTS, replay_starts, starts
-from minicpmo_ros.nodes.llm import LlmNode
-from minicpmo_ros.nodes.streaming_encoder import StreamingEncoder
-from minicpmo_ros.nodes.vision_encoder import VisionNode
+from minicpmo_ros.ros.audio_node import StreamingEncoder
+from minicpmo_ros.ros.image_node import VisionNode
+from minicpmo_ros.ros.launch.process_specs import (
+    ARGUMENTS,
+    REPLAY_ARGUMENTS,
+    Around,
+    ParameterSource,
+    process_specs,
+    replay_specs,
+    write,
+)
+from minicpmo_ros.ros.llm_node import LlmNode
 
+LAUNCH = """
+import sys
+from launch import LaunchService, LaunchDescription
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+service = LaunchService()
+service.include_launch_description(
+    LaunchDescription([IncludeLaunchDescription(PythonLaunchDescriptionSource(sys.argv[1]))])
+)
+raise SystemExit(service.run())
+"""
 ROOT = Path(__file__).parents[1]
 SHARE = Path(get_package_share_directory('minicpmo_ros'))
 PRESETS = sorted((ROOT / 'config').glob('*.yaml'))
@@ -49,22 +71,15 @@ def preset_parameters(path):
 
 def plan(**given):
     """Give what is started for launch arguments."""
-    return starts(DEFAULTS | given, ROOT / 'config')
+    return process_specs(DEFAULTS | given, ROOT / 'config')
 
 
-def command_line(start):
-    """Give the ROS arguments that launch_ros makes of a Start."""
-    parts = ['-r', f'__node:={start.name}'] if start.name else []
-    for old, new in start.remappings:
+def command_line(spec):
+    """Give the ROS arguments that launch_ros makes of a ProcessSpec."""
+    parts = ['-r', f'__node:={spec.name}'] if spec.name else []
+    for old, new in spec.remappings:
         parts += ['-r', f'{old}:={new}']
-    for values in start.parameters:
-        if isinstance(values, str):
-            parts += ['--params-file', values]
-        else:
-            for name, value in values.items():
-                text = str(value).lower() if isinstance(value, bool) else value
-                parts += ['-p', f'{name}:={text}']
-    return [*parts, '--log-level', 'info']
+    return [*parts, '--params-file', write(spec.parameters), '--log-level', 'info']
 
 
 def parameter(graph, node, name):
@@ -90,7 +105,7 @@ def test_the_launch_file_brings_the_graph_up(graph, tiny_model_dir):
 
 @pytest.mark.parametrize('name', ['live', 'replay'])
 def test_a_launch_file_compiles_and_declares_what_is_documented(name):
-    for path in (f'launch/{name}.launch.py', 'minicpmo_ros/nodes/launch_actions.py'):
+    for path in (f'launch/{name}.launch.py', 'minicpmo_ros/ros/launch/actions.py'):
         compile((ROOT / path).read_text(), path, 'exec')
     arguments = ARGUMENTS if name == 'live' else REPLAY_ARGUMENTS
     assert 'preset' in dict(a[:2] for a in arguments) and all(a[2] for a in arguments)
@@ -101,8 +116,8 @@ def test_a_replay_is_launched_asks_all_questions_and_ends(graph, tmp_path):
     given = {name: default for name, default, _ in REPLAY_ARGUMENTS}
     given |= {'namespace': graph.namespace, 'bag': str(clip), 'record': 'answers'}
     given |= {'questions': str(clip.parent / 'questions.json'), 'out': str(tmp_path / 'run')}
-    live, asking = replay_starts(given, ROOT / 'config')
-    assert live.ends_all and asking.ends_all and not live.respawn
+    live, asking = replay_specs(given, ROOT / 'config')
+    assert live.shutdown_on_exit and asking.shutdown_on_exit and not live.respawn
     graph.start('live', *command_line(live))
     process = graph.start('replay', *command_line(asking))
     graph.spin_until(lambda: not process.is_running, 'the end of the replay')
@@ -118,11 +133,35 @@ def test_a_replay_is_launched_asks_all_questions_and_ends(graph, tmp_path):
     assert len(messages) == len(about)
 
 
+def told_at_s(process, words: str) -> float:
+    """Give the time by which a process logged a line."""
+    line = next(line for line in process.log.splitlines() if words in line)
+    return float(line.split('[')[2].partition(']')[0])
+
+
+def test_playing_begins_when_all_nodes_are_ready_though_a_recorder_listens(
+    graph, tiny_model_dir, tmp_path
+):
+    clip, bag = SHARE / 'demo' / 'clips' / '010.mcap', tmp_path / 'answers.mcap'
+    plans = plan(model_dir=str(tiny_model_dir), play=str(clip), record=str(bag),
+                 record_inputs='true', composed='false', image_topic='camera/front')  # fmt: skip
+    # The player and the recorder first, as a quick start of theirs would have it.
+    *nodes, player = [graph.start(s.executable, *command_line(s)) for s in reversed(plans)][::-1]
+    graph.wait_ready()
+    assert 'encoders are not in this process' in nodes[2].log  # the llm's
+    graph.spin_until(lambda: 'playing /' in player.log, 'playing')
+    begun_s = told_at_s(player, 'playing /')
+    assert all(told_at_s(node, 'ready: ') < begun_s for node in nodes[:3])
+    graph.spin_until(lambda: graph.status.units_read >= 2, 'two seconds of the clip')
+    assert graph.count_publishers(f'{graph.namespace}/camera/front/compressed') == 1
+    assert graph.ask('?', max_tokens=2).answer.units >= 2
+
+
 def test_live_answers_are_recorded_beside_their_input(graph, tiny_model_dir, tmp_path):
     clip, bag = SHARE / 'demo' / 'clips' / '010.mcap', tmp_path / 'answers.mcap'
     started = [
-        graph.start(start.executable, *command_line(start))
-        for start in plan(model_dir=str(tiny_model_dir), play=str(clip), record=str(bag),
+        graph.start(spec.executable, *command_line(spec))
+        for spec in plan(model_dir=str(tiny_model_dir), play=str(clip), record=str(bag),
                           record_inputs='true')
     ]  # fmt: skip
     graph.wait_ready()
@@ -137,7 +176,7 @@ def test_live_answers_are_recorded_beside_their_input(graph, tiny_model_dir, tmp
     recorder = started[1]
     assert recorder.end() == 0, recorder.log
     kinds = {message.kind for message in found.messages()}
-    assert not found.losses and {'minicpmo_ros/msg/Answer', PICTURE, SOUND} <= kinds
+    assert not found.losses and {'minicpmo_ros/msg/Answer', IMAGE, AUDIO} <= kinds
     with AnyReader([bag]) as reader:
         told = [
             reader.deserialize(data, connection.msgtype).text
@@ -150,20 +189,15 @@ def test_live_answers_are_recorded_beside_their_input(graph, tiny_model_dir, tmp
 def test_a_wrong_number_is_refused_in_words():
     given = {name: default for name, default, _ in REPLAY_ARGUMENTS}
     with pytest.raises(InputError, match="limit is 'few'; it takes a whole number"):
-        replay_starts(given | {'limit': 'few'}, ROOT / 'config')
+        replay_specs(given | {'limit': 'few'}, ROOT / 'config')
 
 
-@pytest.mark.parametrize('composed', ['true', 'false'])
-def test_what_the_launch_file_starts_is_a_graph_that_works(graph, tiny_model_dir, composed):
+def test_what_the_launch_file_starts_is_a_graph_that_works(graph, tiny_model_dir):
     clip = SHARE / 'demo' / 'clips' / '010.mcap'
-    for start in plan(
-        model_dir=str(tiny_model_dir),
-        composed=composed,
-        play=str(clip),
-        image_topic='camera/front',
-    ):
-        graph.start(start.executable, *command_line(start))
+    specs = plan(model_dir=str(tiny_model_dir), play=str(clip), image_topic='camera/front')
+    live, _ = [graph.start(spec.executable, *command_line(spec)) for spec in specs]
     graph.wait_ready()
+    assert 'encoders are not in this process' not in live.log
     graph.spin_until(lambda: graph.status.units_read >= 2, 'two seconds of the clip')
     assert graph.count_publishers(f'{graph.namespace}/camera/front/compressed') == 1
     assert graph.ask('?', max_tokens=2).answer.units >= 2
@@ -173,12 +207,142 @@ def test_what_the_launch_file_starts_is_a_graph_that_works(graph, tiny_model_dir
 def test_an_argument_that_is_not_given_overrides_nothing(graph, tmp_path, tiny_model_dir):
     params = tmp_path / 'mine.yaml'
     params.write_text(f'/**/llm:\n  ros__parameters:\n    model_dir: {tiny_model_dir}\n')
-    (start,) = plan(params_file=str(params))
-    assert [set(v) for v in start.parameters if isinstance(v, dict)] == [{'use_sim_time'}]
-    graph.start(start.executable, *command_line(start))
+    (spec,) = plan(params_file=str(params))
+    assert spec.parameters['llm'] == preset_parameters(ROOT / 'config/nano.yaml')['llm'] | {
+        'model_dir': str(tiny_model_dir)
+    }
+    graph.start(spec.executable, *command_line(spec))
     graph.wait_ready()
     assert 'random-tiny' in graph.status.model
-    assert plan(model_dir='7')[0].parameters[-1]['model_dir'] == '7'
+    (spec,) = plan(model_dir='7')
+    assert spec.parameters['llm']['model_dir'] == '7'
+    assert 'model_dir: "7"' in Path(write(spec.parameters)).read_text()
+
+
+FOREIGN = 'controller_server:\n  ros__parameters:\n    gain: 0.2\n'
+
+
+def test_a_params_file_of_another_leaves_the_preset_as_it_is(tmp_path):
+    other = tmp_path / 'other.yaml'
+    other.write_text(FOREIGN)
+    (spec,), (alone,) = plan(params_file=str(other)), plan()
+    assert spec.parameters == alone.parameters and spec.parameters['llm']['n_ctx']
+    assert 'preset nano' in spec.told and str(other) in spec.told
+    assert 'in which nothing is for these nodes' in spec.told
+
+
+def test_the_nearer_source_wins_however_its_keys_are_written(tmp_path):
+    file = tmp_path / 'mine.yaml'
+    file.write_text(
+        '/**:\n  ros__parameters: {n_ctx: 1, threads: 2, temperature: 1e-1}\n'
+        'eyes:\n  llm:\n    ros__parameters: {n_ctx: 3, qos_overrides: {/a: {publisher: '
+        '{depth: 4}}}}\n'
+        '/other/llm:\n  ros__parameters: {n_ctx: 5}\n'
+    )
+    around = Around(
+        (
+            ParameterSource(
+                'the including launch file', values=(('n_ctx', 2), ('kv_type', 'q8_0'))
+            ),
+            ParameterSource('the including launch file', values=(('use_sim_time', True),)),
+        ),
+        '/robot',
+    )
+    given = DEFAULTS | {'params_file': str(file), 'namespace': 'eyes', 'play': 'clip.mp4'}
+    config = ROOT / 'config'
+    live, player = process_specs(given, config, around)
+    llm = live.parameters['llm']
+    assert llm['n_ctx'] == 1 and llm['kv_type'] == 'q8_0' and llm['temperature'] == 0.1
+    assert llm['use_sim_time'] is True and player.parameters['media_player']['publish_clock']
+    assert 'use_sim_time' in live.told and 'kv_type' in live.told
+    live, _ = process_specs(given, config, replace(around, namespace=''))
+    assert live.parameters['llm']['n_ctx'] == 3
+    assert live.parameters['llm']['qos_overrides./a.publisher.depth'] == 4
+    assert live.parameters['vision_encoder']['threads'] == 2
+    live, player = process_specs(given | {'use_sim_time': 'false'}, config, around)
+    assert live.parameters['llm']['use_sim_time'] is False
+    assert not player.parameters['media_player']['publish_clock']
+    assert (
+        process_specs(given | {'autostart': 'false'}, config)[0].parameters['llm']['autostart']
+        is False
+    )
+
+
+def test_a_node_gets_what_was_resolved(graph, tiny_model_dir, tmp_path):
+    file = tmp_path / 'mine.yaml'
+    file.write_text('/**:\n  ros__parameters: {n_ctx: 2048, autostart: false, seed: 7}\n')
+    (spec,) = plan(params_file=str(file), model_dir=str(tiny_model_dir))
+    graph.start(spec.executable, *command_line(spec))
+    assert parameter(graph, 'llm', 'n_ctx').integer_value == 2048  # the preset has it for /**/llm
+    assert parameter(graph, 'llm', 'seed').integer_value == 7
+    assert parameter(graph, 'vision_encoder', 'model_dir').string_value == str(tiny_model_dir)
+    assert graph.lifecycle_state('vision_encoder') == 'unconfigured'
+
+
+@pytest.mark.parametrize('text', ['/**:\n\tllm: 1', 'llm', 'llm: 5', '/**:\n ros__parameters: 5'])
+def test_a_file_of_parameters_that_is_none_is_refused_in_words(tmp_path, text):
+    file = tmp_path / 'wrong.yaml'
+    file.write_text(text)
+    with pytest.raises(InputError, match='is no file of ROS parameters'):
+        plan(params_file=str(file))
+    with pytest.raises(InputError, match='is no file of ROS parameters'):
+        plan(params_file=str(tmp_path / 'none.yaml'))
+
+
+BRINGUP = """
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_ros.actions import PushRosNamespace, SetParameter
+
+def tell(context):
+    print('left behind:', sorted(set(context.launch_configurations) - {OWN}))
+
+def generate_launch_description():
+    return LaunchDescription([
+        DeclareLaunchArgument('params_file', default_value='{other}'),
+        DeclareLaunchArgument('namespace', default_value='{namespace}'),
+        PushRosNamespace('{namespace}'),
+        SetParameter('use_sim_time', True),
+        SetParameter('n_ctx', 2048),
+        IncludeLaunchDescription(
+            PythonLaunchDescriptionSource('{live}'),
+            launch_arguments={'model_dir': '{model}'}.items(),
+        ),
+        OpaqueFunction(function=tell),
+    ])
+"""
+
+
+def test_a_bringup_with_arguments_of_its_own_includes_the_launch_file(
+    graph, tiny_model_dir, tmp_path
+):
+    pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS 2 distribution')
+    other, bringup = tmp_path / 'other.yaml', tmp_path / 'bringup.launch.py'
+    other.write_text(FOREIGN)
+    text = BRINGUP
+    for name, value in {
+        'other': other, 'live': SHARE / 'launch/live.launch.py', 'model': tiny_model_dir,
+        'namespace': graph.namespace,
+    }.items():  # fmt: skip
+        text = text.replace(f'{{{name}}}', str(value))
+    own = {'params_file', 'namespace', 'ros_namespace', 'global_params', 'model_dir'}
+    bringup.write_text(text.replace('{OWN}', repr(own)))
+    command = [sys.executable, '-c', LAUNCH, str(bringup)]
+    log = open(tmp_path / 'launch.log', 'w+')
+    launched = subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log)
+    try:
+        graph.wait_ready()  # in the namespace once, not twice
+        assert parameter(graph, 'llm', 'n_ctx').integer_value == 2048
+        assert parameter(graph, 'llm', 'use_sim_time').bool_value
+        assert parameter(graph, 'vision_encoder', 'model_dir').string_value == str(tiny_model_dir)
+    finally:
+        launched.send_signal(signal.SIGINT)
+        assert launched.wait(60) == 0
+    said = (tmp_path / 'launch.log').read_text()
+    assert 'left behind: []' in said
+    assert f'params_file ({other}, in which nothing is for these nodes)' in said
+    assert 'the including launch file (n_ctx)' in said
 
 
 def test_what_cannot_be_launched_is_refused_in_words():
@@ -191,22 +355,22 @@ def test_what_cannot_be_launched_is_refused_in_words():
 def test_only_what_plays_without_a_robot_makes_time():
     *_, player = plan(play='clip.mp4', use_sim_time='true')
     assert player.executable == 'media_player' and not player.respawn
-    assert player.parameters[0]['publish_clock'] is True
-    assert all(start.respawn for start in plan(composed='false'))
+    assert player.parameters['media_player']['publish_clock'] is True
+    assert all(spec.respawn for spec in plan(composed='false'))
     assert ('audio_info', 'mic_info') in plan(audio_topic='mic')[0].remappings
     stamped = plan(audio_topic='/audio/audio_stamped')[0].remappings  # audio_capture's names
     assert ('audio_info', '/audio/audio_info') in stamped
     assert ('audio_info', 'format') in plan(audio_info_topic='format')[0].remappings
 
 
-@pytest.mark.parametrize('name', ['nano', 'orin_nano_8gb', 'desktop_gpu'])
+@pytest.mark.parametrize('name', ['orin_nano_8gb', 'desktop_gpu'])  # all others start with nano's
 def test_live_starts_with_a_preset_as_launched(graph, tiny_model_dir, name):
-    (start,), preset = (
+    (spec,), preset = (
         plan(preset=name, model_dir=str(tiny_model_dir)),
         ROOT / f'config/{name}.yaml',
     )
     # No GPU here: what a preset for one says is all tried but that.
-    graph.start('live', *command_line(start), '-p', 'device:=cpu')
+    graph.start('live', *command_line(spec), '-p', 'device:=cpu')
     graph.wait_ready()
     for node, given in preset_parameters(preset).items():
         client = graph.create_client(ListParameters, f'{node}/list_parameters')
@@ -225,8 +389,8 @@ def test_a_preset_for_a_gpu_takes_no_cpu_in_silence(graph, tiny_model_dir):
         pass
     else:
         pytest.skip('llama.cpp finds a GPU')
-    (start,) = plan(preset='orin_nano_8gb', model_dir=str(tiny_model_dir))
-    graph.start('llm', *command_line(start))
+    (spec,) = plan(preset='orin_nano_8gb', model_dir=str(tiny_model_dir))
+    graph.start('llm', *command_line(spec))
     graph.spin_until(
         lambda: graph.status is not None and graph.status.state == Status.FAILED, 'the refusal'
     )

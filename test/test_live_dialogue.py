@@ -11,14 +11,16 @@ import pytest
 from test_live_session import divergence, first_logits
 
 from minicpmo_ros.errors import ContextFullError, EngineError, InputError
-from minicpmo_ros.language.context import ContextOptions
-from minicpmo_ros.language.model import LanguageModel
-from minicpmo_ros.language.prompt import LAYOUTS
+from minicpmo_ros.families import find_layout
 from minicpmo_ros.live.question import Finish, Question
-from minicpmo_ros.live.session import FORK, LIVE, Session, SessionOptions
-from minicpmo_ros.live.units import Unit
-from minicpmo_ros.models.synthetic import SHAPES, write_llm
+from minicpmo_ros.live.session import LIVE, Session
+from minicpmo_ros.live.session_options import SessionOptions
+from minicpmo_ros.llm.context import ContextOptions
+from minicpmo_ros.llm.model import LanguageModel
+from minicpmo_ros.streams.pairing import Unit
+from minicpmo_ros.synthetic.model import SHAPES, write_llm
 
+FORK = 1  # the first sequence behind that of the window
 BEFORE = Question('and before that?')
 LETTERS = 'root ::= [a-z]{6}'
 
@@ -96,15 +98,17 @@ def open_session(models):
             system_text=SYSTEM,
         )
         context_options = ContextOptions(n_ctx=n_ctx, threads=1)
-        session = Session(models(family.shape), LAYOUTS[family.layout], context_options, options)
-        session.read = {LIVE: [session.prompt.prefix], FORK: []}
+        layout = find_layout(*family.layout.split('/'))
+        session = Session(models(family.shape), layout, context_options, options)
+        session.noted = {LIVE: [session.prompt.prefix], FORK: []}
         decode = session.context.decode
 
-        def noted(rows, sequence, *given):
-            session.read[sequence].append(np.array(rows))
-            return decode(rows, sequence, *given)
+        def noting(parts):
+            for part in parts:
+                session.noted[part.sequences[0]].append(np.array(part.rows))
+            return decode(parts)
 
-        session.context.decode = noted
+        session.context.decode = noting
         sessions.append(session)
         return session
 
@@ -138,9 +142,9 @@ def conversation(session, family, *parts):
                     session,
                     family,
                     family.unit + '<image>',
-                    part.picture_rows,
+                    part.image_rows,
                     '</image><|audio_start|>',
-                    part.sound_rows,
+                    part.audio_rows,
                     '<|audio_end|>',
                 )
             )
@@ -161,7 +165,7 @@ def test_remembered_turns_are_read_exactly_as_a_conversation(open_session, name)
     ask(session, 'not remembered', grammar=LETTERS)
     second = ask(session, 'and then?', choices=('the one and', 'red'), remember=True)
     session.append(units[2])
-    session.read[FORK].clear()
+    session.noted[FORK].clear()
     last = ask(session, BEFORE.text)
 
     join = family.end + '<|im_end|>\n<|im_start|>user\n'
@@ -172,11 +176,11 @@ def test_remembered_turns_are_read_exactly_as_a_conversation(open_session, name)
     ]
     assert first.ids and second.ids and len(first.answer.text) == 6
     np.testing.assert_array_equal(
-        np.concatenate(session.read[LIVE]), conversation(session, family, *live)
+        np.concatenate(session.noted[LIVE]), conversation(session, family, *live)
     )
     stopped = last.answer.finish == Finish.STOP
     np.testing.assert_array_equal(
-        np.concatenate(session.read[FORK]),
+        np.concatenate(session.noted[FORK]),
         conversation(
             session,
             family,
@@ -207,8 +211,8 @@ def test_a_follow_up_sees_the_turn_before_it_as_a_fresh_conversation_would(open_
     whole = ['what is it' + family.answer, ids, '<|im_end|>\n<|im_start|>user\n', unit(1)]
     whole = conversation(fresh, family, unit(0), *whole, BEFORE.text + family.answer)
     for row in whole[:-1]:
-        fresh.context.decode(row[None], LIVE)
-    expected = fresh.context.decode(whole[-1:], LIVE, True)
+        fresh.context.read(row[None], LIVE)
+    expected = fresh.context.read(whole[-1:], LIVE, True)
     assert divergence(expected, remembered) < 1e-4
 
 
@@ -282,7 +286,7 @@ def test_an_answer_of_nothing_is_an_answer_and_is_remembered(open_session):
     assert given.first_token_ms > 0 and given.tokens_per_second == 0
     join = 'what' + ANSWER_2_6 + '<|im_end|>\n<|im_start|>user\n'
     np.testing.assert_array_equal(
-        np.concatenate(session.read[LIVE]),
+        np.concatenate(session.noted[LIVE]),
         conversation(session, FAMILIES['2.6'], OPEN_2_6 + join),
     )
 
@@ -298,15 +302,15 @@ def test_a_character_split_over_tokens_comes_whole_and_is_remembered_so(open_ses
 
 def test_a_model_that_likes_nothing_but_special_tokens_says_none(open_session, monkeypatch):
     session = open_session()
-    vocabulary, logits = session.model.vocabulary, session.context._logits
+    vocabulary, read = session.model.vocabulary, session.read
     unspoken = np.array(sorted(vocabulary.unspoken_ids - session.prompt.stop_ids))
 
-    def drunk(*given):
-        scores = logits(*given)
-        scores[unspoken] += 1000
-        return scores
+    def drunk(reads):
+        (scores,) = read(reads)
+        scores[:, unspoken] += 1000
+        return [scores]
 
-    monkeypatch.setattr(session.context, '_logits', drunk)
+    monkeypatch.setattr(session, 'read', drunk)
     answering = ask(session, 'what')
     assert answering.answer.finish in (Finish.STOP, Finish.LENGTH)
     assert not set(answering.ids) & set(unspoken)

@@ -6,6 +6,7 @@
 import queue
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,31 +14,36 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 import pytest
 
+from minicpmo_ros.alerts.reader import AlertAsker
 from minicpmo_ros.errors import (
     BusyError,
     CancelledError,
     ContextFullError,
     EngineError,
+    Error,
     InputError,
     ModelFileError,
 )
-from minicpmo_ros.language.context import ContextOptions
-from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
-from minicpmo_ros.language.sampling import SamplingOptions
-from minicpmo_ros.live.engine import Engine, EngineOptions
-from minicpmo_ros.live.pacing import Instant
+from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
+from minicpmo_ros.live.engine import Engine
 from minicpmo_ros.live.question import Answer, Finish, Question
-from minicpmo_ros.live.session import Session, SessionOptions, UnitReport
+from minicpmo_ros.live.session import Session
+from minicpmo_ros.live.session_options import SessionOptions, UnitReport
+from minicpmo_ros.live.status import EngineOptions, EvidenceOptions
+from minicpmo_ros.llm.context import ContextOptions
+from minicpmo_ros.llm.sampling import SamplingOptions
+from minicpmo_ros.streams.time import Instant
 
+ANY = EvidenceOptions('none')  # most questions here are about other things
 WAIT_S = 20  # for what must happen soon; never reached unless the test fails
 SOUND = np.ones((25, 256), np.float16)
 PICTURE = np.ones((64, 256), np.float16)
 
 
-class FakeAnswering:
-    """Says one letter a step, as often as the question says; some questions raise.
+class FakeGeneration:
+    """Says one letter for what was read, as often as the question says; some questions raise.
 
-    A 'long' question takes a step to be read before its first letter.
+    A 'long' question is read in two parts before its first letter.
     """
 
     def __init__(self, session, question, between):
@@ -45,7 +51,10 @@ class FakeAnswering:
         self.ids, self.answer = [], None
         self.read = question.text != 'long'
 
-    def step(self):
+    def next_read(self):
+        return self
+
+    def take(self, _):
         self.session.at_step(self)
         self.session.diary.append('step')
         if not self.read:
@@ -66,6 +75,7 @@ class FakeAnswering:
 
     def end(self, finish, error=None):
         if self.answer is None:
+            self.session.open.remove(self)
             self.answer = Answer(self.question.text, 'x' * len(self.ids), finish, error)
         return self.answer
 
@@ -74,30 +84,43 @@ class FakeSession:
     """A session that computes nothing, keeps a diary, and can be held at a gate."""
 
     def __init__(self):
-        self.window = SimpleNamespace(seconds=[], end=10)
+        self.window = SimpleNamespace(
+            seconds=[], spans=[], end=10, image_end_s=None, audio_end_s=None
+        )
         self.context = SimpleNamespace(n_ctx=4096)
         self.smallest_context = 1024
         self.diary, self.evicted = [], 0
+        self.decodes = []  # which seconds and questions were read together
+        self.open, self.n_places = [], 4
+        self.options = SessionOptions(max_forks=4)
         self.room, self.prefill_ms = True, 0.0
         self.rebuild_error = None
         self.at_unit = self.at_step = lambda _: None
 
-    def append(self, unit):
+    def append(self, unit, reads=(), riders=()):
         self.at_unit(unit)
         if unit.restarted:
             self.reset()
         self.diary.append(unit.second)
         self.window.seconds.append(unit.second)
-        return UnitReport(unit.second, 94, self.prefill_ms)
+        self.decodes.append([unit.second, *(generation.question.text for generation in reads)])
+        return UnitReport(unit.second, 94, self.prefill_ms, [None for _ in reads])
+
+    def read(self, reads):
+        self.decodes.append([generation.question.text for generation in reads])
+        return [None for _ in reads]
 
     def can_append(self, unit):
         return self.room
 
-    def ask(self, question, asked_s, between):
+    def ask(self, question, asked_s, between, tail=None):
         if question.text == 'unfit':
             raise InputError('it is unfit')
+        if len(self.open) >= self.n_places:
+            raise ContextFullError(300, 200, 'Wait.')
         self.diary.append(question.text)
-        return FakeAnswering(self, question, between)
+        self.open.append(FakeGeneration(self, question, between))
+        return self.open[-1]
 
     def reset(self):
         self.diary.append('reset')
@@ -137,7 +160,7 @@ def make_engine():
     """Make engines and close them; every one must end in time."""
     engines = []
 
-    def make(load, options=None, wait=True):
+    def make(load, options=None, wait=True, alerts=None):
         states = queue.Queue()
         told = []
 
@@ -146,7 +169,8 @@ def make_engine():
                 told.append(status.state)
                 states.put(status.state)
 
-        engine = Engine(load, options, on_change=on_change)
+        options = options or EngineOptions(evidence=ANY)
+        engine = Engine(load, options, on_change=on_change, alerts=alerts)
         engine.states = states
         engines.append(engine)
         engine.start()
@@ -162,7 +186,7 @@ def make_engine():
 
 @pytest.fixture
 def engine(make_engine, session):
-    return make_engine(lambda *_: session, EngineOptions(unit_deadline_s=0.0, max_waiting=20))
+    return make_engine(lambda *_: session, EngineOptions(0.0, max_waiting=20, evidence=ANY))
 
 
 class Asker:
@@ -199,8 +223,8 @@ def until(condition):
 
 def put(engine, seconds):
     for second in seconds:
-        engine.put_sound(second, SOUND)
-        engine.put_picture(second, None)
+        engine.put_audio(second, SOUND)
+        engine.put_image(second, None)
 
 
 # --- loading ----------------------------------------------------------------------------------
@@ -302,22 +326,14 @@ def test_a_question_goes_before_units_that_wait(engine, session):
     gate.open()
     asker.result()
     until(lambda: engine.status().units_read == 3)
-    assert session.diary == [1, 'hello', 'step', 2, 'step', 3, 'step']
+    assert session.diary[:3] == [1, 'hello', 'step'] and session.diary.count('step') == 3
+    assert [entry for entry in session.diary if isinstance(entry, int)] == [1, 2, 3]
 
 
 def test_no_unit_is_read_before_the_first_token(engine, session):
     session.at_step = lambda answering: answering.ids or put(engine, [1])
     Asker(engine, 'long').result()
     assert session.diary == ['long', 'step', 'step', 1, 'step', 'step']
-
-
-def test_units_take_at_most_half_of_an_answers_time(engine, session):
-    """After a unit that took for ever, the answer has its time first."""
-    session.prefill_ms = 1e9
-    session.at_step = lambda answering: answering.ids or put(engine, [1, 2])
-    Asker(engine).result()
-    until(lambda: engine.status().units_read == 2)
-    assert session.diary == ['hello', 'step', 1, 'step', 'step', 2]
 
 
 def test_units_without_room_wait_for_the_end_of_the_answer(engine, session):
@@ -329,7 +345,7 @@ def test_units_without_room_wait_for_the_end_of_the_answer(engine, session):
 
 
 def test_twenty_at_once_are_each_answered_or_refused(make_engine, session):
-    engine = make_engine(lambda *_: session, EngineOptions(max_waiting=8))
+    engine = make_engine(lambda *_: session, EngineOptions(max_waiting=8, evidence=ANY))
     gate = Gate()
     session.at_step = gate
     askers, refused = [], []
@@ -345,7 +361,7 @@ def test_twenty_at_once_are_each_answered_or_refused(make_engine, session):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(askers) in (8, 9) and len(askers) + len(refused) == 20
+    assert len(askers) in range(8, 13) and len(askers) + len(refused) == 20
     assert all('8 questions are waiting' in text for text in refused)
     assert engine.status().waiting <= 8
     gate.open()
@@ -377,6 +393,121 @@ def test_a_callback_that_raises_ends_nothing(engine):
     engine.ask(Question('hello'), fail, lambda answer: done.put(answer) or fail(answer))
     assert done.get(timeout=WAIT_S).text == 'xxx'
     assert Asker(engine).result().finish == Finish.STOP
+
+
+# --- several at once --------------------------------------------------------------------------
+
+
+def ask_together(engine, session, *texts, **more):
+    """Ask all of these while the engine is held at another question; return the Askers."""
+    gate = Gate()
+    session.at_step = gate
+    Asker(engine, 'first', max_tokens=1)
+    assert gate.arrived.wait(WAIT_S)
+    askers = [Asker(engine, text, **more) for text in texts]
+    session.at_step = lambda _: None
+    gate.open()
+    return askers
+
+
+def test_four_are_read_in_one_decode_and_the_fifth_waits(engine, session):
+    askers = ask_together(engine, session, *'abcde')
+    assert [asker.result().text for asker in askers] == ['xxx'] * 5
+    assert session.decodes == [['first'], *[list('abcd')] * 3, *[['e']] * 3]
+
+
+def test_a_unit_is_read_in_the_decode_of_the_answers(engine, session):
+    def at_step(answering):
+        if answering.question.text == 'd' and len(answering.ids) == 1:
+            put(engine, [1])
+
+    gate = Gate()
+    session.at_step = gate
+    Asker(engine, 'first', max_tokens=1)
+    assert gate.arrived.wait(WAIT_S)
+    askers = [Asker(engine, text) for text in 'abcd']
+    session.at_step = at_step
+    gate.open()
+    for asker in askers:
+        assert asker.result().finish == Finish.STOP
+    assert session.decodes[1:] == [list('abcd'), list('abcd'), [1, *'abcd']]
+
+
+def test_a_question_that_is_remembered_is_answered_alone(engine, session):
+    gate = Gate()
+    session.at_step = gate
+    Asker(engine, 'first', max_tokens=1)
+    assert gate.arrived.wait(WAIT_S)
+    askers = [Asker(engine, text, remember=text == 'c', max_tokens=1) for text in 'abcde']
+    session.at_step = lambda _: None
+    gate.open()
+    for asker in askers:
+        assert asker.result().finish == Finish.STOP
+    assert session.decodes[1:] == [['a', 'b'], ['c'], ['d', 'e']]
+
+
+def test_without_space_beside_the_others_a_question_waits_for_one_to_end(engine, session):
+    session.n_places = 2
+    askers = ask_together(engine, session, *'abc')
+    assert all(asker.result().finish == Finish.STOP for asker in askers)
+    assert session.decodes[1:] == [['a', 'b']] * 3 + [['c']] * 3
+
+
+def test_what_ends_one_of_four_ends_no_other(engine, session):
+    gate = Gate()
+    session.at_step = gate
+    Asker(engine, 'first', max_tokens=1)
+    assert gate.arrived.wait(WAIT_S)
+    fails, stays, cancelled, late = (
+        Asker(engine, 'fail late'),
+        Asker(engine, 'stays'),
+        Asker(engine, 'cancelled', max_tokens=1000),
+        Asker(engine, 'late', max_tokens=1000, timeout_s=0.01),
+    )
+    session.at_step = lambda answering: (
+        cancelled.asking.cancel() if len(answering.ids) == 2 else None
+    )
+    until(lambda: late.asking.is_overdue)
+    gate.open()
+    assert fails.result().finish == Finish.ERROR
+    assert stays.result().text == 'xxx'
+    assert cancelled.result().finish == late.result().finish == Finish.CANCELLED
+    until(lambda: not engine.status().answering)
+    assert session.open == [] and engine.status().questions_dropped == 1
+
+
+def test_a_broken_context_ends_all_that_are_answered_and_the_next_is_answered(engine, session):
+    askers = ask_together(engine, session, 'a', 'break', 'c', max_tokens=1000)
+    for asker in askers:
+        answer = asker.result()
+        assert answer.finish == Finish.ERROR and isinstance(answer.error, EngineError)
+    assert Asker(engine).result().finish == Finish.STOP
+    assert engine.status().rebuilds == 1
+
+
+def test_who_asks_without_pause_keeps_no_second_waiting(engine, session):
+    """Four people whose answers are one token: a unit waits for the first tokens once."""
+    left, lock, done = [400], threading.Lock(), threading.Event()
+
+    def ask(_=None):
+        with lock:
+            left[0] -= 1
+            if left[0] < 0:
+                done.set()
+                return
+            if left[0] % 20 == 0:
+                put(engine, [400 - left[0]])
+        engine.ask(Question('q', max_tokens=1), on_done=ask)
+
+    for _ in range(4):
+        ask()
+    assert done.wait(WAIT_S)
+    until(lambda: not engine.status().answering and engine.status().waiting == 0)
+    until(lambda: engine.status().units_read == 20)
+    seconds = [i for i, entry in enumerate(session.diary) if isinstance(entry, int)]
+    begun = [session.diary[a:b].count('q') for a, b in zip([0, *seconds], seconds)]
+    assert max(begun[1:]) <= 20 + 4  # not held up by more than those that were running
+    assert engine.status().units_dropped == 0
 
 
 # --- cancelling -------------------------------------------------------------------------------
@@ -503,9 +634,9 @@ def test_a_slow_engine_drops_the_oldest_and_never_blocks_the_caller(make_engine,
 
 def test_half_a_unit_is_read_after_its_deadline_without_further_news(make_engine, session):
     engine = make_engine(lambda *_: session, EngineOptions(unit_deadline_s=0.02))
-    engine.put_picture(3, PICTURE)
+    engine.put_image(3, PICTURE)
     until(lambda: engine.status().units_read == 1)
-    engine.put_sound(3, SOUND)
+    engine.put_audio(3, SOUND)
     assert engine.status().late == 1 and session.diary == [3]
 
 
@@ -518,12 +649,83 @@ def test_a_sense_may_be_behind_the_other_by_as_much_as_the_deadline(session, beh
     engine.start()
     for second in range(ended):
         now[0] = float(second)
-        engine.put_sound(second, SOUND)
-        if second >= behind_s:
-            engine.put_picture(second - behind_s, PICTURE)
+        engine.put_audio(second, SOUND)
+        if second == 0:
+            engine.put_image(0, PICTURE)  # one that never came would not be waited for so long
+        elif second > behind_s:
+            engine.put_image(second - behind_s, PICTURE)
     until(lambda: len(units) == ended - behind_s)
     assert engine.close(WAIT_S) and engine.status().late == 0
-    assert all(u.picture_rows is not None and u.sound_rows is not None for u in units)
+    assert all(u.image_rows is not None and u.audio_rows is not None for u in units)
+
+
+def test_a_question_whose_time_has_passed_is_dropped_wherever_it_is(engine, session):
+    """While it waits and while it is answered; what it had said is kept, and it is counted."""
+    gate = Gate()
+    session.at_step = gate
+    at_hand = Asker(engine, max_tokens=1000, timeout_s=0.05)
+    assert gate.arrived.wait(WAIT_S)
+    waiting, patient = Asker(engine, timeout_s=0.01), Asker(engine)
+    until(lambda: at_hand.asking.is_overdue)
+    session.at_step = lambda _: None
+    gate.open()
+    for asker, text in ((at_hand, 'x'), (waiting, '')):
+        answer = asker.result()
+        assert answer.finish == Finish.CANCELLED and answer.text == text
+        assert 'timeout_s' in answer.reason
+    assert patient.result().finish == Finish.STOP
+    assert engine.status().questions_dropped == 2
+
+
+def test_a_reset_can_end_all_questions_and_says_so(engine, session):
+    gate = Gate()
+    session.at_step = gate
+    askers = [Asker(engine, max_tokens=1000)]
+    assert gate.arrived.wait(WAIT_S)
+    askers += [Asker(engine) for _ in range(3)]
+    engine.reset(CancelledError('all is forgotten'))
+    gate.open()
+    for asker in askers:
+        answer = asker.result()
+        assert answer.finish == Finish.CANCELLED and answer.reason == 'all is forgotten'
+    assert engine.status().waiting == 0
+
+
+def test_nothing_seen_or_heard_is_refused_in_words_and_the_next_question_is_answered(
+    make_engine, session
+):
+    engine = make_engine(lambda *_: session, EngineOptions(unit_deadline_s=0.0))
+    refused = Asker(engine).result()
+    assert refused.finish == Finish.ERROR and 'Nothing has been seen' in refused.reason
+    put(engine, [1])
+    session.window.image_end_s = session.window.audio_end_s = 2
+    until(lambda: engine.status().units_read == 1 and engine.status().image_end_s == 2)
+    assert Asker(engine).result().finish == Finish.STOP
+
+
+def test_a_sense_that_stopped_is_told_in_the_answer_and_in_the_status(make_engine, session):
+    time_s = [100.0]
+    engine = Engine(
+        lambda *_: session, EngineOptions(0.0), now=lambda: Instant(time_s[0])
+    )  # fmt: skip
+    engine.start()
+    try:
+        until(lambda: engine.status().state == 'ready')
+        session.window.image_end_s = session.window.audio_end_s = 2
+        engine.put_image(1, PICTURE)
+        until(lambda: engine.status().image_end_s == 2)
+        answer = Asker(engine).result()
+        assert not answer.stale and answer.reason == engine.status().stale == ''
+        for second in range(2, 30):
+            time_s[0] += 1
+            session.window.audio_end_s = second + 1
+            engine.put_audio(second, SOUND)
+            until(lambda second=second: engine.status().audio_end_s == second + 1)
+        answer = Asker(engine).result()
+        assert answer.finish == Finish.STOP and answer.stale
+        assert answer.reason == engine.status().stale == 'The newest image is 28 s old.'
+    finally:
+        assert engine.close(WAIT_S)
 
 
 def test_a_reset_empties_the_window_and_what_is_on_its_way(engine, session):
@@ -532,12 +734,29 @@ def test_a_reset_empties_the_window_and_what_is_on_its_way(engine, session):
     put(engine, [1])
     assert gate.arrived.wait(WAIT_S)
     put(engine, [2])
-    engine.put_sound(3, SOUND)
+    engine.put_audio(3, SOUND)
     engine.reset()
     put(engine, [7])
     gate.open()
     until(lambda: engine.status().units_read == 2)
     assert session.diary == [1, 'reset', 7]
+
+
+def test_what_comes_after_a_reset_is_read_after_it(engine, session):
+    """Also where both come in the middle of a pass of the engine."""
+    reset, again = session.reset, [True]
+
+    def reset_twice():
+        reset()
+        if again:
+            again.clear()
+            engine.reset()
+            put(engine, [7])
+
+    session.reset = reset_twice
+    engine.reset()
+    until(lambda: engine.status().units_read == 1)
+    assert session.diary == ['reset', 'reset', 7]
 
 
 def test_a_jump_back_of_time_is_counted_and_starts_anew(engine, session):
@@ -577,10 +796,10 @@ def real_engine(make_engine, tiny_model_dir):
     def load(on_progress, abort):
         return Session.load(
             tiny_model_dir / 'llm.gguf',
-            MINICPMO_2_6_EN,
+            ENGLISH,
             None,
             ContextOptions(n_ctx=1024, threads=1),
-            SessionOptions(max_tokens=100, max_question_tokens=40),
+            SessionOptions(max_tokens=100, max_question_tokens=40, max_forks=4),
             on_progress,
             abort,
         )
@@ -590,8 +809,8 @@ def real_engine(make_engine, tiny_model_dir):
 
 def test_a_stream_is_watched_and_asked_about(real_engine, rng):
     for second in range(30):
-        real_engine.put_picture(second, rng.standard_normal((64, 256)).astype(np.float16))
-        real_engine.put_sound(second, rng.standard_normal((25, 256)).astype(np.float16))
+        real_engine.put_image(second, rng.standard_normal((64, 256)).astype(np.float16))
+        real_engine.put_audio(second, rng.standard_normal((25, 256)).astype(np.float16))
         until(lambda: real_engine.status().units_read == second + 1)  # noqa: B023
     answer = Asker(real_engine, 'what', choices=('red', 'blue')).result()
     assert answer.text in ('red', 'blue') and answer.window_end_s == 30
@@ -618,6 +837,53 @@ def test_what_does_not_fit_beside_a_long_answer_is_dropped_oldest_first_and_coun
     until(lambda: real_engine.status().units_read == 48)
     status = real_engine.status()
     assert (status.window_end_s, status.units_dropped, status.units_refused) == (60, 12, 0)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_whatever_comes_in_whatever_order_each_question_ends_once(real_engine, seed):
+    """Seconds, questions of all kinds, cancels, deadlines, resets, resizes, and few waits."""
+    rng, askers, second, after_reset = np.random.default_rng(seed), [], 0, 0
+    kinds = (
+        dict(max_tokens=5),
+        dict(max_tokens=40),
+        dict(choices=('red', 'blue', 'a longer one'), max_tokens=5),
+        dict(remember=True, max_tokens=3),
+        dict(timeout_s=0.02, max_tokens=100),
+        dict(grammar='root ::= [a-z]+ " " [a-z]+', max_tokens=20),
+    )
+    for _ in range(120):
+        do = rng.random()
+        if do < 0.5:
+            image = rng.standard_normal((64, 256)).astype(np.float16)
+            audio = rng.standard_normal((25, 256)).astype(np.float16)
+            real_engine.put_image(second, image if do < 0.4 else None)
+            real_engine.put_audio(second, audio)
+            second += 1
+        elif do < 0.85:
+            with suppress(BusyError):
+                text = 'x' * int(rng.integers(1, 40))
+                askers.append(Asker(real_engine, text, **kinds[rng.integers(len(kinds))]))
+        elif do < 0.95 and askers:
+            askers[rng.integers(len(askers))].asking.cancel()
+        elif do < 0.97:
+            real_engine.reset(CancelledError('reset') if do < 0.96 else None)
+            after_reset = second
+        else:
+            real_engine.resize(int(rng.choice([1024, 1280])), 1e9)
+        if rng.random() < 0.1:
+            until(lambda: not real_engine.status().waiting)
+    for asker in askers:
+        answer = asker.result()
+        assert ''.join(asker.deltas) == answer.text
+        if answer.finish == Finish.ERROR:
+            assert 'answer holds' in answer.reason or 'room' in answer.reason, answer.reason
+        assert list(answer.seconds) == sorted(answer.seconds)
+    put(real_engine, [second])
+    until(lambda: real_engine.status().window_end_s == second + 1)
+    status = real_engine.status()
+    assert status.rebuilds == status.units_refused == status.units_too_large == 0
+    assert not status.answering and status.units <= second + 1 - after_reset
+    assert Asker(real_engine, 'y', max_tokens=2).result().answer_tokens
 
 
 def test_closing_ends_a_decode(real_engine, monkeypatch):
@@ -676,8 +942,101 @@ def test_a_piece_of_work_that_does_not_end_is_seen(engine, session):
 def test_another_way_to_choose_tokens_holds_from_the_next_question_on(engine, session):
     session.options = SessionOptions()
     hot = SamplingOptions(temperature=2.0)
-    engine.retune(hot)
+    engine.set_sampling(hot)
     done = threading.Event()
     engine.ask(Question('?'), on_done=lambda _: done.set())
     assert done.wait(WAIT_S)
     assert session.options == SessionOptions(sampling=hot)
+
+
+def fed(engine, seconds, rng):
+    """Give the engine seconds of both senses."""
+    for second in seconds:
+        engine.put_image(second, rng.standard_normal((64, 256)).astype(np.float16))
+        engine.put_audio(second, rng.standard_normal((25, 256)).astype(np.float16))
+
+
+def fresh_answer(engine, first) -> tuple:
+    """Empty the window, show four seconds and ask; return what was seen and said."""
+    engine.reset()
+    read = engine.status().units_read
+    fed(engine, range(first, first + 4), np.random.default_rng(5))
+    until(lambda: engine.status().units_read == read + 4)
+    answer = Asker(engine, 'what is it', max_tokens=8).result()
+    return answer.finish, [second - first for second in answer.seconds], answer.text
+
+
+def test_whatever_is_asked_seen_and_reset_every_question_ends_once_and_leaves_no_trace(
+    real_engine, rng
+):
+    """A random history of a stream, and of all that can be done with questions."""
+    expected, second, asked = fresh_answer(real_engine, 0), 100, []
+    for _ in range(250):
+        chance = rng.random()
+        if chance < 0.35:
+            if rng.random() < 0.05:
+                second -= 60  # a recording that starts over
+            fed(real_engine, [second], rng)
+            second += 1
+        elif chance < 0.75:
+            fields = dict(max_tokens=int(rng.choice([1, 5, 40])), remember=rng.random() < 0.3)
+            if rng.random() < 0.3:
+                fields['choices'] = ('red', 'blue', 'a cat')
+            if rng.random() < 0.1:
+                fields['timeout_s'] = 0.01
+            try:
+                asked.append(Asker(real_engine, 'what is shown now', **fields))
+            except BusyError:
+                pass  # max_waiting
+        elif chance < 0.9 and asked:
+            asked[rng.integers(len(asked))].asking.cancel()
+        elif chance < 0.93:
+            real_engine.reset(CancelledError('anew') if rng.random() < 0.5 else None)
+        elif chance < 0.96:
+            real_engine.resize(int(rng.choice([1024, 512])), 1e9)
+        elif asked:
+            until(lambda: not asked[-1].answers.empty())
+        status = real_engine.status()
+        assert status.state == 'ready' and status.positions <= status.context_size
+    answers = [asker.result() for asker in asked]
+    for asker, answer in zip(asked, answers):
+        assert ''.join(asker.deltas) == answer.text
+        assert list(answer.seconds) == sorted(set(answer.seconds))
+        assert answer.error is None or answer.finish in (Finish.ERROR, Finish.CANCELLED), answer
+        assert answer.finish is not Finish.ERROR or isinstance(answer.error, Error), answer
+    assert {Finish.STOP, Finish.CANCELLED} <= {answer.finish for answer in answers}
+    real_engine.resize(1024, 1e9)
+    until(lambda: real_engine.status().context_size == 1024)
+    assert fresh_answer(real_engine, second + 10_000) == expected
+    status = real_engine.status()
+    assert status.waiting == 0 and not status.answering and status.rebuilds == 0
+
+
+class WrongWatch:
+    """Stands for rules with a fault that nobody has foreseen, before a second or after it."""
+
+    rules = (None,)
+
+    def __init__(self, place):
+        self._place = place
+
+    def __getattr__(self, name):
+        if name == self._place:
+            raise ZeroDivisionError('nobody has foreseen this')
+        return lambda *_: []
+
+
+@pytest.mark.parametrize('place', ['begin_second', 'end_second'])
+def test_a_fault_of_standing_questions_costs_their_readings_only(
+    make_engine, session, caplog, place
+):
+    asker = AlertAsker(WrongWatch(place))
+    asker._prepare = lambda rules: asker._readers.update({None: None})
+    engine = make_engine(lambda *_: session, EngineOptions(0.0, evidence=ANY), alerts=asker)
+    for second in range(3):
+        engine.put_audio(second, SOUND)
+        engine.put_image(second, PICTURE)
+        until(lambda s=second: engine.status().units_read == s + 1)
+    until(lambda: asker.failures == 3)
+    assert 'nobody has foreseen' in asker.newest_failure and 'standing questions' in caplog.text
+    assert engine.status().state == 'ready' and Asker(engine).result().finish == Finish.STOP

@@ -1,266 +1,185 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Every second of sound gives its rows, the same whatever the chunking, or says why not."""
-
-import math
+"""A question about what was said rests on the audio up to its stamp, or is refused in words."""
 
 import numpy as np
 import pytest
+from test_live_engine import PICTURE, SOUND, Asker, FakeSession, until
+from test_live_session import WHAT, answer, first_logits, unit
+from test_live_session import open_session as open_session  # noqa: F401
 
-from minicpmo_ros.errors import EngineError, InputError
-from minicpmo_ros.live.hearing import HeardSecond, Hearing
-from minicpmo_ros.live.status import Status
-from minicpmo_ros.media.log_mel import clamp_and_scale, isolated_log_mel, raw_log_mel
+from minicpmo_ros.live.engine import Engine
+from minicpmo_ros.live.question import Finish, Question
+from minicpmo_ros.live.status import EngineOptions
+from minicpmo_ros.streams.pairing import Unit
+from minicpmo_ros.voice import hearing
+from minicpmo_ros.voice.hearing import OpenSecond, Tail
 
-RATE = 16000
 NS = 10**9
-WIDTH = 8
+OPEN = OpenSecond(2, int(2.4 * NS), np.full((25, 256), 2, np.float16), previous=1)
 
 
-class FakeEncoder:
-    """Checks what it is given as the real one does; its rows tell the mel they came from."""
-
-    max_seconds = 30
-    scale = 1.0
+class Session(FakeSession):
+    """Keeps the tails it was asked with, and says where its audio ends as the real one does."""
 
     def __init__(self):
-        self.mels, self.spent_s = [], 0.0
+        super().__init__()
+        self.tails = []
 
-    def stream(self, isolated=False, max_seconds=None):
-        return FakeStream(self, isolated, max_seconds)
+    def append(self, unit, reads=(), riders=()):
+        if unit.audio_rows is not None:
+            self.window.audio_end_s = unit.second + 1
+        if unit.image_rows is not None:
+            self.window.image_end_s = unit.second + 1
+        return super().append(unit, reads, riders)
+
+    def ask(self, question, asked_s, between, tail=None):
+        self.tails.append(tail)
+        return super().ask(question, asked_s, between)
 
 
-class FakeStream:
-    def __init__(self, encoder, isolated, max_seconds):
-        self._encoder, self._isolated, self.seconds = encoder, isolated, 0
-        self.max_seconds = max_seconds or encoder.max_seconds
+class Ear:
+    """The encoder's side: keeps what it is asked for until a test replies."""
 
-    def restart(self):
-        self.seconds = 0
+    def __init__(self):
+        self.asked = []
 
-    def take_over(self, other):
-        self.seconds = other.seconds
-        self._encoder.spent_s += 0.25
-
-    def step(self, mel, between=None):
-        assert mel.shape == ((100, 80) if self._isolated else (103, 80))
-        assert mel.dtype == np.float32 and np.abs(mel).max() < 100
-        assert self.seconds < self.max_seconds
-        if between:
-            between()
-        self.seconds += 1
-        self._encoder.spent_s += 1
-        self._encoder.mels.append(mel)
-        if self._encoder.scale is None:
-            raise EngineError('the device is gone')
-        return np.resize(mel, (25, WIDTH)).astype(np.float32) * self._encoder.scale
+    def __call__(self, until_ns, timeout_s, take):
+        self.asked.append((until_ns, take))
 
 
 @pytest.fixture
-def encoder():
-    return FakeEncoder()
+def open_engine(monkeypatch):
+    """Give a function that returns (engine, session, ear); a question waits `deadline_s`."""
+    engines = []
+
+    def open_one(deadline_s=20.0, listen=None):
+        session, ear = Session(), listen or Ear()
+        monkeypatch.setattr(hearing, 'SPARE_S', deadline_s - 10)
+        options = EngineOptions(unit_deadline_s=10.0)
+        engine = Engine(lambda *_: session, options, listen=ear)
+        engines.append(engine)
+        engine.start()
+        until(lambda: engine.status().state == 'ready')
+        return engine, session, ear
+
+    yield open_one
+    for engine in engines:
+        assert engine.close(20)
 
 
-@pytest.fixture(scope='module')
-def tiny_encoder(tiny_model_dir):
-    from minicpmo_ros.encoders.whisper import AudioEncoder
-    from minicpmo_ros.ggml.runtime import Backend
-    from minicpmo_ros.models.directory import ModelDirectory
-
-    backend = Backend('cpu', threads=1)
-    return AudioEncoder.load(ModelDirectory.open(tiny_model_dir).audio_path, backend)
+def show(engine, seconds, picture=PICTURE):
+    for second in seconds:
+        engine.put_image(second, picture)
+        engine.put_audio(second, SOUND)
+    until(lambda: engine.status().window_end_s > max(seconds))
 
 
-def sound(seconds, rng) -> np.ndarray:
-    """Noise that grows louder and softer."""
-    t = np.arange(int(seconds * RATE)) / RATE
-    return (rng.normal(0, 0.2, t.size) * np.abs(np.sin(1.7 * t + 0.3))).astype('f4')
+def test_it_waits_for_the_open_second_and_others_do_not_wait_for_it(open_engine):
+    engine, session, ear = open_engine()
+    show(engine, [0, 1])
+    spoken = Asker(engine, '')
+    assert Asker(engine, 'other').result().finish == Finish.STOP
+    assert session.diary.count('') == 0 and ear.asked[0][0] == 0
+    ear.asked[0][1](OPEN)
+    assert spoken.result().finish == Finish.STOP
+    tail = session.tails[-1]
+    assert (tail.unit.second, tail.end_ns) == (2, OPEN.end_ns)
+    assert tail.unit.audio_rows is OPEN.rows and tail.unit.image_rows is PICTURE
+    assert session.window.seconds == [0, 1], 'the window knows nothing of it'
 
 
-def hear(hearing, samples, length=None, begin_ns=0) -> list:
-    length = length or len(samples)
-    heard = [
-        h
-        for i in range(0, len(samples), length)
-        for h in hearing.push(begin_ns + i * NS // RATE, samples[i : i + length])
-    ]
-    return heard + hearing.flush()
+def test_it_waits_for_the_seconds_before_the_open_one(open_engine):
+    engine, session, ear = open_engine()
+    show(engine, [0])
+    spoken = Asker(engine, '', heard_until=OPEN.end_ns)
+    ear.asked[0][1](OPEN)
+    assert Asker(engine, 'other').result().finish == Finish.STOP
+    assert '' not in session.diary, 'second 1 has not come'
+    show(engine, [1])
+    assert spoken.result().finish == Finish.STOP
+    assert session.diary.index(1) < session.diary.index('')
 
 
-def test_rows_do_not_depend_on_chunking(tiny_encoder, rng):
-    samples = sound(5.3, rng)
-    whole = hear(Hearing(tiny_encoder), samples)
-    assert [h.second for h in whole] == [0, 1, 2, 3, 4, 5]
-    assert {h.rows.shape for h in whole} == {(25, tiny_encoder.width)}
-    assert {h.rows.dtype for h in whole} == {np.dtype(np.float16)}
-    for length in (160, 1023, 16000, 40000):
-        for a, b in zip(hear(Hearing(tiny_encoder), samples, length), whole):
-            assert np.array_equal(a.rows, b.rows)
-            assert (a.second, a.level_dbfs, a.restarted) == (b.second, b.level_dbfs, b.restarted)
+def test_a_second_that_was_read_whole_meanwhile_is_not_read_twice(open_engine):
+    engine, session, ear = open_engine()
+    show(engine, [0, 1])
+    spoken = Asker(engine, '')
+    show(engine, [2])
+    ear.asked[0][1](OPEN)
+    assert spoken.result().finish == Finish.STOP and session.tails == [None]
 
 
-def test_rows_depend_on_the_sound_and_on_what_was_before(tiny_encoder, rng):
-    samples = sound(3, rng)
-    rows = [h.rows for h in hear(Hearing(tiny_encoder), samples)]
-    muted = [h.rows for h in hear(Hearing(tiny_encoder), np.zeros_like(samples))]
-    later = [h.rows for h in hear(Hearing(tiny_encoder), samples[RATE:])]
-    for n in range(3):
-        assert np.abs(rows[n] - muted[n]).max() > 0.01
-    assert np.abs(rows[1] - later[0]).max() > 0.001  # the same second, without a past
+def test_an_old_image_is_not_shown_as_new(open_engine):
+    engine, session, ear = open_engine()
+    show(engine, [0, 1])
+    show(engine, range(2, 12), picture=None)
+    late = OpenSecond(12, int(12.5 * NS), OPEN.rows, previous=11)
+    spoken = Asker(engine, '')
+    ear.asked[0][1](late)
+    assert spoken.result().finish == Finish.STOP
+    assert session.tails[-1].unit.image_rows is None
 
 
-def test_encoder_reads_the_offline_spectrum(encoder, rng):
-    samples = sound(6.0, rng)
-    samples[:15900] *= 1e-5  # the loudest of second 0 is in what follows it
-    hear(Hearing(encoder), samples, 777)
-    # What offline sees beyond the end is the look-ahead's silence.
-    raw = raw_log_mel(np.pad(samples, (0, 400)))
-    assert len(encoder.mels) == 6
-    for n, mel in enumerate(encoder.mels):
-        seen = raw[max(0, 100 * n - 2) : 100 * n + 101]
-        maximum = raw[: 100 * n + 101].max()
-        assert np.abs(mel[-len(seen) :] - clamp_and_scale(seen, maximum)).max() < 1e-6
+def test_audio_that_does_not_come_is_told_with_facts(open_engine):
+    engine, _, ear = open_engine(deadline_s=0.2)
+    show(engine, [0, 1])
+    silent = Asker(engine, '', heard_until=7 * NS + NS // 4)
+    ear.asked[0][1](OpenSecond(reason='The microphone has reached 2.100 s.'))
+    failed = silent.result()
+    assert failed.finish == Finish.ERROR
+    for fact in ('7.250 s', 'ends at 2 s', 'reached 2.100 s', 'check the microphone'):
+        assert fact in failed.reason, fact
 
 
-def test_isolated_second_reads_its_own_spectrum_without_waiting(encoder, rng):
-    samples = sound(3.0, rng)
-    hearing = Hearing(encoder, isolated=True)
-    assert len(hearing.push(0, samples)) == 3
-    for n, mel in enumerate(encoder.mels):
-        assert np.array_equal(mel, isolated_log_mel(samples[RATE * n : RATE * (n + 1)]))
+def test_without_an_encoder_whole_seconds_are_answered_and_told_so(open_engine):
+    def nobody(until_ns, timeout_s, take):
+        take(OpenSecond(reason='Nobody offers read_audio.'))
+
+    engine, session, _ = open_engine(listen=nobody)
+    nothing = Asker(engine, '').result()
+    assert nothing.finish == Finish.ERROR and 'no audio in the window' in nothing.reason
+    show(engine, [0, 1])
+    told = Asker(engine, '').result()
+    assert told.finish == Finish.STOP and 'Only whole seconds were read' in told.reason
+    assert not told.stale
+    exact = Asker(engine, '', heard_until=2 * NS).result()
+    assert exact.finish == Finish.STOP and not exact.reason
+    assert session.tails == [None, None]
 
 
-def test_second_is_encoded_200_samples_after_its_end(encoder, rng):
-    hearing = Hearing(encoder)
-    samples = sound(1.1, rng)
-    assert hearing.push(0, samples[: RATE + 199]) == []
-    assert len(hearing.push(None, samples[RATE + 199 : RATE + 200])) == 1
+def test_the_first_words_after_a_start_are_answered(open_engine):
+    engine, session, ear = open_engine()
+    spoken = Asker(engine, '')
+    ear.asked[0][1](OpenSecond(0, NS // 2, OPEN.rows))
+    assert spoken.result().finish == Finish.STOP
+    assert session.tails[-1].unit == Unit(0, None, (0, 0), OPEN.rows)
 
 
-def test_flush_gives_the_waiting_second_and_the_stream_goes_on_exactly(encoder, rng):
-    samples = sound(3.0, rng)
-    hearing = Hearing(encoder)
-    assert hearing.push(0, samples[:RATE]) == []
-    (first,) = hearing.flush(close=False)
-    rest = hear(hearing, samples[RATE:], begin_ns=NS)
-    assert [h.second for h in (first, *rest)] == [0, 1, 2]
-    raw = raw_log_mel(np.pad(samples, (0, 400)))
-    expected = clamp_and_scale(raw[98:201], raw[:201].max())
-    # The frames before second 1 are those of the sound that came, not of the silence taken for it.
-    assert np.abs(encoder.mels[1] - expected).max() < 1e-6
+def test_an_open_second_counts_as_if_it_were_in_the_window(open_session):  # noqa: F811
+    session, whole = open_session(n_ctx=2048), open_session(n_ctx=2048)
+    for second in range(2):
+        session.append(unit(second))
+        whole.append(unit(second))
+    wanted = first_logits(session), session.window.end
+    tail = Tail(unit(2), int(2.4 * NS))
+    generation = session.ask(WHAT, tail=tail)
+    (found,) = session.read([generation.next_read()])
+    found = found[0].copy()
+    generation.end(Finish.CANCELLED)
+    whole.append(unit(2))
+    np.testing.assert_allclose(found, first_logits(whole), atol=1e-3)
+    assert np.abs(found - wanted[0]).max() > 0.1, 'it was read'
+    assert session.window.end == wanted[1]
+    np.testing.assert_array_equal(first_logits(session), wanted[0])
 
 
-def test_stream_restarts_after_a_long_gap_or_a_step_back(tiny_encoder, rng):
-    samples = sound(2.5, rng)
-    hearing = Hearing(tiny_encoder)
-    first = hearing.push(0, samples)
-    for begin_s in (10, 1):
-        again = hear(hearing, samples, begin_ns=begin_s * NS)[-3:]
-        assert [h.second - begin_s for h in again] == [0, 1, 2]
-        assert [h.restarted for h in again] == [True, False, False]
-        assert [h.begins_stream for h in again] == [True, False, False]
-        assert np.array_equal(again[0].rows, first[0].rows)
-        assert np.array_equal(again[1].rows, first[1].rows)
-
-
-def test_short_gap_is_silence_in_the_same_stream(encoder, rng):
-    samples = sound(3, rng)
-    hearing = Hearing(encoder)
-    heard = hearing.push(0, samples[:20000]) + hear(
-        hearing, samples[24800:], begin_ns=24800 * NS // RATE
-    )
-    filled = samples.copy()
-    filled[20000:24800] = 0
-    assert [h.gap_samples for h in heard] == [0, 4800, 0]
-    assert [h.restarted for h in heard] == [True, False, False]
-    for a, b in zip(heard, hear(Hearing(FakeEncoder()), filled)):
-        assert np.array_equal(a.rows, b.rows)
-
-
-@pytest.mark.parametrize(
-    'scale, words',
-    [(np.nan, 'intact'), (1e6, 'intact'), (-1e6, 'intact'), (None, 'device is gone')],
-)
-def test_what_cannot_be_used_is_lost_and_the_encoder_begins_anew(encoder, scale, words, rng):
-    hearing = Hearing(encoder)
-    samples = sound(4.1, rng)
-    (ok,) = hearing.push(0, samples[:17000])
-    encoder.scale = scale
-    (lost,) = hearing.push(None, samples[17000:33000])
-    encoder.scale = 1.0
-    again, then = hearing.push(None, samples[33000:])[:2]
-    assert (lost.status, lost.rows, lost.second) == (Status.LOST, None, 1)
-    assert words in lost.reason
-    assert [h.status for h in (ok, again, then)] == [Status.OK] * 3
-    assert [h.restarted for h in (ok, lost, again, then)] == [True, False, True, False]
-    assert not again.begins_stream, 'time has not jumped'
-
-
-@pytest.mark.parametrize('amplitude', [0, 1e-4, 1.0, 1e30])
-def test_any_finite_sound_is_encoded(tiny_encoder, amplitude):
-    square = np.float32(amplitude) * np.sign(np.sin(np.arange(2 * RATE) / 9)).astype('f4')
-    heard = hear(Hearing(tiny_encoder), square)
-    assert [h.status for h in heard] == [Status.OK] * 2
-    level = 20 * math.log10(amplitude) if amplitude else -math.inf
-    assert heard[1].level_dbfs == pytest.approx(level, abs=0.01)
-
-
-def test_not_finite_samples_are_refused_and_change_nothing(encoder, rng):
-    samples = sound(2, rng)
-    hearing = Hearing(encoder)
-    heard = hearing.push(0, samples[:20000])
-    with pytest.raises(InputError, match='NaN'):
-        hearing.push(None, np.full(100, np.inf, np.float32))
-    heard += hearing.push(None, samples[20000:]) + hearing.flush()
-    for a, b in zip(heard, hear(Hearing(FakeEncoder()), samples)):
-        assert np.array_equal(a.rows, b.rows)
-
-
-def test_between_is_called_and_ends_the_push(encoder, rng):
-    calls = []
-    hear(Hearing(encoder, between=lambda: calls.append(1)), sound(3, rng))
-    assert len(calls) == 3
-
-    def stop():
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        hear(Hearing(encoder, between=stop), sound(3, rng))
-
-
-def test_encode_ms_counts_all_that_the_encoder_did(encoder, rng, monkeypatch):
-    monkeypatch.setattr('minicpmo_ros.live.hearing.perf_counter', lambda: encoder.spent_s)
-    heard = hear(Hearing(encoder), sound(32, rng) + 0.1)
-    assert [h.encode_ms for h in heard] == [1000] * 25 + [2000] * 5 + [1250] + [1000]
-
-
-def test_timings_and_an_empty_second(encoder, rng):
-    (heard,) = hear(Hearing(encoder), sound(1, rng))
-    assert heard.preprocess_ms > 0 and heard.encode_ms > 0
-    empty = HeardSecond(7)
-    assert (empty.status, empty.rows, empty.level_dbfs) == (Status.EMPTY, None, -math.inf)
-
-
-@pytest.mark.parametrize('begins_stream, published', [(False, [30]), (True, [28, 29, 30])])
-def test_only_time_that_goes_back_is_published_again(begins_stream, published):
-    """An encoder that begins anew in a second told as silent before must not clear the window."""
-    from types import SimpleNamespace
-    from unittest.mock import Mock
-
-    from minicpmo_ros.nodes.streaming_encoder import StreamingEncoder
-
-    ear, out = SimpleNamespace(next_second=30), []
-
-    def publish(ear, heard, *_):
-        ear.next_second = heard.second + 1
-        out.append(heard.second)
-
-    counts = dict(_filled_samples=0, _left_out_samples=0)
-    node = Mock(spec=StreamingEncoder, _publish=publish, **counts)
-    heard = [
-        HeardSecond(n, restarted=n == 28, begins_stream=begins_stream and n == 28)
-        for n in (28, 29, 30)
-    ]
-    StreamingEncoder._publish_heard(node, ear, heard)
-    assert out == published
+def test_an_answer_says_that_it_rests_on_a_part_of_a_second(open_session):  # noqa: F811
+    session = open_session()
+    session.append(unit(4))
+    generation = session.ask(Question(''), tail=Tail(unit(5), 5 * NS + NS // 4))
+    found = generation.end(Finish.CANCELLED)
+    assert (found.window_start_s, found.window_end_s, found.audio_end_s) == (4, 5.25, 5.25)
+    assert found.image_end_s == 5 and found.seconds == (4,)
+    assert answer(session)[0].audio_end_s == 5

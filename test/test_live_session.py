@@ -10,25 +10,18 @@ import numpy as np
 import pytest
 
 from minicpmo_ros.errors import CancelledError, ContextFullError, EngineError, InputError
-from minicpmo_ros.language.context import ContextOptions
-from minicpmo_ros.language.grammar import Grammar, choices_grammar
-from minicpmo_ros.language.model import LanguageModel
-from minicpmo_ros.language.prompt import MINICPMO_2_6_EN
-from minicpmo_ros.language.sampling import SamplingOptions
+from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
 from minicpmo_ros.live.question import Finish, Question
-from minicpmo_ros.live.session import FORK, LIVE, Session, SessionOptions
-from minicpmo_ros.live.units import Unit
-from minicpmo_ros.models import synthetic
+from minicpmo_ros.live.session import LIVE, Session
+from minicpmo_ros.live.session_options import SessionOptions
+from minicpmo_ros.live.window import Read
+from minicpmo_ros.llm.context import ContextOptions
+from minicpmo_ros.llm.sampling import Choices, SamplingOptions
+from minicpmo_ros.streams.pairing import Unit
 
+FORK = 1  # the first sequence behind that of the window
 SMALL = SessionOptions(max_tokens=24, max_question_tokens=40)
 WHAT = Question('what do you see')
-
-
-@pytest.fixture(scope='module')
-def model(tiny_model_dir):
-    model = LanguageModel.load(tiny_model_dir / 'llm.gguf')
-    yield model
-    model.close()
 
 
 @pytest.fixture
@@ -40,7 +33,7 @@ def open_session(model):
         sessions.append(
             Session(
                 model,
-                MINICPMO_2_6_EN,
+                ENGLISH,
                 ContextOptions(n_ctx=n_ctx, threads=1, **context_options),
                 options,
             )
@@ -76,10 +69,10 @@ def unit(second, picture=True, sound=True):
 def answer(session, question=WHAT):
     """Run a question to its end; return the answer, the deltas and the logits of each token."""
     answering, deltas, logits = session.ask(question), [], []
-    pick = answering._sampler.pick
-    answering._sampler.pick = lambda scores: logits.append(scores.copy()) or pick(scores)
     while answering.answer is None:
-        deltas.append(answering.step())
+        (found,) = session.read([answering.next_read()])
+        logits.extend(found.copy())
+        deltas.append(answering.take(found))
     return answering.answer, deltas, logits
 
 
@@ -220,10 +213,37 @@ def test_a_question_is_read_in_chunks_and_can_be_dropped_between_them(open_sessi
     assert session.context.next_position(FORK) == 0
 
 
-def test_one_question_at_a_time(session):
+def test_no_more_questions_at_a_time_than_forks(session):
     session.ask(WHAT)
-    with pytest.raises(ValueError, match='one question'):
+    with pytest.raises(ValueError, match='1 questions'):
         session.ask(WHAT)
+
+
+def test_a_fork_ends_once_and_never_takes_the_next_one_with_it(session):
+    fill(session, [unit(0)])
+    first = session.fork(100)
+    assert (first.forked_at, first.n_positions) == (session.window.end, 100)
+    session.read([Read(first, session.prompt.question([]))])
+    first.drop()
+    second = session.fork(100)
+    first.drop()
+    assert session.context.next_position(FORK) == second.forked_at
+    session.rebuild()
+    third = session.fork(100)
+    second.drop()
+    assert session.context.next_position(FORK) == third.forked_at
+    third.drop()
+    assert session.context.next_position(FORK) == 0
+
+
+def test_a_fork_reserves_what_it_may_grow_by_and_no_more(session):
+    fill(session, [unit(second) for second in range(3)])
+    for left, evicted in ((94, 0), (93, 1)):
+        fork = session.fork(session.context.n_ctx - session.window.end - left)
+        assert not session.evicted
+        session.append(unit(3 + evicted))
+        assert session.evicted == evicted
+        fork.drop()
 
 
 # --- eviction ---------------------------------------------------------------------------------
@@ -260,24 +280,36 @@ def test_the_system_prompt_still_speaks_after_hundreds_of_units(open_session):
 def full(session):
     """Fill a session until the next unit would push out others; return the next second."""
     second = 0
-    while not session.window.leaving(94):
+    while not session.window.spans_to_evict(94):
         session.append(unit(second))
         second += 1
     return second
 
 
-def test_units_wait_while_an_answer_holds_the_room(session):
+def test_new_seconds_push_old_ones_out_of_an_answer_that_holds_the_room_and_it_says_so(session):
     second = full(session)
     answering = session.ask(Question('x' * 40, grammar='root ::= [a-z]{100}'))
-    assert not session.can_append(unit(second))
-    with pytest.raises(ContextFullError, match='wait'):
-        session.append(unit(second))
-    before = session.window.seconds
+    answering.step()
+    assert session.can_append(unit(second))
+    session.append(unit(second))
     while answering.answer is None:
         answering.step()
-    assert session.window.seconds == before and session.can_append(unit(second))
-    session.append(unit(second))
-    assert session.evicted == 1
+    given = answering.answer
+    assert given.answer_tokens == 24 and given.seconds == tuple(range(second))
+    assert session.evicted == 1 and '1 of its seconds left the window' in given.reason
+    assert session.window.seconds == list(range(1, second + 1))
+
+
+def test_a_unit_waits_where_even_the_smallest_window_leaves_it_no_room(open_session):
+    session = open_session(n_ctx=1024)
+    fork = session.fork(session.context.n_ctx - session.window.capacity // 2)
+    wide = Unit(0, rows(64 * 8, 1), (1, 7), None)
+    assert not session.can_append(wide)
+    with pytest.raises(ContextFullError, match='wait'):
+        session.append(wide)
+    fork.drop()
+    assert session.can_append(wide)
+    session.append(wide)
 
 
 def test_what_a_short_question_does_not_need_is_lent_to_the_window(open_session):
@@ -288,7 +320,7 @@ def test_what_a_short_question_does_not_need_is_lent_to_the_window(open_session)
     full(alone)
     short = Question('x', grammar='root ::= [a-z]{8}', max_tokens=8)
     answering, lent = session.ask(short), 0
-    while session.can_append(unit(second)):
+    while session.window.end + 94 <= session.context.n_ctx - answering.fork.n_positions:
         session.append(unit(second))
         second, lent = second + 1, lent + 1
     assert lent >= (300 - 20) // 94 and session.window.end > session.window.capacity
@@ -322,20 +354,6 @@ def test_room_for_a_question_is_always_kept(open_session):
 POLICIES = ('recent', 'long')
 
 
-@pytest.fixture(scope='module')
-def one_layer(tmp_path_factory):
-    """A model of one layer: a cell holds what its own row says, and nothing of those before it.
-
-    So what later logits owe to a second is owed to its cells alone. In deeper models the cells of
-    younger seconds were computed with the older ones in sight and keep that.
-    """
-    path = tmp_path_factory.mktemp('one_layer') / 'llm.gguf'
-    synthetic.write_llm(path, replace(synthetic.SHAPES['tiny'], llm_layers=1))
-    model = LanguageModel.load(path)
-    yield model
-    model.close()
-
-
 @pytest.fixture
 def open_shallow(one_layer):
     sessions = []
@@ -343,7 +361,7 @@ def open_shallow(one_layer):
     def make(policy, **context_options):
         options = replace(SMALL, window_policy=policy)
         context_options = ContextOptions(**{'n_ctx': 1792, 'threads': 1, **context_options})
-        sessions.append(Session(one_layer, MINICPMO_2_6_EN, context_options, options))
+        sessions.append(Session(one_layer, ENGLISH, context_options, options))
         return sessions[-1]
 
     yield make
@@ -398,7 +416,7 @@ def test_a_question_after_evictions_is_answered_on_a_fork_as_without_one(open_se
     )
     forked = first_logits(session)
     rows_read = session.prompt.question(session.model.vocabulary.encode(WHAT.text))
-    direct = session.context.decode(rows_read, LIVE, want_logits=True)
+    direct = session.context.read(rows_read, LIVE, want_logits=True)
     assert divergence(direct, forked) < 1e-5
 
 
@@ -422,6 +440,32 @@ def test_an_answer_names_the_seconds_it_is_based_on(open_session):
     assert list(given.seconds) == session.window.seconds and given.units == len(given.seconds)
     assert given.window_start_s == given.seconds[0] and given.window_end_s == 40
     assert given.window_end_s - given.window_start_s > given.units + 4  # with gaps
+
+
+def test_a_still_second_is_read_as_its_audio_alone(open_session):
+    session = open_session(replace(SMALL, still=True))
+    fill(session, [unit(s, picture=min(s, 1)) for s in range(4)])
+    same = open_session()
+    fill(same, [unit(s, picture=s if s < 2 else None) for s in range(4)])
+    assert [span.is_still for span in session.window.spans] == [False, False, True, True]
+    assert session.window.image_end_s == 4  # it is still seen
+    np.testing.assert_array_equal(first_logits(session), first_logits(same))
+
+
+@pytest.mark.parametrize('policy', POLICIES)
+def test_a_window_too_small_for_its_image_reads_it_again(open_session, policy):
+    session = open_session(replace(SMALL, still=True, window_policy=policy), n_ctx=512)
+    for second in range(60):
+        session.append(unit(second, picture=1))
+        assert not session.window.spans[0].is_still
+        assert session.context.next_position(LIVE) == session.window.end
+    answering = session.ask(WHAT)  # whose fork takes a part of the room
+    for second in range(60, 90):
+        if session.can_append(unit(second)):
+            session.append(unit(second, picture=1))
+            assert not session.window.spans[0].is_still
+    answering.end(Finish.CANCELLED)
+    assert np.isfinite(first_logits(session)).all()
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -467,10 +511,10 @@ def test_a_context_too_small_for_the_prompts_is_refused_with_the_sizes(open_sess
     [
         (Question('x' * (1 << 20)), '1048576 bytes'),
         (Question('x' * 41), '41 tokens.*40'),
-        (Question('a', choices=('a',), grammar='root ::= "a"'), 'Give one'),
+        (Question('a', choices=('a',), grammar='root ::= "a"'), 'Choose one'),
         (Question('a', choices=('a', '')), 'empty'),
         (Question('a', choices=('a', 'a')), 'twice'),
-        (Question('a', choices=('x' * 25,)), '25 bytes.*24'),
+        (Question('a', choices=('x' * 25,)), '25 tokens.*24'),
         (Question('a', grammar='x'), 'line 1 at its end: ::= is expected'),
         (Question('a', grammar='x ::= "a"'), 'no rule `root`'),
         (Question('a', temperature=float('nan')), 'temperature'),
@@ -527,9 +571,25 @@ def test_the_temperature_of_a_question_overrides_the_sessions(open_session):
             max_tokens=8, max_question_tokens=40, sampling=SamplingOptions(temperature=3, top_k=0)
         )
     )
-    assert session.ask(Question('a', temperature=0))._sampler._options.temperature == 0
-    session.drop_fork()
-    assert session.ask(Question('a', temperature=-1))._sampler._options.temperature == 3
+    assert answer(session, Question('a', temperature=0))[0].temperature == 0
+
+
+def test_an_answer_names_the_newest_second_of_each_sense(open_session):
+    session = open_session()
+    assert answer(session, Question('a', max_tokens=1))[0].image_end_s is None
+    session.append(unit(7))
+    session.append(replace(unit(8), image_rows=None))
+    session.append(replace(unit(9), audio_rows=None))
+    given = answer(session, Question('a', max_tokens=1))[0]
+    assert (given.image_end_s, given.audio_end_s, given.window_end_s) == (10, 9, 10)
+
+
+def test_the_seed_of_a_question_decides_what_is_drawn(open_session):
+    hot = SamplingOptions(temperature=5, top_k=0, top_p=1)
+    session = open_session(SessionOptions(max_tokens=8, max_question_tokens=40, sampling=hot))
+    said = [answer(session, Question('a', seed=seed))[0] for seed in (1, 2, 3, 1)]
+    assert said[0].text == said[3].text and len({given.text for given in said}) > 1
+    assert said[1].seed == 2 and said[1].temperature == 5
 
 
 CHOICES = ('red', 'blue', 'the one')
@@ -544,7 +604,7 @@ def test_each_choice_wins_for_some_window_and_as_the_free_logits_say(open_sessio
         given, _, logits = answer(session, Question(WHAT.text, CHOICES))
         np.testing.assert_allclose(logits[0], free, atol=1e-4)
         allowed = free.copy()
-        Grammar(session.model.vocabulary, choices_grammar(CHOICES)).mask(allowed)
+        Choices(session.model.vocabulary, CHOICES).mask(allowed)
         first = session.model.vocabulary.piece(int(allowed.argmax())).decode()
         assert given.text in CHOICES and given.text.startswith(first)
         assert given.finish == Finish.STOP
@@ -557,7 +617,7 @@ def test_a_step_under_a_grammar_can_be_ended_in_its_middle(session):
         raise CancelledError('taken back')
 
     fill(session, [unit(0)])
-    answering = session.ask(Question('?', grammar='root ::= "日"+ "x"'), between=between)
+    answering = session.ask(Question('?', grammar='root ::= [a-z]{20}'), between=between)
     with pytest.raises(CancelledError, match='taken back'):
         while answering.answer is None:
             answering.step()
@@ -576,6 +636,16 @@ def test_a_choice_of_one_token_costs_no_decode_beyond_the_question(session, monk
     given = answer(session, Question('what', ('red',), max_tokens=1))[0]
     # The model may spell the word in more tokens; never does it decode behind the last.
     assert given.text == 'red' and len(decodes) == given.answer_tokens
+
+
+def test_short_choices_take_no_space_for_a_long_answer(session):
+    fill(session, [unit(0)])
+    taken = []
+    for question in (Question('hello', choices=('yes', 'no')), Question('hello', max_tokens=8)):
+        answering = session.ask(question)
+        taken.append(answering.fork.n_positions)
+        answering.end(Finish.CANCELLED)
+    assert taken[0] < taken[1]
 
 
 def test_max_tokens_never_cuts_a_choice(session):
@@ -604,15 +674,16 @@ def test_what_is_remembered_is_read_by_later_questions_and_leaves_whole(open_ses
     assert remembering.evicted == 30 - len(remembering.window.spans)
 
 
-def test_a_turn_too_long_to_remember_is_an_error_that_keeps_the_text(open_session):
+def test_a_turn_too_long_to_remember_is_told_and_does_not_spoil_its_answer(open_session):
     options = SessionOptions(max_tokens=250, max_question_tokens=250)
     session = open_session(options, n_ctx=768)
     answering = session.ask(Question('x' * 250, grammar='root ::= "a" root', remember=True))
-    with pytest.raises(ContextFullError):
-        while answering.answer is None:
-            answering.step()
-    given = answering.end(Finish.ERROR)
-    assert given.text == 'a' * 250 and session.window.spans == []
+    while answering.answer is None:
+        answering.step()
+    given = answering.answer
+    assert given.text == 'a' * 250 and given.finish == Finish.LENGTH
+    assert not given.remembered and 'does not remember' in given.reason
+    assert session.window.spans == []
     assert session.context.next_position(FORK) == 0
 
 
@@ -626,11 +697,11 @@ def test_reset_empties_the_window_and_a_running_answer_goes_on(open_session):
     assert session.window.seconds == []
     while answering.answer is None:
         answering.step()
-        if session.can_append(unit(second)):
+        if second < 52:
             session.append(unit(second))
             second += 1
     assert answering.answer.text == undisturbed.text
-    assert session.window.seconds == list(range(50, second)) and second > 50
+    assert session.window.seconds == [50, 51]
     fresh = fill(open_session(), [unit(s) for s in session.window.seconds])
     assert divergence(first_logits(session), first_logits(fresh)) < 1e-5
 

@@ -8,10 +8,14 @@ from pathlib import Path
 import llama_cpp.llama_cpp as llama
 import pytest
 
-from benchmarks.soak import Soak, question, soak_apart
+from benchmarks.soak import Lockstep, Soak, question, soak_apart
 from benchmarks.streams import open_core, read_seconds, units_of
+from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
 from minicpmo_ros.live.question import Finish, Question
-from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.live.session import Session
+from minicpmo_ros.live.session_options import SessionOptions
+from minicpmo_ros.llm.context_options import ContextOptions
+from minicpmo_ros.modelset.directory import ModelDirectory
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / 'models' / 'nano'
@@ -51,6 +55,30 @@ def test_8_bit_keys_and_values_answer_as_16_bit_ones_in_half_the_memory(cores):
     }
     assert cores['f16'].session.window.end == cores['q8_0'].session.window.end
     assert 0.5 < sizes['q8_0'] / sizes['f16'] < 0.56  # 34 bytes for 32 numbers, and positions
+
+
+def test_questions_asked_together_are_answered_as_one_by_one(cores):
+    """The window is full, more ask than are answered together, and one answer is longer."""
+    session = Session.load(
+        NANO / 'llm.gguf',
+        ENGLISH,
+        None,
+        ContextOptions(n_ctx=1024, threads=1),
+        SessionOptions(max_tokens=40, max_question_tokens=40, max_forks=4),
+    )
+    robot = Lockstep(session)
+    try:
+        stream = read_seconds(ROOT / 'demo' / 'clips' / 'questions.json', 10)[:26]
+        for unit in units_of(cores['f16'], stream):
+            robot.read(unit)
+        assert robot.engine.status().evicted > 0
+        texts = [question(stream, len(stream) - 1, number)[0] for number in range(12)]
+        alone = [robot.ask(text) for text in texts]
+        assert len(set(alone)) > 3
+        assert robot.ask_together(texts) == alone
+        assert session.context.next_position(1) == session.context.next_position(4) == 0
+    finally:
+        assert robot.engine.close(20)
 
 
 def test_a_stream_soaks_neither_memory_nor_answers():

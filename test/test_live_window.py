@@ -3,17 +3,19 @@
 
 """The window's bookkeeping: whole spans, no gaps, the prefix stays, positions are bounded."""
 
+import numpy as np
 import pytest
 
 from minicpmo_ros.errors import ContextFullError
-from minicpmo_ros.live.window import GROUPS, POLICIES, Window
+from minicpmo_ros.live.window import GROUPS, LONGEST_STILL_S, POLICIES, Window
+from minicpmo_ros.streams.pairing import Unit
 
 ROWS = 94  # of a plain unit
 
 
 def put(window, second, n_rows):
     """Append as a session does; return the gaps that were closed."""
-    gaps = window.remove(window.leaving(n_rows))
+    gaps = window.remove(window.spans_to_evict(n_rows))
     window.append(second, n_rows)
     return gaps
 
@@ -182,11 +184,84 @@ def test_what_never_fits_is_refused_and_changes_nothing(policy):
     window = Window(10, 100, policy)
     window.append(1, 50)
     with pytest.raises(ContextFullError, match='91 positions are needed, 90 are free'):
-        window.leaving(91)
+        window.spans_to_evict(91)
     assert window.seconds == [1]
-    assert window.leaving(90) == window.spans
+    assert window.spans_to_evict(90) == window.spans
 
 
 def test_an_unknown_policy_is_a_mistake():
     with pytest.raises(ValueError, match='recent, long'):
         Window(10, 100, 'short')
+
+
+STILL_ROWS = 28  # of a second whose image is left out
+
+
+def stream_of(policy, changed: list, n_seconds: int, n_units=36) -> Window:
+    """A window after a stream in which the image changes in these seconds, sorted."""
+    window, shown = Window(30, 30 + n_units * ROWS, policy, still=True), None
+    for second in range(n_seconds):
+        shown = rows(second) if second in changed else shown
+        unit = Unit(second, shown, (0, 0), rows(-1 - second))
+        is_still = window.is_still(unit)
+        n_rows = STILL_ROWS if is_still else ROWS
+        window.remove(window.spans_to_evict(n_rows))
+        assert window.is_still(unit) == is_still  # its image did not leave for it
+        window.append_unit(unit, n_rows, is_still)
+        check(window)
+        if second % 5 == 0:
+            check_images(window, changed)
+    return window
+
+
+def check_images(window, changed):
+    """Behind the newest image that was read, each still second shows that image."""
+    read = None
+    for span in window.spans:
+        if span.is_still:
+            assert read is not None and span.second - read < LONGEST_STILL_S
+            assert read >= max(second for second in changed if second <= span.second)
+        else:
+            read = span.second
+
+
+def rows(key) -> np.ndarray:
+    return np.random.default_rng(abs(key)).standard_normal((4, 8)).astype(np.float16)
+
+
+def reach(window) -> int:
+    return window.seconds[-1] - window.seconds[0]
+
+
+@pytest.mark.parametrize('policy', POLICIES)
+def test_a_window_of_a_still_scene_reaches_three_times_as_far(policy):
+    moving, still = (stream_of(policy, list(range(n)), 600) for n in (600, 1))
+    # `long` thins the still seconds out as well, but keeps the image that each of them shows.
+    assert reach(still) > (2.8 if policy == 'recent' else 1.5) * reach(moving)
+
+
+@pytest.mark.parametrize('policy', POLICIES)
+def test_a_still_second_is_never_without_its_image(rng, policy):
+    changed = [0, *np.flatnonzero(rng.random(600) < 0.15)]
+    window = stream_of(policy, changed, 600)
+    assert any(span.is_still for span in window.spans)
+
+
+@pytest.mark.parametrize(
+    'unit',
+    [
+        Unit(3, rows(0), (1, 1), rows(1)),
+        Unit(3, rows(2), (0, 0), rows(1)),
+        Unit(3, rows(0), (0, 0), None),
+        Unit(3, None, (0, 0), rows(1)),
+        Unit(18, rows(0), (0, 0), rows(1)),
+        Unit(1, rows(0), (0, 0), rows(1)),
+    ],
+)
+def test_only_the_same_image_soon_after_it_and_with_audio_is_still(unit):
+    window = Window(0, 10 * ROWS, still=True)
+    window.append_unit(Unit(2, rows(0), (0, 0), None), ROWS)
+    assert window.is_still(Unit(17, rows(0), (0, 0), rows(1)))
+    assert not window.is_still(unit)
+    window.remove(window.spans)
+    assert not window.is_still(Unit(3, rows(0), (0, 0), rows(1)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicpmo_ros.media import log_mel
+from minicpmo_ros.media.audio import log_mel
 
 GOLDEN = np.load(Path(__file__).with_name('golden') / 'log_mel.npz')
 SAMPLES = GOLDEN['pcm'].astype(np.float32) / 32768  # 2.35 s, with digital silence inside
@@ -50,7 +50,7 @@ def test_clips_of_any_length_have_a_frame_per_160_samples(count):
     if count > 200:
         padded = np.pad(SAMPLES[:count], 200, mode='reflect')
         starts = range(0, count // 160 * 160, 160)
-        expected = np.concatenate([log_mel._raw_frames(padded[i : i + 400]) for i in starts])
+        expected = np.concatenate([log_mel.raw_frames(padded[i : i + 400]) for i in starts])
         assert np.abs(raw - expected).max() < 1e-6
 
 

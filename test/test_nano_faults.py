@@ -18,16 +18,21 @@ import pytest
 from whisper_files import random_mel, random_tensors, step_mel
 from whisper_files import write as write_audio
 
-from minicpmo_ros.encoders import siglip, siglip_layout, whisper_graph
-from minicpmo_ros.encoders.whisper import AudioEncoder, AudioStream
+from minicpmo_ros.encoders.siglip import encoder as siglip
+from minicpmo_ros.encoders.siglip import model as siglip_model
+from minicpmo_ros.encoders.whisper import stream as whisper_stream
+from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
+from minicpmo_ros.encoders.whisper.stream import AudioStream
 from minicpmo_ros.errors import EngineError, ModelFileError
 from minicpmo_ros.evaluation import runner
 from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.families import FAMILIES
+from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
 from minicpmo_ros.ggml.builder import Builder
-from minicpmo_ros.ggml.header import read_header
+from minicpmo_ros.ggml.gguf_file import read_header
 from minicpmo_ros.ggml.runtime import Backend
-from minicpmo_ros.language import context, prompt
-from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.llm import context, prompt
+from minicpmo_ros.modelset.directory import ModelDirectory
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / 'models' / 'nano'
@@ -58,16 +63,17 @@ def answer(model_dir=NANO) -> Told:
     """Answer the questions on short windows as the code, and its faults, now are."""
     questions = QuestionSet.read(ROOT / 'demo' / 'clips' / 'questions.json').up_to(LONGEST_S)
     core = runner.Core(ModelDirectory.open(model_dir), runner.CoreOptions(device='cpu'))
-    read, chances = core.session.read_fork, []
+    read, chances = core.session.read, []
 
-    def recording(rows, want_logits):
-        logits = read(rows, want_logits)
-        if want_logits and len(rows) > 1:  # the end of a question, not a token of the answer
-            weights = np.exp(logits - logits.max())
-            chances.append(weights / weights.sum())
+    def recording(reads):
+        logits = read(reads)
+        for (_, rows, n_logits), found in zip(reads, logits):
+            if n_logits and len(rows) > 1:  # the end of a question, not a token of the answer
+                weights = np.exp(found[-1] - found[-1].max())
+                chances.append(weights / weights.sum())
         return logits
 
-    core.session.read_fork = recording
+    core.session.read = recording
     try:
         (answers,) = runner.answer_all(core, questions, [runner.Variant()])
     finally:
@@ -111,8 +117,8 @@ def copy_of_nano(path: Path) -> Path:
 
 
 def no_assistant_role(patch, path):
-    layout = replace(prompt.MINICPMO_2_6_EN, answer_open='<|im_end|>\n')
-    patch.setitem(prompt.LAYOUTS, 'minicpm-o-2.6/en', layout)
+    layout = replace(ENGLISH, answer_open='<|im_end|>\n')
+    patch.setitem(FAMILIES['minicpm-o-2.6'].layouts, 'en', layout)
 
 
 def half_units(patch, path):
@@ -136,12 +142,12 @@ def sound_of_the_second_before(patch, path):
 
 
 def resampler_axes_swapped(patch, path):
-    right = siglip._sines
+    right = siglip.sines
 
     def swapped(width, grid):
         return tuple(np.roll(sines, width // 2, axis=1) for sines in right(width, grid))
 
-    patch.setattr(siglip, '_sines', swapped)
+    patch.setattr(siglip, 'sines', swapped)
 
 
 def patch_positions_off_by_one(patch, path):
@@ -157,19 +163,19 @@ def patch_positions_off_by_one(patch, path):
 def sound_positions_off_by_one(patch, path):
     def positions(chunk):
         table = chunk.step.weights['encoder.positional_embedding']
-        start = min(chunk.start + 1, table.shape[0] - whisper_graph.CHUNK)
-        return chunk.g.slice(table, 0, start, whisper_graph.CHUNK)
+        start = min(chunk.start + 1, table.shape[0] - whisper_stream.POSITIONS_PER_SECOND)
+        return chunk.g.slice(table, 0, start, whisper_stream.POSITIONS_PER_SECOND)
 
-    patch.setattr(whisper_graph._Chunk, 'positions', positions)
+    patch.setattr(whisper_stream._Chunk, 'positions', positions)
 
 
 def token_positions_off_by_one(patch, path):
     right = context._Batch.fill
-    patch.setattr(
-        context._Batch,
-        'fill',
-        lambda self, rows, start, *more: right(self, rows, start + bool(start), *more),
-    )
+
+    def fill(self, pieces, positions):
+        return right(self, pieces, {n: start + bool(start) for n, start in positions.items()})
+
+    patch.setattr(context._Batch, 'fill', fill)
 
 
 def wrong_rope_base(patch, path):
@@ -206,7 +212,7 @@ def vision_ffn_swapped(patch, path):
 
 
 def vision_ffn_names_taken_literally(patch, path):
-    patch.setattr(siglip_layout, '_ffn_names', lambda *a: ('ffn_up', 'ffn_down'))
+    patch.setattr(siglip_model, '_ffn_names', lambda *a: ('ffn_up', 'ffn_down'))
 
 
 def tanh_gelu(patch, path):

@@ -13,10 +13,10 @@ import pytest
 
 pytest.importorskip('training.codes', reason='training/ is not in this tree')
 from benchmarks.handover import NEVER, hear_words, spoken_seconds  # noqa: E402
-from minicpmo_ros.encoders.whisper import AudioEncoder  # noqa: E402
+from minicpmo_ros.encoders.whisper.encoder import AudioEncoder  # noqa: E402
 from minicpmo_ros.ggml.runtime import Backend  # noqa: E402
-from minicpmo_ros.live.ears import Handover  # noqa: E402
-from minicpmo_ros.models.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.streams.audio import Handover  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 NEAR = range(23, 31)  # of nano's 15 s the last 5 overlap: it is handed over at 15, 25 and 35 s

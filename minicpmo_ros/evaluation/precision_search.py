@@ -16,17 +16,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from minicpmo_ros.documents import appearing
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation.agreement import agreement, answered
+from minicpmo_ros.evaluation.answers import AnswerSet
 from minicpmo_ros.evaluation.questions import QuestionSet
-from minicpmo_ros.evaluation.runner import CoreOptions
-from minicpmo_ros.models.appearing import appearing
-from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.models.precision_steps import Group, path_down, price
-from minicpmo_ros.models.quantize import QuantizeOptions, quantize_directory
-from minicpmo_ros.models.rules_file import RulesFile
+from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.quantize.importance import Importance
+from minicpmo_ros.quantize.quantizer import QuantizeOptions, quantize_directory
+from minicpmo_ros.quantize.report import Group, path_down, price
+from minicpmo_ros.quantize.rules import RulesFile, may_change
 
 JOURNAL_FORMAT = 'minicpmo_ros precision search 1'
+
+
+def answered(
+    model: ModelDirectory, questions: QuestionSet, options: CoreOptions | None = None
+) -> AnswerSet:
+    """Load a model, answer every question once with all input, and unload it."""
+    core = Core(model, options)
+    try:
+        (answers,) = answer_all(core, questions, [Variant()])
+    finally:
+        core.close()
+    return answers
+
+
+def agreement(questions: QuestionSet, first: AnswerSet, second: AnswerSet) -> float:
+    """Return the share of questions with the same text from both."""
+    pairs = zip(first.of(questions), second.of(questions))
+    return sum(a == b for a, b in pairs) / len(questions.questions)
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ class Search:
         self.wanted, self.options, self.journal, self.work = wanted, options, journal, work
         self.quantizing = quantizing or QuantizeOptions()
         self._reference = None
-        self.best = Tried((0,) * len(groups), self._size((0,) * len(groups)), 1.0)
+        self.best = Tried((0,) * len(groups), self.size_of((0,) * len(groups)), 1.0)
         self.n_tried = 0
 
     def run(self, limit: int, on_tried: Callable[[Tried, bool], None] | None = None) -> Tried:
@@ -111,7 +130,7 @@ class Search:
     def rules(self, tried: Tried) -> RulesFile:
         """Return the rules that give a set of types."""
         rules = [group.rule(level) for group, level in zip(self.groups, tried.levels) if level]
-        return RulesFile({role: 'keep' for role in self.model.headers}, tuple(rules))
+        return RulesFile({part: 'keep' for part in self.model.headers}, tuple(rules))
 
     def _halve(self) -> None:
         """Find how far down the common path the answers agree; all the way is asked first."""
@@ -152,7 +171,7 @@ class Search:
             share = self._asked(levels)
             if self.journal:
                 self.journal.add(levels, share)
-        tried = Tried(levels, self._size(levels), share)
+        tried = Tried(levels, self.size_of(levels), share)
         accepted = share >= self.wanted
         if accepted and tried.size_bytes < self.best.size_bytes:
             self.best = tried
@@ -175,7 +194,8 @@ class Search:
             answers = answered(model, self.questions, self.options)
         return agreement(self.questions, self._reference, answers)
 
-    def _size(self, levels: Sequence[int]) -> int:
+    def size_of(self, levels: Sequence[int]) -> int:
+        """Return the bytes of a model whose groups are at these levels."""
         return sum(group.rungs[n].size_bytes for group, n in zip(self.groups, levels))
 
 
@@ -186,14 +206,44 @@ def facts_of(
     importance: Path | None = None,
 ) -> dict:
     """Return what agreements depend on, for a Journal."""
-    files = {role: header.size_bytes for role, header in model.headers.items()}
-    rungs = {f'{g.role} {g.pattern}': [rung.precision for rung in g.rungs] for g in groups}
+    files = {part: header.size_bytes for part, header in model.headers.items()}
+    rungs = {f'{g.part} {g.pattern}': [rung.precision for rung in g.rungs] for g in groups}
     digest = hashlib.sha256(importance.read_bytes()).hexdigest() if importance else ''
     return {
         'model': model.model_id,
         'bytes': files,
-        'sha256': {role: entry.sha256 for role, entry in model.manifest.files.items()},
+        'sha256': {part: entry.sha256 for part, entry in model.manifest.files.items()},
         'questions_sha256': questions.sha256,
         'importance_sha256': digest,
         'rungs': rungs,
     }
+
+
+def collect(
+    model: ModelDirectory,
+    questions: QuestionSet,
+    options: CoreOptions | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Importance:
+    """Answer the questions and return the importance of all three networks' tensors.
+
+    Weights that are only looked up (embeddings that are not the output too) or folded while
+    loading (the resampler's queries) meet nothing and have none; nor have the convolutions, whose
+    rows are kernels. Errors as answer_all.
+    """
+    importance = Importance([questions.name or str(questions.folder)])
+    tensors = {
+        name: info for header in model.headers.values() for name, info in header.tensors.items()
+    }
+
+    def on_product(name, rows) -> None:
+        info = tensors.get(name)
+        if info is not None and may_change(info) and info.shape[-1] == rows.shape[1]:
+            importance.add(name, rows)
+
+    core = Core(model, options, on_product=on_product)
+    try:
+        answer_all(core, questions, [Variant()], on_progress)
+    finally:
+        core.close()
+    return importance

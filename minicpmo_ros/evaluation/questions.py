@@ -15,17 +15,16 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 
-import yaml
-
+from minicpmo_ros.documents import read_json, told
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation.scoring import is_letter, is_text
+from minicpmo_ros.evaluation.matching import is_data, is_letter, is_text
 
 FORMAT = 'minicpmo_ros questions 1'
-MAX_FILE_BYTES = 64 * 2**20
 LONGEST_WINDOW_S = 24 * 3600
 RULES = ('text', 'letter')
 SUBSETS = ('all', 'hard')
 ASKED = ('id', 'clip', 'start_s', 'end_s', 'relative', 'text', 'choices')  # what an answer is to
+RARE = ('rule', 'options', 'relative', 'json_schema')  # written where not at their default
 
 
 @dataclass(frozen=True)
@@ -41,21 +40,38 @@ class ScoredQuestion:
     answers: tuple  # texts that count as right
     choices: tuple = ()  # the answer is held to one of these; none: it is open
     kind: str = ''  # of question, within the family
-    chance: float = 0.0  # of a guess that knows neither picture nor sound
+    chance: float = 0.0  # of a guess that knows neither image nor audio
     hard: bool = False  # of a clip whose seconds have nothing to do with each other
-    rule: str = 'text'  # by which an answer is right, as scoring has them
+    rule: str = 'text'  # by which an answer is right, as in matching.py
     options: tuple = ()  # told in the text, for the tolerant reading of a letter
     relative: bool = False  # start_s and end_s count from the clip's first second
+    json_schema: str = ''  # the answer is JSON of this schema, and is compared as data
 
     @property
     def seconds(self) -> int:
         """Length of the window."""
         return self.end_s - self.start_s
 
+    @property
+    def sha256(self) -> str:
+        """Of what is asked; what counts as right may change without it."""
+        return hashlib.sha256(json.dumps(self._asked).encode()).hexdigest()
+
+    @property
+    def _asked(self) -> list:
+        schema = [self.json_schema] if self.json_schema else []
+        return [getattr(self, name) for name in ASKED] + schema
+
     def is_right(self, text: str) -> bool:
-        """Tell whether a text answers this question, by its rule."""
+        """Return whether a text answers this question, by its rule."""
+        if self.json_schema:
+            return is_data(self.answers, text)
         rule = is_text if self.rule == 'text' else is_letter
         return rule(self.answers if self.rule == 'text' else self.answers[0], text)
+
+    def can_be(self, answer: str) -> bool:
+        """Return whether an accepted text is one of the choices, as the rule compares them."""
+        return is_text(self.choices, answer) if self.rule == 'text' else answer in self.choices
 
     @property
     def span(self) -> tuple:
@@ -63,7 +79,7 @@ class ScoredQuestion:
         return self.start_s, self.end_s
 
     def window(self, first_s: int) -> tuple:
-        """Give the window in stamps, (start_s, end_s); first_s: the clip's first second."""
+        """Return the window in stamps, (start_s, end_s); first_s: the clip's first second."""
         shift_s = first_s if self.relative else 0
         return self.start_s + shift_s, self.end_s + shift_s
 
@@ -98,14 +114,8 @@ class QuestionSet:
         folder = path.parent if bag is None else bag.parent if one else bag
         questions = tuple(_read_question(path, i, entry) for i, entry in enumerate(entries))
         _check_together(path, questions, folder if needs_clips else None)
-        return cls(
-            questions,
-            str(data.get('name', '')),
-            str(data.get('notes', '')),
-            dict(data.get('clips') or {}),
-            folder,
-            one or '',
-        )
+        head = _read_head(path, data)
+        return cls(questions, head['name'], head['notes'], dict(head['clips']), folder, one or '')
 
     def write(self, path) -> None:
         """Write the file, a question a line; the same questions give the same bytes."""
@@ -132,11 +142,11 @@ class QuestionSet:
     @property
     def sha256(self) -> str:
         """Of what is asked; what counts as right may change without it."""
-        told = [[getattr(q, name) for name in ASKED] for q in self.questions]
+        told = [q._asked for q in self.questions]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def by_clip(self) -> dict:
-        """Give the questions by clip, those about one window together, else in their order."""
+        """Return the questions by clip, those about one window together, else in their order."""
         clips = {}
         for question in self.questions:
             windows = clips.setdefault(question.clip, {})
@@ -148,14 +158,32 @@ class QuestionSet:
         return self.folder / clip
 
 
+def _read_head(path: Path, data: dict) -> dict:
+    """Return name, notes and clips, checked."""
+    head = {'name': '', 'notes': '', 'clips': {}}
+    head.update({name: data[name] for name in head if data.get(name) is not None})
+    for name in ('name', 'notes'):
+        if not is_line(head[name]):
+            raise InputError(f'{path}: {name} is {told(head[name])}, a text is expected.')
+    clips = head['clips']
+    if not isinstance(clips, dict) or not all(
+        is_line(clip) and (is_line(shown) or _is_lines(shown)) for clip, shown in clips.items()
+    ):
+        raise InputError(
+            f'{path}: clips is {told(clips)}, an object with a text or a list of texts a clip is '
+            'expected.'
+        )
+    return head
+
+
 def _is_folder_of(bag: Path, entries: list) -> bool:
-    """Tell whether a folder holds bags that questions name, or is one bag itself."""
+    """Return whether a folder holds bags that questions name, or is one bag itself."""
     named = (entry.get('clip') for entry in entries if isinstance(entry, dict))
     return bag.is_dir() and any(_is_inside(name) and (bag / name).exists() for name in named)
 
 
 def _about(path: Path, entries: list, bag: str) -> list:
-    """Give the questions about one bag."""
+    """Return the questions about one bag."""
     about = [
         {**entry, 'clip': bag}
         for entry in entries
@@ -184,9 +212,7 @@ def _check_together(path: Path, questions: tuple, folder: Path | None) -> None:
 
 def _told(question: ScoredQuestion) -> dict:
     """What a file says of a question; rarer fields only where they are not at their default."""
-    rare = {
-        f.name: f.default for f in fields(question) if f.name in ('rule', 'options', 'relative')
-    }
+    rare = {f.name: f.default for f in fields(question) if f.name in RARE}
     told = vars(question).items()
     return {name: value for name, value in told if name not in rare or value != rare[name]}
 
@@ -212,39 +238,16 @@ def in_portions(questions: list, most_s: int) -> list:
     return portions
 
 
-def read_json(path: Path, expected_format: str) -> dict:
-    """Read a JSON or YAML object that says it is of this format; raises InputError."""
-    is_yaml = path.suffix in ('.yaml', '.yml')
+def is_line(value) -> bool:
+    """A text that can be written to a file: JSON may have halves of characters."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f'{path}: it is larger than {MAX_FILE_BYTES >> 20} MiB.')
-        data = yaml.safe_load(path.read_bytes()) if is_yaml else _parsed(path.read_bytes())
-    except OSError as error:
-        raise InputError(f'{path}: it cannot be read ({error.strerror}).') from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:  # or UTF-8, a repeated name
-        kind = 'YAML' if is_yaml else 'JSON'
-        raise InputError(f'{path}: it is not {kind} ({error}).') from error
-    found = data.get('format') if isinstance(data, dict) else None
-    if found != expected_format:
-        raise InputError(f'{path}: its format is {found!r}, {expected_format!r} is expected.')
-    return data
-
-
-def _parsed(data: bytes):
-    return json.loads(data, object_pairs_hook=_without_repeats)
-
-
-def _without_repeats(pairs: list) -> dict:
-    read = {}
-    for name, value in pairs:
-        if name in read:
-            raise ValueError(f'the name {name!r} occurs twice')
-        read[name] = value
-    return read
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_text(value) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return is_line(value) and bool(value.strip())
 
 
 def _is_second(value) -> bool:
@@ -253,6 +256,11 @@ def _is_second(value) -> bool:
 
 def _is_texts(value) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_lines(value) -> bool:
+    """Texts as they are printed in a question; StreamingBench has an empty one."""
+    return isinstance(value, list) and all(map(is_line, value))
 
 
 def _is_share(value) -> bool:
@@ -264,7 +272,8 @@ def _is_inside(value) -> bool:
     if not _is_text(value) or '\\' in value or '\0' in value:
         return False
     path = PurePosixPath(value)
-    return not path.is_absolute() and '..' not in path.parts
+    is_short = len(value.encode()) < 4096 and all(len(p.encode()) < 256 for p in path.parts)
+    return is_short and not path.is_absolute() and '..' not in path.parts and bool(path.name)
 
 
 CHECKS: dict[str, tuple[Callable, str]] = {
@@ -273,15 +282,16 @@ CHECKS: dict[str, tuple[Callable, str]] = {
     'start_s': (_is_second, 'a whole number of seconds'),
     'end_s': (_is_second, 'a whole number of seconds'),
     'family': (_is_text, 'a text'),
-    'text': (_is_text, 'a text'),
+    'text': (is_line, 'a text, an empty one to ask for an answer to what was said'),
     'answers': (lambda v: _is_texts(v) and bool(v), 'a list of one text or more'),
     'choices': (_is_texts, 'a list of texts'),
-    'kind': (lambda v: isinstance(v, str), 'a text'),
+    'kind': (is_line, 'a text'),
     'chance': (_is_share, 'a number from 0 to 1'),
     'hard': (lambda v: isinstance(v, bool), 'true or false'),
     'rule': (lambda v: v in RULES, f'one of {", ".join(RULES)}'),
-    'options': (_is_texts, 'a list of texts'),
+    'options': (_is_lines, 'a list of texts'),
     'relative': (lambda v: isinstance(v, bool), 'true or false'),
+    'json_schema': (lambda v: isinstance(v, (str, dict)), 'a JSON schema, as an object or a text'),
 }
 REQUIRED = tuple(f.name for f in fields(ScoredQuestion) if f.default is MISSING)
 
@@ -289,24 +299,62 @@ REQUIRED = tuple(f.name for f in fields(ScoredQuestion) if f.default is MISSING)
 def _read_question(path: Path, index: int, entry) -> ScoredQuestion:
     if not isinstance(entry, dict):
         raise InputError(f'{path}: question {index} is not an object.')
-    where = f'{path}: question {index} ({entry.get("id")!r})'
+    where = f'{path}: question {index} ({told(entry.get("id"))})'
     for name in REQUIRED:
         if name not in entry:
             raise InputError(f'{where} has no {name}.')
     for name, value in entry.items():
         if name not in CHECKS:
-            raise InputError(f'{where} has {name!r}; known are {", ".join(CHECKS)}.')
+            raise InputError(f'{where} has {told(name)}; known are {", ".join(CHECKS)}.')
         is_right, allowed = CHECKS[name]
         if not is_right(value):
-            raise InputError(f'{where}: {name} is {str(value)[:80]!r}, {allowed} is expected.')
+            hint = ' YAML reads yes and no as true and false: quote them.' * _has_truth(value)
+            raise InputError(f'{where}: {name} is {told(value)}, {allowed} is expected.{hint}')
     lists = ('answers', 'choices', 'options')
     tuples = {name: tuple(entry[name]) for name in lists if name in entry}
-    question = ScoredQuestion(**{**entry, **tuples})
+    question = ScoredQuestion(**{**entry, **tuples, 'json_schema': _schema(where, entry)})
     if not 1 <= question.seconds <= LONGEST_WINDOW_S:
         raise InputError(
             f'{where}: its window is [{question.start_s}, {question.end_s}); 1 to '
             f'{LONGEST_WINDOW_S} s are allowed.'
         )
-    if question.choices and not set(question.answers) <= set(question.choices):
-        raise InputError(f'{where}: an answer is not among its choices.')
+    strange = [answer for answer in question.answers if not question.can_be(answer)]
+    if question.choices and strange:
+        raise InputError(
+            f'{where}: {told(strange[0])} counts as right, but is not among its choices: it can '
+            'never be given. Add it to choices, or leave it out of answers.'
+        )
     return question
+
+
+def _schema(where: str, entry: dict) -> str:
+    """Return the schema of a question as a text, '' for none; InputError if it is no good."""
+    given = entry.get('json_schema') or ''
+    schema = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    if not schema:
+        return ''
+    if entry.get('choices') or entry.get('rule', RULES[0]) != RULES[0]:
+        raise InputError(f'{where}: json_schema goes with no choices and no other rule.')
+    from minicpmo_ros.llm.grammar.json_schema import write_gbnf  # loads llama.cpp
+
+    try:
+        write_gbnf(schema)
+        any(json.loads(answer) is None for answer in entry['answers'])
+    except InputError as error:
+        raise InputError(f'{where}: {error}') from None
+    except (ValueError, RecursionError):
+        raise InputError(
+            f'{where}: json_schema is given, and an answer that counts as right is no JSON.'
+        ) from None
+    return schema
+
+
+def check(question: ScoredQuestion) -> None:
+    """Raise InputError where a file with this question would be refused."""
+    lists = ('answers', 'choices', 'options')
+    entry = {name: list(v) if name in lists else v for name, v in vars(question).items()}
+    _read_question(Path('questions'), 0, entry)
+
+
+def _has_truth(value) -> bool:
+    return any(isinstance(v, bool) for v in (value if isinstance(value, list) else [value]))

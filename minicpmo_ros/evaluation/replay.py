@@ -12,25 +12,68 @@ Who answers is an Answerer: CoreAnswerer here, without ROS; another one goes thr
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from time import perf_counter
 from typing import Protocol
 
 from minicpmo_ros.errors import EngineError, Error, InputError
-from minicpmo_ros.evaluation.clips import Clip, Sources, read_clip
+from minicpmo_ros.evaluation.bags.clip import Clip, Sources
+from minicpmo_ros.evaluation.bags.clip_reading import read_windows
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window, in_portions
 from minicpmo_ros.evaluation.results import Given, Results
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_clip
 from minicpmo_ros.ggml.runtime import gpu_name
-from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.llm.model import load_vocabulary
+from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.process import end_with_parent, prepare, visible_gpu
+from minicpmo_ros.units import NS
 
 MOST_HELD_S = 1800  # seconds of one clip in memory, unless one window is longer
+LONGEST_GAP_S = 5  # between images; slower cameras are told of
+LEAST_TOKENS = 384  # what is kept for a question, however short all are
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuestionLengths:
+    """Lengths by id of a question, and why others cannot be asked, by id."""
+
+    tokens: dict
+    refused: dict
+
+    @classmethod
+    def count(cls, model: ModelDirectory, questions: QuestionSet) -> 'QuestionLengths':
+        """Count; only the vocabulary of the model is loaded."""
+        vocabulary, tokens, refused = (
+            load_vocabulary(model.llm_path, model.manifest.pre_tokenizer),
+            {},
+            {},
+        )
+        for question in questions.questions:
+            try:
+                tokens[question.id] = len(vocabulary.encode(question.text))
+            except InputError as error:
+                refused[question.id] = str(error)
+        return cls(tokens, refused)
+
+    @property
+    def enough(self) -> int:
+        """A max_question_tokens with which none is too long."""
+        return max([LEAST_TOKENS, *self.tokens.values()])
+
+    def refused_within(self, max_question_tokens: int) -> dict:
+        """Return {id: why}, of the questions that cannot be asked within so many tokens."""
+        too_long = {
+            name: f'The question is {count} tokens long, at most {max_question_tokens} are '
+            f'allowed. Shorten it, or raise max_question_tokens to {self.enough}.'
+            for name, count in self.tokens.items()
+            if count > max_question_tokens
+        }
+        return {**self.refused, **too_long}
+
+
+@dataclass(frozen=True)
+class ReplayPlan:
     """What a run is."""
 
     model: ModelDirectory
@@ -38,13 +81,55 @@ class Plan:
     options: CoreOptions = CoreOptions()
     variant: Variant = Variant()
     sources: Sources = Sources()
+    refused: dict = field(default_factory=dict)  # id: why a question is not asked
+
+    @classmethod
+    def make(
+        cls,
+        model: ModelDirectory,
+        questions: QuestionSet,
+        options: CoreOptions,
+        variant: Variant,
+        sources: Sources,
+    ) -> 'ReplayPlan':
+        """Check all questions before any work: which cannot be asked, and how long they are.
+
+        options.max_question_tokens 0: as many as the longest question needs.
+        """
+        lengths = QuestionLengths.count(model, questions)
+        allowed = options.max_question_tokens or lengths.enough
+        options = replace(options, max_question_tokens=allowed)
+        refused = lengths.refused_within(allowed)
+        return cls(model, questions, options, variant, sources, refused)
+
+    def refusals(self) -> str:
+        """Return a sentence on the questions that will not be asked; '' if all will be."""
+        if not self.refused:
+            return ''
+        name, why = next(iter(self.refused.items()))
+        asked = len(self.questions.questions)
+        return f'{len(self.refused)} of {asked} questions cannot be asked, {name!r} first: {why}'
 
     def facts(self, path: str = 'core') -> dict:
-        """Give what the run's file begins with."""
+        """Return what the run's file begins with."""
         kept = (
-            'prompt', 'n_ctx', 'n_ubatch', 'kv_type', 'window_policy', 'max_tokens',
-            'max_question_tokens', 'max_tiles', 'unchanged_threshold',
-        )  # fmt: skip
+            'prompt',
+            'n_ctx',
+            'n_ubatch',
+            'kv_type',
+            'attention',
+            'window_policy',
+            'still',
+            'max_tokens',
+            'max_tiles',
+            'area',
+            'crop',
+            'sharp_every',
+            'look_tiles',
+            'tile_rule',
+            'tile_alpha',
+            'unchanged_threshold',
+        )  # fmt: skip; max_question_tokens decides about refusals alone: a run may outgrow it
         on_cpu = self.options.device == 'cpu'
         return {
             'path': path,
@@ -59,7 +144,10 @@ class Plan:
             'audio': self.variant.audio,
             'input': self.variant.input,
             'device': 'cpu' if on_cpu else gpu_name() or 'cpu',
-            'options': {name: getattr(self.options, name) for name in kept},
+            'options': {
+                **{name: getattr(self.options, name) for name in kept},
+                'speech': self.model.speech(self.options.speech),
+            },
         }
 
 
@@ -82,7 +170,7 @@ class Progress:
     left_s: float  # at the pace so far
 
     def __str__(self) -> str:
-        """Say it in a few words."""
+        """Return it in a few words."""
         minutes, seconds = divmod(round(self.left_s), 60)
         hours, minutes = divmod(minutes, 60)
         left = f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
@@ -102,14 +190,14 @@ class Workers:
             raise InputError(f'{self.count} workers were asked for; 1 or more can work.')
 
     def device_of(self, worker: int) -> str | None:
-        """Give the GPU of a worker, None: as the environment has it."""
+        """Return the GPU of a worker, None: as the environment has it."""
         return str(self.devices[worker % len(self.devices)]) if self.devices else None
 
 
 def run(
-    plan: Plan,
+    plan: ReplayPlan,
     results: Results,
-    open_answerer: Callable[[Plan], Answerer],
+    open_answerer: Callable[[ReplayPlan], Answerer],
     workers: Workers = Workers(),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> None:
@@ -122,7 +210,7 @@ def run(
     if not tasks:
         return
     total = sum(len(asked) for _, asked in tasks)
-    began_s, done = perf_counter(), 0
+    began_s, done, asked = perf_counter(), 0, len(plan.questions.questions)
     alone = min(workers.count, len(tasks)) == 1 and not workers.devices
     work = _in_this_process if alone else _in_processes
     for answer in work(plan, tasks, open_answerer, workers):
@@ -130,19 +218,21 @@ def run(
         done += 1
         if on_progress is not None:
             left_s = (perf_counter() - began_s) / done * (total - done)
-            on_progress(Progress(len(results.done), len(plan.questions.questions), left_s))
+            on_progress(Progress(asked - total + done, asked, left_s))
 
 
-def _in_this_process(plan: Plan, tasks: list, open_answerer, _workers) -> Iterator[Given]:
+def _in_this_process(plan: ReplayPlan, tasks: list, open_answerer, _workers) -> Iterator[Given]:
     answerer = open_answerer(plan)
     try:
         for name, asked in tasks:
-            yield from _answer(answerer, plan, name, asked)
+            yield from answer_about(answerer, plan, name, asked)
     finally:
         answerer.close()
 
 
-def _in_processes(plan: Plan, tasks: list, open_answerer, workers: Workers) -> Iterator[Given]:
+def _in_processes(
+    plan: ReplayPlan, tasks: list, open_answerer, workers: Workers
+) -> Iterator[Given]:
     """Worker k of n takes the tasks k, k + n, ...; what they give is given in the tasks' order.
 
     A worker sends what is Given, None behind every task, and a sentence where it cannot go on.
@@ -175,7 +265,7 @@ def _in_processes(plan: Plan, tasks: list, open_answerer, workers: Workers) -> I
             process.join()
 
 
-def _work(pipe, plan: Plan, tasks: list, open_answerer) -> None:
+def _work(pipe, plan: ReplayPlan, tasks: list, open_answerer) -> None:
     prepare()
     end_with_parent()  # a worker whose run was killed would go on alone
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -183,7 +273,7 @@ def _work(pipe, plan: Plan, tasks: list, open_answerer) -> None:
         answerer = open_answerer(plan)
         try:
             for name, asked in tasks:
-                for given in _answer(answerer, plan, name, asked):
+                for given in answer_about(answerer, plan, name, asked):
                     pipe.send(given)
                 pipe.send(None)
         finally:
@@ -192,25 +282,35 @@ def _work(pipe, plan: Plan, tasks: list, open_answerer) -> None:
         pipe.send(str(error))
 
 
-def _answer(answerer: Answerer, plan: Plan, name: str, asked: list) -> Iterator[Given]:
+def answer_about(answerer: Answerer, plan: ReplayPlan, name: str, asked: list) -> Iterator[Given]:
     """Answer questions about one clip, in their order, so many at a time as memory has room."""
-    for portion in in_portions(asked, MOST_HELD_S):
-        try:
-            windows = [(q.span, q.relative) for q in portion]
-            clip = read_clip(plan.questions.path_of(name), windows, plan.sources)
-        except InputError as error:
-            yield from (Given(question.id, '', error=str(error)) for question in portion)
-            continue
-        seconds = {question.id: question.seconds for question in portion}
-        for given in _answer_portion(answerer, clip, portion):
-            yield replace(given, note=_note(given, clip, seconds[given.id]))
+    refused = plan.refused
+    yield from (Given(q.id, '', error=refused[q.id]) for q in asked if q.id in refused)
+    asked = [question for question in asked if question.id not in refused]
+    if not asked:
+        return
+    windows = [(q.span, q.relative) for q in asked]
+    try:
+        kept = read_windows(plan.questions.path_of(name), windows, plan.sources)
+    except InputError as error:
+        yield from (Given(question.id, '', error=str(error)) for question in asked)
+        return
+    with kept:
+        for portion in in_portions(asked, MOST_HELD_S):
+            clip = kept.clip([(q.span, q.relative) for q in portion])
+            by_id = {question.id: question for question in portion}
+            for given in _answer_portion(answerer, clip, portion):
+                note = _note(given, clip, by_id[given.id], plan.variant.input)
+                yield replace(given, note=note)
 
 
-def _note(given: Given, clip: Clip, seconds: int) -> str:
-    """Say what is not there of what a question is about."""
-    told = list(clip.losses)
+def _note(given: Given, clip: Clip, question, shown: str) -> str:
+    """Return what is not there of what a question is about."""
+    told, seconds = list(clip.losses), question.seconds
     if not given.error and given.units < seconds:
-        told.append(f'{given.units} of {seconds} seconds have a picture or a sound.')
+        told.append(f'{given.units} of {seconds} seconds have an image or audio.')
+    if not given.error and shown != 'no_picture':
+        told += missing_images(clip, *question.window(clip.first_s))
     return ' '.join(told)
 
 
@@ -232,7 +332,7 @@ def _answer_portion(answerer: Answerer, clip: Clip, asked: list) -> Iterator[Giv
 class CoreAnswerer:
     """Answers without ROS; `memory_mib` is asked for after every answer."""
 
-    def __init__(self, plan: Plan, memory_mib: Callable[[], float] = float):
+    def __init__(self, plan: ReplayPlan, memory_mib: Callable[[], float] = float):
         self._core = Core(plan.model, plan.options, strict=False)
         self._variant, self._memory_mib = plan.variant, memory_mib
 
@@ -256,3 +356,24 @@ class CoreAnswerer:
                 str(answer.error or ''),
             )
             began_s = now_s
+
+
+def missing_images(clip: Clip, start_s: int, end_s: int) -> list:
+    """Return which images of a window cannot be used, and for how long there is none."""
+    newest = {}
+    for image in clip.images:
+        second = image.stamp_ns // NS
+        if start_s <= second < end_s:
+            newest[second] = image
+    problems = {s: image.rgb.problem for s, image in newest.items() if image.rgb.problem}
+    usable, told = sorted(newest.keys() - problems.keys()), []
+    if problems:
+        last = problems[max(problems)]
+        told.append(f'{len(problems)} of {len(newest)} images cannot be used: {last}')
+    if not usable:
+        return [*told, f'None of the {end_s - start_s} seconds has an image.']
+    edges = [start_s - 1, *usable, end_s]
+    gap_s, begin = max((after - before - 1, before) for before, after in zip(edges, edges[1:]))
+    if gap_s > LONGEST_GAP_S:
+        told.append(f'For {gap_s} s there is no image, from second {begin + 1 - start_s} on.')
+    return told

@@ -3,41 +3,50 @@
 
 """Questions answered by the engine's own parts without ROS, as fast as they go.
 
-A clip goes the way live input goes: Seeing and Hearing, UnitAssembler, Session. Pictures are
-encoded once for all windows that begin together; sound for every window, at whose end nothing is
-heard of what follows, as nothing is in the graph. The questions about one window share all that,
-each on its own fork. Answers are greedy; on a CPU the same directory and the same questions give
-the same bytes, whatever else is asked.
+A clip goes the way live input goes: ImagePipeline and AudioPipeline, UnitAssembler, Session.
+Images are encoded once for all windows that begin together; audio for every window, and at its
+end nothing of what follows is heard, as in the graph. The questions about one window share all
+that, each on its own fork. Answers are greedy; on a CPU the same directory and the same questions
+give the same bytes, whatever else is asked.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from heapq import merge
+from itertools import groupby
 
 import numpy as np
 
-from minicpmo_ros.encoders.siglip import VisionEncoder
-from minicpmo_ros.encoders.whisper import AudioEncoder
+from minicpmo_ros.config import COMPUTING, EVALUATION, LLM, VISION
+from minicpmo_ros.encoders.siglip.encoder import VisionEncoder
+from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import AUDIO, INPUTS, AnswerSet, precision_name
-from minicpmo_ros.evaluation.clips import Clip, Shot, read_clip
+from minicpmo_ros.evaluation.bags.clip import Clip, ClipImage
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window
+from minicpmo_ros.families import find_layout
 from minicpmo_ros.ggml.runtime import Backend
-from minicpmo_ros.language.context import ContextOptions
-from minicpmo_ros.language.model import ModelOptions
-from minicpmo_ros.language.prompt import LAYOUTS
-from minicpmo_ros.live.hearing import Hearing
-from minicpmo_ros.live.pacing import Instant
 from minicpmo_ros.live.question import Answer, Finish, Question
-from minicpmo_ros.live.seconds import SecondSplitter
-from minicpmo_ros.live.seeing import UNCHANGED_THRESHOLD, Seeing
-from minicpmo_ros.live.session import Session, SessionOptions
-from minicpmo_ros.live.status import Status
-from minicpmo_ros.live.units import UnitAssembler
-from minicpmo_ros.media.log_mel import log_mel
-from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.live.session import Session
+from minicpmo_ros.live.session_options import SessionOptions
+from minicpmo_ros.llm.context import ContextOptions
+from minicpmo_ros.llm.model import ModelOptions
+from minicpmo_ros.media.audio.log_mel import log_mel
+from minicpmo_ros.media.image.compressed import Decoded
+from minicpmo_ros.media.image.tiling import Crop, TileRule
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.streams import Status
+from minicpmo_ros.streams.audio import AudioPipeline
+from minicpmo_ros.streams.image import ImagePipeline, ImageSecond
+from minicpmo_ros.streams.pairing import Unit, UnitAssembler
+from minicpmo_ros.streams.segmenter import SecondSplitter
+from minicpmo_ros.streams.time import Instant
 
 GREY = 128
+STAMPS_GO_BACK = 'The stamps of the clip go back; one that was recorded once is needed.'
 FRAMES = 100  # of the spectrum, a second
 LEFT, RIGHT = 2, 1  # frames beside a second that its encoding reaches
 
@@ -46,7 +55,7 @@ LEFT, RIGHT = 2, 1  # frames beside a second that its encoding reaches
 class Variant:
     """How the clips are presented."""
 
-    input: str = 'all'  # no_picture: pictures are grey; no_sound: samples are zero
+    input: str = 'all'  # no_picture: images are grey; no_sound: samples are zero
     audio: str = 'streaming'  # offline: one spectrum of the whole window, with one maximum
 
     def __post_init__(self):
@@ -60,20 +69,30 @@ class Variant:
 
 @dataclass(frozen=True)
 class CoreOptions:
-    """As the live nodes' parameters of these names, with their defaults."""
+    """As the live nodes' parameters of these names; what differs is config.Evaluation's."""
 
-    device: str = 'auto'
-    threads: int = 2
-    prompt: str = 'en'
-    n_ctx: int = 4096
-    n_ubatch: int = 128
-    kv_type: str = 'f16'
-    repack: bool = False
-    window_policy: str = 'recent'
-    max_tokens: int = 16
-    max_question_tokens: int = 384
-    max_tiles: int = 1
-    unchanged_threshold: float = UNCHANGED_THRESHOLD
+    device: str = COMPUTING.device
+    threads: int = EVALUATION.threads
+    prompt: str = LLM.prompt
+    speech: str | bool = LLM.speech
+    n_ctx: int = LLM.n_ctx
+    n_ubatch: int = LLM.n_ubatch
+    kv_type: str = LLM.kv_type
+    attention: str = LLM.attention
+    repack: bool = LLM.repack
+    window_policy: str = LLM.window_policy
+    still: bool = LLM.still
+    max_tokens: int = EVALUATION.max_tokens
+    max_question_tokens: int = LLM.max_question_tokens
+    max_tiles: int = VISION.max_tiles
+    area: float = VISION.area
+    crop: str = VISION.crop
+    sharp_every: int = VISION.sharp_every
+    look_tiles: int = VISION.look_tiles
+    tile_rule: str = VISION.tile_rule
+    tile_alpha: float = VISION.tile_alpha
+    unchanged_threshold: float = VISION.unchanged_threshold
+    max_forks: int = 1  # questions that are read at once
 
 
 class Core:
@@ -93,26 +112,27 @@ class Core:
     ):
         self.model, self.options, self.strict = model, options or CoreOptions(), strict
         o = self.options
-        layout = LAYOUTS.get(f'{model.family}/{o.prompt}')
-        if layout is None:
-            raise InputError(
-                f'There is no prompt {o.prompt!r} for {model.family}; known are '
-                f'{", ".join(LAYOUTS)}.'
-            )
+        layout = find_layout(model.family, o.prompt)
         self._backend = Backend(o.device, threads=o.threads)
         self._backend.on_product = on_product
         try:
-            self.vision = VisionEncoder.load(model.vision_path, self._backend, o.max_tiles)
+            batch = min(VISION.batch, o.max_tiles)
+            self.vision = VisionEncoder.load(model.vision_path, self._backend, batch)
             self.audio = AudioEncoder.load(model.audio_path, self._backend)
             on_cpu = o.device == 'cpu'
             self.session = Session.load(
                 model.llm_path,
                 layout,
-                ModelOptions(0 if on_cpu else -1, repack=o.repack),
+                ModelOptions(
+                    0 if on_cpu else -1,
+                    pre_tokenizer=model.manifest.pre_tokenizer,
+                    repack=o.repack,
+                ),
                 ContextOptions(
                     o.n_ctx,
                     o.n_ubatch,
                     kv_type=o.kv_type,
+                    attention=o.attention,
                     threads=o.threads,
                     offload_kv=not on_cpu,
                     on_product=on_product,
@@ -121,6 +141,9 @@ class Core:
                     max_tokens=o.max_tokens,
                     max_question_tokens=o.max_question_tokens,
                     window_policy=o.window_policy,
+                    still=o.still,
+                    max_forks=o.max_forks,
+                    speech=model.speech(o.speech),
                 ),
             )
         except BaseException:
@@ -138,25 +161,60 @@ class Core:
         self._backend.close()
 
     def see(self, clip: Clip, grey: bool = False) -> list:
-        """Give the SeenSeconds of a clip."""
-        seeing = Seeing(self.vision, self.options.max_tiles, self.options.unchanged_threshold)
-        seen, last = [], None
-        for shot in clip.pictures:
-            seen += seeing.advance(shot.stamp_ns)
-            seeing.offer(shot.stamp_ns, lambda shot=shot: _shown(shot, grey))
-            last = shot.stamp_ns
-        return self._checked(seen + (seeing.close(last // 10**9) if last is not None else []))
+        """Return the ImageSeconds of a clip."""
+        return list(self._image_seconds(clip, grey))
 
     def hear(self, clip: Clip, offline: bool = False, silent: bool = False) -> list:
-        """Give (second, rows or None) of a clip's sound."""
-        sound = [
-            (stamp_ns, samples * 0 if silent else samples) for stamp_ns, samples in clip.sound
-        ]
+        """Return (second, rows or None) of a clip's audio."""
         if offline:
-            return self._hear_offline(sound)
-        hearing = Hearing(self.audio)
-        heard = [second for chunk in sound for second in hearing.push(*chunk)] + hearing.flush()
-        return [(second.second, second.rows) for second in self._checked(heard)]
+            return self._hear_offline(_audio(clip, silent))
+        return [(second.second, second.rows) for second in self._audio_seconds(clip, silent)]
+
+    def stream(self, clip: Clip, grey: bool = False, silent: bool = False) -> Iterator[Unit]:
+        """Yield the Units of a clip one by one, as they are encoded, however many there are."""
+        last = None
+        seconds = merge(
+            self._image_seconds(clip, grey),
+            self._audio_seconds(clip, silent),
+            key=lambda half: half.second,
+        )
+        for second, halves in groupby(seconds, key=lambda half: half.second):
+            if last is not None and second <= last:
+                raise InputError(STAMPS_GO_BACK)
+            last, unit = second, Unit(second)
+            for half in halves:
+                if isinstance(half, ImageSecond):
+                    tiles = half.tiles_wide, half.tiles_high
+                    unit = replace(unit, image_rows=half.rows, tiles=tiles)
+                else:
+                    unit = replace(unit, audio_rows=half.rows)
+            if unit.image_rows is not None or unit.audio_rows is not None:
+                yield unit
+
+    def _image_seconds(self, clip: Clip, grey: bool):
+        options = self.options
+        pipeline = ImagePipeline(
+            self.vision,
+            options.max_tiles,
+            options.unchanged_threshold,
+            tile_rule=TileRule(options.tile_rule, options.tile_alpha),
+            area=options.area,
+            crop=Crop.parse(options.crop),
+            sharp_every=options.sharp_every,
+        )
+        last = None
+        for image in clip.images:
+            yield from self._checked(pipeline.advance(image.stamp_ns))
+            pipeline.offer(image.stamp_ns, partial(_shown, image, grey), as_needed=True)
+            last = image.stamp_ns
+        if last is not None:
+            yield from self._checked(pipeline.close(last // 10**9))
+
+    def _audio_seconds(self, clip: Clip, silent: bool):
+        pipeline = AudioPipeline(self.audio)
+        for chunk in _audio(clip, silent):
+            yield from self._checked(pipeline.push(*chunk))
+        yield from self._checked(pipeline.flush())
 
     def _checked(self, seconds: list) -> list:
         lost = [second for second in seconds if second.status == Status.LOST]
@@ -164,16 +222,16 @@ class Core:
             raise InputError(f'The second {lost[0].second} was lost: {lost[0].reason}')
         return seconds
 
-    def _hear_offline(self, sound: list) -> list:
+    def _hear_offline(self, audio: list) -> list:
         """Encode a whole clip's spectrum under the chunk-causal mask, which the stream is.
 
         As the published offline path does, what is longer than the encoder's positions is cut into
         pieces, each with a spectrum of its own and positions from 0.
         """
         splitter = SecondSplitter(look_ahead_samples=0)
-        cut = [second for chunk in sound for second in splitter.push(*chunk)] + splitter.flush()
-        if any(second.restarted for second in cut[1:]):
-            raise InputError('A clip whose sound has a long gap cannot be heard offline.')
+        cut = [second for chunk in audio for second in splitter.push(*chunk)] + splitter.flush()
+        if any(second.begins_stream for second in cut[1:]):
+            raise InputError('A clip whose audio has a long gap cannot be heard offline.')
         longest = self.audio.stream().max_seconds
         pieces = (cut[begin : begin + longest] for begin in range(0, len(cut), longest))
         return [heard for piece in pieces for heard in self._hear_piece(piece)]
@@ -201,15 +259,16 @@ class Core:
                 f'A window of {len(units)} s does not fit into {self.options.n_ctx} '
                 'positions. Raise n_ctx.'
             )
-        return [self._answer(question) for question in questions]
+        return [self.ask(one.text, one.choices, one.json_schema) for one in questions]
 
-    def _answer(self, question) -> Answer:
+    def ask(self, text: str, choices: tuple = (), json_schema: str = '') -> Answer:
+        """Answer a question about what the session has read."""
         try:
-            answering = self.session.ask(Question(question.text, question.choices))
+            answering = self.session.ask(Question(text, choices, json_schema=json_schema))
         except InputError as error:
             if self.strict:
                 raise
-            return Answer(question.text, '', Finish.ERROR, error)
+            return Answer(text, '', Finish.ERROR, error)
         try:
             while answering.answer is None:
                 answering.step()
@@ -221,8 +280,8 @@ class Core:
 class _Encoded:
     """A clip's windows that begin at start_s; each stream is encoded when first asked for.
 
-    A picture's rows depend on the pictures before it alone and are shared by all windows. A
-    second's sound is encoded with a moment of what follows it, and offline with the maximum of all
+    An image's rows depend on the images before it alone and are shared by all windows. A
+    second's audio is encoded with a moment of what follows it, and offline with the maximum of all
     that is heard: every window hears its own seconds only.
     """
 
@@ -231,7 +290,7 @@ class _Encoded:
         self._seen, self._heard, self._end_s = {}, {}, None  # the last two of one window
 
     def units(self, variant: Variant, end_s: int) -> list:
-        """Give the units of the window that ends there; variants of one window come together."""
+        """Return the units of the window that ends there; variants of one window come together."""
         if end_s != self._end_s:
             self._heard, self._end_s = {}, end_s
         grey = variant.input == 'no_picture'
@@ -245,22 +304,22 @@ class _Encoded:
 
 
 def assemble(seen: list, heard: list) -> list:
-    """Pair SeenSeconds and (second, rows) of sound into Units, in order."""
+    """Pair ImageSeconds and (second, rows) of audio into Units, in order."""
     assembler = UnitAssembler(max_pending=len(seen) + len(heard) + 1)
-    for picture in seen:
-        assembler.add_picture(
-            picture.second, picture.rows, (picture.tiles_wide, picture.tiles_high), Instant(0.0)
+    for image in seen:
+        assembler.add_image(
+            image.second, image.rows, (image.tiles_wide, image.tiles_high), Instant(0.0)
         )
     for second, rows in heard:
-        assembler.add_sound(second, rows, Instant(0.0))
+        assembler.add_audio(second, rows, Instant(0.0))
     units = assembler.due(Instant(math.inf))
     if assembler.jumps or assembler.late:
-        raise InputError('The stamps of the clip go back; one that was recorded once is needed.')
+        raise InputError(STAMPS_GO_BACK)
     return units
 
 
 def answer_clip(core: Core, clip: Clip, questions: list, variants: list):
-    """Give (variant, question, Answer) for questions about one clip, window by window.
+    """Yield (variant, question, Answer) for questions about one clip, window by window.
 
     Windows come in the order of their first question.
     """
@@ -324,12 +383,16 @@ def _of_window(units: list, start_s: int, end_s: int, strict: bool) -> list:
     inside = [unit for unit in units if start_s <= unit.second < end_s]
     if not inside or (strict and len(inside) != end_s - start_s):
         raise InputError(
-            f'{len(inside)} seconds of the window [{start_s}, {end_s}) have a '
-            'picture or a sound. Correct start_s and end_s.'
+            f'{len(inside)} seconds of the window [{start_s}, {end_s}) have an '
+            'image or audio. Correct start_s and end_s.'
         )
     return inside
 
 
-def _shown(shot: Shot, grey: bool) -> np.ndarray:
-    picture = shot.rgb()  # (H, W, 3)
-    return np.full_like(picture, GREY) if grey else picture
+def _audio(clip: Clip, silent: bool) -> list:
+    return [(stamp_ns, samples * 0 if silent else samples) for stamp_ns, samples in clip.audio]
+
+
+def _shown(image: ClipImage, grey: bool, needed: Callable) -> Decoded:
+    shown = image.rgb.as_needed(needed)
+    return replace(shown, pixels=np.full_like(shown.pixels, GREY)) if grey else shown

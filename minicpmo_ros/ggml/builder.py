@@ -11,7 +11,7 @@ by graph.py, which hands a Builder to the function that describes one.
 import math
 
 from minicpmo_ros.errors import EngineError
-from minicpmo_ros.ggml.library import GgmlType, block_size, lib, type_size
+from minicpmo_ros.ggml.library import GgmlType, lib
 from minicpmo_ros.ggml.runtime import Backend, Tensor, Tensors, new_context
 
 _PRECISION_F32 = 10
@@ -22,7 +22,7 @@ _INTEGERS = (GgmlType.I32, GgmlType.I64)
 class _Memory:
     """Keeps the context alive for the nodes described in it."""
 
-    readable = True
+    unreadable = frozenset()
 
     def __init__(self, backend: Backend, max_nodes: int):
         self.backend = backend
@@ -45,7 +45,7 @@ def _sides(tensor: Tensor) -> tuple:
 
 
 def _dense_rows(tensor: Tensor) -> bool:
-    return tensor.strides[-1] == type_size(tensor.type)
+    return tensor.strides[-1] == tensor.type.block_bytes
 
 
 class Builder:
@@ -300,7 +300,7 @@ class Builder:
             and count > 0
             and start + (count - 1) * step < x.shape[axis]
             and step > 0
-            and not (last and (step > 1 or block_size(x.type) > 1))
+            and not (last and (step > 1 or x.type.block_size > 1))
             and _dense_rows(x),
             f'slice [{start}:+{count}:{step}] of axis {axis}',
             x,
@@ -320,7 +320,7 @@ class Builder:
         _require(
             len(b.shape) == rank
             and a.type == b.type
-            and block_size(a.type) == 1
+            and a.type.block_size == 1
             and all(i == axis or a.shape[i] == b.shape[i] for i in range(rank)),
             f'concatenate along {axis}',
             a,

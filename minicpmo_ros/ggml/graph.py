@@ -3,7 +3,7 @@
 
 """Compute graphs: described once per key, kept, and run in slices.
 
-    weights = Weights.load(path, backend, {'w': Want((8, 4)), 'b': Want((8,), as_float=True)})
+    weights = load_weights(path, backend, {'w': Want((8, 4)), 'b': Want((8,), as_float=True)})
 
     def build(g, n_rows):  # g: Builder; the key is whatever tells one graph from another
         x = g.input('x', (n_rows, 4))
@@ -17,6 +17,9 @@
 All graphs of a cache share one buffer, which is reserved once for the largest keys. ggml
 would silently move it for a larger graph and leave the kept ones dangling; such a graph is
 refused instead. Leading dimensions of one are not there in results.
+
+`buffer_bytes` measures that buffer before there is one, by the allocator that will make it: what
+is forecast is what is taken, without formulas that a change of a graph could leave behind.
 """
 
 import ctypes
@@ -27,19 +30,18 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 import numpy as np
 
 from minicpmo_ros.errors import EngineError
-from minicpmo_ros.ggml import products
 from minicpmo_ros.ggml.builder import Builder
 from minicpmo_ros.ggml.library import GgmlType, lib
 from minicpmo_ros.ggml.runtime import Backend, new_context, storage, trimmed
 from minicpmo_ros.ggml.signatures import TensorStruct
 
-__all__ = ['Builder', 'CompiledGraph', 'GraphCache']
+_WEIGHT = '.weight'  # every matrix of a model file ends in this
+
+__all__ = ['Builder', 'CompiledGraph', 'GraphCache', 'ProductWatch', 'buffer_bytes']
 
 
 class _Buffer:
     """The memory of intermediate results; its size is fixed by reserve()."""
-
-    readable = True
 
     def __init__(self, backend: Backend):
         self.backend = backend
@@ -131,15 +133,15 @@ class CompiledGraph:
     def _compute_watched(self, between: Callable[[], None] | None) -> None:
         if self._products is None:
             nodes = self._nodes()
-            ends = [end for end, node in enumerate(nodes, 1) if products.weight_of(node)]
+            ends = [end for end, node in enumerate(nodes, 1) if _weight_of(node)]
             self._products = list(
                 zip(self._form_slices(ends), [nodes[end - 1] for end in ends] + [None])
             )
         for graph, product in self._products:
             self._backend.compute(graph)
             if product is not None:
-                rows = products.input_rows(product)  # (n, k)
-                self._backend.on_product(products.weight_of(product), rows)
+                rows = _input_rows(product)  # (n, k)
+                self._backend.on_product(_weight_of(product), rows)
             if between is not None:
                 between()
 
@@ -239,3 +241,80 @@ class GraphCache:
         builder = Builder(self._backend, self._max_nodes)
         self._build(builder, key)
         return builder
+
+
+def buffer_bytes(
+    backend: Backend,
+    build: Callable[[Builder, Hashable], None],
+    largest: Iterable,
+    max_nodes: int,
+) -> tuple:
+    """Return the size of the buffer of a GraphCache with these arguments, and of the CPU's own.
+
+    The latter holds rows on their way into a product, and grows when a graph first needs it.
+    """
+    needed = [_graph_bytes(backend, build, key, max_nodes) for key in largest]  # (buffer, work)
+    return tuple(map(max, zip(*needed)))
+
+
+def _graph_bytes(backend: Backend, build: Callable, key: Hashable, max_nodes: int) -> tuple:
+    builder = Builder(backend, max_nodes)
+    build(builder, key)
+    graph, needed = builder.memory.graph, ctypes.c_size_t()
+    allocator = lib.gallocr_new(backend.buffer_type)
+    try:
+        lib.gallocr_reserve_n_size(allocator, graph, None, None, ctypes.addressof(needed))
+    finally:
+        lib.gallocr_free(allocator)
+    work = lib.graph_plan(graph, backend.threads, None).work_size if backend.is_cpu else 0
+    return needed.value, work
+
+
+def _weight_of(node: int) -> str:
+    """Return the name of the weight that a node multiplies with, '' for all other nodes."""
+    if lib.op_desc(node) != b'MUL_MAT':
+        return ''
+    weight = TensorStruct.from_address(TensorStruct.from_address(node).src[0])
+    name = weight.name.decode('utf-8', 'replace')
+    return name if name.endswith(_WEIGHT) else ''
+
+
+def _input_rows(node: int) -> np.ndarray:
+    """Return what was multiplied in a product that was just computed: (n, k) float32, a copy.
+
+    Intermediate results share memory: it is there only until the nodes behind it run.
+    """
+    handle = TensorStruct.from_address(node).src[1]
+    tensor = TensorStruct.from_address(handle)
+    if tensor.type != GgmlType.F32:
+        raise ValueError(f'a product with {GgmlType(tensor.type).name}, F32 is expected')
+    data = np.empty(lib.nbytes(handle), np.uint8)
+    lib.backend_tensor_get(handle, data.ctypes.data, 0, data.nbytes)
+    shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
+    rows = np.lib.stride_tricks.as_strided(data.view(np.float32), shape, strides)
+    return np.array(rows).reshape(-1, shape[-1])
+
+
+_EVALUATED = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
+
+
+class ProductWatch:
+    """llama.cpp's eval callback: hands every product with weights to on_product(name, rows).
+
+    What on_product raises ends the computation and is kept in `error`.
+    """
+
+    def __init__(self, on_product: Callable[[str, np.ndarray], None]):
+        self._on_product, self.error = on_product, None
+        self.callback = _EVALUATED(self._evaluated)  # C holds its address: kept as long as this
+
+    def _evaluated(self, node: int, is_question: bool, _) -> bool:
+        """Asked: whether the node is wanted; told: that it is done, and whether to go on."""
+        try:
+            name = _weight_of(node)
+            if name and not is_question:
+                self._on_product(name, _input_rows(node))
+            return bool(name)
+        except Exception as error:  # must not cross C
+            self.error = error
+            return False

@@ -26,20 +26,18 @@ import numpy as np
 
 from minicpmo_ros.errors import EngineError
 from minicpmo_ros.ggml import signatures
-from minicpmo_ros.ggml.types import GgmlType, block_size, row_bytes, type_size
+from minicpmo_ros.ggml.types import GgmlType, row_bytes
 
 __all__ = [
     'GGML_VERSION',
     'GgmlType',
     'QUANTIZABLE',
-    'block_size',
     'dequantize',
     'lib',
     'llama_cpp_version',
     'quantize',
     'row_bytes',
     'set_log',
-    'type_size',
 ]
 
 GGML_VERSION = '0.25.3'
@@ -101,14 +99,14 @@ def quantize(
 def dequantize(encoded: np.ndarray, ggml_type: GgmlType) -> np.ndarray:
     """Decode (n, bytes) uint8 of any type with a float meaning to (n, k) float32."""
     encoded = np.ascontiguousarray(encoded).view(np.uint8)  # (n, bytes)
-    if encoded.ndim != 2 or encoded.shape[1] % type_size(ggml_type):
+    if encoded.ndim != 2 or encoded.shape[1] % GgmlType(ggml_type).block_bytes:
         raise ValueError(f'{encoded.shape} bytes are not rows of {GgmlType(ggml_type).name}')
     if ggml_type == GgmlType.F32:
         return encoded.view(np.float32).copy()
     traits = signatures.TypeTraits.from_address(lib.get_type_traits(ggml_type))
     if not traits.to_float:
         raise ValueError(f'{GgmlType(ggml_type).name} has no float meaning')
-    n = encoded.shape[1] // type_size(ggml_type) * block_size(ggml_type)
+    n = encoded.shape[1] // ggml_type.block_bytes * ggml_type.block_size
     decoded = np.empty((len(encoded), n), np.float32)  # (n, k)
     to_float = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(
         traits.to_float

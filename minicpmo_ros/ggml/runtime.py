@@ -25,6 +25,7 @@ from minicpmo_ros.ggml.signatures import InitParams, TensorStruct
 _CPU, _GPU, _INTEGRATED_GPU = 0, 1, 2
 _USAGE_WEIGHTS = 1
 MAX_THREADS = 512  # of ggml
+_SOMEWHERE = 1 << 20  # a place that is never looked at; a graph leaves alone what has one
 _TENSOR_START = struct.Struct('@iP8q')  # type, buffer, sides, strides of struct ggml_tensor
 _TYPES = {int(ggml_type): ggml_type for ggml_type in GgmlType}
 
@@ -95,7 +96,11 @@ class Backend:
         return lib.backend_get_default_buffer_type(self._handle)
 
     def extra_buffer_types(self) -> list:
-        """Handles of memories with a layout of their own (CPU_REPACK on a CPU)."""
+        """Handles of memories with a layout of their own: CPU_REPACK on a CPU.
+
+        AMX is left out: virtual machines announce its instructions and do not have them, and the
+        first product would end the process.
+        """
         registry = lib.backend_dev_backend_reg(self._device)
         address = lib.backend_reg_get_proc_address(registry, b'ggml_backend_dev_get_extra_bufts')
         if not address:
@@ -105,7 +110,7 @@ class Backend:
         found = []
         while listed and listed[len(found)]:
             found.append(listed[len(found)])
-        return found
+        return [kind for kind in found if lib.backend_buft_name(kind) != b'AMX']
 
     def require_open(self) -> None:
         """EngineError after close()."""
@@ -140,13 +145,28 @@ class Backend:
             self._finalizer()
 
 
+class AsGpu(Backend):
+    """Stands for a GPU that is not here: graphs take the form they have there.
+
+    Sizes are those of tensors in main memory; a GPU aligns them to 128 bytes instead of 32.
+    """
+
+    def __init__(self):
+        super().__init__('cpu')
+        self.is_cpu = False
+
+    def extra_buffer_types(self) -> list:
+        """Handles of no memories: a GPU has no layouts of its own."""
+        return []
+
+
 def check_device(device: str) -> None:
     """Raise EngineError where the device is 'gpu' and llama.cpp finds none."""
     _find_device(device)
 
 
 def gpu_name() -> str:
-    """Give what llama.cpp calls the GPU it would compute on; '' where it finds none."""
+    """Return what llama.cpp calls the GPU it would compute on; '' where it finds none."""
     found = _find_gpu()
     return lib.backend_dev_description(found).decode() if found else ''
 
@@ -240,7 +260,7 @@ class Tensor:
 
     def read(self) -> np.ndarray:
         """The tensor's content as a new array (blocks as bytes, bf16 as uint16)."""
-        if not self.owner.readable:
+        if self.handle in self.owner.unreadable:
             raise ValueError('this tensor is in a layout that cannot be read back')
         array = np.empty(*self._storage())
         with self._open_backend():
@@ -269,9 +289,10 @@ def trimmed(shape: tuple) -> tuple:
 
 
 class Tensors:
-    """Named tensors in one buffer of a backend, zero at first.
+    """Named tensors in the memory of a backend, zero at first.
 
-    shapes maps names to (shape, GgmlType). clear: False where all are written before they are
+    shapes: name -> (shape, GgmlType). layouts: name -> buffer type, for tensors in a layout of
+    their own, which cannot be read back. clear: False where all are written before they are
     read; zeroing a gigabyte takes half a second. EngineError if the memory is not to be had.
     """
 
@@ -279,33 +300,37 @@ class Tensors:
         self,
         backend: Backend,
         shapes: Mapping,
-        buffer_type: int | None = None,
+        layouts: Mapping | None = None,
         clear: bool = True,
     ):
-        self.backend = backend
-        self.readable = buffer_type is None  # ggml cannot read a repacked tensor back
-        context, self._handles = declare_all(backend, self, shapes)
-        self.size_bytes, self._buffer = 0, None
-        if not shapes:
-            return
-        buffer = lib.backend_alloc_ctx_tensors_from_buft(
-            context, buffer_type or backend.buffer_type
-        )
-        if not buffer:
-            raise EngineError(f'{backend.name} has no memory left for {len(shapes)} tensors')
-        backend.own(self, lib.backend_buffer_free, buffer)
-        self.size_bytes = lib.backend_buffer_get_size(buffer)
-        lib.backend_buffer_set_usage(buffer, _USAGE_WEIGHTS)
-        self._buffer = buffer
+        self.backend, self.size_bytes, layouts = backend, 0, layouts or {}
+        self._handles, self._buffers, self.unreadable = {}, [], set()
+        for layout in dict.fromkeys([None, *layouts.values()]):
+            group = {name: kind for name, kind in shapes.items() if layouts.get(name) == layout}
+            context, handles = _declare_all(backend, self, group)
+            self._handles.update(handles)
+            if layout is not None:
+                self.unreadable.update(handles.values())
+            if group:
+                self._place(context, handles, layout or backend.buffer_type)
         if clear:
             self.clear()
+
+    def _place(self, context: int, handles: dict, buffer_type: int) -> None:
+        buffer = lib.backend_alloc_ctx_tensors_from_buft(context, buffer_type)
+        if not buffer:
+            raise EngineError(f'{self.backend.name} has no memory left for {len(handles)} tensors')
+        self.backend.own(self, lib.backend_buffer_free, buffer)
+        self.size_bytes += lib.backend_buffer_get_size(buffer)
+        lib.backend_buffer_set_usage(buffer, _USAGE_WEIGHTS)
+        self._buffers.append(buffer)
 
     def clear(self) -> None:
         """Set all numbers to zero."""
         with self.backend.lock:
             self.backend.require_open()
-            if self._buffer:
-                lib.backend_buffer_clear(self._buffer, 0)
+            for buffer in self._buffers:
+                lib.backend_buffer_clear(buffer, 0)
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor of that name."""
@@ -316,7 +341,16 @@ class Tensors:
         return name in self._handles
 
 
-def declare_all(backend: Backend, owner, shapes: Mapping) -> tuple:
+class DescribedTensors(Tensors):
+    """Named tensors without memory: graphs over them can be measured, not run."""
+
+    def _place(self, context: int, handles: dict, buffer_type: int) -> None:
+        self.size_bytes += lib.backend_alloc_ctx_tensors_from_buft_size(context, buffer_type)
+        for handle in handles.values():
+            TensorStruct.from_address(handle).data = _SOMEWHERE
+
+
+def _declare_all(backend: Backend, owner, shapes: Mapping) -> tuple:
     """Describe named tensors; a context that is freed with its owner, and handles by name."""
     context = new_context(backend, owner, len(shapes))
     return context, {

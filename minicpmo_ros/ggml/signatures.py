@@ -126,6 +126,7 @@ graph_plan w pip
 backend_get_default_buffer_type p p
 backend_get_device p p
 backend_name s p
+backend_buft_name s p
 backend_buffer_get_size z p
 backend_alloc_ctx_tensors_from_buft_size z pp
 backend_buffer_set_usage - pi

@@ -11,15 +11,20 @@ in between, unless a tensor has to be changed on its way.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from minicpmo_ros.errors import ModelFileError
-from minicpmo_ros.ggml.forecast import DescribedTensors
-from minicpmo_ros.ggml.header import FETCH_AGAIN, Header, TensorInfo, read_header
+from minicpmo_ros.ggml.gguf_file import FETCH_AGAIN, Header, TensorInfo, read_header
 from minicpmo_ros.ggml.library import GgmlType, dequantize, lib
-from minicpmo_ros.ggml.runtime import Backend, Tensor, Tensors, new_context, storage, trimmed
+from minicpmo_ros.ggml.runtime import (
+    Backend,
+    DescribedTensors,
+    Tensors,
+    new_context,
+    storage,
+    trimmed,
+)
 from minicpmo_ros.ggml.types import NO_WEIGHTS
 
 # Types whose interleaved kernels pay on a CPU: q4_0 became 1.4 times as fast on x86, q4_K slower.
@@ -46,84 +51,61 @@ class Want:
     transform: Callable[[str, TensorInfo, np.ndarray], np.ndarray] | None = None
 
 
-class Weights:
-    """Named tensors; made by load(). weights[name] is a Tensor, size_bytes what they take."""
+def load_weights(
+    source,
+    backend: Backend,
+    wanted: Mapping,
+    extra: Mapping | None = None,
+    repack: bool = False,
+    between: Callable[[], None] | None = None,
+) -> Tensors:
+    """Load wanted (name -> Want) from a path or a Header.
 
-    def __init__(self, groups: list):
-        self._groups = groups
-        self.size_bytes = sum(group.size_bytes for group in groups)
-
-    def __getitem__(self, name: str) -> Tensor:
-        """The tensor of that name."""
-        for group in self._groups:
-            if name in group:
-                return group[name]
-        raise KeyError(name)
-
-    @classmethod
-    def load(
-        cls,
-        source,
-        backend: Backend,
-        wanted: Mapping,
-        extra: Mapping | None = None,
-        repack: bool = False,
-        between: Callable[[], None] | None = None,
-    ) -> 'Weights':
-        """Load wanted (name -> Want) from a path or a Header.
-
-        extra: name -> float32 array computed by the caller (folded weights).
-        repack: put matmul weights of the REPACKED types into the CPU's interleaved layout.
-        between: called after every tensor, and may raise: then nothing is loaded.
-        Errors: ModelFileError for the file, EngineError for the device's memory.
-        """
-        header = source if isinstance(source, Header) else read_header(source)
-        check(header, wanted)
-        extra = {name: np.asarray(array, np.float32) for name, array in (extra or {}).items()}
-        computed = {name: array.shape for name, array in extra.items()}
-        make = partial(Tensors, clear=False)  # all are written below
-        weights = cls(_groups(make, header, backend, wanted, computed, repack))
-        for name, array in extra.items():
-            weights[name].write(array)
-        data = _map(header)
-        for name, want in wanted.items():  # one by one: only one transformed copy at a time
-            array = _prepare(data, header.tensors[name], want)
-            # Matrices would take a second to look through; what they spoil shows in results.
-            if want.as_float and not np.isfinite(array).all():
-                raise ModelFileError(
-                    header.path, f'its tensor {name} holds NaN or infinite numbers', FETCH_AGAIN
-                )
-            weights[name].write(array)
-            if between is not None:
-                between()
-        return weights
-
-    @classmethod
-    def describe(
-        cls,
-        header: Header,
-        backend: Backend,
-        wanted: Mapping,
-        extra: Mapping | None = None,
-        repack: bool = False,
-    ) -> 'Weights':
-        """Describe what load() makes, without memory and data; extra: name -> shape."""
-        check(header, wanted)
-        return cls(_groups(DescribedTensors, header, backend, wanted, extra or {}, repack))
+    extra: name -> float32 array computed by the caller (folded weights).
+    repack: put matmul weights of the REPACKED types into the CPU's interleaved layout.
+    between: called after every tensor, and may raise: then nothing is loaded.
+    Errors: ModelFileError for the file, EngineError for the device's memory.
+    """
+    header = source if isinstance(source, Header) else read_header(source)
+    extra = {name: np.asarray(array, np.float32) for name, array in (extra or {}).items()}
+    computed = {name: array.shape for name, array in extra.items()}
+    shapes, layouts = _kinds(header, backend, wanted, computed, repack)
+    tensors = Tensors(backend, shapes, layouts, clear=False)  # all are written below
+    for name, array in extra.items():
+        tensors[name].write(array)
+    data = _map(header)
+    for name, want in wanted.items():  # one by one: only one transformed copy at a time
+        array = _prepare(data, header.tensors[name], want)
+        # Matrices would take a second to look through; what they spoil shows in results.
+        if want.as_float and not np.isfinite(array).all():
+            raise ModelFileError(
+                header.path, f'its tensor {name} holds NaN or infinite numbers', FETCH_AGAIN
+            )
+        tensors[name].write(array)
+        if between is not None:
+            between()
+    return tensors
 
 
-def _groups(
-    make: Callable, header: Header, backend: Backend, wanted: Mapping, extra: Mapping, repack: bool
-) -> list:
-    """The tensors, made by `make`, by the layout of the memory they are to lie in."""
+def describe_weights(
+    header: Header,
+    backend: Backend,
+    wanted: Mapping,
+    extra: Mapping | None = None,
+    repack: bool = False,
+) -> DescribedTensors:
+    """Describe what load_weights makes, without memory and data; extra: name -> shape."""
+    return DescribedTensors(backend, *_kinds(header, backend, wanted, extra or {}, repack))
+
+
+def _kinds(
+    header: Header, backend: Backend, wanted: Mapping, extra: Mapping, repack: bool
+) -> tuple:
+    """Check the header; return name -> (shape, type), and name -> layout of those repacked."""
+    check(header, wanted)
     shapes = {name: (shape, GgmlType.F32) for name, shape in extra.items()}
     shapes.update((name, _stored(header.tensors[name], want)) for name, want in wanted.items())
-    apart = _repackable(backend, shapes, wanted) if repack else {}
-    groups = [make(backend, {name: shapes[name] for name in shapes if name not in apart})]
-    if apart:
-        layout = next(iter(apart.values()))
-        groups.append(make(backend, {name: shapes[name] for name in apart}, layout))
-    return groups
+    return shapes, _repackable(backend, shapes, wanted) if repack else {}
 
 
 def check(header: Header, wanted: Mapping) -> None:
@@ -227,7 +209,7 @@ def is_repacked(backend: Backend, shape: tuple, ggml_type: GgmlType) -> bool:
 
 def _multiplies(backend: Backend, shape: tuple, ggml_type: GgmlType, buffer_type: int) -> bool:
     """Ask the device about one product with a weight of this kind in that memory."""
-    probe = Tensors(backend, {'w': (shape, ggml_type)}, buffer_type)
+    probe = Tensors(backend, {'w': (shape, ggml_type)}, {'w': buffer_type})
     context = new_context(backend, probe, 2)
     vector = lib.new_tensor_1d(context, GgmlType.F32, shape[-1])
     return backend.supports(lib.mul_mat(context, probe['w'].handle, vector))

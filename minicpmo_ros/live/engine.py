@@ -1,77 +1,72 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The one thread that owns the language model: it loads it, reads the units and answers.
+"""The thread that owns the language model: it loads the model, reads units and answers questions.
 
-Everybody else only leaves work in bounded queues and never waits. Rules:
-* A question goes before units that wait. One is answered at a time; `max_waiting` more may wait.
-* While one is answered, units that came meanwhile are read between its tokens, after its first,
-  as long as they take no more than half of the time.
-* Beside an answer the window grows as far as there is room (session.py); then units wait for its
-  end.
-* `max_backlog` units may wait; a newer one pushes out the oldest, which is counted as dropped.
-* A cancelled question ends before the next token or the next chunk of its prefill, or in the
-  middle of looking for a token that its grammar allows.
-* An error in a question is that question's. When llama.cpp fails, the context is rebuilt and the
-  window is lost; when that fails too, the engine is, and says why.
+All other threads put work into bounded queues and never wait. Rules:
+* A question goes before waiting units; QuestionQueue says which may begin. If a unit had to wait
+  for a question, it is read before another question begins.
+* During answers, a unit that arrives is read in the same decode as their next tokens, but not
+  before the first one of each, and not while the arbiter owes the answers time (arbiter.py).
+* During answers the window grows while there is space; then old units are evicted (session.py).
+* A question about audio that has not come yet waits for it (voice/hearing.py).
+* `max_backlog` units may wait; a newer one replaces the oldest, which is counted as dropped.
+* A question that is cancelled or timed out ends before the next token or chunk of its prefill.
+* A question is refused if the window lacks what the question requires (status.py).
+* Standing questions ride in the decode of the unit that they are asked about (alerts).
+* An error while answering fails only that question. If llama.cpp fails, the context is rebuilt
+  and the window is lost; if the rebuild fails too, the engine fails and reports the reason.
 
-Callbacks run in the engine's thread and must return soon; what they raise is logged.
+Callbacks run in the thread of the engine and must return soon; their exceptions are logged.
 """
 
 import logging
-import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 
+from minicpmo_ros.alerts.reader import AlertAsker
 from minicpmo_ros.errors import (
     BusyError,
     CancelledError,
     ContextFullError,
     EngineError,
     Error,
+    InputError,
 )
-from minicpmo_ros.language.context import AbortFlag
-from minicpmo_ros.language.sampling import SamplingOptions
-from minicpmo_ros.live.arbiter import DeviceArbiter, Priority, Turn
-from minicpmo_ros.live.asking import Asking, call_safely
-from minicpmo_ros.live.engine_status import EngineStatus, why_failed
-from minicpmo_ros.live.pacing import Instant
-from minicpmo_ros.live.question import Answer, Finish, Question
+from minicpmo_ros.live.answers import RunningAnswers
+from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
+from minicpmo_ros.live.question import Answer, Finish, PendingQuestion, Question, QuestionQueue
 from minicpmo_ros.live.session import Session
-from minicpmo_ros.live.units import Unit, UnitAssembler, UnitInbox
+from minicpmo_ros.live.status import (
+    EngineOptions,
+    EngineStatus,
+    LiveInputs,
+    call_safely,
+    why_failed,
+)
+from minicpmo_ros.llm.context import AbortFlag
+from minicpmo_ros.llm.sampling import SamplingOptions
+from minicpmo_ros.streams.pairing import Unit
+from minicpmo_ros.streams.time import Instant
+from minicpmo_ros.voice.hearing import OpenSecond, hear
 
 log = logging.getLogger(__name__)
 
 SHORTEST_WAIT_S = 0.01  # for a deadline in simulated time, which may be slow
 
 
-@dataclass(frozen=True)
-class EngineOptions:
-    """Bounds of the queues."""
-
-    unit_deadline_s: float = 2.0  # wait for the other half of a second: an encoder may take 1 s
-    max_backlog: int = 8  # units waiting to be read
-    max_waiting: int = 8  # questions waiting, beside the one being answered
-
-    @property
-    def max_pending(self) -> int:
-        """How many seconds may be open: all that come until the deadline, and at least a burst."""
-        return max(8, math.ceil(self.unit_deadline_s) + 2)
-
-
 class Engine:
-    """Made anywhere, started once, used from any thread.
+    """Reads units and answers questions; started once, used from any thread.
 
-    `load(on_progress, abort)` returns the Session; it is called in the engine's thread and is
-    expected to stop when on_progress returns False or the AbortFlag is set. `on_change(status)` is
-    called in that thread when a state, a unit, a question or a reset has changed the status.
-    `now()`: the instant that units wait by; it may know simulated time.
+    `load(on_progress, abort)` returns the Session; it is called in the thread of the engine and
+    must stop when on_progress returns False or the AbortFlag is set. `on_change(status)` is called
+    in that thread after every change of the status by a state, a unit, a question or a reset.
+    `now()` returns the instant by which units wait; it may follow simulated time.
+    `listen(until_ns, timeout_s, take)` asks for the open second and calls `take(OpenSecond)`.
     """
 
     def __init__(
@@ -81,101 +76,109 @@ class Engine:
         arbiter: DeviceArbiter | None = None,
         on_change: Callable[[EngineStatus], None] | None = None,
         now: Callable[[], Instant] = lambda: Instant(time.monotonic()),
+        alerts: AlertAsker | None = None,  # standing questions
+        listen: Callable = lambda until_ns, timeout_s, take: take(OpenSecond()),
     ):
         self._now = now
         self.options = options or EngineOptions()
-        self._load, self._on_change = load, on_change
+        self._alerts, self._listen = alerts or AlertAsker(), listen
+        self._load, self._on_change = load, on_change or (lambda _: None)
         self._arbiter = arbiter or DeviceArbiter()
+        self._arbiter.unit_deadline_s = self.options.unit_deadline_s
         self._abort = AbortFlag()
         self._wake = threading.Condition()  # guards everything below it
         self._status = EngineStatus()
-        self._inbox = UnitInbox(
-            UnitAssembler(self.options.unit_deadline_s, self.options.max_pending),
-            self.options.max_backlog,
-        )
-        self._waiting = deque()  # askings
-        self._reset = self._closing = False
-        self._resize, self._refusal = None, ''  # (positions, bytes) to come; why none are taken
-        self._session = self._current = None  # of the engine's thread alone
-        self._answer_s = self._last_unit_s = 0.0
-        self._begun_s = None  # monotonic: the piece of work at hand
-        self._sampling = None  # instead of the session's
+        self._inputs = LiveInputs(self.options)
+        self._questions = QuestionQueue(self.options.max_waiting, self.options.max_parallel)
+        self._reset_is_due = False  # before anything else is done
+        self._new_size = None  # (positions, bytes) that were requested
+        self._closing = False
+        self._session = None  # used in the thread of the engine only, as the next
+        self._answers = RunningAnswers(self._arbiter, self._finish, lambda: self._closing)
+        self._begun_s = None  # monotonic: the start of the present piece of work
+        self._sampling = None  # replaces that of the session
         self._thread = threading.Thread(target=self._run, name='llm', daemon=True)
 
     # --- for any thread -----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to load."""
+        """Start the thread, which loads the model."""
         self._thread.start()
 
-    def put_picture(self, second: int, rows: np.ndarray | None, tiles: tuple = (0, 0)) -> None:
-        """Take a second's picture embeddings, (queries * pictures, width); None: it has none."""
-        self._put(self._inbox.assembler.add_picture, second, rows, tiles)
+    def put_image(self, second: int, rows: np.ndarray | None, tiles: tuple = (0, 0)) -> None:
+        """Add the image embeddings (queries * images, width) of a second; None if it has none."""
+        self._put(lambda now: self._inputs.put_image(second, rows, tiles, now))
 
-    def put_sound(self, second: int, rows: np.ndarray | None) -> None:
-        """Take a second's sound embeddings, (tokens, width); None: it has none."""
-        self._put(self._inbox.assembler.add_sound, second, rows)
+    def put_audio(self, second: int, rows: np.ndarray | None) -> None:
+        """Add the audio embeddings (tokens, width) of a second; None if it has none."""
+        self._put(lambda now: self._inputs.put_audio(second, rows, now))
 
     def ask(
         self,
         question: Question,
         on_delta: Callable[[str], None] | None = None,
         on_done: Callable[[Answer], None] | None = None,
-    ) -> Asking:
-        """Queue a question; BusyError says why it cannot be. The pieces of text go to on_delta."""
+        asked_s: float | None = None,
+    ) -> PendingQuestion:
+        """Queue a question; raise BusyError if it is not accepted. See PendingQuestion."""
         with self._wake:
             status = self._status
             if self._closing or status.state != 'ready':
                 raise BusyError(status.why_not_ready())
-            if self._refusal:
-                raise BusyError(self._refusal)
-            if len(self._waiting) >= self.options.max_waiting:
-                raise BusyError(
-                    f'{len(self._waiting)} questions are waiting, more are not taken. '
-                    'Ask again later, or raise max_waiting.'
-                )
-            asking = Asking(question, on_delta, on_done, self._notify)
-            self._waiting.append(asking)
+            pending = PendingQuestion(question, on_delta, on_done, self._wake)
+            pending.asked_s = asked_s or pending.asked_s
+            self._questions.put(pending)
+            hear(pending, self._listen, self.options.unit_deadline_s, self._wake)
             self._wake.notify_all()
-            return asking
+            return pending
 
-    def reset(self) -> None:
-        """Empty the window and what is on its way into it; a running answer goes on."""
+    def reset(self, why_end_questions: Error | None = None) -> None:
+        """Empty the window and the queue of units.
+
+        With `why_end_questions` all questions are cancelled for that reason; without it, the
+        running answer continues and the waiting questions are answered.
+        """
         with self._wake:
-            self._inbox.clear()
-            self._reset = True
+            if why_end_questions is not None:
+                self._questions.cancel_all(why_end_questions)
+            self._inputs.clear()
+            self._reset_is_due = True
             self._wake.notify_all()
 
     def resize(self, n_ctx: int, max_copy_bytes: float) -> None:
-        """Give the context another size, after the answer at hand; see Session.resize."""
+        """Resize the context when the current answer has ended; see Session.resize."""
         with self._wake:
-            self._resize = n_ctx, max_copy_bytes
+            self._new_size = n_ctx, max_copy_bytes
             self._wake.notify_all()
 
-    def refuse(self, reason: str) -> None:
-        """Take no more questions, and say why; '' takes them again."""
+    def pause_questions(self, reason: str) -> None:
+        """Reject new questions with this reason; accept them again when it is ''."""
         with self._wake:
-            self._refusal = reason
+            self._questions.pause_reason = reason
 
-    def retune(self, sampling: SamplingOptions) -> None:
-        """Choose tokens in another way, from the next question on that is begun."""
+    def wait_for(self, senses: str) -> None:
+        """Set which senses a second waits for, a key of pairing.WAIT_FOR."""
+        with self._wake:
+            self._inputs.set_wait_for(senses)
+            self._collect(self._now())
+            self._wake.notify_all()
+
+    def set_sampling(self, sampling: SamplingOptions) -> None:
+        """Set how tokens are chosen, from the next question on."""
         self._sampling = sampling
 
     def status(self) -> EngineStatus:
-        """Return a snapshot."""
+        """Return a snapshot of the status."""
         with self._wake:
             begun_s = self._begun_s
             return replace(
-                self._status,
-                busy_s=time.monotonic() - begun_s if begun_s is not None else 0.0,
-                waiting=len(self._waiting),
-                units_dropped=self._inbox.dropped,
-                late=self._inbox.assembler.late,
-                jumps=self._inbox.assembler.jumps,
+                self._inputs.reported(self._status, self._now()),
+                busy_s=0.0 if begun_s is None else time.monotonic() - begun_s,
+                waiting=len(self._questions),
             )
 
     def close(self, timeout_s: float = 2.0) -> bool:
-        """End all that is going on, even a load or a decode; tell whether it ended in time."""
+        """Stop everything, even a load or a decode; return whether the thread ended in time."""
         with self._wake:
             self._closing = True
             self._abort.set()
@@ -184,27 +187,29 @@ class Engine:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _notify(self) -> None:
-        with self._wake:
-            self._wake.notify_all()
-
-    def _put(self, add, *half) -> None:
+    def _put(self, put: Callable[[Instant], None]) -> None:
         with self._wake:
             if self._closing:
                 return
             now = self._now()
-            add(*half, now)
-            self._inbox.collect(now)
+            put(now)
+            self._collect(now)
             self._wake.notify_all()
+
+    def _collect(self, now: Instant) -> None:
+        self._arbiter.closed_second = self._inputs.collect(now)
 
     # --- the engine's thread ------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._set_state('loading')
+        self._update_status(state='loading')
         try:
             self._session = self._load(self._progress, self._abort)
-            self._publish()
-            self._set_state('ready', progress=1.0)
+            self._alerts.bind(self._session)
+            with self._wake:
+                most = min(self.options.max_parallel, self._session.options.max_forks)
+                self._questions.max_parallel = most
+            self._update_status(state='ready', progress=1.0)
             while self._work():
                 self._begun_s = None
         except CancelledError:
@@ -212,13 +217,13 @@ class Engine:
         except Exception as error:
             if not isinstance(error, Error):
                 log.exception('the engine failed')
-            self._fail(error)
+            self._update_status(state='failed', **why_failed(error))
         self._end_all()
         if self._session is not None:
             self._session.close()
         self._begun_s = None
         if self._status.state != 'failed':
-            self._set_state('unloaded')
+            self._update_status(state='unloaded')
 
     def _progress(self, fraction: float) -> bool:
         with self._wake:
@@ -226,188 +231,162 @@ class Engine:
         return not self._closing
 
     def _work(self) -> bool:
-        """Do one piece of work, or wait for some; False when closing."""
-        with self._wake:
-            if not self._has_work():
-                self._wake.wait(self._patience_s())  # any news may bring a nearer deadline
-            self._begun_s = time.monotonic()
-            if self._closing:
-                return False
-            self._inbox.collect(self._now())
-            reset, self._reset = self._reset, False
-            resize = None
-            if self._current is None:
-                resize, self._resize = self._resize, None
-            taken_back = [asking for asking in self._waiting if asking.cancelled]
-            for asking in taken_back:
-                self._waiting.remove(asking)
-            asking = None
-            if self._current is None and self._waiting:
-                asking = self._waiting.popleft()
-            unit = None if asking else self._next_unit()
-        if reset:
-            self._session.reset()
-            self._publish()
-        if resize is not None:
-            self._change_size(*resize)
-        for back in taken_back:
-            back.finish(Answer(back.question.text, '', Finish.CANCELLED))
-        if asking is not None:
-            self._begin(asking)
-        if unit is not None:
-            self._read(unit)
-        if self._current is not None:
-            self._step()
+        """Do one piece of work, or wait for some; return False when closing."""
+        self._wait_for_work()
+        if self._closing:
+            return False
+        self._reset_window()
+        self._resize_context()
+        self._end_expired_questions()
+        self._begin_questions()
+        self._read_unit_and_answers()
         return True
 
+    def _wait_for_work(self) -> None:
+        with self._wake:
+            while not self._has_work():
+                due_s = self._inputs.due_s  # any news may bring it nearer, and notify
+                self._wake.wait(None if due_s is None else max(SHORTEST_WAIT_S, due_s))
+            self._begun_s = time.monotonic()
+
     def _has_work(self) -> bool:
-        return (
-            self._closing
-            or self._reset
-            or self._current is not None
-            or self._resize is not None
-            or bool(self._inbox.units)
-            or bool(self._waiting)
-        )
+        """Close the units that are due; return whether there is something to do now."""
+        if self._inputs.due_s is not None:
+            self._collect(self._now())
+        is_asked = self._reset_is_due or self._new_size is not None or bool(self._questions)
+        return is_asked or self._closing or len(self._answers) > 0 or bool(self._inputs.units)
 
-    def _patience_s(self) -> float | None:
-        patience_s = self._inbox.assembler.patience_s(self._now())
-        return None if patience_s is None else max(SHORTEST_WAIT_S, patience_s)
+    def _reset_window(self) -> None:
+        with self._wake:
+            is_due, self._reset_is_due = self._reset_is_due, False
+        if is_due:
+            self._session.reset()
+            self._update_status()
+            call_safely(self._alerts.lose, 'the window was reset')
 
-    def _next_unit(self) -> Unit | None:
-        """Take the oldest waiting unit, if it is its turn; the lock is held."""
-        waiting = self._inbox.units
-        if not waiting:
-            return None
-        if self._current is not None:
-            first_token_is_out = bool(self._current[1].ids)
-            if not first_token_is_out or self._answer_s < self._last_unit_s:
-                return None
-            if not self._session.can_append(waiting[0]):
-                return None
-        return waiting.popleft()
+    def _resize_context(self) -> None:
+        with self._wake:
+            if self._new_size is None or self._answers:
+                return
+            size, self._new_size = self._new_size, None
+        with self._arbiter.hold(Priority.UNIT):
+            try:
+                self._session.resize(*size)
+            except EngineError as error:  # unless that fails too, in the former size it goes on
+                log.warning('the context does not become one of %d positions: %s', size[0], error)
+        self._update_status('resizes')
 
-    def _begin(self, asking: Asking) -> None:
-        turn = self._arbiter.acquire(Priority.QUESTION)  # until the answer is finished
-        try:
+    def _end_expired_questions(self) -> None:
+        with self._wake:
+            expired = self._questions.take_expired()
+        for pending in expired:
+            self._finish(pending, Answer(pending.question.text, '', Finish.CANCELLED))
+        self._answers.end_expired()
+
+    def _begin_questions(self) -> None:
+        """Begin the questions that may be answered now, oldest first."""
+        while (pending := self._next_question()) is not None:
+            with self._wake:
+                stale, refused = self._inputs.judge(pending, self._status, self._now())
+            if refused:
+                self._refuse(pending, InputError(refused), bool(stale))
+                continue
             if self._sampling is not None:
                 self._session.options = replace(self._session.options, sampling=self._sampling)
-            answering = self._session.ask(
-                asking.question, asking.asked_s, partial(self._between, asking, turn)
-            )
-        except Exception as error:
-            turn.release()
-            asking.finish(Answer(asking.question.text, '', Finish.ERROR, error))
-            return
-        self._current = asking, answering, turn
-        self._answer_s = 0.0
-        self._publish()
+            try:
+                self._answers.begin(self._session, pending, stale)
+                self._update_status()
+            except Exception as error:
+                if not isinstance(error, ContextFullError) or not self._answers:
+                    self._refuse(pending, error)
+                else:
+                    with self._wake:
+                        self._questions.put_back(pending)
 
-    def _between(self, asking: Asking, turn: Turn) -> None:
-        """In the middle of a long step: end it, or let others compute."""
-        if asking.cancelled or self._closing:
-            raise CancelledError('The question was taken back.')
-        turn.between()
+    def _next_question(self) -> PendingQuestion | None:
+        with self._wake:
+            # A reset that came since `_reset_window` goes before what was asked after it.
+            if self._reset_is_due or self._new_size is not None or self._answers.unit_is_owed:
+                return None
+            return self._questions.begin(lambda one: self._inputs.has_heard(one, self._status))
 
-    def _step(self) -> None:
-        asking, answering, turn = self._current
-        if asking.cancelled:
-            self._finish_current(Finish.CANCELLED)
-            return
-        started_s = time.perf_counter()
+    def _read_unit_and_answers(self) -> None:
+        """Read in one decode what the answers read next, and the oldest unit if it is its turn."""
         try:
-            asking.tell(answering.step())
+            reads = self._answers.next_reads()
+            unit = self._take_unit()
+            if unit is not None:
+                self._read_unit(unit, reads)
+            elif reads:
+                self._answers.read(self._session, reads)
         except CancelledError:
-            self._finish_current(Finish.CANCELLED)
-            return
-        except Exception as error:
-            self._finish_current(Finish.ERROR, error)
-            if isinstance(error, EngineError):
-                self._rebuild(error)
-            return
-        self._answer_s += time.perf_counter() - started_s
-        if answering.answer is not None:
-            self._finish_current(answering.answer.finish)
-        else:
-            turn.between()
-
-    def _finish_current(self, finish: Finish, error: Exception | None = None) -> None:
-        asking, answering, turn = self._current
-        self._current = None
-        turn.release()
-        answer = answering.end(finish, error)
-        self._publish()
-        asking.finish(answer)
-
-    def _read(self, unit: Unit) -> None:
-        try:
-            if self._current is not None:  # the answer holds the device
-                report = self._session.append(unit)
-            else:
-                with self._arbiter.hold(Priority.UNIT):
-                    report = self._session.append(unit)
-        except CancelledError:
-            return
+            pass  # the engine is closing
         except EngineError as error:
-            if self._current is not None:
-                self._finish_current(Finish.ERROR, error)
             self._rebuild(error)
-            return
+        self._answers.let_others()
+
+    def _take_unit(self) -> Unit | None:
+        """Take the oldest waiting unit if it is its turn."""
+        with self._wake:
+            units = self._inputs.units
+            if self._reset_is_due:
+                return None  # it may be of the time after the reset
+            has_room = bool(units) and self._session.can_append(units[0])
+            return units.popleft() if self._answers.lets_unit(bool(units), has_room) else None
+
+    def _read_unit(self, unit: Unit, reads: dict) -> None:
+        riders = self._alerts.try_begin(unit)
+        try:
+            with self._answers.hold_for_unit():
+                report = self._session.append(unit, list(reads.values()), riders)
+        except (CancelledError, EngineError):
+            raise
         except Exception as error:
             log.warning('second %d is not read: %s', unit.second, error)
             is_too_large = isinstance(error, ContextFullError)
-            self._publish(**{'units_too_large' if is_too_large else 'units_refused': 1})
+            self._update_status('units_too_large' if is_too_large else 'units_refused')
             return
-        self._last_unit_s, self._answer_s = 1e-3 * report.prefill_ms, 0.0
         with self._wake:
-            self._status = replace(self._status, prefill_ms=report.prefill_ms)
-        self._publish(units_read=1)
+            self._inputs.note_read(unit)
+        self._update_status('units_read', prefill_ms=report.prefill_ms)
+        self._alerts.try_end(report)
+        self._answers.take(reads, report.logits)
+
+    def _refuse(self, pending: PendingQuestion, error: Exception, stale: bool = False) -> None:
+        self._finish(pending, Answer(pending.question.text, '', Finish.ERROR, error, stale))
+
+    def _finish(self, pending: PendingQuestion, answer: Answer, **facts) -> None:
+        """Finish a question; count it if nobody waits for the answer any more, and not by wish."""
+        with self._wake:
+            self._questions.end(pending)
+        is_dropped = answer.finish == Finish.CANCELLED and pending.why_over() is not None
+        self._update_status(*['questions_dropped'] * is_dropped, **facts)
+        pending.finish(answer)
 
     def _rebuild(self, error: EngineError) -> None:
+        self._answers.end_all(Finish.ERROR, error)
         log.error('the window is lost and the context is rebuilt: %s', error)
         with self._arbiter.hold(Priority.UNIT):
-            self._session.rebuild()  # an error here is the engine's end
-        with self._wake:
-            self._status = replace(self._status, lost_window=f'The window was lost: {error}')
-        self._publish(rebuilds=1)
-
-    def _change_size(self, n_ctx: int, max_copy_bytes: float) -> None:
-        with self._arbiter.hold(Priority.UNIT):
-            try:
-                self._session.resize(n_ctx, max_copy_bytes)
-            except EngineError as error:  # unless that fails too, in the former size it goes on
-                log.warning('the context does not become one of %d positions: %s', n_ctx, error)
-        self._publish(resizes=1)
-
-    def _fail(self, error: Exception) -> None:
-        reason, remedy = why_failed(error)
-        self._set_state('failed', reason=reason, remedy=remedy)
+            self._session.rebuild()  # an error here ends the engine
+        self._update_status('rebuilds', lost_window=f'The window was lost: {error}')
+        call_safely(self._alerts.lose, 'the window was lost')
 
     def _end_all(self) -> None:
-        """Finish what was asked and is not answered."""
+        """Finish all questions that are not answered yet."""
         with self._wake:
             self._closing = True
-            waiting, self._waiting = list(self._waiting), deque()
-            self._inbox.clear()
-        failed = self._status.state == 'failed'
-        finish = Finish.ERROR if failed else Finish.CANCELLED
-        error = BusyError(self._status.why_not_ready()) if failed else None
-        if self._current is not None:
-            self._finish_current(finish, error)
-        for asking in waiting:
-            asking.finish(Answer(asking.question.text, '', finish, error))
+            waiting = self._questions.take_all()
+            self._inputs.clear()
+        finish, error = Finish.CANCELLED, None
+        if self._status.state == 'failed':
+            finish, error = Finish.ERROR, BusyError(self._status.why_not_ready())
+        self._answers.end_all(finish, error)
+        for pending in waiting:
+            pending.finish(Answer(pending.question.text, '', finish, error))
 
-    def _set_state(self, state: str, **more) -> None:
+    def _update_status(self, *counted: str, **facts) -> None:
+        """Update the status from the session, count one more of these, and set the facts."""
+        is_answering = len(self._answers) > 0
         with self._wake:
-            self._status = replace(self._status, state=state, **more)
-        self._tell_change()
-
-    def _publish(self, **counts) -> None:
-        """Bring the snapshot up to date with the session, and count."""
-        with self._wake:
-            self._status = self._status.after(self._session, self._current is not None, counts)
-        self._tell_change()
-
-    def _tell_change(self) -> None:
-        if self._on_change is not None:
-            call_safely(self._on_change, self.status())
+            self._status = self._status.after(self._session, is_answering, counted, **facts)
+        call_safely(self._on_change, self.status())

@@ -1,61 +1,59 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One live window in a language model, and the question that is forked from it.
+"""One live window in a language model, and the forks on which questions about it are answered.
 
-Sequence 0 holds the system prompt and the units. A question is read and answered on sequence 1,
-a fork of sequence 0 at its last whole unit, and dropped: the live window never sees it, and goes
-on growing meanwhile. Room for the longest question and answer is always kept; what the one that
-is being answered does not need of it is lent to the window. Units leave only while no fork shares
-their cells, because what stays must move then: where the room is used up during an answer, the
-next unit waits for its end (`can_append`). One thread uses a session.
+Sequence 0 holds the system prompt and the units. A question is read and answered on a fork of it,
+a sequence that shares the window as it was and is dropped afterwards: the window never sees it. Up
+to `max_forks` live at once, and what they read next is read in one decode, alone or with a unit:
+
+    generations = [session.ask(question) for question in questions]
+    while generations:  # a tick of the engine
+        reads = [generation.next_read() for generation in generations]
+        logits = session.read(reads)  # or, with a unit: session.append(unit, reads, riders).logits
+        for generation, found in zip(generations, logits):
+            generation.take(found)
+        generations = [generation for generation in generations if generation.answer is None]
+
+Riders are questions about the very unit that they ride with, (n, width) rows each: every one is
+read on a fork of its own, which sees the unit and is forgotten at once. `report.riders` has the
+logits behind each; None for one that there was no sequence or no room for.
+
+Space for the longest question and answer is reserved. A fork takes what its own question and
+answer can need; the window may borrow the rest, riders too. When that is used up old units are
+evicted, also from the forks that share them. A question has to wait where forks would leave less
+than half of the window (`can_fork`). One thread uses it.
 """
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 from minicpmo_ros.errors import ContextFullError, EngineError, InputError
-from minicpmo_ros.language.context import AbortFlag, Context, ContextOptions
-from minicpmo_ros.language.model import LanguageModel, ModelOptions
-from minicpmo_ros.language.prompt import CompiledPrompt, PromptLayout
-from minicpmo_ros.language.sampling import SamplingOptions
-from minicpmo_ros.live.answering import Answering
+from minicpmo_ros.families.base import PromptLayout
+from minicpmo_ros.live.generation import Generation
 from minicpmo_ros.live.question import Question
-from minicpmo_ros.live.units import Unit
-from minicpmo_ros.live.window import Window
-from minicpmo_ros.models.llm_memory import cells
+from minicpmo_ros.live.session_options import SessionOptions, UnitReport
+from minicpmo_ros.live.window import Fork, Window, grouped
+from minicpmo_ros.llm.context import AbortFlag, Context, Piece
+from minicpmo_ros.llm.context_options import ContextOptions, cells
+from minicpmo_ros.llm.model import LanguageModel, ModelOptions
+from minicpmo_ros.llm.prompt import CompiledPrompt
+from minicpmo_ros.streams.pairing import Unit
+from minicpmo_ros.voice.hearing import Tail
 
-LIVE, FORK = 0, 1  # sequences
-LEAST_ROOM = 256  # positions of the smallest window: two seconds of picture and sound
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """What a session allows a question, and how it answers."""
-
-    max_tokens: int = 256  # of an answer
-    max_question_tokens: int = 384
-    window_policy: str = 'recent'  # who leaves when room is short: recent, long (window.py)
-    speech: bool = False  # open answers in the form that prepares for a voice
-    system_text: str | None = None  # None: the layout's own
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-
-
-@dataclass(frozen=True)
-class UnitReport:
-    """What reading a unit took."""
-
-    second: int
-    rows: int
-    prefill_ms: float
+LIVE = 0  # the sequence of the window; the others are for forks
+LEAST_ROOM = 256  # positions of the smallest window: two seconds of images and audio
+WAIT = 'The answers that are being given hold the room; wait.'
 
 
 class Session:
-    """A window over a loaded model; it owns both."""
+    """A window over a loaded model; the session owns both."""
 
     def __init__(
         self,
@@ -66,15 +64,17 @@ class Session:
         abort: AbortFlag | None = None,
     ):
         self.model, self.options = model, options or SessionOptions()
-        self._context_options = replace(context_options or ContextOptions(), n_sequences=2)
+        self._context_options = replace(
+            context_options or ContextOptions(), n_sequences=1 + self.options.max_forks
+        )
         self._abort = abort
-        self.evicted = 0  # units that left for newer ones or for a remembered turn
+        self.evicted = 0  # units, to make room for newer ones or for a remembered turn
         self.prompt = CompiledPrompt(
             layout,
             model.vocabulary,
             model.token_rows,
             self.options.speech,
-            self.options.system_text,
+            self.options.system_text or None,
         )
         self._open()
 
@@ -97,79 +97,119 @@ class Session:
             model.close()
             raise
 
-    def append(self, unit: Unit) -> UnitReport:
-        """Read one second at the live end, evicting the oldest units where room is short.
+    def append(self, unit: Unit, reads=(), riders=()) -> UnitReport:
+        """Read one second at the live end, with forks' reads; evict old units if space is short.
 
-        It is read whole or not at all. Raises InputError for embeddings that do not fit,
-        ContextFullError where there is no room (see `can_append`), CancelledError, EngineError.
+        All is read completely or nothing is. Raises InputError for embeddings that do not fit,
+        ContextFullError when there is no space (see `can_append`), CancelledError, EngineError.
         """
         if unit.restarted:
             self.reset()
-        rows = self._unit_rows(unit)
         started_s = time.perf_counter()
-        self._make_room(len(rows))
-        self._read_live(rows, unit.second)
-        return UnitReport(unit.second, len(rows), 1e3 * (time.perf_counter() - started_s))
+        rows, is_still = self._make_room_for(unit, riders)
+        room = self._n_unreserved() - len(rows)
+        groups = grouped(riders, len(self._free_sequences()), room)
+        logits, riding = self._read_together(reads, next(groups, []), rows)
+        self.window.append_unit(unit, len(rows), is_still)
+        for group in groups:
+            logits = [found.copy() for found in logits]
+            riding = [found.copy() for found in riding] + self._read_together((), group)[1]
+        riding += [None] * (len(riders) - len(riding))
+        spent_ms = 1e3 * (time.perf_counter() - started_s)
+        return UnitReport(unit.second, len(rows), spent_ms, logits, riding)
+
+    def read(self, reads) -> list:
+        """Read what forks read next in one decode; return the logits of each, as `append`."""
+        return self._read_together(reads, ())[0]
+
+    def rewind(self, fork: Fork, n_kept: int) -> None:
+        """Forget what a fork has read behind the first `n_kept` positions of its own."""
+        self.context.remove(fork.sequence, fork.forked_at + n_kept, -1)
 
     def can_append(self, unit: Unit) -> bool:
-        """Tell whether a unit must wait for the end of the answer, which holds the room."""
-        if self._answering is None:
-            return True
+        """Return False while answers leave no space for the unit, even in an empty window."""
         try:
-            return len(self._unit_rows(unit)) <= self._n_free()
+            n_rows = len(self.unit_rows(unit))
         except InputError:
             return True  # append will say why not
+        return not self._forks or self.window.prefix + n_rows <= self._window_limit()
 
     def ask(
         self,
         question: Question,
         asked_s: float | None = None,
         between: Callable[[], None] | None = None,
-    ) -> Answering:
-        """Fork the window for a question; InputError where it cannot be answered as asked.
+        tail: Tail | None = None,
+    ) -> Generation:
+        """Fork the window for a question; raise InputError if it cannot be answered as asked.
 
-        `asked_s`: time.monotonic() of its arrival; default now. `between`: see Answering.
+        `asked_s`: time.monotonic() of its arrival; default now. `between`: see Generation.
+        `tail`: a second that has not ended, which only this question reads.
         """
-        if self._answering is not None:
-            raise ValueError('one question is being answered; end it first')
         asked_s = time.monotonic() if asked_s is None else asked_s
-        answering = Answering(self, question, asked_s, between)
-        self.context.copy(LIVE, FORK, self.window.end)
-        self._answering, self._forked_at = answering, self.window.end
-        return answering
+        return Generation(self, question, asked_s, between, tail)
 
-    def remember(self, question_ids: list, answer_ids: list) -> None:
-        """Read a question and its answer at the live end, as the conversation's next turn."""
-        rows = self.prompt.turn(question_ids, answer_ids)
+    def fork(self, n_positions: int, is_empty: bool = False) -> Fork:
+        """Return a sequence that shares the window as it is now and may grow by `n_positions`.
+
+        `is_empty`: it shares the system prompt alone. Evicts old units if space is short. Raises
+        ContextFullError where forks would leave less than half of the window, ValueError if there
+        are `max_forks` already.
+        """
+        if not self._free_sequences():
+            raise ValueError(f'{len(self._forks)} questions are being answered; end one first')
+        if not self.can_fork(n_positions):
+            raise ContextFullError(n_positions, self._n_unreserved(), WAIT)
+        limit = self.window.end + self._n_unreserved()
+        self._evict(self.window.spans_to_evict(n_positions, limit))
+        sequence, drop = self._free_sequences()[0], lambda: self._drop(fork)
+        shared_end = self.window.prefix if is_empty else self.window.end
+        fork = Fork(sequence, shared_end, n_positions, self._n_resets, drop)
+        self.context.copy(LIVE, fork.sequence, fork.forked_at)
+        self._forks.append(fork)
+        return fork
+
+    def can_fork(self, n_positions: int) -> bool:
+        """Return whether `fork` has a sequence, and room that leaves half of the window."""
+        window_limit = self.window.end + self._n_unreserved() - n_positions
+        return bool(self._free_sequences()) and window_limit >= self.window.capacity // 2
+
+    def remember(self, question_ids: list, answer_ids: list, end_id: int | None = None) -> None:
+        """Read a question and its answer at the live end, as the next turn of the conversation.
+
+        `end_id`: the token that ended the answer; None if the answer was cut.
+        """
+        rows = self.prompt.turn(question_ids, answer_ids, end_id)
         self._make_room(len(rows))
-        self._read_live(rows, None)
+        self._read_together((), (), rows)
+        self.window.append(None, len(rows))
 
     def reset(self) -> None:
-        """Empty the window; a running answer keeps its evidence."""
-        if self._answering is not None:
-            self._held = self._forked_at - self.window.prefix
+        """Empty the window; running answers keep their evidence."""
+        self._n_resets += 1
         self.window.remove(self.window.spans)
         self.context.remove(LIVE, self.window.prefix, -1)
 
     def rebuild(self) -> None:
-        """Start anew after an EngineError: the window is lost."""
+        """Create a new context after an EngineError; the window is lost."""
         self.context.close()
         self._open()
 
-    @property
+    @cached_property
     def smallest_context(self) -> int:
-        """How small `resize` can make the context: the window then holds little."""
+        """Smallest context that `resize` accepts; its window holds about two seconds."""
         least = len(self.prompt.prefix) + self._reserve + LEAST_ROOM
         return cells(max(least, self._context_options.n_batch))
 
     def resize(self, n_ctx: int, max_copy_bytes: float = math.inf) -> None:
-        """Go on in a context of another size, with the newest units that fit into it.
+        """Replace the context by one of another size; keep the newest units that fit into it.
 
-        Only that returns memory: keys and values lie in one piece that llama.cpp takes at the
-        start. The units that stay are copied meanwhile; those that `max_copy_bytes` does not hold
-        leave too. On EngineError the session goes on in its former size, or is not to be used.
+        This is the only way to return memory, because llama.cpp allocates keys and values in one
+        piece. The units that stay are copied aside; those beyond `max_copy_bytes` are evicted.
+        After an EngineError the session continues in its former size; if that fails too, the
+        session must not be used any more.
         """
-        if self._answering is not None:
+        if self._forks:
             raise ValueError('a question is being answered; end it first')
         former, carried = self._context_options, self._pack(n_ctx, max_copy_bytes)
         self.context.close()
@@ -186,24 +226,23 @@ class Session:
         self.context.close()
         self.model.close()
 
-    def read_fork(self, rows: np.ndarray, want_logits: bool) -> np.ndarray | None:
-        """Read rows on the fork; for the answering. Logits are good until the next call."""
-        return self.context.decode(rows, FORK, want_logits, self._logits)
-
-    def drop_fork(self) -> None:
-        """Give the fork's cells back, and take back what was lent; for the answering."""
-        self._answering, self._held = None, 0
-        self.context.remove(FORK, 0, -1)
-        self._make_room(0)
+    def _drop(self, fork: Fork) -> None:
+        """Free the cells of a fork; after the last one, evict what the window has borrowed."""
+        if fork not in self._forks:
+            return  # dropped before, or lost with its context
+        self._forks.remove(fork)
+        self.context.remove(fork.sequence, 0, -1)
+        if not self._forks:
+            self._make_room(0)
 
     @property
     def _reserve(self) -> int:
-        """Positions that are kept for the longest question and answer."""
+        """Positions that are reserved for the longest question and answer."""
         options = self.options
         return len(self.prompt.question([])) + options.max_question_tokens + options.max_tokens
 
     def _pack(self, n_ctx: int, max_copy_bytes: float) -> tuple | None:
-        """Let go what does not fit; give (state, spans) of the rest, None where it is nothing."""
+        """Evict what will not fit; return (state, spans) of the rest, or None if nothing fits."""
         window, prefix = self.window, self.window.prefix
         per_position = self.context.state_bytes(LIVE) / window.end
         room = int(min(n_ctx - self._reserve, max_copy_bytes / per_position))
@@ -211,19 +250,17 @@ class Session:
             self.evicted += len(window.seconds)
             return None
         window.capacity = room
-        self._let_go(window.leaving(0))
+        self._evict(window.spans_to_evict(0, room))
         end = self.context.next_position(LIVE)
-        self.context.decode(self.prompt.prefix[-1:], LIVE)  # it closes the gaps; and goes again
+        self.context.read(self.prompt.prefix[-1:], LIVE)  # closes the gaps; removed again
         self.context.remove(LIVE, end, -1)
         return self.context.save(LIVE), window.spans
 
     def _open(self, carried: tuple | None = None) -> None:
-        """Make a context and a window, empty or with what was `carried` over."""
-        self._answering = None
-        self._logits = np.empty(self.model.vocabulary.size, np.float32)  # of the fork
-        self._held = 0  # cells of units that left the window and live on in the fork
+        """Create a context and a window, empty or with what was `carried` over."""
+        self._forks, self._n_resets = [], 0
         self.context = Context(self.model, self._context_options, self._abort)
-        prefix, reserve = self.prompt.prefix, self._reserve
+        prefix, reserve, options = self.prompt.prefix, self._reserve, self.options
         capacity = self.context.n_ctx - reserve
         if len(prefix) >= capacity:
             self.context.close()
@@ -232,10 +269,10 @@ class Session:
                 f'{len(prefix)} positions and a question with its answer {reserve}. '
                 'Raise n_ctx, or lower max_tokens or max_question_tokens.'
             )
-        self.window = Window(len(prefix), capacity, self.options.window_policy)
+        self.window = Window(len(prefix), capacity, options.window_policy, options.still)
         try:
             if carried is None:
-                self._read_chunks(prefix)
+                self.context.read(prefix, LIVE)
             else:
                 state, self.window.spans = carried
                 self.context.restore(LIVE, state)
@@ -243,44 +280,90 @@ class Session:
             self.context.close()
             raise
 
-    def _unit_rows(self, unit: Unit) -> np.ndarray:
-        return self.prompt.unit(unit.picture_rows, *unit.tiles, unit.sound_rows)
+    def unit_rows(self, unit: Unit, is_still: bool = False) -> np.ndarray:
+        """Return what is read of a unit, (n, width); raise InputError if it does not fit."""
+        image_rows = None if is_still else unit.image_rows
+        return self.prompt.unit(image_rows, *unit.tiles, unit.audio_rows)
 
-    def _n_free(self) -> int:
-        """Return how many positions the window may take now without letting anything go."""
-        limit = self.window.capacity
-        if self._answering is not None:
-            limit = self.context.n_ctx - self._answering.n_positions - self._held
-        return limit - self.window.end
+    def _free_sequences(self) -> list:
+        taken = {LIVE, *(fork.sequence for fork in self._forks)}
+        return [n for n in range(self.context.options.n_sequences) if n not in taken]
+
+    def _n_unreserved(self) -> int:
+        """Return how many positions neither the window nor a fork has or may come to need."""
+        prefix, kept = self.window.prefix, {}  # of each emptied window, what forks still share
+        for fork in self._forks:
+            if fork.n_resets < self._n_resets:
+                kept[fork.n_resets] = max(kept.get(fork.n_resets, prefix), fork.forked_at)
+        reserved = sum(fork.n_positions for fork in self._forks)
+        reserved += sum(kept.values()) - prefix * len(kept)
+        return self.context.n_ctx - self.window.end - reserved
+
+    def _window_limit(self) -> int:
+        """Return the position that the window may grow to now."""
+        if self._forks:
+            return self.window.end + self._n_unreserved()
+        return self.window.capacity
+
+    def _shared_end(self, fork: Fork) -> int:
+        """Return up to which position a fork shares cells with the live sequence."""
+        return fork.forked_at if fork.n_resets == self._n_resets else self.window.prefix
 
     def _make_room(self, n_rows: int) -> None:
-        leaving = self.window.leaving(n_rows)
-        if n_rows <= self._n_free():
-            return
-        if self._answering is not None:
-            raise ContextFullError(
-                n_rows, self._n_free(), 'The answer that is being given holds the room; wait.'
-            )
-        self._let_go(leaving)
+        """Evict what keeps `n_rows` from the window, also from the forks that share it."""
+        limit = self._window_limit()
+        if self._forks and self.window.prefix + n_rows > limit:
+            raise ContextFullError(n_rows, limit - self.window.prefix, WAIT)
+        self._evict(self.window.spans_to_evict(n_rows, limit))
 
-    def _let_go(self, leaving: list) -> None:
-        self.evicted += sum(span.second is not None for span in leaving)
-        for start, end in self.window.remove(leaving):
-            self.context.remove(LIVE, start, end)
-            if end < self.context.next_position(LIVE):
-                self.context.shift(LIVE, end, start - end)
+    def _make_room_for(self, unit: Unit, riders) -> tuple:
+        """Evict for a unit and what rides with it; return its rows, and whether it is still."""
+        is_still = self.window.is_still(unit)
+        rows = self.unit_rows(unit, is_still)
+        self._make_room(len(rows))
+        n_with_rider = len(rows) + max(map(len, riders), default=0)
+        if self._forks and self.window.prefix + n_with_rider <= self._window_limit():
+            self._make_room(n_with_rider)  # without forks there is room for riders
+        has_left = is_still and not self.window.is_still(unit)  # the image that it goes without
+        return self._make_room_for(unit, riders) if has_left else (rows, is_still)
 
-    def _read_live(self, rows: np.ndarray, second: int | None) -> None:
-        self._read_chunks(rows)
-        self.window.append(second, len(rows))
+    def _evict(self, spans: list) -> None:
+        self.evicted += sum(span.second is not None for span in spans)
+        for fork in self._forks:
+            fork.evicted += [span for span in spans if span.end <= self._shared_end(fork)]
+        for start, end in self.window.remove(spans):
+            shared_ends = {fork: self._shared_end(fork) for fork in self._forks}
+            own = {fork.sequence: shared_end for fork, shared_end in shared_ends.items()}
+            self.context.close_gap(start, end, LIVE, own)
+            for fork, shared_end in shared_ends.items():
+                fork.forked_at -= max(0, min(end, shared_end) - start)
 
-    def _read_chunks(self, rows: np.ndarray) -> None:
-        """Read rows at the live end, all or none."""
-        start = self.context.next_position(LIVE)
+    def _read_together(self, reads, riders, live_rows: np.ndarray | None = None) -> tuple:
+        """Read what forks read, rows at the live end, and riders behind them, in one decode.
+
+        Returns the logits of the reads and of the riders.
+        """
+        for fork, rows, _ in reads:
+            if fork not in self._forks:
+                raise ValueError('this fork was dropped, or lost with its context')
+            if self.context.next_position(fork.sequence) + len(rows) > fork.end:
+                raise ValueError(f'{len(rows)} rows are more than this fork has reserved')
+        with self._riding(len(riders)) as sequences:
+            pieces = [Piece(rows, (fork.sequence,), n) for fork, rows, n in reads]
+            if live_rows is not None:
+                pieces.append(Piece(live_rows, (LIVE, *sequences)))
+            pieces += [Piece(rows, (sequence,), 1) for rows, sequence in zip(riders, sequences)]
+            logits = self.context.decode(pieces)
+        return logits[: len(reads)], [found[0] for found in logits[len(logits) - len(riders) :]]
+
+    @contextmanager
+    def _riding(self, n: int):
+        """Give sequences that share the window as it is now, and forget them at the end."""
+        sequences = self._free_sequences()[:n] if n else []
         try:
-            for begin in range(0, len(rows), self.context.n_batch):
-                self.context.decode(rows[begin : begin + self.context.n_batch], LIVE)
-        except BaseException as error:
-            if not isinstance(error, EngineError):
-                self.context.remove(LIVE, start, -1)
-            raise
+            for sequence in sequences:
+                self.context.copy(LIVE, sequence, self.window.end)
+            yield sequences
+        finally:
+            for sequence in sequences:
+                self.context.remove(sequence, 0, -1)

@@ -1,18 +1,325 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What became of one second of sound or picture; the numbers are those of the messages."""
+"""What an engine is given and what it reports: bounds, units that wait, evidence, status.
 
-from enum import IntEnum
+Answers rest on evidence: the newest second of each sense, and whether it is missing or old. The
+age of a sense is how far its newest second lies behind the newest second of the window, plus the
+time since that arrived. Stamps are compared with stamps and waiting with waiting, so no clock need
+agree with any other.
+"""
 
-# Of an embedding's numbers: far above what a model gives, within float16 (65504).
-LARGEST = 6e4
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from minicpmo_ros.config import LLM, SENSES
+from minicpmo_ros.errors import InputError, ModelFileError
+from minicpmo_ros.streams.pairing import Unit, UnitAssembler, UnitInbox
+from minicpmo_ros.streams.time import Instant
+from minicpmo_ros.voice.hearing import OpenSecond
+
+SEE_LOG = 'See the log; restart the node.'
+log = logging.getLogger(__name__)
+
+REQUIRED = ('none', 'some', 'fresh')  # what a question may require of the window
 
 
-class Status(IntEnum):
-    """The `status` of AudioEmbedding.msg and ImageEmbedding.msg."""
+@dataclass(frozen=True)
+class EvidenceOptions:
+    """What a question requires of the window before it is answered.
 
-    OK = 0
-    EMPTY = 1  # nothing arrived in this second
-    LOST = 2  # something arrived and could not be used
-    OVERLOADED = 3  # dropped, because encoding could not keep up
+    none   Nothing: the model answers from its words alone.
+    some   At least one second of images or audio.
+    fresh  As `some`, and no sense that has come is missing or older than max_staleness_s.
+    """
+
+    required: str = LLM.required_evidence
+    max_staleness_s: float = LLM.max_staleness_s  # older than this, a sense is told as stale
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of the senses at one moment."""
+
+    image_end_s: int | None = None  # end of the newest second in the window that has an image
+    audio_end_s: int | None = None  # the same for audio
+    window_end_s: int = 0  # end of the newest second in the window
+    since_newest_s: float = 0.0  # since that second arrived
+    since_arrival_s: dict = field(default_factory=dict)  # by sense that ever came: since its last
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is in the window."""
+        return self.image_end_s is None and self.audio_end_s is None
+
+    def staleness(self, max_staleness_s: float) -> str:
+        """Return which senses are missing or older than allowed, or ''.
+
+        A sense that never came is not expected: a robot without a microphone is not stale.
+        """
+        return ' '.join(
+            reason
+            for sense, end_s in zip(SENSES, (self.image_end_s, self.audio_end_s), strict=True)
+            if sense in self.since_arrival_s
+            and (reason := self._problem(sense, end_s, max_staleness_s))
+        )
+
+    def why_refused(self, options: EvidenceOptions, asks_what_was_said: bool) -> str:
+        """Return why a question about this evidence is not answered, or ''."""
+        if asks_what_was_said and self.audio_end_s is None:
+            return (
+                'An empty question asks the model to answer what was said, but there is no audio '
+                'in the window. Give a question, or check the microphone and audio_topic.'
+            )
+        if options.required == 'none':
+            return ''
+        if self.is_empty:
+            return (
+                'Nothing has been seen or heard: the window is empty. Check that the camera or '
+                'the microphone publishes and that its topic is the one of the parameters; '
+                'required_evidence: none answers all the same.'
+            )
+        stale = self.staleness(options.max_staleness_s)
+        if options.required == 'fresh' and stale:
+            return (
+                f'{stale} required_evidence is fresh: such questions are refused. Raise '
+                f'max_staleness_s ({options.max_staleness_s:g} s), or set required_evidence: some.'
+            )
+        return ''
+
+    def _problem(self, sense: str, end_s: int | None, max_staleness_s: float) -> str:
+        if end_s is not None:
+            age_s = self.window_end_s - end_s + self.since_newest_s
+            return f'The newest {sense} is {age_s:.0f} s old.' if age_s > max_staleness_s else ''
+        since_s = self.since_arrival_s[sense]
+        if since_s > max_staleness_s:
+            return f'No {sense} has come for {since_s:.0f} s, and none is left in the window.'
+        if self.is_empty:
+            return ''  # the first second is on its way
+        return (
+            f'There is no {sense} in the window, although {sense} comes: it comes too late, or '
+            'its stamps are of another clock than those of the other sense.'
+        )
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Bounds of the queues, and what a question requires of the window."""
+
+    unit_deadline_s: float = LLM.unit_deadline_s  # wait for the other half of a second
+    max_backlog: int = LLM.max_backlog  # units waiting to be read
+    max_waiting: int = LLM.max_waiting  # questions waiting, beside those being answered
+    max_parallel: int = LLM.max_parallel  # questions being answered
+    evidence: EvidenceOptions = field(default_factory=EvidenceOptions)
+
+    @property
+    def max_pending(self) -> int:
+        """How many seconds may be open: all that come until the deadline, and at least a burst."""
+        return max(8, math.ceil(self.unit_deadline_s) + 2)
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """A snapshot; the counts are since the engine was made."""
+
+    state: str = 'unloaded'  # unloaded, loading, ready, failed
+    progress: float = 0.0  # of loading, 0 to 1
+    reason: str = ''  # why it failed
+    remedy: str = ''
+    window_start_s: int = 0  # 0 with units 0
+    window_end_s: int = 0
+    image_end_s: int | None = None  # end of the newest second with an image; None: no image
+    audio_end_s: int | None = None  # end of the newest second with audio; None: no audio
+    stale: str = ''  # which senses are missing or too old, in words
+    units: int = 0  # in the window
+    seconds: tuple = ()  # which ones, oldest first
+    still: int = 0  # of them, whose image was left out
+    positions: int = 0  # of the context in use by the window
+    context_size: int = 0
+    smallest_context: int = 0  # that `Engine.resize` can make of it
+    resizes: int = 0  # times that was tried
+    waiting: int = 0  # questions, beside those being answered
+    answering: bool = False
+    questions_dropped: int = 0  # whose timeout passed, or that nobody waits for any more
+    answer_live_s: float = 0.0  # of the newest answer's time, went to the live seconds
+    units_read: int = 0
+    units_dropped: int = 0
+    units_refused: int = 0  # embeddings that did not fit the model, or were not finite
+    units_too_large: int = 0  # for an empty window
+    late: int = 0  # halves of units, not empty, that came after their unit was closed
+    jumps: int = 0  # times a stream went back
+    evicted: int = 0  # units that left the window
+    rebuilds: int = 0  # times llama.cpp failed and the window was lost
+    lost_window: str = ''  # why it was the last time
+    prefill_ms: float = 0.0  # of the newest unit
+    busy_s: float = 0.0  # since the piece of work at hand was begun; 0: none is
+
+    def after(self, session, is_answering: bool, counted: tuple, **facts) -> 'EngineStatus':
+        """Return it brought up to date with the Session; the `counted` fields grow by one."""
+        if session is None:
+            return replace(self, **facts)
+        seconds = session.window.seconds
+        return replace(
+            self,
+            units=len(seconds),
+            seconds=tuple(seconds),
+            still=sum(span.is_still for span in session.window.spans),
+            positions=session.window.end,
+            evicted=session.evicted,
+            context_size=session.context.n_ctx,
+            smallest_context=session.smallest_context,
+            window_start_s=seconds[0] if seconds else 0,
+            window_end_s=seconds[-1] + 1 if seconds else 0,
+            image_end_s=session.window.image_end_s,
+            audio_end_s=session.window.audio_end_s,
+            answering=is_answering,
+            **{name: getattr(self, name) + 1 for name in counted},
+            **facts,
+        )
+
+    def why_not_ready(self) -> str:
+        """Return why no question can be answered, a sentence for who asks."""
+        if self.state == 'loading':
+            return f'The model is loading, {self.progress:.0%} is done. Ask again in a moment.'
+        if self.state == 'failed':
+            return f'There is no model: {self.reason} {self.remedy}'
+        return 'No model is loaded. Start or configure the node first.'
+
+
+class LiveInputs:
+    """The units on their way to the window, and when the senses came.
+
+    The caller holds the lock of the engine.
+    """
+
+    def __init__(self, options: EngineOptions):
+        self._options = options.evidence
+        self._assembler = UnitAssembler(options.unit_deadline_s, options.max_pending)
+        self._inbox = UnitInbox(self._assembler, options.max_backlog)
+        self.units = self._inbox.units  # closed, oldest first
+        self.due_s = None  # time until a unit is closed if nothing comes; None: none is open
+        self._newest = {}  # Instant of the newest content, by sense
+        self._newest_image = None  # (second, rows, tiles)
+        self._told_audio = None  # the second of the newest audio, empty or not
+        self._unit_arrived = None  # Instant when the newest unit that was read arrived
+
+    def put_image(self, second: int, rows, tiles: tuple, now: Instant) -> None:
+        """Add the image embeddings of a second; see Engine.put_image."""
+        self._note_arrival('image', rows, now)
+        if rows is not None:
+            self._newest_image = second, rows, tiles
+        self._assembler.add_image(second, rows, tiles, now)
+
+    def put_audio(self, second: int, rows, now: Instant) -> None:
+        """Add the audio embeddings of a second; see Engine.put_audio."""
+        self._note_arrival('audio', rows, now)
+        self._told_audio = second
+        self._assembler.add_audio(second, rows, now)
+
+    def set_wait_for(self, senses: str) -> None:
+        """Set which senses a second waits for, a key of pairing.WAIT_FOR."""
+        self._assembler.wait_policy.wait_for = senses
+
+    def collect(self, now: Instant) -> int | None:
+        """Close the units that are due; return the second of the newest closed unit."""
+        self._inbox.collect(now)
+        self.due_s = self._assembler.time_until_due_s(now)
+        return self._assembler.closed_second
+
+    def clear(self) -> None:
+        """Drop all units, closed and open."""
+        self._inbox.clear()
+        self.due_s = self._newest_image = self._told_audio = None
+
+    def staleness(self, status: EngineStatus, now: Instant) -> str:
+        """Return which senses are missing or too old, or ''."""
+        return self.evidence(status, now).staleness(self._options.max_staleness_s)
+
+    def has_heard(self, pending, status: EngineStatus) -> bool:
+        """Return whether a question does not wait for its audio any more."""
+        hearing = pending.hearing
+        if hearing is None or hearing.is_overdue or hearing.found is None:
+            return hearing is None or hearing.is_overdue
+        if hearing.found.second is None:
+            return hearing.has_window(status.audio_end_s)
+        before, told = hearing.found.previous, self._told_audio
+        if before < 0 or told is None:
+            return True
+        is_open = self._assembler.is_open_until(before)
+        return told >= before and not is_open and all(u.second > before for u in self.units)
+
+    def judge(self, pending, status: EngineStatus, now: Instant) -> tuple:
+        """Set the tail of a question that begins; return (what is stale, why it is refused)."""
+        if pending.question.is_past:
+            return '', ''
+        options, evidence, refused = self._options, self.evidence(status, now), ''
+        if (hearing := pending.hearing) is not None:
+            refused = hearing.why_refused(status.audio_end_s)
+            pending.tail = hearing.tail(status.audio_end_s, self._fresh_image(hearing.found))
+        if pending.tail is not None:
+            end_s = pending.tail.audio_end_s
+            evidence = replace(evidence, audio_end_s=end_s, window_end_s=end_s)
+        if pending.question.image is not None and options.required == 'some':
+            options = replace(options, required='none')  # it sees that, whatever the window holds
+        is_empty = not pending.question.text.strip()
+        refused = refused or evidence.why_refused(options, is_empty)
+        return evidence.staleness(options.max_staleness_s), refused
+
+    def _fresh_image(self, found: OpenSecond | None) -> tuple | None:
+        image = self._newest_image
+        if image is None or found is None or found.second is None:
+            return None
+        return image if 0 <= found.second - image[0] <= self._options.max_staleness_s else None
+
+    def note_read(self, unit: Unit) -> None:
+        """Note that a unit is in the window."""
+        self._unit_arrived = unit.arrived
+
+    def evidence(self, status: EngineStatus, now: Instant) -> Evidence:
+        """Return what is known of the senses now; `status` says what the window holds."""
+        newest = self._unit_arrived
+        return Evidence(
+            status.image_end_s,
+            status.audio_end_s,
+            status.window_end_s,
+            max(0.0, now.waited_s(newest)) if newest is not None else 0.0,
+            {sense: now.waited_s(arrived) for sense, arrived in self._newest.items()},
+        )
+
+    def reported(self, status: EngineStatus, now: Instant) -> EngineStatus:
+        """Return a status with what is stale now, and what was lost on the way."""
+        return replace(
+            status,
+            stale=self.staleness(status, now),
+            units_dropped=self._inbox.dropped,
+            late=self._assembler.late,
+            jumps=self._assembler.jumps,
+        )
+
+    def _note_arrival(self, sense: str, rows, now: Instant) -> None:
+        if rows is not None:
+            self._newest[sense] = now
+
+
+def why_failed(error: Exception) -> dict:
+    """Return reason and remedy, by name, for the error that ended an engine."""
+    if isinstance(error, ModelFileError):
+        reason, remedy = f'{error.path}: {error.problem}', error.remedy
+    elif isinstance(error, MemoryError):
+        reason = 'the memory ran out'
+        remedy = 'Lower n_ctx, take smaller files, or end other programs.'
+    elif isinstance(error, InputError):
+        reason, remedy = str(error), 'Correct the parameters and configure again.'
+    else:
+        reason, remedy = str(error) or repr(error), SEE_LOG
+    return {'reason': reason, 'remedy': remedy}
+
+
+def call_safely(callback: Callable, argument) -> None:
+    """Call a callback; log what it raises."""
+    try:
+        callback(argument)
+    except Exception:
+        log.exception('a callback of the engine failed')

@@ -1,31 +1,41 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which positions of the live sequence belong to which second; bookkeeping only.
+"""Which positions of the live sequence belong to which second, and which to a fork; no numbers.
 
 The sequence is [prefix][span][span]..., without gaps. A span is a unit or a remembered turn and
-leaves whole or not at all; the prefix never leaves. Who leaves when room is short says the policy:
+is evicted whole; the prefix is never evicted. The policy decides what is evicted when space runs
+out:
 
 recent  The oldest spans, an eighth of the window at a time.
-long    Older units are thinned, so that the same room reaches three times as far back: the
-        newest eighth of it keeps every second, the sixteenth before that the first of every two
-        seconds, all that is older the first of every four (counted in seconds of the stream:
-        0, 4, 8, ...). Thinning begins with the oldest and ends when two 24ths of the room are
-        free. Where all of it frees less than one 24th, the oldest spans leave until two are
-        free. Turns are not thinned; they leave when they are the oldest.
+long    Older units are thinned out, so that the same space reaches three times as far back: the
+        newest eighth keeps every second, the sixteenth before that the first of every two
+        seconds, everything older the first of every four (counted in seconds of the stream:
+        0, 4, 8, ...). Thinning starts with the oldest units and stops when two 24ths of the space
+        are free. If thinning frees less than one 24th, the oldest spans are evicted until two are
+        free. Turns are not thinned out; they are evicted when they are the oldest.
 
-Room is made in groups because what stays behind a gap is moved to close it: every move costs a
-pass over the cache and, with 8-bit keys, a little precision.
+A still second is one whose image the newest image before it shows already, so that the image was
+not read again. It leaves together with that image, which `long` does not thin out before it.
+
+Spans are evicted in groups because eviction moves everything behind the gap to close it: each
+move costs a pass over the cache and, with 8-bit keys, a little precision.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
 
 from minicpmo_ros.errors import ContextFullError
+from minicpmo_ros.streams.pairing import Unit
 
 POLICIES = ('recent', 'long')
 GROUPS = 8  # of `recent`: a cell is moved at most about this often in its life
-STEPS = 24  # of `long`: shares of the room that are freed; a cell is moved about 17 times
-EVERY_2ND, EVERY_4TH = 1 / 8, 3 / 16  # shares of the room behind which units are thinned
+STEPS = 24  # of `long`: shares of the space that are freed; a cell is moved about 17 times
+LONGEST_STILL_S = 16  # 28 positions a second and 66 once, not 94: 2.9 times as many seconds
+EVERY_2ND, EVERY_4TH = 1 / 8, 3 / 16  # shares of the space behind which units are thinned out
 
 
 @dataclass(frozen=True)
@@ -35,21 +45,30 @@ class Span:
     second: int | None
     start: int
     end: int
+    has_image: bool = False
+    has_audio: bool = False
+    is_still: bool = False  # its image is that of the newest one before it
 
     @property
     def rows(self) -> int:
-        """How many positions."""
+        """Number of positions."""
         return self.end - self.start
 
 
 class Window:
-    """The spans behind a prefix of `prefix` positions, up to `capacity` positions in all."""
+    """The spans behind a prefix of `prefix` positions; at most `capacity` positions in total.
 
-    def __init__(self, prefix: int, capacity: int, policy: str = 'recent'):
+    `still`: leave out the image of a second that the newest image in the window shows already. The
+    encoder gives an unchanged image the embedding of the one before, so embeddings are compared.
+    After LONGEST_STILL_S an image is read again, or all that it stands for would leave at once.
+    """
+
+    def __init__(self, prefix: int, capacity: int, policy: str = 'recent', still: bool = False):
         if policy not in POLICIES:
             raise ValueError(f'{policy!r} is not one of {", ".join(POLICIES)}')
         self.prefix, self.capacity, self.policy = prefix, capacity, policy
         self.spans = []
+        self._still, self._shown = still, None  # the Unit of the newest image that was read
 
     @property
     def end(self) -> int:
@@ -61,42 +80,89 @@ class Window:
         """Seconds of the units, oldest first."""
         return [span.second for span in self.spans if span.second is not None]
 
-    def append(self, second: int | None, n_rows: int) -> Span:
-        """Book a span at the end."""
-        self.spans.append(Span(second, self.end, self.end + n_rows))
+    @property
+    def image_end_s(self) -> int | None:
+        """End of the newest second that has an image; None if there is none."""
+        return _newest_end_s(span for span in self.spans if span.has_image)
+
+    @property
+    def audio_end_s(self) -> int | None:
+        """End of the newest second that has audio; None if there is none."""
+        return _newest_end_s(span for span in self.spans if span.has_audio)
+
+    def append(self, second: int | None, n_rows: int, *senses: bool) -> Span:
+        """Add a span at the end and return it; senses: has_image, has_audio, is_still."""
+        self.spans.append(Span(second, self.end, self.end + n_rows, *senses))
         return self.spans[-1]
 
-    def leaving(self, n_rows: int) -> list:
-        """Return the spans that must leave before `n_rows` fit; none where they do.
+    def append_unit(self, unit: Unit, n_rows: int, is_still: bool = False) -> None:
+        """Add the span of a unit, whose image was left out if `is_still`."""
+        has_image, has_audio = unit.image_rows is not None, unit.audio_rows is not None
+        self.append(unit.second, n_rows, has_image, has_audio, is_still)
+        if has_image and not is_still:
+            self._shown = unit
 
-        Raises ContextFullError where they do not fit into an empty window.
+    def is_still(self, unit: Unit) -> bool:
+        """Whether the image of a unit may be left out; never where there is no audio."""
+        shown = self._shown
+        newest = next((span for span in reversed(self.spans) if _has_own_image(span)), None)
+        return (
+            self._still
+            and unit.image_rows is not None
+            and unit.audio_rows is not None
+            and newest is not None
+            and shown is not None
+            and newest.second == shown.second
+            and 0 < unit.second - shown.second < LONGEST_STILL_S
+            and unit.tiles == shown.tiles
+            and np.array_equal(unit.image_rows, shown.image_rows)
+        )
+
+    def spans_to_evict(self, n_rows: int, limit: int | None = None) -> list:
+        """Return the spans to evict so that `n_rows` fit; an empty list if they fit already.
+
+        `limit` replaces the capacity. Raises ContextFullError if they would not fit into an empty
+        window.
         """
-        if self.prefix + n_rows > self.capacity:
+        limit = self.capacity if limit is None else limit
+        if self.prefix + n_rows > limit:
             raise ContextFullError(
                 n_rows,
-                self.capacity - self.prefix,
+                limit - self.prefix,
                 'Raise n_ctx, or lower vision.max_tiles, max_tokens or max_question_tokens.',
             )
-        short = self.end + n_rows - self.capacity
+        short = self.end + n_rows - limit
         if short <= 0:
             return []
         if self.policy == 'recent':
-            return _oldest(self.spans, short, at_least=len(self.spans) // GROUPS)
-        step = (self.capacity - self.prefix) / STEPS
-        leaving = _oldest(self._too_many(), short + 2 * step)
-        free = sum(span.rows for span in leaving) - short
+            return self._with_stills(
+                _oldest(self.spans, short, at_least=len(self.spans) // GROUPS)
+            )
+        step = (limit - self.prefix) / STEPS
+        evicted = _oldest(self._too_many(), short + 2 * step)
+        free = sum(span.rows for span in evicted) - short
         if free < step:
-            thinned = set(leaving)
+            thinned = set(evicted)
             rest = [span for span in self.spans if span not in thinned]
-            leaving += _oldest(rest, 2 * step - free)
-        return leaving
+            evicted += _oldest(rest, 2 * step - free)
+        return self._with_stills(evicted)
 
-    def remove(self, leaving: list) -> list:
-        """Let spans go and close the gaps; return the positions [start, end) of the gaps.
+    def _with_stills(self, evicted: list) -> list:
+        """Add the still seconds whose image is evicted."""
+        gone, is_gone = set(evicted), False
+        for span in self.spans:
+            if _has_own_image(span):
+                is_gone = span in gone
+            elif span.is_still and is_gone:
+                gone.add(span)
+        return [span for span in self.spans if span in gone]
 
-        The newest gap comes first: closing it moves nothing that a later one names.
+    def remove(self, spans: list) -> list:
+        """Remove spans and close the gaps; return the positions [start, end) of the gaps.
+
+        The newest gap comes first: closing it does not move the gaps that follow in the list.
         """
-        gone, kept, gaps, end = set(leaving), [], [], self.prefix
+        gone, kept, gaps, end = set(spans), [], [], self.prefix
         for span in self.spans:
             if span not in gone:
                 kept.append(replace(span, start=end, end=end + span.rows))
@@ -109,26 +175,79 @@ class Window:
         return gaps[::-1]
 
     def _too_many(self) -> list:
-        """Return the units that are too old to be kept every second, oldest first."""
+        """Return the units that `long` thins out, oldest first."""
         units = [span for span in self.spans if span.second is not None]
         first = {
             stride: set({unit.second // stride: unit for unit in reversed(units)}.values())
             for stride in (2, 4)
         }
         room = self.capacity - self.prefix
-        too_many, kept_rows = [], 0
+        too_many, kept_rows, shows_stills = [], 0, False
         for span in reversed(self.spans):
             share = kept_rows / room
             stride = 1 if share < EVERY_2ND else 2 if share < EVERY_4TH else 4
-            if span.second is None or stride == 1 or span in first[stride]:
+            is_needed = shows_stills and _has_own_image(span)
+            if is_needed or span.second is None or stride == 1 or span in first[stride]:
                 kept_rows += span.rows
+                shows_stills = span.is_still or shows_stills and not is_needed
             else:
                 too_many.append(span)
         return too_many[::-1]
 
 
+@dataclass(eq=False)
+class Fork:
+    """What a question owns of the session: a sequence that shares the window it was asked about.
+
+    Session.fork creates it and reserves `n_positions` behind the shared ones; whoever asked for it
+    must drop it. The window does not learn of what is read here.
+    """
+
+    sequence: int
+    forked_at: int  # positions [0, forked_at) are shared
+    n_positions: int
+    n_resets: int  # of the window until then
+    drop: Callable[[], None]  # free its cells; a second call does nothing
+    evicted: list = field(default_factory=list)  # spans that it has lost since
+
+    @property
+    def end(self) -> int:
+        """Position behind the last one that is reserved."""
+        return self.forked_at + self.n_positions
+
+
+class Read(NamedTuple):
+    """Rows (n, width) that a fork reads next; of that many of the last ones logits are wanted."""
+
+    fork: Fork
+    rows: np.ndarray
+    n_logits: int = 1
+
+
+def grouped(riders, n_forks: int, room: int):
+    """Yield the rows of riders that can be read together, first those that go with a unit."""
+    group = []
+    for rows in riders:
+        if group and (len(group) == n_forks or sum(map(len, group)) + len(rows) > room):
+            yield group
+            group = []
+        if len(rows) > room or not n_forks:
+            break
+        group.append(rows)
+    if group:
+        yield group
+
+
+def _has_own_image(span: Span) -> bool:
+    return span.has_image and not span.is_still
+
+
+def _newest_end_s(spans) -> int | None:
+    return max((span.second + 1 for span in spans), default=None)
+
+
 def _oldest(spans: list, n_rows: float, at_least: int = 1) -> list:
-    """Return so many of the oldest spans that they hold `n_rows`, or all."""
+    """Return the oldest spans that hold `n_rows` together, or all of them."""
     count, rows = 0, 0
     while count < len(spans) and (count < at_least or rows < n_rows):
         rows += spans[count].rows

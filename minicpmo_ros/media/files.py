@@ -1,11 +1,10 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Video and audio files through PyAV, as lazy streams of stamped frames and chunks.
+"""Reads video and audio files with PyAV, as lazy streams of stamped frames and chunks.
 
-Stamps are nanoseconds of presentation since the start of the file, the same origin for picture
-and sound: their offset to each other is kept. Files are opened and nothing else: no address on
-a network and no playlist.
+Stamps are nanoseconds of presentation since the start of the file. Images and audio have the same
+origin, so their offset is kept. Only local files are opened: no network address and no playlist.
 """
 
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ import av
 import numpy as np
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.media.geometry import check_size
-from minicpmo_ros.media.pcm import mix_to_mono, scale_to_float
+from minicpmo_ros.media.audio.stream import ChannelMixer, scale_to_float
+from minicpmo_ros.media.image.tiling import check_size
 
 # Containers that hold their streams themselves; playlists and scripts point elsewhere.
 FORMATS = (
@@ -49,10 +48,10 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a file contains; 0 where it has no such stream or does not say."""
+    """What a file contains; 0 if it has no such stream or does not say."""
 
     duration_ns: int
-    width: int  # of the stored picture, before any rotation
+    width: int  # of the stored image, before any rotation
     height: int
     frame_rate_hz: float
     sample_rate_hz: int
@@ -60,7 +59,7 @@ class FileFacts:
 
 
 def probe(path) -> FileFacts:
-    """Read what a file contains. Raises InputError for what is no video or audio file."""
+    """Read what a file contains. Raises InputError if it is no video or audio file."""
     with _open(path) as container:
         video, audio = _first(container.streams.video), _first(container.streams.audio)
         return FileFacts(
@@ -74,45 +73,46 @@ def probe(path) -> FileFacts:
 
 
 def read_video(path):
-    """Give an iterator of (stamp_ns, picture (H, W, 3) uint8 RGB) in order of presentation.
+    """Return an iterator of (stamp_ns, image (H, W, 3) uint8 RGB) in order of presentation.
 
-    Pictures are upright. Raises InputError at once for a file without pictures, and on the way
+    Images are upright. Raises InputError at once for a file without images, and on the way
     where the file turns out to be damaged.
     """
     container = _open(path)
     stream = _require(container, 'video', path)
-    return _pictures(container, stream, path)
+    return _images(container, stream, path)
 
 
-def read_audio(path) -> tuple:
-    """Give (rate_hz, iterator of (stamp_ns, samples (n,) float32 mono)), chunks as stored.
+def read_audio(path, mixer: ChannelMixer | None = None) -> tuple:
+    """Return (rate_hz, iterator of (stamp_ns, samples (n,) float32 mono)), chunks as stored.
 
+    mixer: makes one channel of all; None: a new one, of their mean.
     Raises InputError as `read_video` does.
     """
     container = _open(path)
     stream = _require(container, 'audio', path)
-    return stream.rate, _chunks(container, stream, path)
+    return stream.rate, _chunks(container, stream, path, mixer or ChannelMixer())
 
 
-def _pictures(container, stream, path):
+def _images(container, stream, path):
     interval_s = 1 / (stream.average_rate or Fraction(25))
     next_s = Fraction(0)
     for frame in _decode(container, stream, path):
         check_size(frame.width, frame.height)
         at_s = _time_s(container, frame, next_s)
         next_s = at_s + interval_s
-        picture = frame.to_ndarray(format='rgb24')
-        upright = np.rot90(picture, round(frame.rotation / 90))
+        image = frame.to_ndarray(format='rgb24')
+        upright = np.rot90(image, round(frame.rotation / 90))
         yield _ns(at_s), np.ascontiguousarray(upright)
 
 
-def _chunks(container, stream, path):
+def _chunks(container, stream, path, mixer: ChannelMixer):
     next_s = Fraction(0)
     for frame in _decode(container, stream, path):
         values = frame.to_ndarray()  # (channels, n), or interleaved (1, n * channels)
         if not frame.format.is_planar:
             values = values.reshape(-1, len(frame.layout.channels)).T
-        samples = mix_to_mono(scale_to_float(values.T))  # (n,)
+        samples = mixer.mix(scale_to_float(values.T))  # (n,)
         at_s = _time_s(container, frame, next_s)
         next_s = at_s + Fraction(len(samples), frame.sample_rate)
         early = max(0, -int(at_s * frame.sample_rate))  # before the start: not to be heard
@@ -160,7 +160,7 @@ def _decode(container, stream, path):
 
 
 def _time_s(container, frame, otherwise_s: Fraction) -> Fraction:
-    """Give the exact time of a frame since the start of the file, seconds."""
+    """Return the exact time of a frame since the start of the file, seconds."""
     if frame.pts is None:
         return otherwise_s
     # Files cut out of a longer recording start late; an encoder's delay makes them start early,

@@ -38,7 +38,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 import hf_checkpoint as made  # noqa: E402
 from whisper_files import random_mel  # noqa: E402
 
-from minicpmo_ros.encoders.siglip_positions import bucket_ids, sine_grid  # noqa: E402
+from minicpmo_ros.encoders.siglip.encoder import bucket_ids, sine_grid  # noqa: E402
 
 N_ANSWER, SECONDS = 24, 2
 

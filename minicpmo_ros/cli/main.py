@@ -1,0 +1,92 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`minicpmo VERB ...`: model directories and a running robot from the command line.
+
+A module of this package holds the verbs that belong together. For each verb it defines
+add_VERB_arguments(parser) and run_VERB(arguments), whose docstring is the help text and which
+imports what is slow to load. The verbs about a running robot are in the room `verbs`, because
+`ros2 minicpmo` has them too. Errors are one line on stderr and exit status 2; where a signal ends
+a verb, the exit status is 128 and its number, as shells have it.
+"""
+
+import argparse
+import importlib
+import signal
+import sys
+
+from minicpmo_ros.errors import Error, TerminatedError
+from minicpmo_ros.process import prepare
+from minicpmo_ros.verbs.arguments import VERBS as ROBOT_VERBS
+from minicpmo_ros.verbs.arguments import add_arguments, runner
+
+VERBS = {  # verb: (module of this package, what the verb does)
+    'adopt': ('model_files', 'write the manifest of published model files'),
+    'alerts': ('alerts', 'fit standing questions to labelled bags'),
+    'bag': ('recordings', 'convert a video into a bag'),
+    'bench': ('measuring', 'measure time and memory of model directories'),
+    'check': ('model_files', 'check the files of a model directory'),
+    'convert': ('model_files', 'convert a Hugging Face checkpoint'),
+    'doctor': ('doctor', 'check this machine, a model and the graph, and say what to do'),
+    'fetch': ('fetch', 'fetch published model files from Hugging Face, and adopt them'),
+    'importance': ('quantization', 'measure which columns of the weights matter'),
+    'look': ('recordings', 'draw a bag: the image of every second, and the waveform of its audio'),
+    'memory': ('notes', 'list, find, export or forget notes of what was seen and heard'),
+    'parameters': ('parameters', 'print the tables of all parameters (docs/parameters.md)'),
+    'plan': (
+        'plan',
+        'predict the memory of a model, and suggest what to lower if it does not fit',
+    ),
+    'quantize': ('quantization', 'write model files in other precisions'),
+    'remember': ('notes', 'write notes of bags, so that they can be searched'),
+    'replay': ('replay', 'ask a model questions about bags; an interrupted run resumes'),
+    'report': ('measuring', 'score and compare runs: an HTML page, Markdown, CSV'),
+    'score': ('measuring', 'ask a model about clips and count the right answers'),
+    'search': ('quantization', 'find the smallest types that keep the answers'),
+    'streamingbench': ('recordings', "make questions and bags from StreamingBench's files"),
+    'synthetic': ('model_files', 'write a model of random weights'),
+}
+
+
+def main(arguments=None) -> int:
+    """Run one verb; return the exit status."""
+    prepare()
+    parsed = make_parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed) or 0
+    except (Error, OSError) as error:
+        print(f'minicpmo {parsed.verb}: {" ".join(str(error).split())}', file=sys.stderr)
+        return 128 + signal.SIGTERM if isinstance(error, TerminatedError) else 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog='minicpmo',
+        description='Tools for model directories '
+        'of minicpmo_ros: llm.gguf, vision.gguf, audio.gguf and '
+        'manifest.yaml.',
+    )
+    verbs = parser.add_subparsers(dest='verb', metavar='VERB', required=True)
+    for name, (module_name, summary) in VERBS.items():
+        module = importlib.import_module(f'minicpmo_ros.cli.{module_name}')
+        run = getattr(module, f'run_{name}')
+        verb = verbs.add_parser(
+            name,
+            help=summary,
+            description=run.__doc__,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        getattr(module, f'add_{name}_arguments')(verb)
+        verb.set_defaults(run=run)
+    for name, summary in ROBOT_VERBS.items():
+        verb = verbs.add_parser(name, help=summary, description=f'{summary.capitalize()}.')
+        add_arguments(name, verb)
+        verb.set_defaults(run=runner(name))
+    return parser
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,198 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The verbs that make and show bags: bag, look and streamingbench."""
+
+import sys
+from pathlib import Path
+
+from minicpmo_ros.cli.options import add_topic_arguments, sources_of
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.units import NS
+
+SUFFIXES = ('.png', '.jpg', '.jpeg')
+HOURS_S = 6 * 3600  # of a bag, where no --seconds are given
+THRESHOLDS = (2.0, 4.0, 8.0, 16.0, 32.0)  # of vision.unchanged_threshold
+
+
+def add_bag_arguments(parser) -> None:
+    """Declare the options of `bag`."""
+    parser.add_argument(
+        'video', type=Path, help='MP4, Matroska, WebM or another format that PyAV reads'
+    )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='BAG.mcap', help='the bag to write'
+    )
+
+
+def run_bag(arguments) -> None:
+    """Convert a video into a bag: one image a second and all its audio, with exact stamps."""
+    from minicpmo_ros.evaluation.bags.writing import write_video
+
+    write_video(arguments.video, arguments.out)
+    print(arguments.out)
+
+
+def add_look_arguments(parser) -> None:
+    """Declare the options of `look`."""
+    parser.add_argument('bag', type=Path, help='an MCAP or db3 file, or a folder of them')
+    parser.add_argument(
+        '--out', type=Path, metavar='PICTURE', help='the PNG or JPEG file to write'
+    )
+    parser.add_argument(
+        '--changes',
+        action='store_true',
+        help='print in how many seconds which vision.unchanged_threshold would reuse the last '
+        'embedding',
+    )
+    parser.add_argument(
+        '--start', type=int, default=0, help='where to begin, in seconds from the start of the bag'
+    )
+    parser.add_argument('--seconds', type=int, help='how many seconds; default: to the end')
+    add_topic_arguments(parser)
+
+
+def run_look(arguments) -> None:
+    """Draw a bag: the image of every second, and the waveform of its audio below it.
+
+    With --changes print a table instead, or as well: how often an unchanged image is reused.
+    """
+    from minicpmo_ros.evaluation.bags.clip_reading import read_windows
+    from minicpmo_ros.evaluation.report.plots import MOST_CELLS, contact_sheet
+
+    if arguments.out is None and not arguments.changes:
+        raise InputError('look needs --out, --changes or both.')
+    if arguments.out and arguments.out.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f'--out is {arguments.out}; a name that ends in one of {", ".join(SUFFIXES)} is '
+            'expected.'
+        )
+    sources = sources_of(arguments)
+    if arguments.start < 0 or (arguments.seconds is not None and arguments.seconds < 1):
+        raise InputError('--start is 0 or more, --seconds 1 or more.')
+    length_s = arguments.seconds
+    if length_s is None:
+        length_s = MOST_CELLS + 1 if arguments.out else HOURS_S
+    window = ((arguments.start, arguments.start + length_s), True)
+    with read_windows(arguments.bag, [window], sources, by_index=True) as kept:
+        clip = kept.clip([window])
+    for loss in clip.losses:
+        print(loss, file=sys.stderr)
+    if arguments.changes:
+        _print_changes(clip)
+    if not arguments.out:
+        return
+    start_s = clip.first_s + arguments.start
+    end_s = None if arguments.seconds is None else start_s + arguments.seconds
+    contact_sheet(clip, start_s, end_s).save(arguments.out)
+    what = f'{len(clip.images)} seconds with an image, {len(clip.audio)} chunks of audio'
+    print(f'{what}: {arguments.out}')
+
+
+def _print_changes(clip) -> None:
+    """Print a table of what each threshold would reuse of a clip's seconds with an image."""
+    from minicpmo_ros.media.image.tiling import plan_tiles, thumbnail, thumbnail_noise
+    from minicpmo_ros.streams.image import ReuseCount
+
+    def needed(width: int, height: int) -> tuple:  # as the encoder without tiles
+        plan = plan_tiles(width, height)
+        return plan.source_width, plan.source_height
+
+    counts, n_seconds = [ReuseCount(threshold) for threshold in THRESHOLDS], 0
+    for second, image in {image.stamp_ns // NS: image for image in clip.images}.items():
+        try:
+            decoded = image.rgb.as_needed(needed)
+        except InputError as error:
+            print(f'second {second}: {error}', file=sys.stderr)
+            continue
+        n_seconds += 1
+        small, noise = thumbnail(decoded.pixels), thumbnail_noise(decoded.pixels)
+        for count in counts:
+            count.add(second, (decoded.width, decoded.height), small, noise)
+    print('| vision.unchanged_threshold | seconds reused | share % | longest, s |')
+    print('|---:|---:|---:|---:|')
+    for count in counts:
+        share = 100 * count.reused / max(1, n_seconds)
+        print(f'| {count.threshold:g} | {count.reused} | {share:.1f} | {count.longest_s} |')
+    print(f'{n_seconds} seconds with an image; the first of them is always encoded.')
+
+
+def add_streamingbench_arguments(parser) -> None:
+    """Declare the options of `streamingbench`."""
+    parser.add_argument(
+        'annotations', type=Path, help='file of annotations, such as questions_omni.json'
+    )
+    parser.add_argument(
+        '--videos',
+        type=Path,
+        required=True,
+        metavar='FOLDER',
+        help='folder in which the videos are searched by name',
+    )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='FOLDER', help='folder to write'
+    )
+    parser.add_argument(
+        '--context',
+        type=int,
+        default=60,
+        metavar='S',
+        help='seconds of video before a question; -1: all',
+    )
+
+
+def run_streamingbench(arguments) -> None:
+    """Make questions and bags for `replay` from StreamingBench's annotations and videos.
+
+    Converts each video into a bag once and keeps existing bags. Lists malformed questions and
+    missing videos in defects.txt. Of the proactive task only bags are made: `replay` reads its
+    file as it is published.
+    """
+    from minicpmo_ros.evaluation.streamingbench import (
+        is_proactive,
+        question_set,
+        read_annotations,
+        read_proactive,
+    )
+
+    proactive = is_proactive(arguments.annotations)
+    annotated, defects = (read_proactive if proactive else read_annotations)(arguments.annotations)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    there = _make_bags(arguments, annotated, defects)
+    (arguments.out / 'defects.txt').write_text(''.join(f'{line}\n' for line in defects))
+    if not there:
+        raise InputError(f'None of the videos is in {arguments.videos}.')
+    if proactive:
+        print(
+            f'{len(there)} questions, {len(defects)} defects, see defects.txt; now: '
+            f'minicpmo replay MODEL {arguments.annotations} --bag {arguments.out} --out RUN'
+        )
+        return
+    name = f'StreamingBench {arguments.annotations.stem}, context {arguments.context} s'
+    questions = question_set(there, arguments.out, arguments.context, name)
+    questions.write(arguments.out / 'questions.json')
+    tasks = ', '.join(
+        f'{sum(one.task == task for one in there)} {task}'
+        for task in dict.fromkeys(one.task for one in there)
+    )
+    print(f'{len(there)} questions ({tasks}); {len(defects)} defects, see defects.txt')
+
+
+def _make_bags(arguments, annotated: tuple, defects: list) -> tuple:
+    """Make the bags that are not there; return the questions that have one, list the others."""
+    from minicpmo_ros.evaluation.bags.writing import write_video
+
+    found = {path.name: path for path in sorted(arguments.videos.rglob('*')) if path.is_file()}
+    bags = {one.bag: one.file for one in annotated}
+    for number, (bag, video) in enumerate(bags.items(), 1):
+        if (arguments.out / bag).exists():
+            continue
+        try:
+            if video not in found:
+                raise InputError(f'{video}: not in {arguments.videos}.')
+            write_video(found[video], arguments.out / bag)
+        except InputError as error:
+            defects.append(f'{error} Its questions are left out.')
+            continue
+        print(f'{number} of {len(bags)}: {bag}', file=sys.stderr)
+    return tuple(one for one in annotated if (arguments.out / one.bag).exists())

@@ -1,0 +1,285 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The verb replay, which asks a model questions about bags."""
+
+import re
+import sys
+from argparse import ArgumentTypeError
+from functools import partial
+from pathlib import Path
+
+from minicpmo_ros.cli import alerts
+from minicpmo_ros.cli.options import (
+    HELP,
+    add_device_argument,
+    add_speech_argument,
+    add_topic_arguments,
+    count,
+    model_path,
+    sources_of,
+)
+from minicpmo_ros.config import EVALUATION, LLM, TILE_RULES, VISION
+from minicpmo_ros.errors import InputError
+
+OPTIONS = (
+    'device', 'threads', 'prompt', 'speech', 'n_ctx', 'kv_type', 'window_policy', 'still',
+    'max_tokens', 'max_question_tokens', 'max_tiles', 'area', 'crop', 'sharp_every', 'look_tiles',
+    'tile_rule', 'tile_alpha', 'unchanged_threshold',
+)  # fmt: skip
+
+
+def add_replay_arguments(parser) -> None:
+    """Declare the options of `replay`."""
+    parser.add_argument('model', type=model_path, metavar='DIR', help=HELP)
+    parser.add_argument(
+        'questions', type=Path, metavar='FILE', help='JSON or YAML file in the folder of its bags'
+    )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='FOLDER', help='folder of the run'
+    )
+    parser.add_argument(
+        '--alerts',
+        type=Path,
+        metavar='RULES',
+        help='file of standing questions: follow them over the bags instead of asking, and '
+        'compare with alerts_truth of FILE',
+    )
+    parser.add_argument(
+        '--runner',
+        choices=('offline', 'graph'),
+        default='offline',
+        help='offline: without ROS, as fast as possible; graph: the installed nodes, '
+        'through topics and services, in lock-step with simulated time',
+    )
+    parser.add_argument(
+        '--bag',
+        type=Path,
+        metavar='BAG',
+        help='folder of the bags, or a single bag to ask about; default: the folder of FILE',
+    )
+    add_topic_arguments(parser)
+    parser.add_argument(
+        '--workers', type=count, default=1, help='number of processes; each loads the model'
+    )
+    parser.add_argument(
+        '--gpus',
+        type=_numbers,
+        default=(),
+        metavar='LIST',
+        help='numbers of the GPUs, which are assigned to the workers in turn '
+        '(CUDA_VISIBLE_DEVICES)',
+    )
+    parser.add_argument(
+        '--record',
+        choices=('', 'answers', 'all'),
+        default='',
+        help='with --runner graph, write bags into FOLDER/bags. answers: the answers; '
+        'all: also what was played',
+    )
+    parser.add_argument('--limit', type=count, metavar='N', help='ask only the first N')
+    _add_core_arguments(parser)
+    parser.add_argument(
+        '--audio',
+        choices=('streaming', 'offline'),
+        default='streaming',
+        help='streaming: encode second by second; offline: one spectrum of the whole window',
+    )
+    parser.add_argument(
+        '--input',
+        choices=('all', 'no_picture', 'no_sound'),
+        default='all',
+        help='inputs that the model gets',
+    )
+
+
+def _add_core_arguments(parser) -> None:
+    """Declare the OPTIONS: how the model runs."""
+    add_device_argument(parser)
+    parser.add_argument(
+        '--threads', type=count, default=EVALUATION.threads, help='CPU threads of each worker'
+    )
+    parser.add_argument(
+        '--n-ctx', type=count, default=LLM.n_ctx, help='size of the context in positions'
+    )
+    parser.add_argument(
+        '--kv-type', choices=('f16', 'q8_0'), default=LLM.kv_type, help='type of keys and values'
+    )
+    parser.add_argument(
+        '--window-policy',
+        choices=('recent', 'long'),
+        default=LLM.window_policy,
+        help='what is evicted when the window is full',
+    )
+    parser.add_argument(
+        '--still',
+        action='store_true',
+        help='leave out images that have not changed (parameter window.still)',
+    )
+    parser.add_argument(
+        '--unchanged-threshold',
+        type=float,
+        default=VISION.unchanged_threshold,
+        help='an image that differs from the last image by less is not encoded again; '
+        'levels of 255; 0: encode all',
+    )
+    parser.add_argument(
+        '--max-tokens',
+        type=count,
+        default=EVALUATION.max_tokens,
+        help='the longest answer, in tokens',
+    )
+    parser.add_argument(
+        '--max-question-tokens',
+        type=count,
+        metavar='N',
+        help='the longest question, in tokens; default: what the longest question needs, '
+        'at least 384',
+    )
+    _add_vision_arguments(parser)
+    parser.add_argument('--prompt', default=LLM.prompt, help='layout of the prompt: en or zh')
+    add_speech_argument(parser)
+
+
+def _add_vision_arguments(parser) -> None:
+    """Declare what of an image is seen."""
+    parser.add_argument(
+        '--max-tiles', type=count, default=VISION.max_tiles, help='the most tiles of an image'
+    )
+    parser.add_argument(
+        '--area',
+        type=float,
+        default=VISION.area,
+        help="of the overview, 0.25 to 1.0 of the model's own (default: %(default)s)",
+    )
+    parser.add_argument(
+        '--crop',
+        default=VISION.crop,
+        metavar='"X0 Y0 X1 Y1"',
+        help='the part of images that is seen, as shares of width and height',
+    )
+    parser.add_argument(
+        '--sharp-every',
+        type=count,
+        default=VISION.sharp_every,
+        metavar='S',
+        help='every S seconds the overview has all of the area',
+    )
+    parser.add_argument(
+        '--look-tiles',
+        type=count,
+        default=VISION.look_tiles,
+        help='the most tiles of an image that a question looks at in tiles',
+    )
+    parser.add_argument(
+        '--tile-rule',
+        choices=TILE_RULES,
+        default=VISION.tile_rule,
+        help='how the grid of tiles is chosen',
+    )
+    parser.add_argument(
+        '--tile-alpha',
+        type=float,
+        default=VISION.tile_alpha,
+        help='of the rule relaxed: how much more of the image more tiles must show',
+    )
+
+
+def run_replay(arguments) -> int:
+    """Ask a model all questions about bags; an interrupted run resumes in its folder.
+
+    The same files give the same answers, byte for byte, whatever the number of workers. With other
+    threads, processors or GPUs, a tie between two tokens may, rarely, be decided differently.
+    `report` scores and compares the folders.
+
+    With --alerts, standing questions are followed over the bags and compared with alerts_truth of
+    FILE; the folder gets probabilities.csv, probabilities.svg and alerts.json. A FILE of
+    StreamingBench's proactive task is followed as published.
+    """
+    from minicpmo_ros.evaluation import replay
+    from minicpmo_ros.evaluation.questions import QuestionSet
+    from minicpmo_ros.evaluation.results import Results, Run
+    from minicpmo_ros.evaluation.runner import CoreOptions, Variant
+    from minicpmo_ros.evaluation.streamingbench import is_proactive
+    from minicpmo_ros.modelset.directory import ModelDirectory
+    from minicpmo_ros.ros.framework.machine import run_start
+
+    options = CoreOptions(**{name: _given(arguments, name) for name in OPTIONS})
+    if arguments.alerts:
+        return _follow(arguments, options, alerts.watch_rules)
+    if is_proactive(arguments.questions):
+        return _follow(arguments, options, alerts.follow_proactive)
+    questions = QuestionSet.read(arguments.questions, arguments.bag)
+    if arguments.limit:
+        questions = questions.first(arguments.limit)
+    variant = Variant(arguments.input, arguments.audio)
+    sources = sources_of(arguments)
+    model = ModelDirectory.open(arguments.model)
+    plan = replay.ReplayPlan.make(model, questions, options, variant, sources)
+    if plan.refused:
+        print(plan.refusals(), file=sys.stderr)
+    open_answerer = _answerer(arguments, variant)
+    path = 'graph' if arguments.runner == 'graph' else 'core'
+    begun = run_start(arguments.threads, arguments.workers)
+    results = Results(arguments.out, plan.facts(path), questions, begun)
+    before = sum(question.id in results.done for question in questions.questions)
+    if before:
+        print(f'{before} questions were answered before', file=sys.stderr)
+    workers = replay.Workers(arguments.workers, tuple(arguments.gpus))
+    try:
+        replay.run(plan, results, open_answerer, workers, _tell)
+    finally:
+        results.close()
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+    made = Run.read(arguments.out)
+    for sentence in made.summary():
+        print(sentence, file=sys.stderr)
+    return int(made.is_empty)
+
+
+def _given(arguments, name: str):
+    value = getattr(arguments, name)
+    return 0 if value is None else value  # as many as are needed
+
+
+def _follow(arguments, options, follow) -> int:
+    """Watch bags second by second, in this process and without ROS."""
+    default = {'runner': 'offline', 'workers': 1, 'gpus': (), 'record': ''}
+    default.update(audio='streaming', input='all')
+    changed = [name for name, value in default.items() if getattr(arguments, name) != value]
+    if changed:
+        raise InputError(
+            f'--{changed[0]} is for questions; standing questions and the proactive task are '
+            'followed in one process. Leave it out.'
+        )
+    return follow(arguments, options, sources_of(arguments))
+
+
+def _answerer(arguments, variant):
+    """Return what makes the one who answers, in every worker."""
+    if arguments.runner == 'offline':
+        from minicpmo_ros.evaluation.replay import CoreAnswerer
+        from minicpmo_ros.memory.proc import pss_mib
+
+        if arguments.record:
+            raise InputError('--record is for --runner graph, which has messages to record.')
+        return partial(CoreAnswerer, memory_mib=pss_mib)
+    from minicpmo_ros.ros.framework.main import stay_on_this_machine
+    from minicpmo_ros.ros.replay.graph import GraphAnswerer, check
+
+    stay_on_this_machine()
+    check(variant, arguments.record)
+    return partial(GraphAnswerer, folder=arguments.out / 'bags', record=arguments.record)
+
+
+def _tell(progress) -> None:
+    if sys.stderr.isatty() or progress.done % 100 == 0 or progress.done == progress.total:
+        end = '' if sys.stderr.isatty() else '\n'
+        print(f'\r{progress} ', end=end, file=sys.stderr, flush=True)
+
+
+def _numbers(text: str) -> list:
+    if not re.fullmatch(r'\d+(,\d+)*', text):
+        raise ArgumentTypeError(f'{text!r}; numbers of GPUs are expected, such as 0,1')
+    return text.split(',')

@@ -1,0 +1,185 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Files read safely, and written whole or not at all.
+
+YAML and JSON that a person or another program wrote gives a value, or a reason in one line. PyYAML
+raises a dozen kinds of errors beside its own, of a date that is none, of an int without digits, of
+a value that is nested too deep: nobody who reads a file shall have to know them.
+
+A file that is written appears under its name when all of it is on the disk, whatever ends its
+writer.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from reprlib import Repr
+
+import yaml
+
+from minicpmo_ros.errors import InputError
+
+MOST_TOLD = 100  # characters of a value
+_OF_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+_SHORT = Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 80, 80, 3
+MAX_FILE_BYTES = 2**30  # a bag that is taken for questions is not read into memory
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def without_repeats(pairs: list) -> dict:
+    """Return the dict of these pairs; ValueError for a name that occurs twice."""
+    read = {}
+    for name, value in pairs:
+        if name in read:
+            raise ValueError(f'the name {name!r} occurs twice')
+        read[name] = value
+    return read
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Refuse a name that occurs twice, of which YAML keeps the last one without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        """Return the dict of a mapping."""
+        names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+        without_repeats([(name, None) for name in names if name != '<<'])
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(data: str | bytes, loader: type = yaml.SafeLoader):
+    """Return what a YAML document says; raise ValueError, with one line, where it is none."""
+    try:
+        return yaml.load(data, loader)
+    except RecursionError:
+        raise ValueError('lists or objects are nested too deep') from None
+    except yaml.YAMLError as error:
+        raise ValueError(_one_line(error)) from None
+    except _OF_VALUES as error:
+        raise ValueError(f'a value is not what it is written as: {_one_line(error)}') from None
+
+
+def told(value) -> str:
+    """Return a value of any type, size and depth in a few words, for a sentence about it."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # a whole number of more than 4300 digits
+        return f'a very long {type(value).__name__}'
+    return text if len(text) <= MOST_TOLD else text[: MOST_TOLD - 3] + '...'
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())
+
+
+def read_json(path: Path, expected_format: str) -> dict:
+    """Read a JSON or YAML object that says it is of this format; raises InputError."""
+    is_yaml = path.suffix in ('.yaml', '.yml')
+    kind = 'YAML' if is_yaml else 'JSON'
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f'{path}: it is larger than {MAX_FILE_BYTES >> 20} MiB.')
+        data = path.read_bytes()
+        data = parse_yaml(data, StrictLoader) if is_yaml else _parsed(data)
+    except OSError as error:
+        raise InputError(f'{path}: it cannot be read ({error.strerror}).') from error
+    except RecursionError as error:
+        raise InputError(
+            f'{path}: it is not {kind} that can be read: lists or objects are nested too deep.'
+        ) from error
+    except ValueError as error:  # or no UTF-8, a repeated name
+        raise InputError(f'{path}: it is not {kind} ({error}).') from error
+    found = data.get('format') if isinstance(data, dict) else None
+    if found != expected_format:
+        raise InputError(f'{path}: its format is {told(found)}, {expected_format!r} is expected.')
+    return data
+
+
+def _parsed(data: bytes):
+    return json.loads(data, object_pairs_hook=without_repeats)
+
+
+def require_folder(target: Path) -> None:
+    """Raise InputError where there is no folder to write a file in; for before what takes long."""
+    if not target.parent.is_dir():
+        raise InputError(
+            f'{target.parent} is no folder; make it, or write {target.name} elsewhere.'
+        )
+
+
+@contextmanager
+def appearing(target: Path, n_bytes: int = 0) -> Iterator:
+    """Open a file for writing that gets its name if all went well, and vanishes otherwise.
+
+    Others may open it by its `name` meanwhile. It has no entry in the folder until it is whole, so
+    that not even a killed writer leaves one; where the file system cannot do that it has a hidden
+    one, which the next writer of the file removes.
+    n_bytes: what it will take; InputError where the disk has no room for it, or no such folder.
+    """
+    require_folder(target)
+    free = shutil.disk_usage(target.parent).free
+    if n_bytes > free:
+        raise InputError(
+            f'{target} will have {n_bytes / 2**20:.0f} MiB, the disk has {free / 2**20:.0f} MiB '
+            'free. Free some, or write elsewhere.'
+        )
+    _remove_left(target)
+    partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
+    descriptor = _nameless(partial)
+    try:
+        name = partial if descriptor is None else f'/proc/self/fd/{descriptor}'
+        with open(name, 'w+b') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if descriptor is not None:
+            _link(descriptor, partial)
+        os.replace(partial, target)
+    except OSError as error:
+        if error.errno in (*FULL, None):  # None: NumPy tells only how much was written
+            raise InputError(
+                f'{target} could not be written: {error.strerror or error}. Free some room, or '
+                'write elsewhere.'
+            ) from error
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        partial.unlink(missing_ok=True)
+
+
+def _nameless(partial: Path) -> int | None:
+    """Open a file in that folder that has no name yet; None where none could be given one."""
+    try:
+        probe = os.open(partial.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except OSError:
+        return None
+    try:  # one file can be given a name once only: another is tried
+        _link(probe, partial)
+        partial.unlink()
+        return os.open(partial.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except OSError:
+        return None
+    finally:
+        os.close(probe)
+
+
+def _link(descriptor: int, path: Path) -> None:
+    """Give an open file a name. Python follows the link only if it is told of a folder, too."""
+    path.unlink(missing_ok=True)
+    os.link(f'/proc/self/fd/{descriptor}', path, src_dir_fd=descriptor, follow_symlinks=True)
+
+
+def _remove_left(target: Path) -> None:
+    """Remove what writers of this file left that are no more."""
+    start, end = f'.{target.name}.', '.partial'
+    for entry in os.scandir(target.parent):
+        pid = entry.name[len(start) : -len(end)]
+        if entry.name.startswith(start) and entry.name.endswith(end) and pid.isdigit():
+            if not Path(f'/proc/{pid}').exists():
+                Path(entry.path).unlink(missing_ok=True)

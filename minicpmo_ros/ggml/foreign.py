@@ -1,0 +1,69 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a file is that should be GGUF and is not, by its first bytes: and what to do about it.
+
+The usual ones come from downloads: a git checkout without its large files, the page of a web
+site instead of the file behind it, a place on the disk that nothing was written to yet.
+"""
+
+import re
+
+FETCH_AGAIN = 'Fetch or convert the file again'
+HEAD_BYTES = 4096  # as many as are looked at
+CONVERT = 'Convert it: `minicpmo convert` takes a checkpoint of Hugging Face'
+# How files begin that are often given instead.
+_MAGICS = (
+    (b'version https://git-lfs', 'a git-lfs pointer, not the file it stands for',
+     'Run `git lfs pull` in its checkout, or fetch the file by its download link'),
+    (b'PK\x03\x04', 'a ZIP archive or a PyTorch checkpoint', 'Unpack it, or convert it'),
+    (b'\x1f\x8b', 'compressed by gzip', 'Unpack it: gunzip'),
+    (b'\xfd7zXZ', 'compressed by xz', 'Unpack it: unxz'),
+    (b'\x28\xb5\x2f\xfd', 'compressed by zstd', 'Unpack it: unzstd'),
+    (b'BZh', 'compressed by bzip2', 'Unpack it: bunzip2'),
+    (b'7z\xbc\xaf', 'a 7-Zip archive', 'Unpack it'),
+    (b'\x80\x02', 'a pickle of Python', CONVERT),
+    (b'FUGG', 'a GGUF file whose bytes are in reverse order', FETCH_AGAIN),
+    *((magic, 'a file in GGML, the format before GGUF', 'Fetch the GGUF file of the model')
+      for magic in (b'lmgg', b'fmgg', b'tjgg', b'algg')),
+)  # fmt: skip
+
+
+def describe(head: bytes, size_bytes: int) -> tuple:
+    """Return (problem, remedy) of a file that begins with these bytes, and not as GGUF does."""
+    if not size_bytes:
+        return 'it is empty (0 bytes): its download has not begun, or failed', FETCH_AGAIN
+    for magic, what, remedy in _MAGICS:
+        if head.startswith(magic):
+            return f'it is {what}', remedy
+    if head.count(0) == len(head):
+        return (
+            'it begins with zeros: the place for it was made, but not what belongs there',
+            'Let the download end, or fetch it again',
+        )
+    if re.match(rb'.{8}\{\s*"', head, re.DOTALL) and int.from_bytes(head[:8], 'little') < 1 << 30:
+        return 'it is a safetensors file', CONVERT
+    text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+    if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head', b'<body', b'<!--')):
+        return (
+            'it is a web page, not the file',
+            'Fetch it by its download link (at Hugging Face /resolve/ and not /blob/), logged '
+            'in where the model asks for it',
+        )
+    if _is_text(head):
+        shown = ' '.join(head[:60].decode('utf-8', 'replace').split())
+        return f'it is a text and no GGUF file: {shown!r}', FETCH_AGAIN
+    if size_bytes < 24:
+        return f'it has only {size_bytes} bytes', FETCH_AGAIN
+    return 'it does not begin as a GGUF file does', FETCH_AGAIN
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether all of it can be read: perhaps an error message that was saved as the file."""
+    try:
+        text = head.decode('utf-8')
+    except UnicodeDecodeError as error:  # the last character may be cut
+        if error.start < len(head) - 3 or len(head) < HEAD_BYTES:
+            return False
+        text = head[: error.start].decode('utf-8')
+    return len(text) > 7 and all(c.isprintable() or c in '\t\r\n\f' for c in text)

@@ -1,0 +1,181 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Answers that are being given together: what they read next, and their share of the device."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+
+from minicpmo_ros.errors import CancelledError, EngineError
+from minicpmo_ros.live.arbiter import DeviceArbiter, Priority, Turn
+from minicpmo_ros.live.question import Answer, Finish, PendingQuestion
+
+
+class RunningAnswer:
+    """A question that is being answered, with others or alone.
+
+    Read what `next_read` returns and `take` its logits, until that returns how the answer ended;
+    then `end`. `stale` describes the senses that are missing or too old. `is_closing()` returns
+    whether the engine is closing.
+    """
+
+    def __init__(
+        self, session, pending: PendingQuestion, turn: Turn, stale: str, is_closing: Callable
+    ):
+        self.pending, self._turn = pending, turn
+        self._stale, self._is_closing = stale, is_closing
+        self._live_s = turn.live_s  # before it
+        asked = pending.question, pending.asked_s, self._between, pending.tail
+        self._generation = session.ask(*asked)
+
+    @property
+    def has_token(self) -> bool:
+        """Whether its first token was generated."""
+        return bool(self._generation.ids)
+
+    def next_read(self):
+        """Return the Read that comes next; see Session."""
+        return self._generation.next_read()
+
+    def take(self, logits) -> Finish | None:
+        """Go on with the logits of what was read; return how it ended, None if it continues."""
+        try:
+            self.pending.emit(self._generation.take(logits))
+        except CancelledError:
+            return Finish.CANCELLED
+        return None if self._generation.answer is None else self._generation.answer.finish
+
+    def end(self, finish: Finish, error: Exception | None = None) -> Answer:
+        """Drop the fork and return the answer."""
+        live_s = self._turn.live_s - self._live_s
+        answer = replace(self._generation.end(finish, error), live_s=live_s)
+        missed = self.pending.hearing.note() if self.pending.hearing else ''
+        notes = tuple(filter(None, (self._stale, missed)))
+        return replace(answer, stale=bool(self._stale), notes=notes + answer.notes)
+
+    def _between(self) -> None:
+        """Between two slices of a long step, end it or let others compute."""
+        if self.pending.is_over or self._is_closing():
+            raise CancelledError('The question was cancelled.')
+        self._turn.between()
+
+
+class RunningAnswers:
+    """The answers that are given together, on one turn on the device; for the engine's thread.
+
+    `on_end(pending, answer, **facts)` receives each that ends, and facts for the status. An
+    EngineError is raised, after which all must end; any other error ends the answer it is of.
+    """
+
+    def __init__(
+        self,
+        arbiter: DeviceArbiter,
+        on_end: Callable,
+        is_closing: Callable[[], bool],
+    ):
+        self._arbiter, self._on_end, self._is_closing = arbiter, on_end, is_closing
+        self._answers, self._turn = [], None
+        self.unit_is_owed = False  # it waited for a question; it is read before another begins
+
+    def __len__(self) -> int:  # noqa: D105
+        return len(self._answers)
+
+    def begin(self, session, pending: PendingQuestion, stale: str) -> None:
+        """Begin to answer a question; raise what Session.ask raises."""
+        if self._turn is None:
+            self._turn = self._arbiter.acquire(Priority.QUESTION)
+        self._turn.become(Priority.QUESTION)
+        self._answers.append(RunningAnswer(session, pending, self._turn, stale, self._is_closing))
+
+    def next_reads(self) -> dict:
+        """Return {answer: the Read that comes next}."""
+        reads = {}
+        for answer in list(self._answers):
+            try:
+                reads[answer] = answer.next_read()
+            except Exception as error:
+                self._end(answer, Finish.ERROR, error)
+        return reads
+
+    def read(self, session, reads: dict) -> None:
+        """Read and go on with the logits."""
+        try:
+            logits = session.read(list(reads.values()))
+        except (CancelledError, EngineError):
+            raise
+        except Exception as error:
+            for answer, read in reads.items():
+                if len(reads) == 1:
+                    self._end(answer, Finish.ERROR, error)
+                else:  # one of them is to blame
+                    self.read(session, {answer: read})
+        else:
+            self.take(reads, logits)
+
+    def take(self, reads: dict, logits: list) -> None:
+        """Go on with the logits of what was read."""
+        for answer, found in zip(reads, logits):
+            error = None
+            try:
+                finish = answer.take(found)
+            except EngineError:
+                raise
+            except Exception as problem:
+                finish, error = Finish.ERROR, problem
+            if finish is not None:
+                self._end(answer, finish, error)
+
+    def lets_unit(self, waits: bool, has_room: bool) -> bool:
+        """Return whether a unit that waits, if there is room for it, is to be read now."""
+        turn = self._turn
+        if turn is None:
+            self.unit_is_owed = False
+            return waits
+        turn.unit_waits = waits and has_room
+        is_let = turn.unit_waits and self._arbiter.lets_unit(turn)
+        is_kept_waiting = turn.priority is Priority.QUESTION or not has_room
+        self.unit_is_owed = waits and not is_let and is_kept_waiting
+        return is_let
+
+    @contextmanager
+    def hold_for_unit(self):
+        """Hold the device for a unit inside the block."""
+        if self._turn is None:
+            with self._arbiter.hold(Priority.UNIT):
+                yield
+            return
+        self._turn.become(Priority.UNIT)
+        try:
+            yield
+        finally:
+            self._turn.become(Priority.ANSWER)
+            self._turn.unit_waits = False
+
+    def let_others(self) -> None:
+        """Let others use the device; give it back if no answer is running."""
+        if self._turn is None:
+            return
+        if not self._answers:
+            self._turn.release()
+            self._turn = None
+            return
+        is_first = not all(answer.has_token for answer in self._answers)
+        self._turn.become(Priority.QUESTION if is_first else Priority.ANSWER)
+        self._turn.between()
+
+    def end_expired(self) -> None:
+        """End those that nobody is waiting for any more."""
+        for answer in [answer for answer in self._answers if answer.pending.is_over]:
+            self._end(answer, Finish.CANCELLED)
+
+    def end_all(self, finish: Finish, error: Exception | None = None) -> None:
+        """End all of them, and give the device back."""
+        for answer in list(self._answers):
+            self._end(answer, finish, error)
+        self.let_others()
+
+    def _end(self, answer: RunningAnswer, finish: Finish, error: Exception | None = None) -> None:
+        self._answers.remove(answer)
+        ended = answer.end(finish, error)
+        self._on_end(answer.pending, ended, answer_live_s=ended.live_s)

@@ -1,0 +1,141 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A language model in llama.cpp: its weights, its vocabulary and its token rows.
+
+The header is read and checked by our own reader before llama.cpp sees the file. Loading can be
+watched and stopped.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import llama_cpp.llama_cpp as llama
+
+from minicpmo_ros.config import LLM
+from minicpmo_ros.errors import CancelledError, ModelFileError
+from minicpmo_ros.ggml import library  # noqa: F401 (routes llama.cpp's log)
+from minicpmo_ros.ggml.gguf_file import Header, read_header
+from minicpmo_ros.ggml.runtime import gpu_name
+from minicpmo_ros.llm import layout as llm_layout
+from minicpmo_ros.llm.keys import overrides, verify
+from minicpmo_ros.llm.vocabulary import TokenRows, Vocabulary
+
+READ, MAP, LOCK = 0, 1, 2  # llama.h: enum llama_load_mode; their sums are modes too
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the weights are held."""
+
+    gpu_layers: int = LLM.gpu_layers  # layers on the accelerator; -1: all
+    use_mmap: bool = LLM.use_mmap  # False: read into memory; then repacked weights are held once
+    use_mlock: bool = LLM.use_mlock  # llama.cpp warns where the system refuses
+    # 'qwen2': read it so, whatever the file says, if that proves right.
+    pre_tokenizer: str = ''
+    repack: bool = LLM.repack  # reorder weights for the CPU
+
+
+class _Weights:
+    """A loaded llama_model, freed when nobody holds it any more."""
+
+    def __init__(self, pointer: int):
+        self.pointer = pointer
+        self.free = weakref.finalize(self, llama.llama_model_free, pointer)
+
+
+class LanguageModel:
+    """Loaded weights; close it after every context on it, or leave it to the collector."""
+
+    def __init__(self, pointer: int, path: Path, header: Header, gpu_layers: int = 0):
+        self.path, self.pointer = path, pointer
+        self.on_gpu = bool(gpu_layers and gpu_name())  # at least a part of it
+        self._weights = _Weights(pointer)
+        self.width = llama.llama_model_n_embd(pointer)
+        self.context_length = llama.llama_model_n_ctx_train(pointer)  # positions it was made for
+        heads = self.width // llama.llama_model_n_head(pointer)
+        key = f'{header.metadata["general.architecture"]}.attention.key_length'
+        self.head_width = header.get(key, int, heads)  # Qwen3's need not share the width
+        self.size_bytes = llama.llama_model_size(pointer)
+        self.vocabulary = Vocabulary(self._weights, path)
+        self.token_rows = TokenRows(path, header)
+        _ = self.vocabulary.trie  # a second that no question shall wait for
+
+    @classmethod
+    def load(
+        cls,
+        path,
+        options: ModelOptions | None = None,
+        on_progress: Callable[[float], bool] | None = None,
+    ) -> 'LanguageModel':
+        """Load a GGUF file; `on_progress(fraction)` returns False to stop.
+
+        Raises ModelFileError for a file that is not a fit model, CancelledError when stopped.
+        """
+        path = Path(path)
+        options = options or ModelOptions()
+        header = read_header(path)
+        _check(path, header, options.pre_tokenizer)
+        llama.llama_backend_init()
+        stopped = []
+
+        def progress(fraction, _):
+            if on_progress is not None and not on_progress(fraction):
+                stopped.append(fraction)
+            return not stopped
+
+        parameters = llama.llama_model_default_params()
+        parameters.n_gpu_layers = options.gpu_layers
+        parameters.load_mode = MAP if options.use_mmap else READ
+        parameters.load_mode += LOCK if options.use_mlock else READ
+        parameters.use_extra_bufts = options.repack
+        parameters.kv_overrides = overrides(options.pre_tokenizer)
+        parameters.progress_callback = llama.llama_progress_callback(progress)
+        pointer = llama.llama_model_load_from_file(str(path).encode(), parameters)
+        if stopped:
+            if pointer:
+                llama.llama_model_free(pointer)
+            raise CancelledError('Loading was stopped.')
+        if not pointer:
+            raise ModelFileError(
+                path,
+                'llama.cpp refused to load it',
+                'Its log names the reason; check that it is complete and that '
+                'the memory suffices.',
+            )
+        model = cls(pointer, path, header, options.gpu_layers)
+        if options.pre_tokenizer:
+            try:
+                verify(model.vocabulary)
+            except ModelFileError:
+                model.close()
+                raise
+        return model
+
+    def close(self) -> None:
+        """Free the weights; no context on them may be left."""
+        self._weights.free()
+
+
+def load_vocabulary(path, pre_tokenizer: str = '') -> Vocabulary:
+    """Load the vocabulary of a GGUF file without its weights; ModelFileError where it has none."""
+    path = Path(path)
+    _check(path, read_header(path), pre_tokenizer)
+    llama.llama_backend_init()
+    parameters = llama.llama_model_default_params()
+    parameters.vocab_only = True
+    parameters.kv_overrides = overrides(pre_tokenizer)
+    pointer = llama.llama_model_load_from_file(str(path).encode(), parameters)
+    if not pointer:
+        raise ModelFileError(path, 'llama.cpp refused to load it', 'Its log names the reason.')
+    vocabulary = Vocabulary(_Weights(pointer), path)
+    if pre_tokenizer:
+        verify(vocabulary)
+    return vocabulary
+
+
+def _check(path: Path, header: Header, pre_tokenizer: str = '') -> None:
+    """Refuse what llama.cpp would load and then compute wrongly, or end the process over."""
+    llm_layout.read_facts(header, pre_tokenizer)

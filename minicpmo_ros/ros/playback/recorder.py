@@ -1,0 +1,170 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Node `recorder`: writes the live graph's answers into a bag, and its inputs if asked to.
+
+The bag is one MCAP file that ros2 bag and rosbags read. Messages are written as they come, stamped
+in the node's time. The recording stays readable if the process is killed, and also on a full disk,
+where the node waits for free space.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.type_support import check_for_type_support
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.bags.writing import Recording
+from minicpmo_ros.ros.audio_input import AUDIO_TYPES, INFO_TYPE, installed_type
+from minicpmo_ros.ros.framework.faults import Throttle, shortage
+from minicpmo_ros.ros.framework.main import run
+from minicpmo_ros.ros.framework.parameters import Parameter, ParameterTable
+from minicpmo_ros.ros.framework.topics import LOOK_PERIOD_S
+
+ANSWER, TOPIC = 'minicpmo_ros/msg/Answer', 'llm/answer'
+INPUTS = ('image', 'image/compressed', 'audio', 'audio_info')
+PARAMETERS = (
+    Parameter(
+        'bag', '', 'File to write, such as answers.mcap; an existing file is never overwritten'
+    ),
+    Parameter('inputs', False, 'Also record images and audio'),
+)
+
+
+class Recorder(Node):
+    """See the module."""
+
+    _recording = None
+
+    def __init__(self):
+        super().__init__('recorder')
+        options = ParameterTable(self, PARAMETERS).values()
+        if not options.bag:
+            raise InputError('parameter bag is empty; give a file to write: -p bag:=FILE.mcap')
+        self._recording = Recording(options.bag, definitions())
+        self._throttle, self._is_short = Throttle(), False  # short of room
+        self._open, self._topics = {}, (TOPIC, *(INPUTS if options.inputs else ()))
+        self._skipped = set()  # (topic, type) that was told
+        # Steady: simulated time may not run yet.
+        self.create_timer(LOOK_PERIOD_S, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._look()
+        self.get_logger().info(f'recording to {Path(options.bag).resolve()}')
+
+    def destroy_node(self):
+        """Close the file; rclpy also calls this when it is shut down from code."""
+        if self._recording is not None:
+            recording, self._recording = self._recording, None
+            try:
+                recording.close()
+            except OSError as error:
+                # To nobody's log: a signal has ended ROS by now.
+                text = (
+                    f'the end of the bag is not written: {why(error)}. It can be read up to there'
+                )
+                print(f'recorder: {text}', file=sys.stderr)
+        super().destroy_node()
+
+    def _look(self) -> None:
+        """Subscribe to the topics published by now, with their type and quality of service."""
+        for name in self._topics:
+            topic = self.resolve_topic_name(name)
+            publishers = self.get_publishers_info_by_topic(topic)
+            if topic in self._open or not publishers:
+                continue
+            kind = publishers[0].topic_type
+            try:
+                message_type = message_class(kind)
+            except InputError as error:
+                if (topic, kind) not in self._skipped:
+                    self._skipped.add((topic, kind))
+                    self.get_logger().warning(f'{topic} is not recorded: {error}')
+                continue
+            self._open[topic] = self.create_subscription(
+                message_type,
+                topic,
+                lambda data, topic=topic, kind=kind: self._write(topic, kind, data),
+                fitting(publishers),
+                raw=True,
+            )
+
+    def _write(self, topic: str, kind: str, data: bytes) -> None:
+        if self._recording is None:
+            return
+        try:
+            self._recording.write(topic, kind, self.get_clock().now().nanoseconds, data)
+        except OSError as error:
+            self._is_short = True
+            waiting_mib = self._recording.waiting / 2**20
+            self._tell(
+                f'nothing more can be written: {why(error)}. The bag can be read up to here; '
+                f'{waiting_mib:.1f} MiB wait for room, {self._recording.lost} messages are lost'
+            )
+            return
+        if self._is_short:
+            self._is_short = False
+            self.get_logger().warning(
+                f'recording goes on; {self._recording.lost} messages are lost until now'
+            )
+
+    def _tell(self, text: str) -> None:
+        if self.context.ok() and self._throttle.allows(text.partition(':')[0]):
+            self.get_logger().error(text)
+
+
+def why(error: OSError) -> str:
+    """Return why a file cannot be written."""
+    return shortage(error) or error.strerror or str(error)
+
+
+def fitting(publishers) -> QoSProfile:
+    """Return a quality of service that all publishers offer."""
+    offered = [info.qos_profile for info in publishers]
+    reliable = all(qos.reliability == QoSReliabilityPolicy.RELIABLE for qos in offered)
+    latched = all(qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL for qos in offered)
+    return QoSProfile(
+        depth=256,
+        reliability=QoSReliabilityPolicy['RELIABLE' if reliable else 'BEST_EFFORT'],
+        durability=QoSDurabilityPolicy['TRANSIENT_LOCAL' if latched else 'VOLATILE'],
+    )
+
+
+def message_class(kind: str):
+    """Return the class of a message type such as sensor_msgs/msg/Image, or raise InputError."""
+    if kind in (*AUDIO_TYPES, INFO_TYPE):  # of two packages of one name
+        message_type, problem = installed_type(kind)
+        if problem:
+            raise InputError(problem)
+        return message_type
+    try:
+        package, _, name = kind.split('/')
+        message_type = getattr(importlib.import_module(f'{package}.msg'), name)
+        check_for_type_support(message_type)
+    except Exception as error:  # of the import, of rclpy or of the loader
+        raise InputError(f'{kind} cannot be taken: {error!r}. Install its package') from error
+    return message_type
+
+
+def definitions() -> dict:
+    """Return the definitions of message types that not every ROS 2 has, for a Recording."""
+    own = Path(get_package_share_directory('minicpmo_ros')) / 'msg'
+    files = [own / 'Answer.msg', own / 'Note.msg']  # an answer holds notes
+    # Of two packages of this name, the one that is installed.
+    files += (Path(get_package_share_directory('audio_common_msgs')) / 'msg').glob('*.msg')
+    return {
+        f'{file.parents[1].name}/msg/{file.stem}': file.read_text(encoding='utf-8')
+        for file in sorted(files)
+    }
+
+
+def main(args=None) -> int:
+    """Record until a signal ends it."""
+    return run(lambda: [Recorder()], args)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,119 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Chooses the stamps of one input, header or arrival, in agreement with the other input.
+
+The encoder nodes exchange their inputs' clock offsets on `input_clock`, whether they are in one
+process or not. Problems with an input's clock are reported there, in the log and on /diagnostics.
+"""
+
+import time
+
+from rclpy.qos import QoSProfile
+
+from minicpmo_ros.msg import InputClock as InputClockMessage
+from minicpmo_ros.ros.framework.parameters import Parameter
+from minicpmo_ros.streams.time import LIMITS, MODES, InputClock
+from minicpmo_ros.units import NS
+
+TOPIC = 'input_clock'
+CLOCK_QOS = QoSProfile(depth=10)
+CLOCK_PERIOD_S = 1.0
+
+
+def stamps_parameter(name: str) -> Parameter:
+    """Return the row of an input's parameter, `name` image or audio."""
+    return Parameter(
+        f'{name}.stamps',
+        MODES[0],
+        'What dates the input. header: the stamps of its messages; arrival: the times at which '
+        'they arrive; auto: the stamps, or the arrival if the clocks of image and audio differ '
+        'and this clock is wrong. With simulated time, auto is header',
+        choices=MODES,
+    )
+
+
+class Stamps:
+    """Stamps for one input of an encoder node; `name` is image or audio."""
+
+    def __init__(self, node, name: str, mode: str):
+        self._node, self.clock = node, InputClock(name, mode)
+        self._told, self._told_s = '', 0.0
+        self._publisher = node.create_publisher(InputClockMessage, TOPIC, CLOCK_QOS)
+        # Not one of the node's inputs: it carries no images or audio.
+        self._subscription = node.create_subscription(
+            InputClockMessage, TOPIC, self._on_clock, CLOCK_QOS
+        )
+        self._timer = node.steady_timer(CLOCK_PERIOD_S, self._tell)
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        self._node.destroy_timer(self._timer)
+        self._node.destroy_subscription(self._subscription)
+        self._node.destroy_publisher(self._publisher)
+
+    def stamp_ns(self, header_ns: int | None, duration_ns: int = 0) -> int | None:
+        """Return the stamp of what has arrived now, and lasted until now; for any thread.
+
+        header_ns None: it has no stamp, and none is returned.
+        """
+        clock = self._node.get_clock()
+        arrived_ns = clock.now().nanoseconds
+        begun_ns = arrived_ns - duration_ns
+        said_ns = begun_ns if header_ns is None else header_ns
+        is_believed = self.clock.is_believed(
+            said_ns, arrived_ns, time.monotonic(), clock.ros_time_is_active
+        )
+        return header_ns if is_believed or header_ns is None else begun_ns
+
+    def diagnose(self, report) -> None:
+        """Report what dates the input, and what is wrong with its stamps."""
+        report.tell('dated by', 'arrival' if self.clock.takes_arrival else 'header')
+        if (offset := self.clock.offset) is not None:
+            report.tell('header stamps minus arrival [s]', offset.offset_ns / NS)
+        if self.clock.problem:
+            report.warn(self.clock.problem)
+
+    def _on_clock(self, message) -> None:
+        if message.input != self.clock.name:
+            self.clock.on_other_offset(int(message.offset * NS), time.monotonic())
+
+    def _tell(self) -> None:
+        problem, log = self.clock.problem, self._node.get_logger()
+        if problem != self._told:
+            if problem.partition(':')[0] != self._told.partition(':')[0]:
+                log.warning(
+                    problem or f'the stamps of the {self.clock.name} input are right again'
+                )
+            self._told = problem
+        offset = self.clock.offset
+        if offset is not None and (offset.at_s != self._told_s or problem):
+            self._told_s = offset.at_s
+            message = InputClockMessage(
+                input=self.clock.name,
+                offset=offset.offset_ns / NS,
+                arrival=self.clock.takes_arrival,
+                problem=problem,
+            )
+            message.header.stamp = self._node.get_clock().now().to_msg()
+            self._publisher.publish(message)
+
+
+class ClockProblems:
+    """The clock problems that the encoder nodes report; for the llm node."""
+
+    def __init__(self, node):
+        self._problems = {}  # by input: (a sentence or '', steady time at which it came)
+        node.create_subscription(InputClockMessage, TOPIC, self._on_clock, CLOCK_QOS)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong now, sentences; or ''."""
+        now_s = time.monotonic()
+        told = [
+            text for text, at_s in self._problems.values() if now_s - at_s < LIMITS.forgotten_s
+        ]
+        return ' '.join(f'{text}.' for text in told if text)
+
+    def _on_clock(self, message) -> None:
+        self._problems[message.input] = message.problem, time.monotonic()

@@ -1,0 +1,192 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command line: verbs, readable help, errors in one line and status 2."""
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minicpmo_ros.cli import main as cli
+from minicpmo_ros.evaluation.bags.writing import write_clip
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.units import NS
+
+
+def run(capsys, *arguments):
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_synthetic_writes_what_it_is_told(tmp_path, capsys):
+    status, out, _ = run(
+        capsys,
+        'synthetic',
+        tmp_path / 'm',
+        '--shape',
+        'nano',
+        '--seed',
+        5,
+        '--llm',
+        'q4_0',
+        '--vision',
+        'q8_0',
+        '--audio',
+        'f32',
+        '--pad-ffn',
+        '--ffn-naming',
+        'plain',
+    )
+    assert status == 0
+    assert out.count(' MiB\n') == 3
+    model = ModelDirectory.open(tmp_path / 'm')
+    assert model.model_id == 'random-nano-5'
+    assert model.precision == {'llm': 'q4_0', 'vision': 'q8_0', 'audio': 'f32'}
+    assert model.headers['vision'].tensors['v.blk.0.ffn_up.weight'].shape == (512, 128)
+    assert model.verify_hashes() == []
+
+
+def test_synthetic_does_not_overwrite_unless_forced(tmp_path, capsys):
+    (tmp_path / 'llm.gguf').write_text('precious')
+    status, _, err = run(capsys, 'synthetic', tmp_path)
+    assert status == 2
+    assert err.startswith('minicpmo synthetic: ') and 'llm.gguf' in err and err.count('\n') == 1
+    assert (tmp_path / 'llm.gguf').read_text() == 'precious'
+    assert run(capsys, 'synthetic', tmp_path, '--force', '--no-hashes')[0] == 0
+    assert len(ModelDirectory.open(tmp_path).verify_hashes()) == 3
+
+
+@pytest.mark.parametrize('verb', [
+    'bench', 'check', 'doctor', 'importance', 'plan', 'quantize', 'replay', 'score', 'search'
+])  # fmt: skip
+def test_every_verb_knows_an_embedded_model_by_its_name_and_a_path_before_it(
+    verb, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    more = {'importance': ['--out', 'i.gguf'], 'search': ['--out', 's.yaml'],
+            'quantize': ['out'], 'replay': ['q.json', '--out', 'r']}  # fmt: skip
+
+    def given():
+        parsed = vars(cli.make_parser().parse_args([verb, 'nano', *more.get(verb, [])]))
+        found = next(
+            parsed[k] for k in ('directory', 'directories', 'source', 'model') if k in parsed
+        )
+        return found[0] if isinstance(found, list) else found
+
+    assert (given() / 'manifest.yaml').is_file() and given().name == 'nano'
+    (tmp_path / 'nano').mkdir()
+    assert given() == Path('nano')
+
+
+def test_check_names_the_model_and_compares_hashes(tiny_model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    status, out, _ = run(capsys, 'check', tiny_model_dir, '--hashes')
+    assert status == 0
+    assert out.startswith('random-tiny-1 (minicpm-o-2.6, width 256)\n')
+    assert out.endswith('hashes: as recorded\n')
+    hashes = (tmp_path / 'minicpmo_ros' / 'sha256.json').read_text()
+    assert hashes.count('.gguf') == 3
+    # They are looked up from now on: a wrong one is believed.
+    digest = ModelDirectory.open(tiny_model_dir).manifest.files['audio'].sha256
+    wrong = hashes.replace(digest, '0' * 64)
+    (tmp_path / 'minicpmo_ros' / 'sha256.json').write_text(wrong)
+    assert run(capsys, 'check', tiny_model_dir, '--hashes')[0] == 2
+    assert run(capsys, 'check', tiny_model_dir, '--hashes', '--no-cache')[0] == 0
+    assert run(capsys, 'check', tiny_model_dir, '--hashes', '--cache', tmp_path / 'other')[0] == 0
+
+
+def test_check_tells_of_hashes_that_are_not_recorded(tmp_path, capsys):
+    run(capsys, 'synthetic', tmp_path, '--no-hashes')
+    assert (
+        'none recorded for llm, vision, audio'
+        in run(capsys, 'check', tmp_path, '--hashes', '--no-cache')[1]
+    )
+
+
+def test_error_is_one_line_and_status_2(tmp_path, capsys):
+    status, out, err = run(capsys, 'check', tmp_path / 'nothing')
+    assert (status, out) == (2, '')
+    assert err.startswith('minicpmo check: ') and err.count('\n') == 1
+
+
+def test_system_error_is_one_line_and_status_2(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    status, _, err = run(capsys, 'synthetic', tmp_path / 'file' / 'below')
+    assert status == 2
+    assert err.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [[], ['nonsense'], ['synthetic', 'x', '--shape', 'huge'], ['synthetic', 'x', '--seed', '-1']],
+)
+def test_wrong_usage_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize('verb', cli.VERBS)
+def test_help_of_every_verb_explains_every_option(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([verb, '--help'])
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f'usage: minicpmo {verb} ')
+    explained = [
+        bool(re.search(r'\S {2,}\S', name)) or after.startswith(' ' * 20)
+        for name, after in zip(told.splitlines(), told.splitlines()[1:] + [''])
+        if re.match(r' {2}[-\w{]', name)
+    ]
+    assert explained and all(explained), told
+
+
+def test_module_runs_and_help_needs_no_llama_cpp():
+    code = (
+        'import sys; from minicpmo_ros.cli import main; main.make_parser(); '
+        'sys.exit("llama_cpp" in sys.modules)'
+    )
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+    done = subprocess.run(
+        [sys.executable, '-m', 'minicpmo_ros.cli.main', '--help'], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert 'write a model of random weights' in done.stdout
+
+
+@pytest.mark.parametrize('name', ['sheet', 'sheet.xyz'])
+def test_look_refuses_what_is_no_name_of_a_picture(tmp_path, capsys, name):
+    status, _, err = run(capsys, 'look', tmp_path / 'bag.mcap', '--out', tmp_path / name)
+    assert status == 2 and 'ends in one of .png, .jpg' in err and err.count('\n') == 1
+
+
+def test_look_prints_what_each_threshold_would_reuse(tmp_path, capsys, rng):
+    """Ten seconds of a still scene, then ten in which its levels rise by ten each second."""
+    scene = np.kron(rng.integers(20, 120, (6, 8, 3)), np.ones((40, 40, 1), int))
+    images = []
+    for second in range(20):
+        file, levels = io.BytesIO(), scene + 10 * max(0, second - 9)
+        Image.fromarray(levels.astype(np.uint8)).save(file, 'JPEG', quality=95)
+        images.append((second * NS, file.getvalue()))
+    write_clip(tmp_path / 'a.mcap', 100, images, np.zeros(20 * 16000, np.float32))
+    status, out, _ = run(capsys, 'look', '--changes', tmp_path / 'a.mcap')
+    rows = [line.strip('| ').split(' | ') for line in out.splitlines() if line.startswith('| ')]
+    reused = {float(row[0]): int(row[1]) for row in rows if row[0][0].isdigit()}
+    assert status == 0 and reused == {2: 9, 4: 9, 8: 9, 16: 9, 32: 14}
+    assert '20 seconds with an image' in out
+    status, _, err = run(capsys, 'look', tmp_path / 'a.mcap')
+    assert status == 2 and '--changes' in err
+
+
+@pytest.mark.parametrize('option', ['--limit', '--workers', '--threads', '--max-tokens'])
+def test_replay_refuses_counts_below_one(tmp_path, capsys, option):
+    with pytest.raises(SystemExit):
+        run(capsys, 'replay', tmp_path, tmp_path / 'q.json', '--out', tmp_path, option, '-3')
+    assert f'argument {option}: 1 or more is expected' in capsys.readouterr().err

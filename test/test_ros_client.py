@@ -1,0 +1,293 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The client for users' own nodes and scripts, against the installed executables."""
+
+import signal
+import threading
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+import rclpy
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
+from ros_graph import LONG
+from std_msgs.msg import String
+
+from minicpmo_ros.client import (
+    AskError,
+    BusyError,
+    CancelledError,
+    Client,
+    InputError,
+    LateError,
+    client,
+)
+from minicpmo_ros.client import calls as asked
+from minicpmo_ros.msg import Answer, Status
+
+
+@pytest.fixture
+def node(graph):
+    """Give a node of a user, which nobody spins yet."""
+    node = rclpy.create_node('user', namespace=graph.namespace)
+    yield node
+    node.destroy_node()
+
+
+@pytest.fixture
+def asker(node):
+    asker = Client(node)
+    yield asker
+    asker.destroy()
+
+
+@pytest.fixture
+def spun(node):
+    """Give the user's node, spun in another thread."""
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    thread = threading.Thread(target=executor.spin)
+    thread.start()
+    yield node
+    executor.shutdown()
+    thread.join()
+
+
+def start_live(graph, model_dir, *arguments, executable='live'):
+    return graph.start(
+        executable, '-p', f'model_dir:={model_dir}', '-p', 'max_tokens:=3000', *arguments
+    )
+
+
+@dataclass
+class Thing:
+    color: Literal['red', 'blue']
+    share: float = field(metadata={'minimum': 0, 'maximum': 1})
+
+
+@dataclass
+class Shelf:
+    things: list[Thing] = field(metadata={'minItems': 1, 'maxItems': 2})
+
+
+def check_answers_as_data(asker):
+    """JSON answers are of their schema; what is cut or not of a schema is told."""
+    shelf = asker.ask_as(Shelf, 'What is on it?')
+    assert isinstance(shelf.things[0], Thing) and shelf.things[0].color in ('red', 'blue')
+    assert set(asker.ask_as({'properties': {'a': {'type': 'null'}}}, '?')) <= {'a'}
+    with pytest.raises(AskError, match=r'JSON was cut after 4 tokens.*max_tokens') as cut:
+        asker.ask_as(Shelf, 'What is on it?', max_tokens=4)
+    assert cut.value.answer.text and cut.value.answer.finish == Answer.ERROR
+    with pytest.raises(AskError, match='#/properties/things/items/multipleOf: this keyword'):
+        asker.ask('?', json_schema={'properties': {'things': {'items': {'multipleOf': 2}}}})
+
+
+def say_nothing_more(asker):
+    """Wait until the llm is free again."""
+    asker.wait_until(lambda: not asker.status.answering, 60, 'a free llm')
+
+
+def test_a_script_asks_streams_takes_back_and_is_told_in_words(graph, asker, tiny_model_dir):
+    process = start_live(graph, tiny_model_dir)
+    assert asker.wait_until_ready().state == Status.READY
+    answer = asker.ask('Is it?', choices=['yes', 'no'])
+    assert answer.text in ('yes', 'no') and answer.finish == Answer.STOP
+
+    heard = []
+    stream = asker.stream('Tell.', heard.append, max_tokens=60, temperature=1.0)
+    pieces = list(stream)
+    assert len(pieces) > 1 and pieces == heard
+    assert ''.join(pieces) == stream.answer.text == stream.result().text
+
+    for _ in (stream := asker.stream('Tell me everything.', **LONG)):
+        break  # leaving the loop takes the question back, and waits for its end
+    assert stream.is_over and stream.answer.finish == Answer.CANCELLED
+    with pytest.raises(CancelledError):
+        stream.result()
+    early = asker.stream('Never mind.')
+    early.cancel()
+    assert list(early) == []
+
+    with pytest.raises(LateError, match=r'No answer within 0\.1 s.*is ready'):
+        asker.ask('Tell me everything.', timeout_s=0.1, **LONG)
+    say_nothing_more(asker)
+    with pytest.raises(AskError, match='no valid GBNF'):
+        asker.ask('?', grammar='root ::= (')
+    with pytest.raises(AskError, match='tokens long'):
+        asker.ask('word ' * 5000)
+    check_answers_as_data(asker)
+    assert asker.ask('And now?', max_tokens=2).text
+    assert process.is_running and 'Traceback' not in process.log
+
+
+WRONG = (
+    dict(question=None),
+    dict(question='half of a pair: \ud83d'),
+    dict(question='?', choices='yes'),
+    dict(question='?', choices=None),
+    dict(question='?', choices=['a', '']),
+    dict(question='?', choices=['a'], grammar='root ::= "a"'),
+    dict(question='?', grammar=3),
+    dict(question='?', grammar='root ::= "a"', json_schema={}),
+    dict(question='?', json_schema=True),
+    dict(question='?', max_tokens=-1),
+    dict(question='?', max_tokens=2**32),
+    dict(question='?', temperature=float('nan')),
+    dict(question='?', temperature='hot'),
+    dict(question='?', remember='often'),
+    dict(question='?', loud=True),
+)
+
+
+def test_a_wrong_argument_is_refused_before_anything_is_sent(graph, asker):
+    for arguments in WRONG:
+        name = list(arguments)[-1]
+        with pytest.raises(InputError, match=f'{name}'):
+            asker.ask(**arguments)
+
+
+def test_whoever_is_not_there_or_has_failed_is_told_with_the_reason(
+    graph, asker, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(asked, 'FIND_TIMEOUT_S', 0.3)
+    with pytest.raises(BusyError, match=f'There is no {graph.namespace}/llm'):
+        asker.ask('Anybody?')
+    with pytest.raises(LateError, match='Not ready after 0.3 s: There is no'):
+        asker.wait_until_ready(timeout_s=0.3)
+    graph.start('llm', '-p', f'model_dir:={tmp_path}/none')
+    with pytest.raises(BusyError, match=r'no such model directory.*Set model_dir'):
+        asker.wait_until_ready()
+    asker.wait_until(lambda: asker.has_server, 60, 'the action')
+    with pytest.raises(AskError, match='no such model directory'):
+        asker.ask('And now?')
+
+
+def test_a_node_that_is_spun_elsewhere_asks_from_threads_and_callbacks(
+    graph, spun, asker, tiny_model_dir
+):
+    start_live(graph, tiny_model_dir)
+    ended = {}
+
+    async def on_polite(_):
+        await asker.ready_async()
+        ended['polite'] = await asker.ask_async('What?', max_tokens=4)
+
+    async def on_impatient(_):
+        try:
+            await asker.ask_async('What?', timeout_s=0.1, **LONG)
+        except LateError as error:
+            ended['impatient'] = error
+
+    def on_blocking(_):
+        try:
+            asker.ask('What?')
+        except AskError as error:
+            ended['blocking'] = error
+
+    group = ReentrantCallbackGroup()
+    callbacks = dict(polite=on_polite, impatient=on_impatient, blocking=on_blocking)
+    for name, callback in callbacks.items():
+        spun.create_subscription(String, name, callback, 1, callback_group=group)
+    asker.wait_until_ready()
+    for name in callbacks:
+        publisher = graph.create_publisher(String, name, 1)
+        graph.spin_until(publisher.get_subscription_count, name)
+        publisher.publish(String())
+        graph.spin_until(lambda name=name: name in ended, name)
+    assert ended['polite'].text and 'within 0.1 s' in str(ended['impatient'])
+    assert 'await client.ask_async' in str(ended['blocking'])
+
+    texts = []
+    threads = [
+        threading.Thread(target=lambda: texts.append(asker.ask('What?', max_tokens=4).text))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == [ended['polite'].text] * 4
+    stream = asker.stream('Tell me everything.', **LONG)
+    next(iter(stream))
+    asker.cancel()
+    asker.wait_until(lambda: stream.is_over, 60, 'the end')
+    assert stream.answer.finish == Answer.CANCELLED
+
+
+def test_a_callback_may_wait_where_other_threads_spin_the_node(graph, node, asker, tiny_model_dir):
+    start_live(graph, tiny_model_dir, executable='llm')
+    executor, answers = MultiThreadedExecutor(2), []
+    executor.add_node(node)
+
+    def once():
+        timer.cancel()
+        asker.wait_until_ready()
+        answers.append(asker.ask('What?', max_tokens=4))
+
+    timer = node.create_timer(0.01, once)
+    thread = threading.Thread(target=executor.spin)
+    thread.start()
+    graph.spin_until(lambda: answers, 'an answer inside a callback')
+    executor.shutdown()
+    thread.join()
+
+
+def test_an_executor_that_does_not_spin_is_named(graph, node, asker, monkeypatch):
+    monkeypatch.setattr(client, 'GRACE_S', 0.1)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    with pytest.raises(LateError, match='does not spin'):
+        asker.ask('?', timeout_s=0.1)
+    executor.shutdown()
+
+
+def test_two_clients_with_sixty_questions_each_get_each_reply(graph, asker, tiny_model_dir):
+    start_live(graph, tiny_model_dir, '-p', 'max_waiting:=30', executable='llm')
+    node = rclpy.create_node('other', namespace=graph.namespace)
+    other = Client(node)
+    for one in (asker, other):
+        one.wait_until_ready()
+    streams = [
+        one.stream(f'{who} {i}?', max_tokens=4)
+        for i in range(60)
+        for who, one in (('first', asker), ('second', other))
+    ]
+    # Nobody spins meanwhile: what the other client hears gathers in its queues.
+    asker.wait_until(lambda: all(s.is_over for s in streams[0::2]), 60, 'replies to the first')
+    other.wait_until(lambda: all(s.is_over for s in streams[1::2]), 60, 'replies to the second')
+    errors = [stream.future.exception() for stream in streams]
+    assert errors.count(None) >= 31
+    assert all('more are not taken' in str(error) for error in errors if error)
+    for i, stream in enumerate(streams):
+        if errors[i] is None:
+            assert stream.answer.question == f'{("first", "second")[i % 2]} {i // 2}?'
+            assert ''.join(stream) == stream.answer.text
+    other.destroy()
+    node.destroy_node()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
+def test_a_node_that_ends_in_the_middle_of_an_answer_is_told_of_and_asked_again(
+    graph, asker, tiny_model_dir, monkeypatch, number
+):
+    process = start_live(graph, tiny_model_dir)
+    asker.wait_until_ready()
+    pieces = []
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(AskError, match='stopped before|took the question and ended'),
+    ):
+        patch.setattr(client, 'SILENT_TICKS', 25)
+        for piece in asker.stream('Tell me everything.', timeout_s=120, **LONG):
+            if not pieces:
+                process.send(number)
+            pieces.append(piece)
+    assert pieces
+    process.wait()
+    asker.status = None
+    start_live(graph, tiny_model_dir)
+    asker.wait_until_ready()
+    check_answers_as_data(asker)
+    assert asker.ask('And now?', max_tokens=2).text

@@ -1,0 +1,122 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Camera and microphone of different clocks, through the installed nodes: told, and mended."""
+
+import time
+
+import pytest
+from ros_source import RATE_HZ, Source, jpeg, picture_of, sound_of
+
+from minicpmo_ros.msg import AudioEmbedding, ImageEmbedding
+from minicpmo_ros.streams.time import OTHER
+
+NS = 10**9
+WRONG = {
+    'since boot': lambda now_ns: time.monotonic_ns() % (10**6 * NS),
+    'tai': lambda now_ns: now_ns + 37 * NS,
+    'still': lambda now_ns: 1234 * NS,
+}
+
+
+class Live:
+    """A camera and a microphone of now, at the pace of real time; one has another clock."""
+
+    def __init__(self, graph, wrong: str = '', clock=None):
+        self._source, self.wrong, self.clock = Source(graph), wrong, clock
+        self._next_s = time.monotonic()
+        self.seconds = {'image': {}, 'audio': {}}  # by input: {second: newest status}
+        for kind, name, node in (
+            (ImageEmbedding, 'image', 'vision_encoder'),
+            (AudioEmbedding, 'audio', 'streaming_encoder'),
+        ):
+            seconds = self.seconds[name]
+            graph.create_subscription(
+                kind, f'{node}/embedding',
+                lambda m, seconds=seconds: seconds.update({m.second: m.status}), 50,
+            )  # fmt: skip
+        self._source.wait_heard()
+
+    def play(self) -> None:
+        """Publish what is due."""
+        while self._next_s <= time.monotonic():
+            self._next_s += 0.1
+            now_ns = time.time_ns()
+            stamps = {'image': now_ns, 'audio': now_ns - NS // 10}
+            if self.wrong:
+                stamps[self.wrong] = self.clock(stamps[self.wrong])
+            self._source.picture(stamps['image'], jpeg(picture_of(now_ns // NS)))
+            self._source.sound(stamps['audio'], sound_of(now_ns // NS)[: RATE_HZ // 10])
+
+    def are_together(self) -> bool:
+        """Say whether one of the newest seconds has both an image and audio."""
+        self.play()
+        now_s = time.time_ns() // NS
+        return any(
+            self.seconds['image'].get(s) == self.seconds['audio'].get(s) == 0
+            for s in range(now_s - 20, now_s + 1)
+        )
+
+
+def start_apart(graph, model_dir, *arguments):
+    common = ('-p', f'model_dir:={model_dir}', *graph.lossless, *arguments)
+    processes = {
+        'audio': graph.start('streaming_encoder', *common),
+        'image': graph.start('vision_encoder', *common),
+    }
+    graph.start(
+        'llm', '-r', 'audio_embedding:=streaming_encoder/embedding',
+        '-r', 'image_embedding:=vision_encoder/embedding', *common,
+    )  # fmt: skip
+    graph.wait_ready()
+    return processes
+
+
+@pytest.mark.parametrize('wrong, clock', [('image', 'since boot'), ('audio', 'tai')])
+def test_a_clock_of_its_own_is_told_and_its_input_dated_by_arrival(
+    graph, tiny_model_dir, wrong, clock
+):
+    """In three processes: what the encoders tell each other goes over the graph."""
+    processes = start_apart(graph, tiny_model_dir)
+    live = Live(graph, wrong, WRONG[clock])
+    graph.spin_until(live.are_together, 'a second of both')
+
+    def is_told():
+        live.play()
+        return f'{wrong}.stamps' in graph.status.clocks
+
+    graph.spin_until(is_told, 'a word on the status')
+    assert f'the stamps of the {wrong} input are' in processes[wrong].log
+    assert 'the times of arrival are taken' in processes[wrong].log
+    assert 'the stamps of' not in processes[OTHER[wrong]].log
+    for process in processes.values():
+        assert process.end() == 0
+
+
+def test_stamps_of_now_are_taken_as_they_are(graph, tiny_model_dir):
+    process = graph.start('live', '-p', f'model_dir:={tiny_model_dir}', *graph.lossless)
+    graph.wait_ready()
+    live = Live(graph)
+    graph.spin_until(live.are_together, 'a second of both')
+    begun_s = max(live.seconds['image'])
+    graph.spin_until(
+        lambda: live.play() or max(live.seconds['image']) > begun_s + 4, 'four seconds more'
+    )
+    assert not graph.status.clocks and 'the stamps of' not in process.log
+    assert process.end() == 0
+
+
+def test_a_clock_that_is_to_rule_is_told_and_one_that_is_not_is_not_read(graph, tiny_model_dir):
+    process = graph.start(
+        'live', '-p', f'model_dir:={tiny_model_dir}', '-p', 'audio.stamps:=arrival',
+        '-p', 'image.stamps:=header', *graph.lossless,
+    )  # fmt: skip
+    graph.wait_ready()
+    live = Live(graph, 'audio', WRONG['still'])
+    graph.spin_until(live.are_together, 'a second of both')
+    assert not graph.status.clocks
+    live.wrong, live.clock = 'image', WRONG['tai']
+    graph.spin_until(
+        lambda: live.play() or 'set image.stamps to arrival' in graph.status.clocks, 'a word'
+    )
+    assert process.end() == 0
