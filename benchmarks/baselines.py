@@ -18,22 +18,25 @@ import llama_cpp
 import numpy as np
 
 from benchmarks import mtmd
-from minicpmo_ros.encoders.siglip import VisionEncoder
-from minicpmo_ros.encoders.whisper import AudioEncoder
+from minicpmo_ros.encoders.siglip.encoder import VisionEncoder
+from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.errors import EngineError, InputError
-from minicpmo_ros.evaluation.bench import (
+from minicpmo_ros.evaluation.bench.bench import (
     BenchOptions,
+    Ratio,
+    clock_for,
     clock_of,
+    compare,
     fill,
     open_bench,
+    spent_ms,
     token_times,
 )
-from minicpmo_ros.evaluation.bench_ratios import random_mel, step_ms
-from minicpmo_ros.evaluation.timing import Ratio, clock_for, compare, spent_ms
+from minicpmo_ros.evaluation.bench.ratios import random_mel, step_ms
 from minicpmo_ros.ggml.runtime import Backend
-from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.models.shapes import TINY
-from minicpmo_ros.models.synthetic import write_llm
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.modelset.gguf_layouts import TINY
+from minicpmo_ros.synthetic.model import write_llm
 
 WINDOW_S = 3  # of stream behind which tokens are decoded
 TORCH_SCRIPT = Path(__file__).with_name('torch_whisper.py')
@@ -77,15 +80,20 @@ def decode(model: ModelDirectory, options: BenchOptions) -> Ratio:
 
 def vision(model: ModelDirectory, options: BenchOptions) -> Ratio:
     """Compare the encoding, on the CPU, of a picture as large as the model was trained with."""
+    return vision_file(model.vision_path, options)
+
+
+def vision_file(path: Path, options: BenchOptions) -> Ratio:
+    """Compare it for a vision file."""
     backend, clock = Backend('cpu', options.threads), clock_for(True, options.threads)
-    encoder = VisionEncoder.load(model.vision_path, backend)
+    encoder = VisionEncoder.load(path, backend)
     side, width = encoder.image_size, encoder.width
     picture = np.random.default_rng(7).integers(0, 255, (side, side, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         llm = Path(folder) / 'llm.gguf'  # libmtmd asks a language model for its width
         write_llm(llm, replace(TINY, width=width, llm_heads=width // 64, llm_layers=1))
         with (
-            mtmd.loaded_mtmd(llm, model.vision_path, mtmd.FLASH_AUTO, options.threads) as context,
+            mtmd.loaded_mtmd(llm, path, mtmd.FLASH_AUTO, options.threads) as context,
             mtmd.overview(context, picture) as chunk,
         ):
             found = compare(

@@ -25,15 +25,15 @@ from minicpmo_ros.process import prepare
 prepare()
 
 from benchmarks import baselines  # noqa: E402
+from minicpmo_ros.cli import measuring  # noqa: E402
+from minicpmo_ros.cli.options import model_path  # noqa: E402
+from minicpmo_ros.evaluation.answers import markdown  # noqa: E402
+from minicpmo_ros.evaluation.answers import report as score  # noqa: E402
 from minicpmo_ros.evaluation.questions import QuestionSet  # noqa: E402
-from minicpmo_ros.evaluation.report import markdown  # noqa: E402
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all  # noqa: E402
-from minicpmo_ros.evaluation.score import report as score  # noqa: E402
-from minicpmo_ros.models.directory import ModelDirectory  # noqa: E402
-from minicpmo_ros.models.quantize import quantize_directory  # noqa: E402
-from minicpmo_ros.models.synthetic import write_model  # noqa: E402
-from minicpmo_ros.tools import bench  # noqa: E402
-from minicpmo_ros.tools.model_path import model_path  # noqa: E402
+from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.quantize.quantizer import quantize_directory  # noqa: E402
+from minicpmo_ros.synthetic.model import write_model  # noqa: E402
 
 BUILD = Path('build/bench')
 OUT = Path('build/bench.json')
@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument('--torch', type=Path, default=TORCH, metavar='PYTHON')
     parser.add_argument('--no-accuracy', action='store_true')
     parser.add_argument('--json', type=Path, default=OUT, metavar='OUT')
-    bench.add_measuring(parser)
+    measuring.add_measuring(parser)
     given = parser.parse_args()
     command = ' '.join(['python -m benchmarks.bench', *sys.argv[1:]])
     shapes = given.shape or ([] if given.directories or given.true_size else ['nano', '0.5b'])
@@ -103,10 +103,10 @@ def main() -> int:
     if given.true_size:
         given.directories.append(synthetic('2.6', 'q4_K', 'q4_0', 'q4_0'))
         given.pairs, given.units = min(given.pairs, 1), 1
-    report = bench.measure_all(given, partial(baselines_of, given.torch), command)
+    report = measuring.measure_all(given, partial(baselines_of, given.torch), command)
     if by_precision and not given.no_accuracy:
         report.data['accuracy'] = accuracy(by_precision)
-        bench.write(report, given.json)
+        measuring.write(report, given.json)
         print('\n' + markdown(report.data['accuracy']), end='')
     if given.true_size:
         shutil.rmtree(BUILD / '2.6')

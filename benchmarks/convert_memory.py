@@ -32,11 +32,10 @@ sys.path.insert(0, str(ROOT / 'test'))
 
 from hf_checkpoint import write_tokenizer, write_weights  # noqa: E402
 
-from minicpmo_ros.models import layouts  # noqa: E402
-from minicpmo_ros.models.checkpoint_names import COMPUTED, source_of  # noqa: E402
-from minicpmo_ros.models.shapes import MINICPM_O_2_6, MINICPM_O_4_5  # noqa: E402
+from minicpmo_ros.convert.checkpoint import COMPUTED, source_of  # noqa: E402
+from minicpmo_ros.families import DEFAULT, FAMILIES  # noqa: E402
+from minicpmo_ros.modelset import gguf_layouts as layouts  # noqa: E402
 
-SHAPES = {shape.family: shape for shape in (MINICPM_O_2_6, MINICPM_O_4_5)}
 N_MERGES = 151387  # of Qwen's merges.txt
 INTERVAL_S = 0.005
 
@@ -54,7 +53,7 @@ def write_checkpoint(directory: Path, shape) -> None:
     merges = '\n'.join(f'Ġw{i} w{i}' for i in range(N_MERGES))
     (directory / 'merges.txt').write_text('#version: 0.2\n' + merges + '\n')
     config = {
-        'version': shape.family.rpartition('-')[2],
+        'version': FAMILIES[shape.family].version,
         'num_attention_heads': shape.llm_heads,
         'max_position_embeddings': shape.context_length,
         'rms_norm_eps': 1e-6,
@@ -87,16 +86,16 @@ def watch(process: subprocess.Popen) -> tuple:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--family', choices=SHAPES, default=MINICPM_O_2_6.family)
+    parser.add_argument('--family', choices=FAMILIES, default=DEFAULT.name)
     parser.add_argument('--layers', type=int, default=2)
     arguments = parser.parse_args()
-    shape = replace(SHAPES[arguments.family], llm_layers=arguments.layers)
+    shape = replace(FAMILIES[arguments.family].published, llm_layers=arguments.layers)
     (ROOT / 'build').mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / 'build') as directory:
         source, target = Path(directory) / 'hf', Path(directory) / 'out'
         source.mkdir()
         write_checkpoint(source, shape)
-        command = [sys.executable, '-m', 'minicpmo_ros.tools.cli', 'convert', source, target]
+        command = [sys.executable, '-m', 'minicpmo_ros.cli.main', 'convert', source, target]
         started = time.monotonic()
         process = subprocess.Popen(list(map(str, command)))
         anonymous_kib, cpu_s = watch(process)

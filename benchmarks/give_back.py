@@ -24,16 +24,16 @@ prepare()
 
 import numpy as np  # noqa: E402
 
-from minicpmo_ros.encoders.siglip import VisionEncoder  # noqa: E402
+from minicpmo_ros.encoders.siglip.encoder import VisionEncoder  # noqa: E402
+from minicpmo_ros.families import FAMILIES  # noqa: E402
 from minicpmo_ros.ggml.runtime import Backend  # noqa: E402
-from minicpmo_ros.language.context import ContextOptions  # noqa: E402
-from minicpmo_ros.language.model import ModelOptions  # noqa: E402
-from minicpmo_ros.language.prompt import LAYOUTS  # noqa: E402
-from minicpmo_ros.live.on_demand import VisionOnDemand  # noqa: E402
 from minicpmo_ros.live.session import Session  # noqa: E402
-from minicpmo_ros.live.units import Unit  # noqa: E402
-from minicpmo_ros.models.directory import ModelDirectory  # noqa: E402
-from minicpmo_ros.nodes.memory import give_back, pss_mib  # noqa: E402
+from minicpmo_ros.llm.context import ContextOptions  # noqa: E402
+from minicpmo_ros.llm.model import ModelOptions  # noqa: E402
+from minicpmo_ros.memory.proc import give_back, pss_mib  # noqa: E402
+from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.streams.on_demand import VisionOnDemand  # noqa: E402
+from minicpmo_ros.streams.pairing import Unit  # noqa: E402
 
 SIZES = (4096, 2048, 1024, 8192)
 UNITS = 60
@@ -84,13 +84,13 @@ def context(model: ModelDirectory, diary: Diary) -> None:
     diary.do('before the language model', lambda: None)
     session = Session.load(
         model.llm_path,
-        LAYOUTS[f'{model.family}/en'],
+        FAMILIES[model.family].layouts['en'],
         ModelOptions(repack=False),
         ContextOptions(n_ctx=8192, threads=1),
     )
     rows = np.random.default_rng(1).normal(size=(25, model.width)).astype(np.float16)
     for second in range(UNITS):
-        session.append(Unit(second, sound_rows=rows))
+        session.append(Unit(second, audio_rows=rows))
     diary.do('8192 positions', lambda: None)
     for n_ctx in SIZES:
         diary.do(f'{n_ctx} positions', lambda n_ctx=n_ctx: (session.resize(n_ctx), give_back()))

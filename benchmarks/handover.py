@@ -28,13 +28,12 @@ prepare()
 
 import numpy as np  # noqa: E402
 
-from minicpmo_ros.encoders.whisper import AudioEncoder  # noqa: E402
-from minicpmo_ros.evaluation.clips import read_clip  # noqa: E402
+from minicpmo_ros.encoders.whisper.encoder import AudioEncoder  # noqa: E402
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip  # noqa: E402
 from minicpmo_ros.evaluation.questions import QuestionSet  # noqa: E402
 from minicpmo_ros.ggml.runtime import Backend  # noqa: E402
-from minicpmo_ros.live.ears import Handover  # noqa: E402
-from minicpmo_ros.live.hearing import Hearing  # noqa: E402
-from minicpmo_ros.models.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.streams.audio import AudioPipeline, Handover  # noqa: E402
 from training import codes  # noqa: E402
 
 RATE = 16000
@@ -55,7 +54,7 @@ def spoken_seconds(questions_path) -> list:
     """Give (word, samples (16000,)) of every second of a question set in which a word is said."""
     questions, spoken = QuestionSet.read(questions_path), []
     for name, lines in questions.clips.items():
-        sound = np.concatenate([part for _, part in read_clip(questions.path_of(name)).sound])
+        sound = np.concatenate([part for _, part in read_clip(questions.path_of(name)).audio])
         for second, line in enumerate(lines):
             said = re.search('says "(.*)"', line)
             if said:
@@ -71,10 +70,10 @@ def words_heard(heard: list) -> list:
 
 
 def hear_words(encoder, samples: list, handover: Handover | None = None) -> tuple:
-    """Let an encoder hear seconds (16000,) as one stream; give the HeardSeconds and words."""
-    hearing = Hearing(encoder, handover=handover)
-    heard = [h for i, part in enumerate(samples) for h in hearing.push(i * 10**9, part)]
-    heard += hearing.flush()
+    """Let an encoder hear seconds (16000,) as one stream; give the AudioSeconds and words."""
+    audio_pipeline = AudioPipeline(encoder, handover=handover)
+    heard = [h for i, part in enumerate(samples) for h in audio_pipeline.push(i * 10**9, part)]
+    heard += audio_pipeline.flush()
     return heard, words_heard(heard)
 
 

@@ -35,7 +35,7 @@ from benchmarks.streams import (  # noqa: E402
 )
 from minicpmo_ros.live.question import Finish, Question  # noqa: E402
 from minicpmo_ros.live.window import POLICIES, Window  # noqa: E402
-from minicpmo_ros.models.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
 from training.world import COLORS, SHAPES  # noqa: E402
 
 KINDS = {
@@ -49,7 +49,7 @@ def moment(n_units: int, rows: int) -> tuple:
     windows = {policy: Window(0, n_units * rows, policy) for policy in POLICIES}
     for second in range(20 * n_units):
         for window in windows.values():
-            window.remove(window.leaving(rows))
+            window.remove(window.spans_to_evict(rows))
             window.append(second, rows)
         recent, long = (windows[policy].seconds[0] for policy in ('recent', 'long'))
         if second > 4 * n_units and second - long >= 3 * (second - recent):

@@ -78,7 +78,7 @@ def in_child(function: str, *arguments) -> str:
 
 
 def forecast(case: Case, directory: Path) -> dict:
-    """Give the plan's figures, MiB by module and part."""
+    """Give the plan's figures, MiB by part and what it is for."""
     return json.loads(in_child('forecast', directory, json.dumps(case.parameters)))
 
 

@@ -22,8 +22,9 @@ def write(directory, shape, llm, vision, audio, kind) -> None:
 
     A file that a case before has of the same precision is linked.
     """
-    from minicpmo_ros.models import manifest, synthetic
-    from minicpmo_ros.models.shapes import SHAPES
+    from minicpmo_ros.modelset import manifest
+    from minicpmo_ros.modelset.gguf_layouts import SHAPES
+    from minicpmo_ros.synthetic import model as synthetic
 
     directory, files, seed = Path(directory), {}, None if kind == 'hollow' else 1
     precisions = {'llm': llm, 'vision': vision, 'audio': audio}
@@ -45,14 +46,14 @@ def write(directory, shape, llm, vision, audio, kind) -> None:
 
 def forecast(directory, parameters) -> None:
     """Print the plan of a directory with node parameters."""
-    from minicpmo_ros.models.directory import ModelDirectory
-    from minicpmo_ros.models.plan import PlanOptions, forecast
+    from minicpmo_ros.memory.plan import PlanOptions, forecast
+    from minicpmo_ros.modelset.directory import ModelDirectory
 
     names = {'vision.max_tiles': 'max_tiles'}
     given = {names.get(k, k): v for k, v in json.loads(parameters).items()}
     devices = {key: 'cpu' for key in ('device', 'vision_device', 'audio_device')}
     plan = forecast(ModelDirectory.open(directory), PlanOptions(**given, **devices))
-    parts = {f'{part.module} {part.what}': round(part.host / 2**20, 1) for part in plan.parts}
+    parts = {f'{each.part} {each.what}': round(each.host / 2**20, 1) for each in plan.amounts}
     print(json.dumps({'host_mib': round(plan.host_mib, 1), 'parts': parts}))
 
 
@@ -60,12 +61,12 @@ def command(directory, namespace, parameters) -> None:
     """Print the command line of `live` on a directory, one thread, simulated time."""
     from ament_index_python.packages import get_package_prefix
 
-    from minicpmo_ros.nodes.launching import lossless
+    from minicpmo_ros.ros.launch.process_specs import reliable_input_overrides
 
     path = Path(get_package_prefix('minicpmo_ros')) / 'lib' / 'minicpmo_ros' / 'live'
     given = {'model_dir': str(Path(directory).resolve()), 'device': 'cpu', 'threads': 1}
     given |= {'use_sim_time': True, 'unit_deadline': 60.0} | json.loads(parameters)
-    given |= lossless(namespace)
+    given |= reliable_input_overrides(namespace)
     rules = [f'{name}:={json.dumps(value).strip(chr(34))}' for name, value in given.items()]
     remaps = ['-r', f'__ns:={namespace}', '-r', f'/clock:={namespace}/clock']
     print(json.dumps([str(path), '--ros-args', *remaps, *(p for r in rules for p in ('-p', r))]))
@@ -88,13 +89,13 @@ class _Elsewhere:
 
 def use(pid, namespace, n_ubatch) -> None:
     """Play two seconds of noise to `live`, and ask it something that fills such a batch."""
-    from minicpmo_ros.nodes import examiner as examining
-    from minicpmo_ros.nodes.spinning import run_program
+    from minicpmo_ros.ros.framework.main import run_program
+    from minicpmo_ros.ros.replay import lockstep as examining
 
     examining.TIMEOUT_S = 1800.0  # a second of the true size takes half a minute on an idle core
 
     def work() -> None:
-        examiner = examining.Examiner(namespace)
+        examiner = examining.LockstepPlayer(namespace)
         examiner.processes = [_Elsewhere(int(pid))]
         try:
             examiner.wait_ready()
@@ -110,14 +111,14 @@ def use(pid, namespace, n_ubatch) -> None:
 
 def _noise(seconds: int):
     """Give a clip of square pictures, of which as many tiles are cut as may be, and loud noise."""
-    from minicpmo_ros.evaluation.clips import Clip, Shot, png
+    from minicpmo_ros.evaluation.bags.clip import Clip, ClipImage, png
 
     rng = np.random.default_rng(0)
     pictures, sound = [], []
     for second in range(seconds):
         coarse = rng.integers(0, 255, (48, 48, 3), np.uint8)
         picture = png(np.kron(coarse, np.ones((20, 20, 1), np.uint8)))  # (960, 960, 3)
-        pictures.append(Shot.of_compressed(second * NS + NS // 2, 'png', picture))
+        pictures.append(ClipImage.of_compressed(second * NS + NS // 2, 'png', picture))
         samples = rng.uniform(-0.3, 0.3, RATE_HZ).astype(np.float32)  # (16000,)
         sound.append((second * NS, samples))
     return Clip(tuple(pictures), tuple(sound))

@@ -26,19 +26,22 @@ from minicpmo_ros.process import prepare
 prepare()
 
 from benchmarks import type_sweep  # noqa: E402
-from minicpmo_ros.evaluation.agreement import agreement, answered  # noqa: E402
-from minicpmo_ros.evaluation.importance import collect  # noqa: E402
-from minicpmo_ros.evaluation.precision_search import Search  # noqa: E402
+from minicpmo_ros.evaluation.precision_search import (  # noqa: E402
+    Search,  # noqa: E402
+    agreement,
+    answered,
+    collect,  # noqa: E402
+)
 from minicpmo_ros.evaluation.questions import QuestionSet  # noqa: E402
 from minicpmo_ros.evaluation.runner import CoreOptions  # noqa: E402
-from minicpmo_ros.models.directory import ModelDirectory  # noqa: E402
-from minicpmo_ros.models.precision_steps import measured_groups, pattern_of  # noqa: E402
-from minicpmo_ros.models.quantize import (  # noqa: E402
+from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.quantize.quantizer import (  # noqa: E402
     QuantizeOptions,
     overall_error,
     quantize_directory,
 )
-from minicpmo_ros.models.quantize_rules import Rule  # noqa: E402
+from minicpmo_ros.quantize.report import measured_groups, pattern_of  # noqa: E402
+from minicpmo_ros.quantize.rules import Rule  # noqa: E402
 
 OUT = Path('build/quantization.json')
 CORE = CoreOptions(device='cpu', threads=1)
@@ -115,7 +118,7 @@ def searched(answers: Answers, wanted: float, limit: int) -> dict:
     whole = search.best.size_bytes
     best = search.run(limit)
     types = {
-        f'{group.role} {group.pattern}': group.rungs[n].precision
+        f'{group.part} {group.pattern}': group.rungs[n].precision
         for group, n in zip(groups, best.levels)
     }
     return {

@@ -29,9 +29,9 @@ from minicpmo_ros.evaluation.questions import QuestionSet  # noqa: E402
 from minicpmo_ros.evaluation.results import Results, Run  # noqa: E402
 from minicpmo_ros.evaluation.runner import CoreOptions  # noqa: E402
 from minicpmo_ros.ggml.runtime import Backend  # noqa: E402
-from minicpmo_ros.language.context import llama  # noqa: E402
-from minicpmo_ros.models.directory import ModelDirectory  # noqa: E402
-from minicpmo_ros.models.synthetic import write_model  # noqa: E402
+from minicpmo_ros.llm.context import llama  # noqa: E402
+from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.synthetic.model import write_model  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = ROOT / 'demo' / 'clips' / 'questions.json'
@@ -70,7 +70,7 @@ class Meter:
 def measure(model_dir: Path, questions: QuestionSet, folder: Path) -> dict:
     """Run, and give what it took."""
     options = CoreOptions(device='cpu', threads=1, n_ctx=1024)
-    plan = replay.Plan(ModelDirectory.open(model_dir), questions, options)
+    plan = replay.ReplayPlan(ModelDirectory.open(model_dir), questions, options)
     answerer, meter = replay.CoreAnswerer(plan), Meter()
     results = Results(folder, plan.facts())
     try:

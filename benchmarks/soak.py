@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 from benchmarks.streams import open_core, question_file, read_seconds, units_of  # noqa: E402
 from minicpmo_ros.live.engine import Engine  # noqa: E402
 from minicpmo_ros.live.question import Question  # noqa: E402
-from minicpmo_ros.models.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
 from training.world import COUNTS, NUMBERS  # noqa: E402
 
 FOR_EVER_S = 600  # for what a busy machine does within seconds
@@ -64,32 +64,43 @@ class Soak:
 class Lockstep:
     """An engine that is given one thing at a time."""
 
-    def __init__(self, session):
+    def __init__(self, session, alerts=None):
         self._change, self._units_read = threading.Condition(), 0
         self._refused = self.most_positions = 0
-        self.engine = Engine(lambda *_: session, on_change=self._note)
+        self.newest = []  # Answers that were waited for last
+        self.engine = Engine(lambda *_: session, on_change=self._note, alerts=alerts)
         self.engine.start()
         self._until(lambda: self.engine.status().state == 'ready')
 
     def read(self, unit) -> None:
         """Give a unit, and wait until it is in the window."""
         before = self._units_read
-        self.engine.put_picture(unit.second, unit.picture_rows, unit.tiles)
-        self.engine.put_sound(unit.second, unit.sound_rows)
+        self.engine.put_image(unit.second, unit.image_rows, unit.tiles)
+        self.engine.put_audio(unit.second, unit.audio_rows)
         self._until(lambda: self._units_read > before)
 
-    def ask(self, text: str) -> str:
+    def ask(self, text: str, **options) -> str:
         """Ask, and wait for the answer's text."""
-        answers = []
-        self.engine.ask(Question(text), on_done=lambda answer: self._keep(answers, answer))
-        self._until(lambda: answers)
-        if answers[0].error is not None:
-            raise answers[0].error
-        return answers[0].text
+        return self.ask_together([text], **options)[0]
 
-    def _keep(self, answers: list, answer) -> None:
+    def ask_together(self, texts: list, **options) -> list:
+        """Ask all at once, and wait for the texts of all answers; `newest` are these."""
+        answers = {}
+        for i, text in enumerate(texts):
+            self.engine.ask(
+                Question(text, **options),
+                on_done=lambda answer, i=i: self._keep(answers, i, answer),
+            )
+        self._until(lambda: len(answers) == len(texts))
+        for answer in answers.values():
+            if answer.error is not None:
+                raise answer.error
+        self.newest = [answers[i] for i in range(len(texts))]
+        return [answer.text for answer in self.newest]
+
+    def _keep(self, answers: dict, i: int, answer) -> None:
         with self._change:
-            answers.append(answer)
+            answers[i] = answer
             self._change.notify_all()
 
     def _note(self, status) -> None:

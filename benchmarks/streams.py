@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation.clips import read_clip
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.runner import Core, CoreOptions
-from minicpmo_ros.live.hearing import Hearing
-from minicpmo_ros.live.seeing import Seeing
-from minicpmo_ros.live.units import Unit
-from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.streams.audio import AudioPipeline
+from minicpmo_ros.streams.image import ImagePipeline
+from minicpmo_ros.streams.pairing import Unit
 
 RATE, NS = 16000, 10**9
 TOLD = re.compile(r'(\d) (\w+) (\w+)(?:, \w+ \w+)?; (?:a \w+ says "(\w+)"|(?:\w+ )?(\w+))$')
@@ -52,8 +52,8 @@ def read_seconds(path: Path, max_clips: int) -> list:
     questions, shown = QuestionSet.read(path), []
     for name, lines in list(questions.clips.items())[:max_clips]:
         clip = read_clip(questions.path_of(name))
-        samples = np.concatenate([part for _, part in clip.sound])
-        for i, (line, shot) in enumerate(zip(lines, clip.pictures)):
+        samples = np.concatenate([part for _, part in clip.audio])
+        for i, (line, shot) in enumerate(zip(lines, clip.images)):
             told = TOLD.match(line)
             if told is None:
                 raise InputError(f'{path}: {line!r} of {name} is not understood.')
@@ -97,14 +97,16 @@ def unit_rows(core: Core) -> int:
 
 def units_of(core: Core, stream: Iterable[ShownSecond], first: int = 0) -> Iterator[Unit]:
     """See and hear a stream that begins with second `first`; give its units, one behind it."""
-    seeing = Seeing(core.vision, core.options.max_tiles, core.options.unchanged_threshold)
-    hearing, waiting = Hearing(core.audio), {}
+    image_pipeline = ImagePipeline(
+        core.vision, core.options.max_tiles, core.options.unchanged_threshold
+    )
+    audio_pipeline, waiting = AudioPipeline(core.audio), {}
     for second, shown in enumerate(stream, first):
-        seeing.offer(second * NS + NS // 2, shown.rgb)
-        waiting.update((seen.second, seen) for seen in seeing.close(second))
-        for heard in hearing.push(second * NS, shown.samples):
+        image_pipeline.offer(second * NS + NS // 2, shown.rgb)
+        waiting.update((seen.second, seen) for seen in image_pipeline.close(second))
+        for heard in audio_pipeline.push(second * NS, shown.samples):
             yield _unit(waiting.pop(heard.second), heard)
-    for heard in hearing.flush():
+    for heard in audio_pipeline.flush():
         yield _unit(waiting.pop(heard.second), heard)
 
 

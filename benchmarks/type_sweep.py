@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from minicpmo_ros.ggml.header import read_header
-from minicpmo_ros.language.context import Context, ContextOptions
-from minicpmo_ros.language.model import LanguageModel, ModelOptions
-from minicpmo_ros.models.quantize import QuantizeOptions, quantize_file
-from minicpmo_ros.models.quantize_rules import Rule
-from minicpmo_ros.models.shapes import HALF_B
-from minicpmo_ros.models.synthetic import write_llm
+from minicpmo_ros.ggml.gguf_file import read_header
+from minicpmo_ros.llm.context import Context, ContextOptions
+from minicpmo_ros.llm.model import LanguageModel, ModelOptions
+from minicpmo_ros.modelset.gguf_layouts import HALF_B
+from minicpmo_ros.quantize.quantizer import QuantizeOptions, quantize_file
+from minicpmo_ros.quantize.rules import Rule
+from minicpmo_ros.synthetic.model import write_llm
 
 SHAPE = replace(HALF_B, name='0.5b-1024', width=1024, llm_heads=16)
 UNIT_ROWS = 96  # about what a second of MiniCPM-o 2.6 is
@@ -60,10 +60,10 @@ class Timed:
         """Read one unit into an empty context, then token after token."""
         self.context.clear()
         started_s = time.process_time()
-        self.context.decode(self.rows, 0)
+        self.context.read(self.rows, 0)
         read_s = time.process_time()
         for i in range(TOKENS):
-            self.context.decode(self.rows[i : i + 1], 0, want_logits=True)
+            self.context.read(self.rows[i : i + 1], 0, want_logits=True)
         return Cost(read_s - started_s, (time.process_time() - read_s) / TOKENS)
 
     def close(self) -> None:

@@ -35,24 +35,23 @@ from rclpy.node import Node  # noqa: E402
 from rclpy.qos import QoSProfile  # noqa: E402
 from sensor_msgs.msg import CompressedImage  # noqa: E402
 
-from minicpmo_ros.encoders.siglip import VisionEncoder  # noqa: E402
-from minicpmo_ros.encoders.whisper import AudioEncoder  # noqa: E402
-from minicpmo_ros.evaluation.timing import Meter  # noqa: E402
+from minicpmo_ros.encoders.siglip.encoder import VisionEncoder  # noqa: E402
+from minicpmo_ros.encoders.whisper.encoder import AudioEncoder  # noqa: E402
+from minicpmo_ros.evaluation.bench.bench import Meter  # noqa: E402
+from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH  # noqa: E402
 from minicpmo_ros.ggml.runtime import Backend  # noqa: E402
-from minicpmo_ros.language.context import ContextOptions  # noqa: E402
-from minicpmo_ros.language.prompt import MINICPMO_2_6_EN  # noqa: E402
-from minicpmo_ros.live.hearing import Hearing  # noqa: E402
-from minicpmo_ros.live.seeing import Seeing  # noqa: E402
 from minicpmo_ros.live.session import Session  # noqa: E402
-from minicpmo_ros.live.units import Unit  # noqa: E402
-from minicpmo_ros.media.pcm import to_float_mono  # noqa: E402
-from minicpmo_ros.media.picture import decode_compressed  # noqa: E402
-from minicpmo_ros.media.resample import Resampler  # noqa: E402
-from minicpmo_ros.models.directory import ModelDirectory  # noqa: E402
-from minicpmo_ros.models.synthetic import write_model  # noqa: E402
+from minicpmo_ros.llm.context import ContextOptions  # noqa: E402
+from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat  # noqa: E402
+from minicpmo_ros.media.image.compressed import decode_compressed  # noqa: E402
+from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
 from minicpmo_ros.msg import Status  # noqa: E402
-from minicpmo_ros.nodes.managed import LATCHED  # noqa: E402
-from minicpmo_ros.nodes.messages import to_time  # noqa: E402
+from minicpmo_ros.ros.framework.lifecycle import LATCHED  # noqa: E402
+from minicpmo_ros.ros.messages import to_time  # noqa: E402
+from minicpmo_ros.streams.audio import AudioPipeline  # noqa: E402
+from minicpmo_ros.streams.image import ImagePipeline  # noqa: E402
+from minicpmo_ros.streams.pairing import Unit  # noqa: E402
+from minicpmo_ros.synthetic.model import write_model  # noqa: E402
 
 SECONDS, WARM_UP = 40, 5
 RATE_HZ, CHUNKS, NS = 48_000, 10, 10**9
@@ -83,15 +82,15 @@ def run_core(directory: Path) -> dict:
     model, meter, backend = ModelDirectory.open(directory), Meter(), Backend('cpu', threads=1)
     vision = VisionEncoder.load(model.vision_path, backend)
     audio = AudioEncoder.load(model.audio_path, Backend('cpu', threads=1))
-    seeing, hearing = Seeing(vision), Hearing(audio)
-    session = Session.load(model.llm_path, MINICPMO_2_6_EN, None, ContextOptions(threads=1))
+    image_pipeline, audio_pipeline = ImagePipeline(vision), AudioPipeline(audio)
+    session = Session.load(model.llm_path, ENGLISH, None, ContextOptions(threads=1))
     vision.encode = meter.timed('model', vision.encode)
-    hearing._ears.step = meter.timed('model', hearing._ears.step)
+    audio_pipeline._encoder.step = meter.timed('model', audio_pipeline._encoder.step)
     session.context.decode = meter.timed('model', session.context.decode)
-    resampler = Resampler(RATE_HZ)
-    close = meter.timed('preparing', seeing.close)
-    push = meter.timed('preparing', hearing.push)
-    convert = meter.timed('preparing', lambda data: resampler.push(to_float_mono(data, 's16', 2)))
+    decoder = AudioDecoder(AudioFormat(RATE_HZ, 2))
+    close = meter.timed('preparing', image_pipeline.close)
+    push = meter.timed('preparing', audio_pipeline.push)
+    convert = meter.timed('preparing', decoder.push)
     started = 0.0
     waiting = {}
     for i, (jpeg, chunks) in enumerate(INPUT):
@@ -99,11 +98,10 @@ def run_core(directory: Path) -> dict:
             meter.reset()
             started = time.process_time()
         second = FIRST + i
-        seeing.offer(second * NS, lambda jpeg=jpeg: decode_compressed(jpeg))
+        image_pipeline.offer(second * NS, lambda jpeg=jpeg: decode_compressed(jpeg))
         heard = []
         for k, chunk in enumerate(chunks):
-            lag_ns = resampler.lag_ns
-            heard += push(second * NS + k * NS // CHUNKS - lag_ns, convert(chunk))
+            heard += push(*convert(second * NS + k * NS // CHUNKS, chunk))
         for seen in close(second - 1):
             waiting[seen.second] = seen.rows
         for sound in heard:
