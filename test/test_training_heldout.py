@@ -8,13 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
-from minicpmo_ros.evaluation.clips import read_clip
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window
 
 pytest.importorskip('training.questions', reason='training/ is not in this tree')
 from training.heldout import clips, pictures, scripts, sounds  # noqa: E402
-from training.questions import FAMILIES  # noqa: E402
-from training.world import COLORS, SHAPES, Picture, Sound  # noqa: E402
+from training.questions import TEXT_FAMILIES  # noqa: E402
+from training.world import COLORS, QUESTION_WORDS, SHAPES, Picture, Sound  # noqa: E402
 
 needs_espeak = pytest.mark.skipif(shutil.which('espeak-ng') is None, reason='no espeak-ng here')
 
@@ -32,18 +32,16 @@ def test_the_same_arguments_give_the_same_files(tmp_path):
 
 
 @needs_espeak
-def test_every_clip_has_one_question_of_every_family_and_all_its_seconds(tmp_path):
+def test_every_clip_has_one_question_of_every_text_family_and_all_its_seconds(tmp_path):
     clips.make_set(tmp_path, 3, seed=7)
     for name in ('questions', 'choices'):
         questions = QuestionSet.read(tmp_path / f'{name}.json')
         for clip, asked in questions.by_clip().items():
             ((start_s, end_s),) = by_window(asked, 0)
-            assert [q.family for q in asked] == list(FAMILIES)
+            assert [q.family for q in asked] == list(TEXT_FAMILIES)
             held = read_clip(questions.path_of(clip))
-            assert [shot.stamp_ns // 10**9 for shot in held.pictures] == list(
-                range(start_s, end_s)
-            )
-            assert sum(len(samples) for _, samples in held.sound) == 16000 * (end_s - start_s)
+            assert [shot.stamp_ns // 10**9 for shot in held.images] == list(range(start_s, end_s))
+            assert sum(len(samples) for _, samples in held.audio) == 16000 * (end_s - start_s)
             assert len(questions.clips[clip]) == end_s - start_s
         assert all(
             len(q.choices) in ((0,) if name == 'questions' else (2, 3, 4))
@@ -52,8 +50,26 @@ def test_every_clip_has_one_question_of_every_family_and_all_its_seconds(tmp_pat
 
 
 @needs_espeak
+def test_commands_are_asked_in_the_last_second_and_not_in_words(tmp_path):
+    clips.make_set(tmp_path, 2, seed=8, families=('command',))
+    questions = QuestionSet.read(tmp_path / 'questions.json')
+    assert len(questions.questions) == 2 and not (tmp_path / 'choices.json').exists()
+    for question in questions.questions:
+        assert question.text == '' and question.family == 'command'
+        said = questions.clips[question.clip][-1].split('"')[1]
+        assert said in QUESTION_WORDS
+
+
+@needs_espeak
+def test_yes_and_no_are_asked_about_equally_often(tmp_path):
+    clips.make_set(tmp_path, 30, seed=9, families=('verify',))
+    answers = [q.answers[0] for q in QuestionSet.read(tmp_path / 'questions.json').questions]
+    assert set(answers) == {'yes', 'no'} and 7 <= answers.count('yes') <= 23
+
+
+@needs_espeak
 def test_voices_and_speeds_are_none_of_training(rng):
-    from training import sounds as trained
+    from training import voices as trained
 
     cast = set(sounds.MEN) | set(sounds.WOMEN)
     assert not {accent for accent, _ in cast} & set(trained.ACCENTS)
@@ -75,7 +91,7 @@ def test_an_event_lies_inside_its_second(rng, kind):
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_a_shape_is_drawn_in_its_color_where_the_layout_says(rng, shape):
-    from minicpmo_ros.media.picture import decode_compressed
+    from minicpmo_ros.media.image.compressed import decode_compressed
 
     for color in COLORS:
         stage = pictures.make_stage(rng, (320, 240))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.questions import KINDS_OF, Clip, ask_about
+from training.questions import KINDS_OF, Clip, ask_about, make_question
 from training.world import COLORS, NUMBERS, SHAPES, Picture, Sound, script
 
 CLIP = Clip(
@@ -31,6 +31,10 @@ ANSWERS = {
     'how many shapes were shown two seconds ago?': 'two',
     'what color does the voice say?': 'green',
     'what color is shown when the voice says a color?': 'blue',
+    'was a star shown one second ago?': 'yes',
+    'is the shape red now?': 'no',
+    'do you hear the beep now?': 'yes',
+    'did you hear the bell two seconds ago?': 'yes',
 }
 
 
@@ -43,6 +47,25 @@ def test_the_clip_answers_its_questions():
     assert {text: told.get(text) for text in ANSWERS} == {
         text: {answer} for text, answer in ANSWERS.items()
     }
+
+
+@pytest.mark.parametrize(
+    'word, answer',
+    (('color', 'blue'), ('shape', 'ring'), ('count', 'three'), ('sound', 'bell'), ('go', None)),
+)
+def test_a_question_word_that_is_said_last_asks_without_text(word, answer):
+    sounds = (*CLIP.sounds[1:], CLIP.sounds[0], Sound('speech', word, 'woman'))
+    clip = Clip((*CLIP.pictures, CLIP.pictures[-1]), sounds)
+    question = make_question(clip, 'command', np.random.default_rng(0))
+    assert (question and (question.text, question.answer)) == (answer and ('', answer))
+
+
+def test_a_second_without_shapes_is_asked_about_as_such():
+    nothing = Clip((Picture(None, None, 0),) * 2, (Sound('silence'),) * 2)
+    told = {q.text: q.answer for q in ask_about(nothing, 300, np.random.default_rng(3))}
+    assert told['how many shapes are shown now?'] == 'zero'
+    assert {told[text] for text in told if text.startswith(('is the shape', 'is a '))} == {'no'}
+    assert None not in told.values()
 
 
 @pytest.mark.parametrize('seconds', (1, 2, 4, 8, 16))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ament_index_python.packages import get_package_share_directory
 
-from minicpmo_ros.models.directory import ModelDirectory
+from minicpmo_ros.modelset.directory import ModelDirectory
 from training.ship import LARGEST_BYTES
 
 MODELS = Path(__file__).parents[1] / 'models'

@@ -19,8 +19,10 @@ from PIL import Image
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import INPUTS, AnswerSet
-from minicpmo_ros.evaluation.clips import NS, SAMPLE_RATE_HZ, read_clip
+from minicpmo_ros.evaluation.bags.clip import SAMPLE_RATE_HZ
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window
+from minicpmo_ros.units import NS
 
 from .evaluate import answer
 from .make import models
@@ -35,13 +37,13 @@ def encode(vision, audio, clip, seconds, shown):
     """-> pictures (1, seconds, 16, d) and sounds (1, seconds, 25, d), rounded to float16 as on
     the way from the encoders to the language model.
     """
-    by_second = {shot.stamp_ns // NS: shot.rgb() for shot in clip.pictures}
+    by_second = {shot.stamp_ns // NS: shot.rgb() for shot in clip.images}
     frames = []
     for second in seconds:
         picture = Image.fromarray(by_second[second])
         frames.append(np.asarray(picture.resize(best_size(*picture.size), Image.BICUBIC)))
     frames = np.stack(frames)  # (seconds, H, W, 3)
-    pcm = np.concatenate([samples for _, samples in clip.sound])[None]  # (1, 16000 seconds)
+    pcm = np.concatenate([samples for _, samples in clip.audio])[None]  # (1, 16000 seconds)
     if pcm.shape[1] != SAMPLE_RATE_HZ * len(seconds):
         raise InputError(f'{pcm.shape[1]} samples are not {len(seconds)} s of sound.')
     frames = np.full_like(frames, GREY) if shown == 'no_picture' else frames

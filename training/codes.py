@@ -14,7 +14,19 @@ flags: which slot a row is.
 import numpy as np
 
 from .tokenizer import content_words
-from .world import COLORS, COLUMNS, COMMANDS, COUNTS, KINDS, PITCHES, ROWS, SHAPES, SPOKEN, VOICES
+from .world import (
+    COLORS,
+    COLUMNS,
+    COMMANDS,
+    COUNTS,
+    KINDS,
+    PITCHES,
+    QUESTION_WORDS,
+    ROWS,
+    SHAPES,
+    SPOKEN,
+    VOICES,
+)
 
 WIDTH = 256
 FRAME = WIDTH // 4
@@ -89,7 +101,7 @@ def picture_rows(picture, cells):
     for i, cell in enumerate(cells):
         if cell is not None:
             rows[i] += NORM * np.sqrt(0.5) * (code(cell[0], PICTURE) + code(cell[1], PICTURE))
-    count = COUNTS[picture.count - 1] if picture.count <= len(COUNTS) else None
+    count = COUNTS[picture.count - 1] if 0 < picture.count <= len(COUNTS) else None
     values = {
         'color': picture.color,
         'shape': picture.shape,
@@ -127,7 +139,7 @@ def _category(word):
         ('pitch', PITCHES),
         ('column', COLUMNS),
         ('row', ROWS),
-        ('command', COMMANDS),
+        ('command', COMMANDS + QUESTION_WORDS),
     )
     return next((name for name, words in groups if word in words), 'number')
 

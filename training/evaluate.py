@@ -14,39 +14,52 @@ import numpy as np
 import torch
 
 from .pool import Pool
-from .prompt import Template, pack, take
+from .prompt import UNIT_ROWS, Template, pack, take
 from .questions import FAMILIES, Clip, ask_about
+from .rooms import somewhere
 from .scenes import draw, random_size
-from .sounds import make_second
-from .train_llm import Batch, forward, kept
+from .sounds import make_stream
+from .train_llm import Batch, forward, kept, turned
 from .windows import Windows
 from .world import script
 
 
-def answer(language, tokenizer, pictures, sounds, asked_of, windows=None):
+def answer(language, tokenizer, pictures, sounds, asked_of, windows=None, turns=None):
     """-> (b, n) token ids the model says first, behind the last second of the streams pictures
-    (b, t, 16, d) and sounds (b, t, 25, d); `windows` as in training, default all seconds.
+    (b, t, 16, d) and sounds (b, t, 25, d); `windows` and `turns` as in training, default all
+    seconds.
     """
     total = pictures.shape[1]
     windows = windows or Windows.whole(total)
     packed = pack(tokenizer, [[questions] for questions in asked_of])
-    moments = torch.tensor([total - 1])
-    batch = Batch([], pictures, sounds, windows, moments, asked_of, packed, 0)
+    moments = torch.tensor([len(windows.rows) - 1])
+    batch = Batch([], pictures, sounds, windows, moments, asked_of, packed, 0, turns)
     _, forked, _ = forward(language, Template.make(tokenizer), batch)
     return language.logits(take(forked[-1], packed.answer_at)).argmax(-1)[:, 0]
 
 
-def score(language, tokenizer, clips, pictures, sounds, rng, number=12, options=0.2, windows=None):
+def score(
+    language,
+    tokenizer,
+    clips,
+    pictures,
+    sounds,
+    rng,
+    number=12,
+    options=0.2,
+    windows=None,
+    turns=None,
+):
     """-> rows of (family, kind, seconds, right, chance)"""
     if windows is not None:
-        clips = [kept(clip, windows.seconds[-1]) for clip in clips]
+        clips = [kept(clip, windows.seconds_of(-1)) for clip in clips]
     rows = []
     for with_options in (False, True):
         n = round(number * (options if with_options else 1 - options))
         if n == 0:
             continue
         asked_of = [ask_about(c, n, rng, with_options) for c in clips]
-        said = answer(language, tokenizer, pictures, sounds, asked_of, windows)
+        said = answer(language, tokenizer, pictures, sounds, asked_of, windows, turns)
         for clip, questions, tokens in zip(clips, asked_of, said):
             for q, token in zip(questions, tokens):
                 right = tokenizer.decode([int(token)]) == q.answer
@@ -80,6 +93,24 @@ def streams(language, tokenizer, pool: Pool, policy, units=10, total=48, clips=2
 
 
 @torch.no_grad()
+def varied(language, tokenizer, pool: Pool, still=0.0, turn=False, clips=24, seed=79):
+    """Rows of `score` on windows of 4 s in which this share of the seconds after the first shows
+    the image before and is read without one, and, if `turn`, a turn is remembered last.
+    """
+    rng, rows = np.random.default_rng(seed), []
+    for _ in range(clips // 4):
+        stays = (False, *(bool(rng.random() < still) for _ in range(3)))
+        made, pictures, sounds = pool.clips(4, 4, rng, 1.0, stays)
+        windows = Windows.whole(4, stays, 4 if turn else None, UNIT_ROWS)
+        windows, turns = turned(windows, made, tokenizer, rng)
+        pictures, sounds = pictures.float(), sounds.float()
+        rows += score(
+            language, tokenizer, made, pictures, sounds, rng, windows=windows, turns=turns
+        )
+    return rows
+
+
+@torch.no_grad()
 def full(
     models, tokenizer, words, seconds, clips, seed, blank=None, independent=0.78, isolated=False
 ):
@@ -106,9 +137,9 @@ def real_clip(seconds, words, rng, size, independent):
     """-> Clip, frames (seconds, H, W, 3), pcm (seconds * 16000,)"""
     pictures, sounds, alone = script(seconds, rng, independent)
     drawn = [draw(p, *size, rng) for p in pictures]
-    made = [make_second(s, words, rng) for s in sounds]
-    clip = Clip(tuple(d.picture for d in drawn), tuple(m[1] for m in made), alone)
-    return clip, np.stack([d.frame for d in drawn]), np.concatenate([m[0] for m in made])
+    pcm, heard = make_stream(sounds, words, rng)
+    clip = Clip(tuple(d.picture for d in drawn), tuple(heard), alone)
+    return clip, np.stack([d.frame for d in drawn]), somewhere(pcm[None], rng)[0]
 
 
 def shares(rows, key=lambda row: row[0]):

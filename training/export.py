@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minicpmo_ros.models.file_keys import audio_writer, llm_writer, vision_writer
-from minicpmo_ros.models.manifest import FileEntry, Manifest, write_manifest
-from minicpmo_ros.models.shapes import Shape
-from minicpmo_ros.models.tokens import TokenTable
+from minicpmo_ros.families import DEFAULT
+from minicpmo_ros.families.base import Shape
+from minicpmo_ros.llm.tokens import TokenTable
+from minicpmo_ros.modelset.gguf_metadata import audio_writer, llm_writer, vision_writer
+from minicpmo_ros.modelset.manifest import FileEntry, Manifest, write_manifest
 
 from .model import interpolation, position_buckets
 from .scenes import IMAGE_SIZE, PATCH
@@ -30,12 +31,14 @@ NORMAL, CONTROL = 1, 3  # token types
 # over to a second stream before that.
 AUDIO_POSITIONS = 750
 WINDOW_ROWS = 8192
+POSITION_GRID = 70  # learned positions of images a side
 
 
 def shape_of(config, tokenizer):
     """The sizes as the package's own writers of these files want them."""
     return Shape(
         'nano',
+        DEFAULT.name,
         width=config.width,
         llm_layers=config.layers,
         llm_heads=config.heads,
@@ -56,23 +59,114 @@ def shape_of(config, tokenizer):
         llm_tied=True,
         context_length=WINDOW_ROWS,
         rope_base=config.rope_base,
+        position_grid=POSITION_GRID,
     )
 
 
-def _array(tensor, half=True):
-    return tensor.detach().numpy().astype(np.float16 if half else np.float32)
-
-
-def _linear(writer, name, layer):
-    writer.add_tensor(f'{name}.weight', _array(layer.weight))
+def _linear(name, layer):
+    yield f'{name}.weight', layer.weight
     if layer.bias is not None:
-        writer.add_tensor(f'{name}.bias', _array(layer.bias, half=False))
+        yield f'{name}.bias', layer.bias
 
 
-def _norm(writer, name, norm):
-    writer.add_tensor(f'{name}.weight', _array(norm.weight, half=False))
+def _norm(name, norm):
+    yield f'{name}.weight', norm.weight
     if getattr(norm, 'bias', None) is not None:
-        writer.add_tensor(f'{name}.bias', _array(norm.bias, half=False))
+        yield f'{name}.bias', norm.bias
+
+
+def llm_tensors(language):
+    """Yield (name in the file, parameter) of the language model."""
+    yield 'token_embd.weight', language.embed.weight
+    yield from _norm('output_norm', language.norm)
+    for i, layer in enumerate(language.layers):
+        block = f'blk.{i}.'
+        yield from _norm(block + 'attn_norm', layer.norm1)
+        yield from _norm(block + 'ffn_norm', layer.norm2)
+        for name, linear in (
+            ('attn_q', layer.q),
+            ('attn_k', layer.k),
+            ('attn_v', layer.v),
+            ('attn_output', layer.out),
+            ('ffn_gate', layer.gate),
+            ('ffn_up', layer.up),
+            ('ffn_down', layer.down),
+        ):
+            yield from _linear(block + name, linear)
+
+
+def vision_tensors(vision):
+    """Yield (name in the file, parameter) of the vision encoder; its positions are apart."""
+    yield from _linear('v.patch_embd', vision.patch)
+    for i, layer in enumerate(vision.layers):
+        block = f'v.blk.{i}.'
+        yield from _norm(block + 'ln1', layer.norm1)
+        yield from _norm(block + 'ln2', layer.norm2)
+        for name, linear in (
+            ('attn_q', layer.q),
+            ('attn_k', layer.k),
+            ('attn_v', layer.v),
+            ('attn_out', layer.out),
+            ('ffn_down', layer.up),
+            ('ffn_up', layer.down),
+        ):
+            yield from _linear(block + name, linear)
+    yield from _norm('v.post_ln', vision.post_norm)
+    yield 'resampler.query', vision.query
+    for name, linear in (
+        ('kv', vision.kv),
+        ('attn.q', vision.q),
+        ('attn.k', vision.k),
+        ('attn.v', vision.v),
+        ('attn.out', vision.out),
+        ('proj', vision.project),
+    ):
+        yield from _linear(f'resampler.{name}', linear)
+    for name, norm in (
+        ('ln_q', vision.norm_q),
+        ('ln_kv', vision.norm_kv),
+        ('ln_post', vision.norm_out),
+    ):
+        yield from _norm(f'resampler.{name}', norm)
+
+
+def audio_tensors(audio):
+    """Yield (name in the file, parameter) of the audio encoder; its positions are apart."""
+    for name, conv in (('conv1', audio.conv1), ('conv2', audio.conv2)):
+        yield f'encoder.{name}.weight', conv.weight
+        yield f'encoder.{name}.bias', conv.bias
+    for i, layer in enumerate(audio.layers):
+        block = f'encoder.blocks.{i}.'
+        yield from _norm(block + 'attn_ln', layer.norm1)
+        yield from _norm(block + 'mlp_ln', layer.norm2)
+        for name, linear in (
+            ('attn.query', layer.q),
+            ('attn.key', layer.k),
+            ('attn.value', layer.v),
+            ('attn.out', layer.out),
+            ('mlp.0', layer.up),
+            ('mlp.2', layer.down),
+        ):
+            yield from _linear(block + name, linear)
+    yield from _norm('encoder.ln_post', audio.post_norm)
+    yield from _linear('audio_projector.linear1', audio.linear1)
+    yield from _linear('audio_projector.linear2', audio.linear2)
+
+
+_IN_FULL = {'resampler.query'}  # matrices that stay in float32
+# Shapes that readers expect and the modules have flat.
+_SHAPES = {
+    'v.patch_embd.weight': (-1, 3, PATCH, PATCH),
+    'encoder.conv1.bias': (-1, 1),
+    'encoder.conv2.bias': (-1, 1),
+}
+
+
+def _add(writer, tensors):
+    for name, parameter in tensors:
+        is_half = parameter.dim() > 1 and name not in _IN_FULL
+        array = parameter.detach().numpy().astype(np.float16 if is_half else np.float32)
+        writer.add_tensor(name, array.reshape(_SHAPES.get(name, array.shape)))
 
 
 def _finish(writer):
@@ -89,99 +183,30 @@ def write_llm(path, shape, language, tokenizer):
         merges=[' '.join(pair) for pair in tokenizer.merges],
     )
     writer = llm_writer(path, shape, F16, shape.name, tokens)
-    writer.add_tensor('token_embd.weight', _array(language.embed.weight))
-    _norm(writer, 'output_norm', language.norm)
-    for i, layer in enumerate(language.layers):
-        block = f'blk.{i}.'
-        _norm(writer, block + 'attn_norm', layer.norm1)
-        _norm(writer, block + 'ffn_norm', layer.norm2)
-        for name, linear in (
-            ('attn_q', layer.q),
-            ('attn_k', layer.k),
-            ('attn_v', layer.v),
-            ('attn_output', layer.out),
-            ('ffn_gate', layer.gate),
-            ('ffn_up', layer.up),
-            ('ffn_down', layer.down),
-        ):
-            _linear(writer, block + name, linear)
+    _add(writer, llm_tensors(language))
     _finish(writer)
 
 
-def position_table(shape, vision):
-    """(4900, d): the control points spread over the published grid of 70 x 70."""
-    buckets = position_buckets(shape.position_grid)
-    weights = interpolation(buckets, vision.config.vision_grid)
-    return torch.tensor(np.kron(weights, weights), dtype=torch.float32) @ vision.positions
+def control_weights(config):
+    """(4900, n) how much each control point has in each position of the published 70 x 70."""
+    weights = interpolation(position_buckets(POSITION_GRID), config.vision_grid)
+    return torch.tensor(np.kron(weights, weights), dtype=torch.float32)
 
 
 def write_vision(path, shape, vision):
     writer = vision_writer(path, shape, F16)
-    writer.add_tensor('v.patch_embd.weight', _array(vision.patch.weight.view(-1, 3, PATCH, PATCH)))
-    writer.add_tensor('v.patch_embd.bias', _array(vision.patch.bias, half=False))
-    writer.add_tensor('v.position_embd.weight', _array(position_table(shape, vision)))
-    for i, layer in enumerate(vision.layers):
-        block = f'v.blk.{i}.'
-        _norm(writer, block + 'ln1', layer.norm1)
-        _norm(writer, block + 'ln2', layer.norm2)
-        for name, linear in (
-            ('attn_q', layer.q),
-            ('attn_k', layer.k),
-            ('attn_v', layer.v),
-            ('attn_out', layer.out),
-            ('ffn_down', layer.up),
-            ('ffn_up', layer.down),
-        ):
-            _linear(writer, block + name, linear)
-    _norm(writer, 'v.post_ln', vision.post_norm)
-    _write_resampler(writer, vision)
-    _finish(writer)
-
-
-def _write_resampler(writer, vision):
-    writer.add_tensor('resampler.query', _array(vision.query, half=False))
+    positions = control_weights(vision.config) @ vision.positions
+    _add(writer, [('v.position_embd.weight', positions), *vision_tensors(vision)])
     # Readers look for this table and compute the positions themselves; 5 MB are spared.
     writer.add_tensor('resampler.pos_embed_k', np.zeros((1, vision.config.width), np.float32))
-    for name, linear in (
-        ('kv', vision.kv),
-        ('attn.q', vision.q),
-        ('attn.k', vision.k),
-        ('attn.v', vision.v),
-        ('attn.out', vision.out),
-        ('proj', vision.project),
-    ):
-        _linear(writer, f'resampler.{name}', linear)
-    for name, norm in (
-        ('ln_q', vision.norm_q),
-        ('ln_kv', vision.norm_kv),
-        ('ln_post', vision.norm_out),
-    ):
-        _norm(writer, f'resampler.{name}', norm)
+    _finish(writer)
 
 
 def write_audio(path, shape, audio):
     writer = audio_writer(path, shape, F16)
-    for name, conv in (('conv1', audio.conv1), ('conv2', audio.conv2)):
-        writer.add_tensor(f'encoder.{name}.weight', _array(conv.weight))
-        writer.add_tensor(f'encoder.{name}.bias', _array(conv.bias[:, None], half=False))
-    positions = audio.position_rows()[: shape.audio_positions]
-    writer.add_tensor('encoder.positional_embedding', _array(positions, half=False))
-    for i, layer in enumerate(audio.layers):
-        block = f'encoder.blocks.{i}.'
-        _norm(writer, block + 'attn_ln', layer.norm1)
-        _norm(writer, block + 'mlp_ln', layer.norm2)
-        for name, linear in (
-            ('attn.query', layer.q),
-            ('attn.key', layer.k),
-            ('attn.value', layer.v),
-            ('attn.out', layer.out),
-            ('mlp.0', layer.up),
-            ('mlp.2', layer.down),
-        ):
-            _linear(writer, block + name, linear)
-    _norm(writer, 'encoder.ln_post', audio.post_norm)
-    _linear(writer, 'audio_projector.linear1', audio.linear1)
-    _linear(writer, 'audio_projector.linear2', audio.linear2)
+    _add(writer, audio_tensors(audio))
+    positions = audio.position_rows()[: shape.audio_positions].detach().numpy()
+    writer.add_tensor('encoder.positional_embedding', positions.astype(np.float32))
     _finish(writer)
 
 
@@ -196,4 +221,6 @@ def export(directory, vision, audio, language, tokenizer, notes):
     write_vision(directory / 'vision.gguf', shape, vision)
     write_audio(directory / 'audio.gguf', shape, audio)
     files = {role: FileEntry(f'{role}.gguf', 'f16') for role in ('llm', 'vision', 'audio')}
-    write_manifest(directory, Manifest(shape.family, shape.name, files, 'Apache-2.0', notes))
+    # It never saw the tokens that prepare an answer for a voice.
+    manifest = Manifest(shape.family, shape.name, files, 'Apache-2.0', notes, speech=False)
+    write_manifest(directory, manifest)

@@ -59,9 +59,16 @@ def lists(clip):
     )
 
 
+def shown(clip):
+    """Which seconds show a shape."""
+    return lambda i: clip.pictures[i].count
+
+
 # ---- scene: the picture alone
 def color_at(clip, rng):
-    i = moment(clip, rng)
+    i = moment(clip, rng, shown(clip))
+    if i is None:
+        return None
     values = [p.color for p in clip.pictures]
     verb = 'is' if i == clip.seconds - 1 else 'was'
     return (
@@ -73,7 +80,9 @@ def color_at(clip, rng):
 
 
 def shape_at(clip, rng):
-    i = moment(clip, rng)
+    i = moment(clip, rng, shown(clip))
+    if i is None:
+        return None
     values = [p.shape for p in clip.pictures]
     verb = 'is' if i == clip.seconds - 1 else 'was'
     return (
@@ -115,10 +124,15 @@ def count_at(clip, rng):
     verb = 'are' if i == clip.seconds - 1 else 'were'
     return (
         f'how many shapes {verb} shown {when(clip, i)}?',
-        COUNTS[clip.pictures[i].count - 1],
-        tempting((), COUNTS[clip.pictures[i].count - 1], COUNTS),
+        counted(clip, i),
+        tempting((), counted(clip, i), COUNTS),
         i,
     )
+
+
+def counted(clip, i):
+    """The number of shapes in a second, as a word."""
+    return NUMBERS[clip.pictures[i].count]
 
 
 # ---- source: the sound alone
@@ -177,7 +191,9 @@ def single_sound(clip, rng, fits=lambda i: True):
 
 
 def color_when(clip, rng):
-    i = single_sound(clip, rng, lambda i: clip.sounds[i].word not in COLORS)
+    i = single_sound(
+        clip, rng, lambda i: clip.pictures[i].count and clip.sounds[i].word not in COLORS
+    )
     if i is None:
         return None
     values = [p.color for p in clip.pictures]
@@ -190,7 +206,9 @@ def color_when(clip, rng):
 
 
 def shape_when(clip, rng):
-    i = single_sound(clip, rng, lambda i: clip.sounds[i].word not in SHAPES)
+    i = single_sound(
+        clip, rng, lambda i: clip.pictures[i].count and clip.sounds[i].word not in SHAPES
+    )
     if i is None:
         return None
     values = [p.shape for p in clip.pictures]

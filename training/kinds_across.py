@@ -1,12 +1,12 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Kinds of questions across seconds and senses: temporal, count, mislead.
+"""Kinds of questions across seconds and senses: temporal, count, mislead, verify, command.
 
 What a kind is, says kinds.py.
 """
 
-from .kinds import heard, single_sound, tempting, unique
+from .kinds import counted, heard, moment, single_sound, tempting, unique, when
 from .world import COLORS, COUNTS, KINDS, NUMBERS, SHAPES, SPOKEN, choose
 
 
@@ -25,6 +25,7 @@ def _seen_beside(clip, rng, name, pool):
     """Before or after a color or shape that is shown in one second only."""
     values = [getattr(p, name) for p in clip.pictures]
     found = _next_to(clip, [i for i in range(clip.seconds) if unique(values, i)])
+    found = [f for f in found if values[f[1]]]
     if not found:
         return None
     i, beside, side = choose(rng, found)
@@ -76,8 +77,8 @@ def count_when(clip, rng):
         return None
     return (
         f'how many shapes are shown when you hear {heard(clip.sounds[i])}?',
-        COUNTS[clip.pictures[i].count - 1],
-        tempting((), COUNTS[clip.pictures[i].count - 1], COUNTS),
+        counted(clip, i),
+        tempting((), counted(clip, i), COUNTS),
         i,
     )
 
@@ -100,6 +101,8 @@ def count_events(clip, rng):
 def seen_despite_word(clip, rng):
     found = []
     for i, (p, s) in enumerate(zip(clip.pictures, clip.sounds)):
+        if not p.count:
+            continue
         if s.word in COLORS and s.word != p.color:
             found.append(
                 (f'what color is the shape when you hear {heard(s)}?', p.color, s.word, COLORS, i)
@@ -129,8 +132,11 @@ def _named(clip, rng):
     found = []
     for pool, name in ((COLORS, 'color'), (SHAPES, 'shape')):
         at = [i for i, s in enumerate(clip.sounds) if s.word in pool]
-        if len(at) == 1 and clip.sounds[at[0]].word != getattr(clip.pictures[at[0]], name):
-            found.append((at[0], name, getattr(clip.pictures[at[0]], name), pool))
+        if len(at) != 1:
+            continue
+        seen = getattr(clip.pictures[at[0]], name)
+        if seen and clip.sounds[at[0]].word != seen:
+            found.append((at[0], name, seen, pool))
     return choose(rng, found) if found else None
 
 
@@ -158,3 +164,58 @@ def seen_when_named(clip, rng):
         tempting((clip.sounds[i].word,), seen, pool),
         i,
     )
+
+
+# ---- verify: yes or no
+YES, NO = 'yes', 'no'
+
+
+def _verified(clip, rng, values, pool, verbs, wording):
+    """A question about one second that is true in half of all cases; else it names another value,
+    often one of another second. `verbs`: of now and of before.
+    """
+    i = moment(clip, rng)
+    verb, value = verbs[i < clip.seconds - 1], values[i]
+    if value is None or rng.random() < 0.5:
+        others = [v for v in dict.fromkeys(values) if v is not None and v != value]
+        if not others or rng.random() < 0.5:
+            others = [v for v in pool if v != value]
+        value = choose(rng, others)
+    answer = YES if value == values[i] else NO
+    return f'{verb} {wording.format(value)} {when(clip, i)}?', answer, None, i
+
+
+def color_is(clip, rng):
+    colors = [p.color for p in clip.pictures]
+    return _verified(clip, rng, colors, COLORS, ('is', 'was'), 'the shape {}')
+
+
+def shape_is(clip, rng):
+    shapes = [p.shape for p in clip.pictures]
+    return _verified(clip, rng, shapes, SHAPES, ('is', 'was'), 'a {} shown')
+
+
+def kind_is(clip, rng):
+    kinds = [s.kind for s in clip.sounds]
+    return _verified(clip, rng, kinds, KINDS, ('do', 'did'), 'you hear the {}')
+
+
+def word_is(clip, rng):
+    words = [s.word for s in clip.sounds]
+    return _verified(clip, rng, words, SPOKEN, ('is', 'was'), 'the word "{}" said')
+
+
+# ---- command: a question word is said last, and no text asks anything
+def said_last(clip, rng):
+    word, last = clip.sounds[-1].word, clip.seconds - 1
+    picture = clip.pictures[last]
+    before = clip.sounds[last - 1].kind if last else None
+    answers = {
+        'color': (picture.color, last),
+        'shape': (picture.shape, last),
+        'count': (counted(clip, last), last),
+        'sound': (before, last - 1),
+        'where': (picture.column, last),
+    }
+    answer, second = answers.get(word, (None, None))
+    return ('', answer, None, second) if answer else None

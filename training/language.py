@@ -37,8 +37,8 @@ def rotate(x, turn):
 class Places:
     """Where everything stands in one pass: positions as turns, and what is hidden from whom.
 
-    t seconds of u rows in windows of w slots behind h rows of header and `gap` free positions; a
-    moments at which questions of l rows fork.
+    t items of up to u rows in windows of w slots behind h rows of header and `gap` free positions;
+    a moments at which questions of l rows fork.
     """
 
     def __init__(self, config: Config, windows, moments, sizes, gap, dtype):
@@ -46,20 +46,24 @@ class Places:
         self.slots, lengths, self.moments = windows.slots, windows.lengths, moments  # (t, w), (t,)
         w = self.slots.shape[1]
         row, slot = torch.arange(w * u) % u, torch.arange(w * u) // u
-        own = lengths[:, None] - 1  # (t, 1) the slot of a window's last second
-        empty = slot > own  # (t, w * u)
+        own = lengths[:, None] - 1  # (t, 1) the slot of a window's last item
+        rows = torch.tensor(windows.rows)[self.slots]  # (t, w)
+        rows = rows * (torch.arange(w) <= own)
+        before = rows.cumsum(1) - rows  # (t, w) rows in front of every slot
+        empty = row >= rows[:, slot]  # (t, w * u)
         later = (slot == own)[:, None] & (row > torch.arange(u)[:, None])  # (t, u, w * u)
         self.hidden = _far(empty[:, None] | later, dtype)  # (t, u, w * u)
         self.hidden_at_end = _far(empty[moments], dtype)[:, None]  # (a, 1, w * u)
         self.causal_header, self.causal_question = (
             _far(torch.ones(n, n).triu(1) > 0, dtype) for n in (h, length)
         )
-        table, start = _turns(config, h + gap + w * u + length, dtype), h + gap
+        table, start = _turns(config, h + gap + (w + 1) * u + length, dtype), h + gap
         self.header_turn = tuple(t[:h] for t in table)
-        self.slot_turn = tuple(t[start : start + w * u] for t in table)
-        unit = start + u * own + torch.arange(u)  # (t, u)
+        place = start + before[:, slot] + row  # (t, w * u)
+        self.slot_turn = tuple(t[place] for t in table)
+        unit = start + before.gather(1, own) + torch.arange(u)  # (t, u)
         self.unit_turn = tuple(t[unit.flatten()] for t in table)
-        question = start + u * lengths[moments][:, None] + torch.arange(length)  # (a, l)
+        question = start + rows.sum(1)[moments][:, None] + torch.arange(length)  # (a, l)
         self.question_turn = tuple(t[question][:, None] for t in table)  # (a, 1, l, d)
 
 

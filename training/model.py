@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minicpmo_ros.media.log_mel import filter_bank
+from minicpmo_ros.media.audio.log_mel import filter_bank
 
 from .scenes import PATCH
 

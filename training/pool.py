@@ -16,9 +16,10 @@ import torch
 
 from . import codes
 from .questions import Clip
+from .rooms import somewhere
 from .runs import autocast
 from .scenes import draw, random_size
-from .sounds import make_second
+from .sounds import make_stream
 from .train_audio import random_event
 from .world import choose, random_picture, random_sound, script
 
@@ -39,17 +40,20 @@ class Pool:
         for i, s in enumerate(sounds):
             self.sound_at[s.kind, s.word, s.pitch].append(i)
 
-    def clip(self, seconds, rng, p_independent):
+    def clip(self, seconds, rng, p_independent, still=None):
         """-> Clip, picture indices, sound indices"""
-        pictures, sounds, independent = script(seconds, rng, p_independent)
+        pictures, sounds, independent = script(seconds, rng, p_independent, still)
         p = [choose(rng, self.picture_at[w.shape, w.color, w.count]) for w in pictures]
+        for i, stays in enumerate(still or ()):
+            if stays:
+                p[i] = p[i - 1]
         s = [choose(rng, self.sound_at[w.kind, w.word, w.pitch]) for w in sounds]
         shown, heard = tuple(self.pictures[i] for i in p), tuple(self.sounds[i] for i in s)
         return Clip(shown, heard, independent), p, s
 
-    def clips(self, number, seconds, rng, p_independent=0.78):
+    def clips(self, number, seconds, rng, p_independent=0.78, still=None):
         """-> Clips, pictures (b, seconds, 16, 256), sounds (b, seconds, 25, 256)"""
-        clips, p, s = zip(*(self.clip(seconds, rng, p_independent) for _ in range(number)))
+        clips, p, s = zip(*(self.clip(seconds, rng, p_independent, still) for _ in range(number)))
         return clips, self.picture_rows[torch.tensor(p)], self.sound_rows[torch.tensor(s)]
 
     def save(self, path):
@@ -104,13 +108,15 @@ def encode(vision, audio, words, rng, pictures=16000, seconds=16000, progress=pr
             progress(f'pool: {i} of {pictures} pictures')
     heard, made = [], []
     for i in range(0, seconds, STREAM_SECONDS * 4):
-        wished = [random_event(rng) for _ in range(STREAM_SECONDS * 4)]
-        pcm, sounds = zip(*(make_second(w, words, rng) for w in wished))
-        stream = torch.from_numpy(np.stack(pcm).reshape(4, -1))
+        streams = [
+            make_stream([random_event(rng) for _ in range(STREAM_SECONDS)], words, rng)
+            for _ in range(4)
+        ]
+        stream = torch.from_numpy(somewhere(np.stack([pcm for pcm, _ in streams]), rng))
         with autocast():
             rows = audio(stream, int(rng.integers(0, 15)), louder=float(rng.uniform(0, 0.5)))
         heard.append(rows.flatten(0, 1).half())
-        made += sounds
+        made += [sound for _, sounds in streams for sound in sounds]
         if i % 6400 == 0:
             progress(f'pool: {i} of {seconds} seconds of sound')
     return Pool(torch.cat(seen), shown, torch.cat(heard), made)

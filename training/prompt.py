@@ -9,17 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .questions import asked
 from .tokenizer import SYSTEM_TEXT
 
 QUERIES, AUDIO_TOKENS = 16, 25
 UNIT_ROWS = QUERIES + AUDIO_TOKENS + 5
+STILL_ROWS = AUDIO_TOKENS + 2  # of a second without an image
 
 
 @dataclass(frozen=True)
 class Template:
-    """The rows of a window: a header, then equal units."""
+    """The rows of a window: a header, then units and remembered turns."""
 
     header: torch.Tensor  # (h,) token ids
     unit: torch.Tensor  # (UNIT_ROWS,) token ids, 0 where an embedding goes
@@ -41,14 +43,22 @@ class Template:
         sound = slice(start, start + AUDIO_TOKENS)
         return cls(torch.tensor(header), torch.tensor(unit), picture, sound)
 
-    def rows(self, embed, pictures, sounds):
-        """pictures (b, seconds, 16, d), sounds (b, seconds, 25, d) -> (1, h, d) and
-        (b, seconds, UNIT_ROWS, d)
+    def rows(self, embed, pictures, sounds, windows, turns=None):
+        """pictures (b, seconds, 16, d), sounds (b, seconds, 25, d), turns (b, l) token ids ->
+        (1, h, d) and (b, items, UNIT_ROWS, d), shorter items padded behind.
         """
         units = embed(self.unit).expand(*pictures.shape[:2], -1, -1).clone()
         units[:, :, self.picture_at] = pictures.to(units.dtype)
         units[:, :, self.sound_at] = sounds.to(units.dtype)
-        return embed(self.header)[None], units
+        front = self.sound_at.start - 1  # <|audio_start|>
+        items = []
+        for second, rows in zip(windows.seconds, windows.rows):
+            if second is None:
+                item = embed(turns)  # (b, l, d)
+            else:
+                item = units[:, second, 0 if rows == UNIT_ROWS else front :]
+            items.append(F.pad(item, (0, 0, 0, UNIT_ROWS - rows)))
+        return embed(self.header)[None], torch.stack(items, 1)
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,16 @@ def pack(tokenizer, asked_of):
     shape = (len(asked_of), len(asked_of[0]), len(asked_of[0][0]))
     return Packed(
         *(torch.from_numpy(x.reshape(*shape, *x.shape[1:])) for x in (ids, at, answers)), end
+    )
+
+
+def turn_ids(tokenizer, question):
+    """Token ids of a question with its answer, as a session remembers them."""
+    return (
+        tokenizer.encode(asked(question))
+        + tokenizer.encode_template('<|im_end|>\n<|im_start|>assistant\n')
+        + tokenizer.encode(question.answer)
+        + tokenizer.encode_template('<|im_end|>\n<|im_start|>user\n')
     )
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What nano can be asked: six families, each a handful of kinds, about one clip.
+"""What nano can be asked: eight families, each a handful of kinds, about one clip.
 
 The families mirror the omni-source tasks of StreamingBench. Times are told from now backwards
 ('two seconds ago'), the only way that survives a window from which old seconds are dropped.
@@ -26,14 +26,19 @@ from .kinds import (
 )
 from .kinds_across import (
     color_beside,
+    color_is,
     count_events,
     count_when,
     kind_beside,
+    kind_is,
     said_despite_sight,
+    said_last,
     seen_despite_word,
     seen_when_named,
     shape_beside,
+    shape_is,
     word_beside,
+    word_is,
 )
 from .world import choose
 
@@ -44,9 +49,22 @@ KINDS_OF = {
     'temporal': (color_beside, shape_beside, kind_beside, word_beside),
     'count': (count_when, count_events),
     'mislead': (seen_despite_word, seen_despite_word, said_despite_sight, seen_when_named),
+    'verify': (color_is, shape_is, kind_is, word_is),
+    'command': (said_last,),
 }
-GUESS = {'row_at': 1 / 3, 'column_at': 1 / 3, 'voice_of': 1 / 2, 'pitch_of': 1 / 2}
+GUESS = {
+    'row_at': 1 / 3,
+    'column_at': 1 / 3,
+    'voice_of': 1 / 2,
+    'pitch_of': 1 / 2,
+    'color_is': 1 / 2,
+    'shape_is': 1 / 2,
+    'kind_is': 1 / 2,
+    'word_is': 1 / 2,
+    'said_last': 1 / 5,
+}
 FAMILIES = tuple(KINDS_OF)
+TEXT_FAMILIES = FAMILIES[:6]  # with answers of more than yes and no, asked in words
 
 
 @dataclass(frozen=True)

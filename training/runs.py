@@ -55,16 +55,19 @@ class Run:
     """One stage. Files: <name>.pt (checkpoint, replaced whole) and <name>.jsonl (curve) in
     `directory`.
 
-    With several processes (torch.distributed started) gradients are averaged; only rank 0 writes.
+    `rate`: share of the peak rate; `begin`: what counts as done of a curriculum before the first
+    step. With several processes (torch.distributed started) gradients are averaged; only rank 0
+    writes.
     """
 
-    def __init__(self, directory, name, seed, save_every_s=120):
+    def __init__(self, directory, name, seed, rate=1.0, begin=0.0, save_every_s=120):
         self.path = Path(directory) / f'{name}.pt'
         self.curve = Path(directory) / f'{name}.jsonl'
         self.name, self.seed, self.save_every_s = name, seed, save_every_s
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
-        self.losses, self.fraction = [], 0.0
+        self.rate, self.begin = rate, begin
+        self.losses, self.fraction = [], begin
 
     def steps(self, module, optimizer, steps, peak, warm_up=80, floor=0.03):
         """Yield the numbers of the steps still to do, with the rate set: warm-up, then a
@@ -75,9 +78,9 @@ class Run:
         self.cpu_before, self.cpu_start = cpu_before, time.process_time()
         saved = time.monotonic()
         for step in range(done, steps):
-            self.fraction = step / steps
+            self.fraction = self.begin + (1 - self.begin) * step / steps
             rate = floor + (1 - floor) * (1 + cos(pi * step / steps)) / 2
-            rate *= min(1, (step + 1) / warm_up)
+            rate *= self.rate * min(1, (step + 1) / warm_up)
             for one in self._each(optimizer):
                 for group in one.param_groups:
                     group['lr'] = peak * rate

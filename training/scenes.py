@@ -40,10 +40,12 @@ def best_size(width, height, side=IMAGE_SIZE):
 
 
 # 1:1, 4:3, 16:9, and their neighbours (3:4, 3:2, 16:10).
-SIZES = tuple(
-    best_size(*wh) for wh in ((1, 1), (640, 480), (640, 360), (480, 640), (480, 320), (640, 400))
-)
-SIZE_WEIGHTS = (0.3, 0.25, 0.25, 0.06, 0.07, 0.07)
+ASPECTS = ((1, 1), (640, 480), (640, 360), (480, 640), (480, 320), (640, 400))
+ASPECT_WEIGHTS = (0.3, 0.25, 0.25, 0.06, 0.07, 0.07)
+# Shares of the full area (112 x 112) at which a live second may be looked at.
+AREAS = (1.0, 0.77, 0.56, 0.39, 0.25)
+AREA_WEIGHTS = (0.5, 0.12, 0.14, 0.14, 0.1)
+P_OCCLUDED = 0.12  # of pictures in which noise hides a part of the shapes
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ def paint(image, cover, shape, color, centre, radius, rng):
 
 def draw(picture, width, height, rng):
     """-> Drawn, of one Picture; its column and row are filled in where it holds one shape."""
+    if not picture.count:
+        return _draw((), 0, picture, width, height, rng)
     side = sqrt(width * height)
     radius = side * (rng.uniform(0.14, 0.23) if picture.count == 1 else rng.uniform(0.1, 0.14))
     radius = min(radius, 0.3 * min(width, height))
@@ -190,11 +194,25 @@ def _draw(things, radius, picture, width, height, rng):
         owners[row, column] = SHAPES.index(nearest[0])
     image = image * rng.uniform(0.88, 1.1) + rng.normal(0, rng.uniform(0, 3), image.shape)
     frame = np.clip(image, 0, 255).astype(np.uint8)
+    if rng.random() < P_OCCLUDED:
+        occlude(frame, rng)
     return Drawn(frame, cover, picture, tuple(cells), owners)
 
 
-def random_size(rng):
-    return choose(rng, SIZES, SIZE_WEIGHTS)
+def random_size(rng, area=None):
+    """(width, height) of a picture, at one of AREAS."""
+    area = area or choose(rng, AREAS, AREA_WEIGHTS)
+    return best_size(*choose(rng, ASPECTS, ASPECT_WEIGHTS), IMAGE_SIZE * sqrt(area))
+
+
+def occlude(frame, rng):
+    """Hide a part of a frame (H, W, 3) uint8 behind a patch of grey noise; in place."""
+    height, width = frame.shape[:2]
+    high, wide = (int(n * rng.uniform(0.25, 0.6)) for n in (height, width))
+    top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+    grey = rng.uniform(60, 190) + rng.normal(0, 25, (high, wide, 1))
+    patch = frame[top : top + high, left : left + wide]
+    patch[:] = np.clip(grey + rng.normal(0, 4, patch.shape), 0, 255)
 
 
 def random_drawn(width, height, rng, p_mixed=0.0):

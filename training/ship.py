@@ -12,9 +12,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from minicpmo_ros.models.directory import ModelDirectory
-from minicpmo_ros.models.manifest import FileEntry, read_manifest, write_manifest
-from minicpmo_ros.models.quantize import quantize_directory
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.modelset.manifest import FileEntry, read_manifest, write_manifest
+from minicpmo_ros.quantize.quantizer import quantize_directory
 
 LARGEST_BYTES = 12_000_000  # of both sets together: the repository carries them
 

@@ -14,49 +14,12 @@ from collections import Counter
 
 import numpy as np
 
+from minicpmo_ros.families.minicpm_o_2_6 import SPECIAL_TOKENS
+
 from . import questions, world
 
-SPECIAL = (
-    '<|endoftext|>',
-    '<|im_start|>',
-    '<|im_end|>',
-    '<unk>',
-    '<image>',
-    '</image>',
-    '<ref>',
-    '</ref>',
-    '<box>',
-    '</box>',
-    '<quad>',
-    '</quad>',
-    '<point>',
-    '</point>',
-    '<slice>',
-    '</slice>',
-    '<image_id>',
-    '</image_id>',
-    '<unit>',
-    '</unit>',
-    '<asr>',
-    '</asr>',
-    '<query>',
-    '</query>',
-    '<|audio_start|>',
-    '<|audio|>',
-    '<|audio_end|>',
-    '<|spk_bos|>',
-    '<|spk|>',
-    '<|spk_eos|>',
-    '<|tts_bos|>',
-    '<|tts_eos|>',
-    '<|listen|>',
-    '<|speak|>',
-    '<|interrupt|>',
-    '<|vad_start|>',
-    '<|vad_end|>',
-    '<reserved_43>',
-    '<reserved_53>',
-)
+_FIRST = SPECIAL_TOKENS.index('<image>')  # those before are Qwen2's, of which nano has three
+SPECIAL = (*('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<unk>'), *SPECIAL_TOKENS[_FIRST:])
 SYSTEM_TEXT = (
     'You are a helpful assistant. You can accept video, audio and text input and '
     'output voice and text. '
@@ -138,7 +101,9 @@ def grammar_words(samples=3000, seed=5):
 
 
 def content_words():
-    """Every word an answer can be."""
+    """Every word an answer can be, and those that ask aloud; new ones come last, so that the others
+    keep their codes (codes.py) and a nano of before can be trained further.
+    """
     groups = (
         world.COLORS,
         world.SHAPES,
@@ -149,6 +114,7 @@ def content_words():
         world.PITCHES,
         world.COLUMNS,
         world.ROWS,
+        world.QUESTION_WORDS,
     )
     return tuple(dict.fromkeys(word for group in groups for word in group))
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from . import codes
+from .rooms import somewhere
 from .runs import Run, autocast, optimizers
-from .sounds import make_second
+from .sounds import make_stream
 from .train_vision import choice_loss, slot_logits
 from .world import SPOKEN, Sound, choose, random_sound
 
@@ -35,10 +36,13 @@ def random_event(rng):
 
 def make_batch(seconds, streams, words, rng):
     """-> pcm (streams, seconds * 16000), list of streams * seconds Sounds"""
-    made = [make_second(random_event(rng), words, rng) for _ in range(seconds * streams)]
-    pcm = np.stack([m[0] for m in made]).reshape(streams, -1)
+    made = [
+        make_stream([random_event(rng) for _ in range(seconds)], words, rng)
+        for _ in range(streams)
+    ]
+    pcm = somewhere(np.stack([pcm for pcm, _ in made]), rng)
     pcm += np.stack([random_offset(rng) for _ in range(streams)])[:, None]
-    return torch.from_numpy(pcm), [m[1] for m in made]
+    return torch.from_numpy(pcm), [sound for _, sounds in made for sound in sounds]
 
 
 def random_offset(rng):
@@ -92,8 +96,10 @@ def evaluate(audio, words, batches=8, seed=998, isolated=False):
     return {slot: right[slot] / seen[slot] for slot in right}
 
 
-def train(audio, words, unseen, run: Run, steps=2200, batch=40, peak=2.5e-3):
-    """Train in place on `batch` seconds a step; resumes from the run's checkpoint."""
+def train(audio, words, others, run: Run, steps=2200, batch=40, peak=2.5e-3):
+    """Train in place on `batch` seconds a step; resumes from the run's checkpoint. `others`: Words
+    by name that are only listened to.
+    """
     optimizer = optimizers(audio, peak, [audio.inside, audio.second])
     for step in run.steps(audio, optimizer, steps, peak):
         rng = np.random.default_rng((run.seed, 2, step))
@@ -106,7 +112,6 @@ def train(audio, words, unseen, run: Run, steps=2200, batch=40, peak=2.5e-3):
                 step,
                 {
                     'seen': evaluate(audio, words),
-                    'unseen': evaluate(audio, unseen),
-                    'unseen isolated': evaluate(audio, unseen, isolated=True),
+                    **{name: evaluate(audio, other) for name, other in others.items()},
                 },
             )

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import codes
-from .prompt import UNIT_ROWS, Packed, Template, pack, take
+from .prompt import UNIT_ROWS, Packed, Template, pack, take, turn_ids
 from .questions import FAMILIES, Clip, ask_about
 from .runs import Run, autocast, optimizers
 from .train_audio import slot_labels as sound_labels
@@ -40,7 +40,12 @@ LONG = 0.4  # of those with the policy that thins, where the window is long enou
 LONG_UNITS = 6
 GAPS = 0.1  # of the batches: units far behind the header, where a reader does not move them up
 MOMENTS = 4  # at which a sliding stream is asked about
-FAMILY_WEIGHTS = (0.7, 0.9, 2.0, 1.6, 1.0, 1.2)
+FAMILY_WEIGHTS = (0.7, 0.9, 2.0, 1.6, 1.0, 1.2, 1.3, 1.3)
+# Of the batches whose window is whole, after the first lengths: some seconds show the image of the
+# second before and are read without one; a turn is remembered somewhere.
+STILL, TURN = 0.3, 0.35
+STAYS = 0.7  # of the seconds of such a window
+LONGEST_STILL = 20  # seconds
 COUNTED = ('beep', 'speech', 'tone')
 BEFORE = ('color', 'shape', 'kind', 'word')
 
@@ -60,17 +65,18 @@ def helper_labels(clips, windows):
     """-> name -> (b, t) what a second holds; name -> (b, t) what the one before it in its window
     holds; name -> (b, t) counts in its window.
     """
-    shape = (len(clips), clips[0].seconds)
+    shape, units = (len(clips), clips[0].seconds), windows.units
     now = picture_labels([p for c in clips for p in c.pictures])
     now.update(sound_labels([s for c in clips for s in c.sounds]))
     now = {name: label.view(shape) for name, label in now.items()}
-    earlier = torch.tensor([held[-2] if len(held) > 1 else -1 for held in windows.seconds])
+    in_sight = [windows.seconds_of(item) for item in units]
+    earlier = torch.tensor([held[-2] if len(held) > 1 else -1 for held in in_sight])
     before = {
         name: torch.where(earlier < 0, -100, now[name][:, earlier.clamp(min=0)]) for name in BEFORE
     }
     inside = torch.zeros(shape[1], shape[1], dtype=torch.long)  # (window, second)
-    for row, held in zip(inside, windows.seconds):
-        row[list(held)] = 1
+    for row, held in zip(inside, in_sight):
+        row[held] = 1
     so_far = {
         kind: torch.tensor([[s.kind == kind for s in c.sounds] for c in clips]).long() @ inside.T
         for kind in COUNTED
@@ -91,13 +97,19 @@ def helper_loss(helpers, ends, clips, windows):
     return total / len(pairs)
 
 
-def pointing_loss(looks, asked_of):
+def pointing_loss(looks, asked_of, windows, moments):
     """looks (b, a, n, w): the more weight rests on the slot where the answer stands, the
     smaller.
     """
+    slots = [windows.slots_of(int(item)) for item in moments]
     wanted = torch.tensor(
-        [[[-1 if q.second is None else q.second for q in row] for row in s] for s in asked_of]
+        [
+            [[-1 if q.second is None else at[q.second] for q in row] for row, at in zip(s, slots)]
+            for s in asked_of
+        ]
     )
+    if not (wanted >= 0).any():
+        return looks.new_zeros(())
     found = looks.float().gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
     return -(found + 1e-3).log()[wanted >= 0].mean()
 
@@ -115,17 +127,18 @@ class Batch:
     pictures: torch.Tensor  # (b, t, 16, d)
     sounds: torch.Tensor  # (b, t, 25, d)
     windows: Windows
-    moments: torch.Tensor  # (a,) seconds behind which questions fork
+    moments: torch.Tensor  # (a,) items behind which questions fork
     asked_of: list  # for every stream and moment n Questions
     packed: Packed
     gap: int
+    turns: torch.Tensor | None = None  # (b, l) ids of a remembered turn
 
 
 def random_stream(fraction, rng):
     """-> Windows and the moments at which to ask."""
     units = window_length(fraction, rng)
     if fraction < CURRICULUM[0][0] or rng.random() >= SLIDING:
-        return Windows.whole(units), [units - 1]
+        return whole_stream(units, fraction >= CURRICULUM[0][0], rng)
     units = choose(rng, SLIDING_LENGTHS)
     total = int(rng.integers(units + 1, MAX_STREAM_SECONDS + 1))
     policy = 'long' if units >= LONG_UNITS and rng.random() < LONG else 'recent'
@@ -134,23 +147,66 @@ def random_stream(fraction, rng):
     return Windows.of(total, units, policy), sorted(int(m) for m in later)
 
 
+def whole_stream(units, is_varied, rng):
+    """-> Windows from which nothing leaves and the moment at its end; varied ones may hold
+    seconds without an image and a turn (its rows are a guess still, see turned).
+    """
+    still = turn_at = None
+    if is_varied and rng.random() < STILL:
+        units = int(rng.integers(2, LONGEST_STILL + 1))
+        still = (False, *(bool(rng.random() < STAYS) for _ in range(units - 1)))
+    if is_varied and rng.random() < TURN:
+        turn_at = units if rng.random() < 0.5 else int(rng.integers(1, units + 1))
+    windows = Windows.whole(units, still, turn_at, UNIT_ROWS)
+    return windows, [len(windows.rows) - 1]
+
+
+def turned(windows, clips, tokenizer, rng):
+    """-> Windows with the turn's true rows, and ids (b, l) of a turn of one length for every clip:
+    what was asked and answered when it was remembered.
+    """
+    if None not in windows.seconds:
+        return windows, None
+    at = windows.seconds.index(None)
+    so_far = [kept(clip, range(at)) for clip in clips]
+    found = [
+        {
+            len(ids): ids
+            for q in ask_about(c, 40, rng)
+            if len(ids := turn_ids(tokenizer, q)) <= UNIT_ROWS
+        }
+        for c in so_far
+    ]
+    common = set.intersection(*(set(f) for f in found))
+    still = [windows.rows[i] != UNIT_ROWS for i in windows.units]
+    total = len(windows.units)
+    if not common:
+        return Windows.whole(total, still), None
+    length = choose(rng, sorted(common))
+    return Windows.whole(total, still, at, length), torch.tensor([f[length] for f in found])
+
+
 def make_batch(pool, tokenizer, fraction, rng, rows=4400, number=10):
     """About `rows` rows of work: streams with `number` questions at every moment."""
     windows, moments = random_stream(fraction, rng)
-    total, with_options = len(windows.seconds), bool(rng.random() < 0.2)
+    total, with_options = len(windows.units), bool(rng.random() < 0.2)
+    still = [windows.rows[i] != UNIT_ROWS for i in windows.units]
     asked_rows = len(moments) * number * (34 if with_options else 20)
     count = max(2, rows // (UNIT_ROWS * total + asked_rows))
-    clips, pictures, sounds = pool.clips(count, total, rng)
+    clips, pictures, sounds = pool.clips(count, total, rng, still=still)
+    windows, turns = turned(windows, clips, tokenizer, rng)
+    moments = [len(windows.rows) - 1] if len(moments) == 1 else moments
     asked_of = [
         [
-            ask_about(kept(clip, windows.seconds[m]), number, rng, with_options, FAMILY_WEIGHTS)
+            ask_about(kept(clip, windows.seconds_of(m)), number, rng, with_options, FAMILY_WEIGHTS)
             for m in moments
         ]
         for clip in clips
     ]
     gap = int(rng.integers(0, 3000)) if rng.random() < GAPS else 0
     packed = pack(tokenizer, asked_of)
-    return Batch(clips, pictures, sounds, windows, torch.tensor(moments), asked_of, packed, gap)
+    moments = torch.tensor(moments)
+    return Batch(clips, pictures, sounds, windows, moments, asked_of, packed, gap, turns)
 
 
 def kept(clip, seconds):
@@ -160,7 +216,9 @@ def kept(clip, seconds):
 
 def forward(language, template, batch):
     """-> what Language returns for a Batch."""
-    header, units = template.rows(language.embed, batch.pictures, batch.sounds)
+    header, units = template.rows(
+        language.embed, batch.pictures, batch.sounds, batch.windows, batch.turns
+    )
     dtype = torch.bfloat16 if torch.is_autocast_enabled('cpu') else torch.float32
     rows = (x.to(dtype) for x in (header, units, language.embed(batch.packed.ids)))
     return language(*rows, batch.windows, batch.moments, batch.gap)
@@ -173,7 +231,9 @@ def loss_of(language, template, helpers, batch, help_weight=1.0):
         seen, forked, looks = forward(language, template, batch)
         answers = language.logits(take(forked[-1], packed.answer_at)).float()
         early = language.logits(take(forked[4], packed.answer_at)).float()
-        ends = [seen[i][:, :, -1] for i in (1, 2)]
+        items = batch.windows.units
+        last = torch.tensor(batch.windows.rows)[items] - 1
+        ends = [seen[i][:, items, last] for i in (1, 2)]
         helping = helper_loss(helpers, ends, batch.clips, batch.windows)
         ends_told = language.logits(take(forked[-1], packed.answer_at + 1)).float()
     target = packed.answer.flatten()
@@ -181,7 +241,9 @@ def loss_of(language, template, helpers, batch, help_weight=1.0):
     end = torch.full_like(target, packed.end)
     loss = loss + 0.1 * F.cross_entropy(ends_told.flatten(0, 2), end)
     early = F.cross_entropy(early.flatten(0, 2), target)
-    pointing = pointing_loss(take(looks[3], packed.answer_at), batch.asked_of)
+    pointing = pointing_loss(
+        take(looks[3], packed.answer_at), batch.asked_of, batch.windows, batch.moments
+    )
     loss = loss + help_weight * (0.4 * early + 0.5 * helping + 0.3 * pointing)
     right = (answers.argmax(-1) == packed.answer).flatten().tolist()
     asked = [q for stream in batch.asked_of for row in stream for q in row]

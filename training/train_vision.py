@@ -48,7 +48,7 @@ def slot_labels(pictures):
     values = {
         'color': [p.color for p in pictures],
         'shape': [p.shape for p in pictures],
-        'count': [COUNTS[p.count - 1] if p.count < 5 else None for p in pictures],
+        'count': [COUNTS[p.count - 1] if 0 < p.count < 5 else None for p in pictures],
         'column': [p.column for p in pictures],
         'row': [p.row for p in pictures],
     }

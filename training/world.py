@@ -39,18 +39,28 @@ NUMBERS = (
     'fifteen',
     'sixteen',
 )
-SPOKEN = COLORS + SHAPES + NUMBERS[1:7] + COMMANDS
-SPOKEN_GROUPS = ((COLORS, 0.37), (SHAPES, 0.27), (NUMBERS[1:7], 0.18), (COMMANDS, 0.18))
+# Said last, they are questions: answered without any text.
+QUESTION_WORDS = ('color', 'shape', 'count', 'sound', 'where')
+SPOKEN = COLORS + SHAPES + NUMBERS[1:7] + COMMANDS + QUESTION_WORDS
+SPOKEN_GROUPS = (
+    (COLORS, 0.32),
+    (SHAPES, 0.24),
+    (NUMBERS[1:7], 0.16),
+    (COMMANDS, 0.16),
+    (QUESTION_WORDS, 0.12),
+)
+P_ASKED_ALOUD = 0.3  # of clips that end with a question word
+P_NOTHING = 0.04  # of pictures without a shape
 MAX_SECONDS = 16  # of a window
 MAX_STREAM_SECONDS = 48  # what a window has seen come and go
 
 
 @dataclass(frozen=True)
 class Picture:
-    """`count` equal shapes; column and row (thirds of the frame) only where there is one shape."""
+    """`count` equal shapes, or none; column and row (thirds of the frame) only of a single one."""
 
-    shape: str
-    color: str
+    shape: str | None
+    color: str | None
     count: int
     column: str | None = None
     row: str | None = None
@@ -74,7 +84,9 @@ def choose(rng, items, weights=None):
     return items[int(np.searchsorted(total, rng.random() * total[-1], side='right'))]
 
 
-def random_picture(rng, p_single=0.6):
+def random_picture(rng, p_single=0.6, p_nothing=P_NOTHING):
+    if rng.random() < p_nothing:
+        return Picture(None, None, 0)
     count = 1 if rng.random() < p_single else int(rng.integers(2, 5))
     return Picture(choose(rng, SHAPES), choose(rng, COLORS), count)
 
@@ -95,6 +107,8 @@ def random_sound(rng, used_words=(), p_speech=0.5):
 
 def changed(picture, rng):
     """The same picture with one attribute changed."""
+    if not picture.count:
+        return random_picture(rng, p_nothing=0)
     what = choose(rng, ('color', 'shape', 'count'), (0.5, 0.35, 0.15))
     shape, color, count = picture.shape, picture.color, picture.count
     if what == 'color':
@@ -106,19 +120,20 @@ def changed(picture, rng):
     return Picture(shape, color, count)
 
 
-def script(seconds, rng, p_independent=0.78):
+def script(seconds, rng, p_independent=0.78, still=None):
     """-> (list of Picture, list of Sound, is_independent), each `seconds` long.
 
     Independent seconds are the heart: where scenes stand still, a picture answers for every sound
     and nothing teaches which second belongs to which. Now and then an attribute is carried over
-    from the second before, so that 'the same as one second ago' has two answers.
+    from the second before, so that 'the same as one second ago' has two answers. `still`: for
+    every second whether it shows the picture of the second before.
     """
     independent = bool(rng.random() < p_independent)
     if independent:
         pictures = []
         for _ in range(seconds):
             new = random_picture(rng)
-            if pictures:
+            if pictures and new.count and pictures[-1].count:
                 old = pictures[-1]
                 shape = old.shape if rng.random() < 0.15 else new.shape
                 color = old.color if rng.random() < 0.15 else new.color
@@ -129,8 +144,14 @@ def script(seconds, rng, p_independent=0.78):
         other = changed(base, rng)
         first, last = sorted(int(i) for i in rng.integers(0, seconds + 1, 2))
         pictures = [other if first <= i < last else base for i in range(seconds)]
+    for i, stays in enumerate(still or ()):
+        if stays:
+            pictures[i] = pictures[i - 1]
     sounds = []
     for _ in range(seconds):
         used = {s.word for s in sounds[-MAX_SECONDS:]}  # no word twice in a window
         sounds.append(random_sound(rng, used))
+    free = [w for w in QUESTION_WORDS if all(s.word != w for s in sounds)]
+    if free and rng.random() < P_ASKED_ALOUD:
+        sounds[-1] = Sound('speech', choose(rng, free))
     return pictures, sounds, independent

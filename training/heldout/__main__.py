@@ -9,7 +9,9 @@ environment/requirements.txt.
 
     python -m training.heldout demo/clips --clips 24 --seed 24
 
-makes the clips that ship; the default makes 1,800 questions of each sort.
+makes the clips that ship; the default makes 1,800 questions of each sort. `--families verify` asks
+for yes and no where much is hidden or faint, `--families command` ends each clip with a spoken
+question word and asks nothing in words.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import shutil
 from pathlib import Path
 
 from training.heldout.clips import make_set
+from training.questions import FAMILIES, TEXT_FAMILIES
 
 
 def main():
@@ -25,10 +28,11 @@ def main():
     parser.add_argument('folder', type=Path)
     parser.add_argument('--clips', type=int, default=300)
     parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--families', nargs='+', choices=FAMILIES, default=TEXT_FAMILIES)
     options = parser.parse_args()
     if shutil.which('espeak-ng') is None:
         parser.error('espeak-ng is missing: sudo apt install espeak-ng')
-    make_set(options.folder, options.clips, options.seed)
+    make_set(options.folder, options.clips, options.seed, tuple(options.families))
 
 
 if __name__ == '__main__':

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from minicpmo_ros.evaluation.clips import NS, write_clip
+from minicpmo_ros.evaluation.bags.writing import write_clip
 from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
+from minicpmo_ros.units import NS
 from training.heldout import pictures, scripts, sounds
-from training.questions import FAMILIES, Clip, asked, make_question
+from training.questions import TEXT_FAMILIES, Clip, asked, make_question
+from training.world import QUESTION_WORDS, Sound
 
 FIRST_SECOND, SECONDS_APART = 1_750_000_000, 100  # of the stamps, from clip to clip
 LENGTHS = (3, 2, 4, 3, 8, 2, 4, 3, 5, 2, 4, 6, 3, 2, 4, 3, 8, 2, 4, 3, 7, 2, 4, 6)
@@ -24,6 +26,7 @@ HARD = (True, False, True, True, False)  # by turns
 # them must not be right so often.
 LIKELY = {'speech': 0.75, 'one': 0.5}
 SHOWN_AT_NS = NS // 2  # the one picture of a second
+HARMED = 0.35  # of the seconds of clips for yes and no
 NOTES = (
     'Drawn, spoken and asked by training/heldout; nothing of it was used in training. Stamps '
     'are exact: second n of a clip is [start_s + n, start_s + n + 1).'
@@ -39,8 +42,10 @@ class Made:
     samples: np.ndarray  # (16000 n,) float32
 
 
-def make_clip(seconds: int, hard: bool, rng) -> Made:
-    """Draw and speak one clip."""
+def make_clip(seconds: int, hard: bool, rng, families: tuple = TEXT_FAMILIES) -> Made:
+    """Draw and speak one clip. For commands it ends with a question word; for yes and no many
+    seconds are hard to see or to hear.
+    """
     size = scripts.pick(rng, pictures.SIZES)
     stands = not hard or rng.random() < 0.5  # one place for the whole clip
     script = scripts.pictures_of(seconds, hard, rng)
@@ -53,17 +58,23 @@ def make_clip(seconds: int, hard: bool, rng) -> Made:
         if picture.count == 1:
             column, row = layout.cell(size)
             picture = replace(picture, column=column, row=row)
-        frames.append(pictures.draw(picture, layout, stage, rng))
+        veil = rng.uniform(0.2, 0.7) if 'verify' in families and rng.random() < HARMED else 0
+        frames.append(pictures.draw(picture, layout, stage, rng, veil))
         shown.append(picture)
-    made = [sounds.make_second(sound, rng) for sound in scripts.sounds_of(script, rng)]
+    wished = scripts.sounds_of(script, rng)
+    if 'command' in families:
+        wished[-1] = Sound('speech', scripts.pick(rng, QUESTION_WORDS))
+    made = [sounds.make_second(sound, rng) for sound in wished]
+    if 'verify' in families:
+        made = [(sounds.harm(pcm, rng) if rng.random() < HARMED else pcm, s) for pcm, s in made]
     facts = Clip(tuple(shown), tuple(sound for _, sound in made), hard)
     return Made(facts, frames, np.concatenate([samples for samples, _ in made]))
 
 
-def ask(facts: Clip, rng, with_options: bool) -> list | None:
-    """Give one training Question of every family, or None where the clip has none of one."""
+def ask(facts: Clip, rng, with_options: bool, families: tuple = TEXT_FAMILIES) -> list | None:
+    """Return one training Question of every family, or None where the clip has none of one."""
     questions = []
-    for family in FAMILIES:
+    for family in families:
         question = make_question(facts, family, rng, with_options)
         if question and rng.random() < LIKELY.get(question.answer, 0):
             question = make_question(facts, family, rng, with_options)
@@ -71,17 +82,24 @@ def ask(facts: Clip, rng, with_options: bool) -> list | None:
     return None if None in questions else questions
 
 
-def make_set(folder: Path, count: int, seed: int, progress=print):
-    """Write `count` clips, questions.json (open) and choices.json (four options) into a folder."""
+def make_set(folder: Path, count: int, seed: int, families: tuple = TEXT_FAMILIES, progress=print):
+    """Write `count` clips, questions.json (open) and choices.json (four options; only for families
+    that have options) into a folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    files, told = {'questions': [], 'choices': []}, {}
+    files, told = {'questions': []}, {}
+    if set(families) <= set(TEXT_FAMILIES):
+        files['choices'] = []
     for i in range(count):
         seconds, hard = LENGTHS[i % len(LENGTHS)], HARD[i % len(HARD)]
         for take in count_up():
-            made = make_clip(seconds, hard, np.random.default_rng((seed, i, take)))
+            made = make_clip(seconds, hard, np.random.default_rng((seed, i, take)), families)
             # Of its own chance, so that other words for a question leave the clips as they are.
             rng = np.random.default_rng((seed, i, take, 1))
-            asked_about = [ask(made.facts, rng, with_options) for with_options in (False, True)]
+            asked_about = [
+                ask(made.facts, rng, with_options, families)
+                for with_options in (False, True)[: len(files)]
+            ]
             if None not in asked_about:
                 break
         name, start_s = f'{i:03}.mcap', FIRST_SECOND + SECONDS_APART * i

@@ -147,8 +147,10 @@ def outline(shape: str, style: float) -> list:
     ]
 
 
-def draw(picture, layout: Layout, stage: Stage, rng) -> bytes:
-    """Give a JPEG of a world.Picture, laid out on a stage."""
+def draw(picture, layout: Layout, stage: Stage, rng, veil: float = 0.0) -> bytes:
+    """Return a JPEG of a world.Picture, laid out on a stage; `veil`: how much of its width and
+    height a curtain of soft grey hides.
+    """
     cover = _cover(picture.shape, layout, stage.size)  # L
     rim = ImageChops.subtract(cover, cover.filter(ImageFilter.MinFilter(3)))
     image = stage.backdrop.copy()
@@ -161,6 +163,12 @@ def draw(picture, layout: Layout, stage: Stage, rng) -> bytes:
     image += _share(cover) * (ink - image)
     if layout.style > 0.6:
         image -= 16 * _share(rim)
+    if veil:
+        wide, high = (int(side * veil) for side in stage.size)
+        left = int(rng.integers(stage.size[0] - wide + 1))
+        top = int(rng.integers(stage.size[1] - high + 1))
+        curtain = rng.uniform(70, 180) + 12 * _soft(rng, wide, high, 3)[..., None]
+        image[top : top + high, left : left + wide] = curtain
     image *= rng.uniform(0.96, 1.04)  # the camera's exposure
     image += rng.normal(0, stage.noise, image.shape)
     file = io.BytesIO()

@@ -43,6 +43,14 @@ def make_second(sound: Sound, rng) -> tuple:
     return np.clip(second, -1, 1).astype(np.float32), sound
 
 
+def harm(second: np.ndarray, rng) -> np.ndarray:
+    """Return a second (16000,) that is fainter, and behind louder noise."""
+    noise = _room(rng)
+    noise *= 10 ** (rng.uniform(-46, -26) / 20) / noise.std()
+    faint = second * 10 ** (rng.uniform(-24, -3) / 20)
+    return np.clip(faint + noise, -1, 1).astype(np.float32)
+
+
 def _event(sound: Sound, rng) -> tuple:
     if sound.kind == 'speech':
         voice = ('man', 'woman')[int(rng.integers(2))]
