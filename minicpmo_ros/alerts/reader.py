@@ -1,0 +1,157 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the rules read of a second: rows that ride with its unit, and readings off their logits.
+
+    riders = asker.begin(unit)      rows of the questions that are due, (n, width) each
+    asker.end(session.append(unit, (), riders))
+
+Nothing is generated: the answers are told apart by the probabilities of their first tokens. A
+live stream calls `try_begin` and `try_end`: there, an unforeseen error costs a second's readings.
+"""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from minicpmo_ros.alerts.monitor import TIME_WENT_BACK, AlertReading
+from minicpmo_ros.alerts.rules import AlertRule
+from minicpmo_ros.alerts.watch import AlertWatch
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.llm.probability import WordGroups
+from minicpmo_ros.streams.pairing import Unit
+
+log = logging.getLogger(__name__)
+
+
+class RuleReader:
+    """A rule made ready for the model of a Session; InputError where that cannot read it so.
+
+    `riders` are the rows (n, width) of its question; where answers of different meaning begin
+    with the same token, the question with that token, too.
+    """
+
+    def __init__(self, rule: AlertRule, session):
+        self.rule = rule
+        vocabulary, longest = session.model.vocabulary, session.options.max_question_tokens
+        ids = vocabulary.encode(rule.question)
+        if len(ids) > longest:
+            raise InputError(
+                f'The question is {len(ids)} tokens long, at most {longest} are allowed. Shorten '
+                'it, or raise max_question_tokens.'
+            )
+        groups = [(word,) for word in rule.answers] or [rule.positive, rule.negative]
+        self._groups = WordGroups(vocabulary, groups)
+        question, rows = session.prompt.question(ids), session.model.token_rows.rows
+        self.riders = [
+            np.concatenate([question, rows(list(path))]) if path else question
+            for path in self._groups.paths
+        ]
+
+    def read(self, logits: list) -> AlertReading:
+        """Return what the logits (vocabulary,) behind each of `riders` say."""
+        words, mass = self._groups.read(logits)  # words: (groups,)
+        best = int(np.argmax(words)) if self.rule.on_change else 0
+        others = np.logaddexp.reduce(np.delete(words, best))
+        answer = self.rule.answers[best] if self.rule.on_change else ''
+        return AlertReading(float(words[best] - others), float(mass), answer)
+
+
+class AlertAsker:
+    """Asks the rules of an AlertWatch about the units of one session; one thread uses it.
+
+    `on_events(events)` is called after every second while there are rules, and where sight is
+    lost. A rule that this model cannot read has a problem, and the others go on.
+    """
+
+    def __init__(
+        self,
+        watch: AlertWatch | None = None,
+        on_events: Callable[[list], None] = lambda events: None,
+    ):
+        self.watch, self._on_events = watch or AlertWatch(), on_events
+        self._session = None
+        self._readers, self._asked = {}, []  # RuleReaders by AlertRule; those of this second
+        self._image_rows = None  # of the unit before
+        self.readings = {}  # by id, of the newest second
+        self.failures, self.newest_failure = 0, ''  # unforeseen errors that were caught
+
+    def bind(self, session) -> None:
+        """Ask the model of this Session from now on; before the first unit."""
+        self._session, self._readers = session, {}
+
+    def begin(self, unit: Unit) -> list:
+        """Return the rows (n, width) of the questions that are due with this unit."""
+        rules = self.watch.rules
+        if not rules and not self._readers:
+            return []
+        if unit.restarted:
+            self.lose(TIME_WENT_BACK)
+        self._prepare(rules)
+        rows, before = unit.image_rows, self._image_rows
+        senses = {'image': rows, 'audio': unit.audio_rows}
+        is_same = rows is not None and before is not None and np.array_equal(rows, before)
+        self._image_rows = rows
+        due = self.watch.begin_second(
+            unit.second,
+            {sense for sense, found in senses.items() if found is not None},
+            {'image'} if is_same else frozenset(),
+        )
+        self._asked = [self._readers[rule] for rule in due if self._readers.get(rule)]
+        return [rows for reader in self._asked for rows in reader.riders]
+
+    def try_begin(self, unit: Unit) -> list:
+        """As `begin`; what goes wrong is logged and counted, and nothing is asked of this unit."""
+        try:
+            return self.begin(unit)
+        except Exception as error:
+            self._asked = []
+            self._note(error)
+            return []
+
+    def try_end(self, report) -> None:
+        """As `end`; what goes wrong is logged and counted."""
+        try:
+            self.end(report)
+        except Exception as error:
+            self._note(error)
+
+    def end(self, report) -> None:
+        """Take the UnitReport of the unit with what `begin` returned as its riders.
+
+        Of the time that the decode took, its share by rows is what the questions cost.
+        """
+        asked, self._asked = self._asked, []
+        if not self._readers:
+            return
+        self.readings, logits = {}, iter(report.riders)
+        for reader in asked:
+            found = [next(logits) for _ in reader.riders]
+            if all(row is not None for row in found):
+                self.readings[reader.rule.id] = reader.read(found)
+        n_rows = sum(len(rows) for reader in asked for rows in reader.riders)
+        cost_ms = report.prefill_ms * n_rows / (n_rows + report.rows)
+        self._on_events(self.watch.end_second(self.readings, cost_ms))
+
+    def lose(self, reason: str) -> None:
+        """Lose sight, because what was seen is no longer in the window."""
+        if self._readers:
+            self._on_events(self.watch.reset(reason))
+
+    def _note(self, error: Exception) -> None:
+        self.failures, self.newest_failure = self.failures + 1, repr(error)
+        log.exception('the standing questions are left out for a second')
+
+    def _prepare(self, rules: tuple) -> None:
+        """Make the readers of rules that are new, and forget those of rules that are gone."""
+        for rule in rules:
+            if self._readers.get(rule) is None:
+                try:
+                    self._readers[rule] = RuleReader(rule, self._session)
+                    problem = ''
+                except InputError as error:
+                    self._readers[rule], problem = None, str(error)
+                self.watch.set_problem(rule.id, problem)
+        if len(self._readers) > len(rules):
+            self._readers = {rule: self._readers[rule] for rule in rules}

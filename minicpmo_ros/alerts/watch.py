@@ -1,0 +1,319 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""All standing questions of one stream: what is asked of each second, and what that tells.
+
+For every second that becomes part of the window, whoever reads it calls
+
+    rules = watch.begin_second(second, senses, unchanged)     the rules to evaluate with it
+    events = watch.end_second({id: AlertReading}, cost_ms)
+
+and otherwise `reset` where the window is emptied and `expire` as time passes without a second. A
+rule whose senses show what they showed in the second before keeps its reading (`reused`), for ten
+of its periods at most. The live engine and the evaluation of bags both work like this, so that
+they agree. Rules may be added, removed and paused from any thread at any time.
+"""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from minicpmo_ros.alerts.monitor import SECOND_S, TIME_WENT_BACK, Condition, RuleMonitor
+from minicpmo_ros.alerts.rules import MOST_RULES, AlertRule, check_together
+from minicpmo_ros.errors import InputError
+
+MOST_REUSED_PERIODS = 10
+INTERVALS = 10  # of the period that is told
+NEWEST = 0.3  # weight of the newest cost in the mean
+
+
+class Turns:
+    """Chooses which rules are evaluated with a second: those that are due, within a budget.
+
+    Whoever has waited longest for its period goes first, a priority of n counts n + 1 times. So no
+    rule waits for ever: where time is short all periods are longer, those of important ones least.
+
+    The budget is in milliseconds a second. What is left of it is kept for the next second, one
+    evaluation's worth at most; what an evaluation took too much is paid back by the seconds that
+    follow.
+    """
+
+    def __init__(self, budget_ms: float = math.inf):
+        self.budget_ms = budget_ms  # a second; may be changed
+        self.cost_ms = 0.0  # of one evaluation, as measured; 0: not known yet
+        self._saved_ms, self._at_s = 0.0, None
+
+    def choose(self, at_s: float, waiting: list, most: float = math.inf) -> list:
+        """Return the rules to evaluate, the most urgent first.
+
+        waiting: of (AlertRule, seconds since its last evaluation; inf: never) in the user's order.
+        """
+        due = [(rule, waited_s) for rule, waited_s in waiting if waited_s >= rule.period_s]
+        due.sort(key=_urgency, reverse=True)  # stable
+        return [rule for rule, _ in due[: int(min(most, self._affordable(at_s), len(due)))]]
+
+    def book(self, n_rules: int, cost_ms: float) -> None:
+        """Book what the evaluation of so many rules has cost together."""
+        if n_rules:
+            each_ms = cost_ms / n_rules
+            known = self.cost_ms > 0
+            self.cost_ms += (each_ms - self.cost_ms) * (NEWEST if known else 1.0)
+            self._saved_ms -= cost_ms
+
+    def forget_time(self) -> None:
+        """Begin anew after a jump of the stamps."""
+        self._at_s = None
+
+    def _affordable(self, at_s: float) -> float:
+        if math.isinf(self.budget_ms):
+            return math.inf
+        passed_s = 1.0 if self._at_s is None else max(0.0, at_s - self._at_s)
+        self._at_s = at_s
+        most_ms = self.budget_ms + self.cost_ms
+        self._saved_ms = min(self._saved_ms + passed_s * self.budget_ms, most_ms)
+        if not self.cost_ms:
+            return 1  # its cost tells how many there may be
+        return max(0.0, math.floor(self._saved_ms / self.cost_ms + 1e-9))
+
+
+def _urgency(entry: tuple) -> tuple:
+    rule, waited_s = entry
+    periods = waited_s / rule.period_s
+    return (periods * (1 + rule.priority), rule.priority)
+
+
+@dataclass(frozen=True)
+class RuleStatus:
+    """A snapshot of one rule."""
+
+    rule: AlertRule
+    state: Condition
+    since_s: float  # stamp; 0: nothing was read yet
+    probability: float  # of the newest reading; nan: none
+    mass: float
+    answer: str  # that was told last, for on_change
+    period_s: float  # between its newest readings, in the mean; 0: fewer than two
+    paused: bool
+    problem: str  # why it cannot be evaluated, in words; '': it can
+    evaluated: int
+    reused: int  # readings that were kept because nothing had changed
+
+
+@dataclass
+class _Followed:
+    """A rule with all that is known of it."""
+
+    monitor: RuleMonitor
+    paused: bool = False
+    problem: str = ''
+    reading: object = None  # the newest AlertReading; None: it is of another window
+    evaluated_s: float | None = None  # end of the second it is of
+    evaluated: int = 0
+    reused: int = 0
+    stamps_s: deque = field(default_factory=lambda: deque(maxlen=INTERVALS + 1))
+
+    @property
+    def rule(self) -> AlertRule:
+        return self.monitor.rule
+
+    @property
+    def may_be_read(self) -> bool:
+        return not self.paused and not self.problem
+
+    def forget(self) -> None:
+        self.reading = self.evaluated_s = None
+        self.stamps_s.clear()
+
+
+class AlertWatch:
+    """The rules and their states; see the module.
+
+    budget_ms: of computing a second, for all rules together; inf: no limit.
+    """
+
+    def __init__(
+        self, rules: Iterable = (), turns: Turns | None = None, most_rules: int = MOST_RULES
+    ):
+        self._turns, self._most_rules = turns or Turns(), most_rules
+        self._lock = threading.Lock()
+        self._followed = {}
+        self._at_s, self._seen, self._events = None, set(), []
+        self._asked, self._reused = [], set()  # Rules, and ids, of the second that was begun
+        for rule in check_together(rules, most_rules):
+            self._followed[rule.id] = _Followed(RuleMonitor(rule))
+
+    def __len__(self) -> int:  # noqa: D105
+        return len(self._followed)
+
+    # --- the rules ----------------------------------------------------------------------------
+
+    @property
+    def rules(self) -> tuple:
+        """The Rules, in the user's order."""
+        with self._lock:
+            return tuple(followed.rule for followed in self._followed.values())
+
+    def add(self, rule: AlertRule, replace: bool = False) -> list:
+        """Add a rule, or put it in the place of one; return the Events of that one's end."""
+        with self._lock:
+            former = self._followed.get(rule.id)
+            if former is not None and not replace:
+                raise InputError(
+                    f'There is an alert {rule.id!r} already. Remove it first, or set replace.'
+                )
+            others = (other.rule for name, other in self._followed.items() if name != rule.id)
+            check_together([*others, rule], self._most_rules)
+            self._followed[rule.id] = _Followed(RuleMonitor(rule))
+            return [] if former is None else former.monitor.stop(self._now_s(), 'replaced')
+
+    def remove(self, name: str) -> list:
+        """Remove a rule; return the Events of its end."""
+        with self._lock:
+            self._require(name)
+            return self._followed.pop(name).monitor.stop(self._now_s(), 'removed')
+
+    def pause(self, name: str, paused: bool = True) -> list:
+        """Pause a rule, or let it go on; name '': all. Return the Events of their end."""
+        with self._lock:
+            if name:
+                self._require(name)
+            events = []
+            for followed in [self._followed[name]] if name else self._followed.values():
+                if followed.paused is paused:
+                    continue
+                if paused:
+                    events += followed.monitor.stop(self._now_s(), 'paused')
+                followed.paused = paused
+                followed.forget()
+            return events
+
+    def set_problem(self, name: str, problem: str) -> None:
+        """Return why a rule cannot be evaluated, in words; '' if it can."""
+        with self._lock:
+            if name in self._followed:
+                self._followed[name].problem = problem
+
+    def set_budget(self, budget_ms: float) -> None:
+        """Set the budget, in milliseconds a second."""
+        with self._lock:
+            self._turns.budget_ms = budget_ms
+
+    def states(self) -> list:
+        """Return a RuleStatus of every rule, in the user's order."""
+        with self._lock:
+            return [_status(followed) for followed in self._followed.values()]
+
+    # --- the stream ---------------------------------------------------------------------------
+
+    def begin_second(
+        self, second: int, senses: set, unchanged: set = frozenset(), most: float = math.inf
+    ) -> list:
+        """Return the Rules to evaluate with this second, `most` of them at most.
+
+        senses: of 'image' and 'audio', those that the second has; unchanged: those of them that
+        show what they showed in the second before.
+        """
+        with self._lock:
+            at_s = second + SECOND_S
+            if self._at_s is not None and at_s <= self._at_s:
+                self._lose_all(TIME_WENT_BACK)
+            is_next = self._at_s is not None and at_s - self._at_s == SECOND_S
+            self._at_s, self._reused = at_s, set()
+            self._seen |= senses
+            waiting = []
+            for name, followed in self._followed.items():
+                needed = set(followed.rule.senses) or self._seen
+                if not followed.may_be_read or not needed <= set(senses):
+                    continue
+                waited_s = at_s - followed.stamps_s[-1] if followed.stamps_s else math.inf
+                if is_next and needed <= set(unchanged) and self._may_reuse(followed):
+                    self._reused |= {name} if waited_s >= followed.rule.period_s else set()
+                else:
+                    waiting.append((followed.rule, waited_s))
+            self._asked = self._turns.choose(at_s, waiting, most)
+            return list(self._asked)
+
+    def end_second(self, readings: dict, cost_ms: float = 0.0) -> list:
+        """Take the readings {id: AlertReading} of the second that was begun; return the Events.
+
+        cost_ms: what the evaluation of these rules took, beside the second itself.
+        """
+        with self._lock:
+            self._turns.book(len(readings), cost_ms)
+            asked, self._asked = self._asked, []
+            events, self._events = self._events, []
+            for name, followed in self._followed.items():
+                if not followed.may_be_read:
+                    continue
+                # Another rule may have taken its name meanwhile.
+                if name in readings and any(rule is followed.rule for rule in asked):
+                    followed.reading, followed.evaluated_s = readings[name], self._at_s
+                    followed.evaluated += 1
+                elif name in self._reused and followed.reading is not None:
+                    followed.reused += 1
+                else:
+                    events += followed.monitor.expire(self._at_s)
+                    continue
+                followed.stamps_s.append(self._at_s)
+                events += followed.monitor.read(self._at_s, followed.reading)
+            return events
+
+    def expire(self, now_s: float) -> list:
+        """Lose sight of what was not read for too long before `now_s`; return the Events."""
+        with self._lock:
+            return [
+                event
+                for followed in self._followed.values()
+                if followed.may_be_read
+                for event in followed.monitor.expire(now_s)
+            ]
+
+    def reset(self, reason: str) -> list:
+        """Lose sight because the window was emptied; return the Events."""
+        with self._lock:
+            self._lose_all(reason)
+            events, self._events = self._events, []
+            return events
+
+    def _lose_all(self, reason: str) -> None:
+        for followed in self._followed.values():
+            if followed.may_be_read:
+                self._events += followed.monitor.lose(self._now_s(), reason)
+            followed.forget()
+        self._seen = set()
+        if reason == TIME_WENT_BACK:
+            self._at_s = None
+            self._turns.forget_time()
+
+    def _may_reuse(self, followed: _Followed) -> bool:
+        if followed.reading is None:
+            return False
+        return self._at_s - followed.evaluated_s <= MOST_REUSED_PERIODS * followed.rule.period_s
+
+    def _now_s(self) -> float:
+        return self._at_s or 0.0
+
+    def _require(self, name: str) -> None:
+        if name not in self._followed:
+            known = ', '.join(self._followed) or 'none'
+            raise InputError(f'There is no alert {name!r}. There are: {known}.')
+
+
+def _status(followed: _Followed) -> RuleStatus:
+    monitor, stamps_s = followed.monitor, followed.stamps_s
+    n_intervals = max(1, len(stamps_s) - 1)
+    return RuleStatus(
+        followed.rule,
+        monitor.state,
+        monitor.since_s,
+        monitor.probability,
+        monitor.mass,
+        monitor.answer,
+        (stamps_s[-1] - stamps_s[0]) / n_intervals if stamps_s else 0.0,
+        followed.paused,
+        followed.problem,
+        followed.evaluated,
+        followed.reused,
+    )

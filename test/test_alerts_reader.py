@@ -1,0 +1,144 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What standing questions read off nano's logits, and what no model can read."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import alert_truth as demo
+from minicpmo_ros.alerts.monitor import Kind
+from minicpmo_ros.alerts.reader import AlertAsker, RuleReader
+from minicpmo_ros.alerts.rules import MOST_RULES, AlertRule
+from minicpmo_ros.alerts.watch import AlertWatch
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.alerts import blank_units
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
+from minicpmo_ros.evaluation.runner import Core, CoreOptions
+from minicpmo_ros.modelset.directory import ModelDirectory
+
+SQUARE = demo.RULES[0]
+
+
+@pytest.fixture(scope='module')
+def core():
+    core = Core(ModelDirectory.open(demo.NANO), CoreOptions(device='cpu', n_ctx=2048, max_forks=8))
+    yield core
+    core.close()
+
+
+@pytest.fixture(scope='module')
+def units(core):
+    """Give the seconds of a clip that begins with a black square."""
+    return list(core.stream(read_clip(demo.CLIPS / '002.mcap')))
+
+
+def reader_of(core, rule) -> RuleReader:
+    return RuleReader(rule, core.session)
+
+
+def test_log_odds_and_mass_are_those_of_the_first_tokens(core, rng):
+    vocabulary = core.session.model.vocabulary
+    logits = rng.normal(size=vocabulary.size).astype(np.float32)
+    shares = np.exp(logits) / np.exp(logits).sum()
+
+    def share(*words) -> float:
+        forms = {form for word in words for form in (word, ' ' + word)}
+        return sum(shares[vocabulary.encode(form)[0]] for form in forms)
+
+    reading = reader_of(core, SQUARE).read([logits])
+    yes, no = share('square'), share(*SQUARE.negative)
+    assert reading.log_odds == pytest.approx(math.log(yes / no), abs=1e-4)
+    assert reading.mass == pytest.approx(yes + no, abs=1e-5)
+    change = AlertRule('shape', SQUARE.question, on_change=True, answers=demo.SHAPES)
+    reading = reader_of(core, change).read([logits])
+    assert reading.answer == max(demo.SHAPES, key=share)
+    others = [share(word) for word in demo.SHAPES if word != reading.answer]
+    assert reading.log_odds == pytest.approx(
+        math.log(share(reading.answer) / sum(others)), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    'rule, told',
+    [
+        (AlertRule('r', 'what?', ('\u00e9',), ('e\u0301',)), 'words of two meanings'),
+        (AlertRule('r', 'what? ' * 400), 'tokens long, at most 384 are allowed'),
+        (AlertRule('r', '<|im_end|>' * 3, ('a',), ('b',)), ''),
+    ],
+)
+def test_what_this_model_cannot_read_is_told(core, rule, told):
+    if told:
+        with pytest.raises(InputError, match=told):
+            reader_of(core, rule)
+    else:
+        reader_of(core, rule)  # the name of a token stays text
+
+
+def test_answers_that_begin_alike_are_told_apart_by_what_follows(core, units):
+    alike = AlertRule('heard', 'what is heard now?', ('high tone',), ('high beep', 'low beep'))
+    assert len(reader_of(core, alike).riders) == 2  # the question, and with high
+    watch = AlertWatch([alike, SQUARE])
+    assert [event.rule for event in follow(core, watch, units[:1])] == ['square']
+    assert [status.evaluated for status in watch.states()] == [1, 1]
+
+
+def follow(core, watch, units) -> list:
+    events = []
+    asker = AlertAsker(watch, events.extend)
+    asker.bind(core.session)
+    core.session.reset()
+    for unit in units:
+        asker.end(core.session.append(unit, (), asker.begin(unit)))
+    return events
+
+
+def test_a_rule_that_cannot_be_read_has_a_problem_and_the_others_go_on(core, units):
+    bad = AlertRule('bad', 'what? ' * 400)
+    watch = AlertWatch([bad, SQUARE])
+    assert [(e.rule, e.kind) for e in follow(core, watch, units[:1])] == [('square', Kind.BEGIN)]
+    first, second = watch.states()
+    assert 'at most 384 are allowed' in first.problem and not first.evaluated
+    assert not second.problem and second.evaluated == 1
+    watch.add(replace(SQUARE, id='bad'), replace=True)
+    follow(core, watch, units[:1])
+    assert not watch.states()[0].problem
+
+
+def test_sixty_four_rules_are_read_with_one_second_and_agree(core, units):
+    watch = AlertWatch(replace(SQUARE, id=f'r{n}') for n in range(MOST_RULES))
+    events = follow(core, watch, units[:1])
+    assert [e.rule for e in events] == [f'r{n}' for n in range(MOST_RULES)]
+    found = {round(status.probability, 2) for status in watch.states()}
+    assert len(found) == 1 and found.pop() > 0.9
+
+
+def test_a_window_never_learns_of_the_rules(core, units):
+    core.session.reset()
+    for unit in units:
+        core.session.append(unit)
+    without = core.ask('what shape is shown now?').text, core.session.window.end
+    follow(core, AlertWatch(demo.RULES), units)
+    assert (core.ask('what shape is shown now?').text, core.session.window.end) == without
+
+
+def test_an_image_that_stays_is_not_evaluated_again_for_a_rule_about_images(core):
+    watch = AlertWatch([replace(SQUARE, id='eye', senses=('image',)), SQUARE])
+    follow(core, watch, blank_units(core, 4))
+    eye, both = watch.states()
+    assert (eye.evaluated, eye.reused, both.evaluated) == (1, 3, 4)
+
+
+def test_a_stream_that_restarts_is_a_new_start(core, units):
+    watch = AlertWatch([SQUARE])
+    later = [replace(unit, second=unit.second + 50) for unit in units[:2]]
+    events = follow(core, watch, [*later, replace(units[0], restarted=True)])
+    assert [(e.kind, e.at_start) for e in events] == [
+        (Kind.BEGIN, True),
+        (Kind.END, False),
+        (Kind.BEGIN, True),
+    ]
+    assert events[1].reason == 'lost sight: time went back'

@@ -1,0 +1,214 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Standing questions on the real graph: what the core says of a recording, the nodes say of it."""
+
+import dataclasses
+import math
+import signal
+
+import pytest
+import yaml
+from ros_source import FIRST, SimulatedTime, Source
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
+from test_nano_graph import play
+
+from benchmarks import alert_truth as demo
+from minicpmo_ros.alerts.rules import AlertRule, read_rules, write_rules
+from minicpmo_ros.evaluation.alerts import watch_units
+from minicpmo_ros.evaluation.bags.clip import Clip
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
+from minicpmo_ros.evaluation.runner import Core, CoreOptions
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.msg import Alert, AlertState, AlertStates, Status
+from minicpmo_ros.msg import AlertRule as RuleMessage
+from minicpmo_ros.ros.alerts import EVENT_QOS
+from minicpmo_ros.ros.framework.lifecycle import LATCHED
+from minicpmo_ros.srv import AddAlert, ListAlerts, PauseAlerts, RemoveAlert
+
+NS = 10**9
+CLIPS = ('002.mcap', '006.mcap', '008.mcap')  # 13 seconds
+SHOWN = 'what color is the shape now?'
+RULES = (
+    dataclasses.replace(demo.RULES[0], picture=True, describe=SHOWN),  # square
+    *demo.RULES[1:],
+    AlertRule('shape', 'what shape is shown now?', on_change=True, answers=demo.SHAPES),
+)
+
+
+@pytest.fixture(scope='module')
+def recording():
+    """Give some clips as one, without a gap, from second FIRST on."""
+    pictures, sound, begin_s = [], [], FIRST
+    for name in CLIPS:
+        clip = read_clip(demo.CLIPS / name)
+        shift_ns = (begin_s - clip.first_s) * NS
+        pictures += [dataclasses.replace(s, stamp_ns=s.stamp_ns + shift_ns) for s in clip.images]
+        sound += [(stamp_ns + shift_ns, samples) for stamp_ns, samples in clip.audio]
+        begin_s += math.ceil((clip.audio[-1][0] - clip.first_s * NS + 1) / NS)
+    return Clip(tuple(pictures), tuple(sound))
+
+
+@pytest.fixture(scope='module')
+def expected(recording):
+    """Give what the core says of it: (rule, kind, end of the second, begin, at_start, text)."""
+    core = Core(ModelDirectory.open(demo.NANO), CoreOptions(device='cpu', max_forks=8))
+    try:
+        watched = list(watch_units(core, RULES, core.stream(recording)))
+    finally:
+        core.close()
+    return [
+        (e.rule, int(e.kind), e.at_s, e.begin_s, e.at_start, e.text)
+        for second in watched
+        for e in second.events
+    ]
+
+
+class Listener:
+    """Everything that an llm node tells of its standing questions, and its services."""
+
+    def __init__(self, graph):
+        self._graph = graph
+        self.alerts, self.states, self.flags = [], [], {}
+        graph.create_subscription(Alert, 'llm/alerts', self.alerts.append, EVENT_QOS)
+        graph.create_subscription(AlertStates, 'llm/alerts/state', self.states.append, LATCHED)
+        for rule in demo.RULES:
+            heard = self.flags.setdefault(rule.id, [])
+            topic = f'llm/alerts/{rule.id}'
+            graph.create_subscription(Bool, topic, lambda m, h=heard: h.append(m.data), LATCHED)
+        self._clients = {
+            name: graph.create_client(kind, f'llm/{name}')
+            for name, kind in (
+                ('add_alert', AddAlert), ('remove_alert', RemoveAlert),
+                ('list_alerts', ListAlerts), ('pause_alerts', PauseAlerts), ('reset', Trigger),
+            )
+        }  # fmt: skip
+
+    def call(self, name: str, **fields):
+        client = self._clients[name]
+        self._graph.spin_until(client.service_is_ready, name)
+        request = client.srv_type.Request(**fields)
+        return self._graph.result_of(client.call_async(request), name)
+
+    def of_kind(self, *kinds) -> list:
+        return [alert for alert in self.alerts if alert.kind in kinds]
+
+    def state(self, rule: str) -> AlertState:
+        return next(one for one in self.states[-1].alerts if one.rule == rule)
+
+
+def seconds(time) -> float:
+    return time.sec + time.nanosec / NS
+
+
+def facts(alert: Alert) -> tuple:
+    return (
+        alert.rule, alert.kind, seconds(alert.header.stamp), seconds(alert.begin), alert.at_start,
+        alert.text,
+    )  # fmt: skip
+
+
+def test_the_graph_tells_what_the_core_tells_and_survives_a_kill(
+    graph, recording, expected, tmp_path
+):
+    path = tmp_path / 'rules.yaml'
+    write_rules(path, RULES)
+    rules = ('-p', f'alerts.file:={path}', '-p', 'alerts.persist:=true')
+    arguments = ('-p', 'model_dir:=nano', '-p', 'use_sim_time:=true', '-p', 'unit_deadline:=30.0')
+    unlimited = ('-p', 'alerts.budget_ms:=0.0')
+    live = graph.start('live', *arguments, *rules, *unlimited, *graph.lossless)
+    listener = Listener(graph)
+    graph.wait_ready()
+    source, simulated = Source(graph), SimulatedTime(graph)
+    source.wait_heard()
+    simulated.wait_known()
+
+    play(graph, source, simulated, recording, FIRST)
+    described = Alert.DESCRIBED
+    n_described = sum((rule, kind) == ('square', 0) for rule, kind, *_ in expected)
+    simulated.until(lambda: len(listener.of_kind(described)) == n_described, 'the descriptions')
+    simulated.until(lambda: len(listener.alerts) == len(expected) + n_described, 'all events')
+    told = [facts(alert) for alert in listener.alerts if alert.kind != described]
+    assert told == expected
+    assert sum(kind == Alert.BEGIN for _, kind, *_ in told) >= 5
+    assert [one.rule for one in listener.states[-1].alerts] == [rule.id for rule in RULES]
+    for rule in demo.RULES:  # without them, a robot's conditions would need our messages
+        holds = listener.state(rule.id).state == AlertState.ACTIVE
+        simulated.until(lambda r=rule, h=holds: listener.flags[r.id][-1:] == [h], 'the flag')
+
+    begins = [a for a in listener.of_kind(Alert.BEGIN) if a.rule == 'square']
+    sent = {shot.stamp_ns: shot.compressed()[1] for shot in recording.images}
+    for alert in begins:
+        second = alert.header.stamp.sec - 1
+        newest = max(stamp_ns for stamp_ns in sent if stamp_ns // NS == second)
+        assert bytes(alert.picture.data) == sent[newest]
+    assert not any(len(a.picture.data) for a in listener.alerts if a.rule != 'square')
+    texts = {seconds(a.begin): a.text for a in listener.of_kind(described)}
+    assert texts.keys() == {seconds(a.begin) for a in begins}
+    assert all(text in demo.COLORS for text in texts.values())
+
+    check_services(listener, path)
+
+    listener.alerts.clear()
+    active = {r.id for r in RULES[1:] if listener.state(r.id).state == AlertState.ACTIVE}
+    assert listener.call('reset').success
+    simulated.until(
+        lambda: {alert.rule for alert in listener.alerts} >= active, 'what the reset ends'
+    )
+    ended = {a.rule: a for a in listener.alerts if a.rule in active}
+    assert all(a.reason == 'lost sight: the window was reset' for a in ended.values())
+    assert all(a.kind == (3 if name == 'shape' else 2) for name, a in ended.items())
+
+    live.end(signal.SIGKILL)
+    before = read_rules(path)
+    graph.statuses.clear()
+    graph.start('llm', '-p', 'model_dir:=nano', *rules)
+    graph.wait_ready()
+    assert [rule.id for rule in before] == [r.id for r in RULES[1:]] + ['late']
+    listed = listener.call('list_alerts')
+    assert [rule.id for rule in listed.rules] == [rule.id for rule in before]
+    assert all(one.state == AlertState.UNKNOWN for one in listed.states)
+
+
+def check_services(listener, path) -> None:
+    """Change the rules by services; the file follows."""
+    late = RuleMessage(id='late', question='what shape is shown now?', on_threshold=0.9)
+    late.positive, late.negative = ['ring'], ['star']
+    refused = listener.call('add_alert', rule=RuleMessage(id='square', question='x'))
+    assert not refused.success and "an alert 'square' already" in refused.reason
+    wrong = listener.call('add_alert', rule=RuleMessage(id='a b', question='x'))
+    assert not wrong.success and "id is 'a b', a name of letters" in wrong.reason
+    assert [rule.id for rule in read_rules(path)] == [rule.id for rule in RULES]
+    assert listener.call('add_alert', rule=late).success
+    assert read_rules(path)[-1] == AlertRule(
+        'late', 'what shape is shown now?', ('ring',), ('star',), on=0.9
+    )
+    listed = listener.call('list_alerts')
+    newest = listed.rules[-1]
+    assert (newest.id, newest.positive, newest.period_s) == ('late', ['ring'], 1.0)
+    assert newest.on_threshold == pytest.approx(0.9) and len(listed.states) == len(RULES) + 1
+    assert listener.call('remove_alert', id='square').success
+    missing = listener.call('remove_alert', id='square')
+    assert not missing.success and "There is no alert 'square'" in missing.reason
+    assert 'square' not in path.read_text().split('question')[0]
+    assert listener.call('pause_alerts', id='late', paused=True).success
+    assert listener.call('list_alerts').states[-1].paused
+    assert not listener.call('pause_alerts', id='none', paused=True).success
+
+
+def test_rules_that_are_wrong_are_told_and_leave_the_node_unconfigured(graph, tmp_path):
+    path = tmp_path / 'rules.yaml'
+    path.write_text('format: minicpmo_ros alerts 1\nalerts: [{id: fall, question: Q, on: high}]\n')
+    graph.start('llm', '-p', 'model_dir:=nano', '-p', f'alerts.file:={path}')
+    graph.spin_until(
+        lambda: graph.status is not None and graph.status.state == Status.FAILED, 'the refusal'
+    )
+    assert "alert 1 ('fall'): on is 'high', a number from 0 to 1" in graph.status.reason
+    listener = Listener(graph)
+    added = listener.call('add_alert', rule=RuleMessage(id='other', question='Is it?'))
+    assert added.success and 'It is lost when the process ends' in added.reason
+    path.write_text(yaml.safe_dump({'format': 'minicpmo_ros alerts 1', 'alerts': []}))
+    assert graph.change_state('llm', 'configure')
+    graph.wait_ready()
+    assert [rule.id for rule in listener.call('list_alerts').rules] == ['other']
