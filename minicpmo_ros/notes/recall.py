@@ -1,0 +1,126 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which notes belong to a question, and how they are put before it.
+
+Candidates are the notes with words of the question, in the time and at the place that it names.
+Those that fit the words best go first; of equal ones the newer, and those that somebody or a rule
+had a reason to write. What is shown is in the order of time and within a budget of tokens.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+
+from minicpmo_ros.notes.note import Filter, Note, Pose
+from minicpmo_ros.notes.store import NoteStore
+from minicpmo_ros.notes.times import ago, time_span
+
+HALF_LIFE_S = 6 * 3600.0  # of what a note gains by being new
+NEW, LASTING = 0.5, 0.1  # what a new note gains, and one that is not periodic; the best words: 1
+NEW_IF_LAST = 2.0  # a new one, where the question asks for the last time
+HERE_M = 2.0
+CANDIDATES = 24
+HEADING = 'Notes of what was seen and heard before:\n'
+STOP_WORDS = frozenset(
+    'a about after again ago all am an and any anybody anyone anything are as at be been before '
+    'being but by can could did do does doing ever first for from had happen happened happening '
+    'has have having hear heard here how i if in into is it its just last late lately many me my '
+    'near not now of often on once or our out over past recently remember robot saw say see seen '
+    'she he shown since so some somebody someone something tell than that the their them then '
+    'there they this time times to today tonight up us was we were what when where whether which '
+    'while who why will with would yesterday you your long around during ring rang'.split()
+)
+PAST = re.compile(
+    r'\b(did|was|were|had|happened|saw|heard|left|before|earlier|ago|yesterday|last|since|'
+    r'remember|ever|used to|how often|how many times|have you (seen|heard))\b'
+    r'|之前|以前|刚才|昨天|曾',
+    re.IGNORECASE,
+)
+HERE = re.compile(r'\b(here|in this (place|room)|around (me|you))\b|这里', re.IGNORECASE)
+LAST = re.compile(r'\b(last|latest|most recent(ly)?)\b|最后|上次', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """A note that belongs to a question, and how well."""
+
+    note: Note
+    score: float
+
+
+def is_about_past(question: str) -> bool:
+    """Whether the words of a question are about something that is over."""
+    return bool(PAST.search(question))
+
+
+def recall(
+    store: NoteStore,
+    question: str,
+    now_s: float,
+    zone: tzinfo,
+    here: Pose | None = None,
+    limit: int = 8,
+    wanted: Filter | None = None,
+) -> list:
+    """Return the `limit` notes that belong to a question best, the best first, as Recalled.
+
+    `now_s`: the time of the question by the stream. `zone`: of times of the day. `here`: where the
+    robot is, for questions about 'here'. `wanted` replaces time and place of the words.
+    """
+    span = time_span(question, now_s, zone)
+    words = content_words(span.rest if span else question)
+    if wanted is None:
+        near = here if here is not None and HERE.search(question) else None
+        begin_s, end_s = (span.begin_s, span.end_s) if span else (None, None)
+        wanted = Filter(begin_s, end_s, near, HERE_M)
+    found = store.search(words, wanted, CANDIDATES)
+    if not found and (span or not words or wanted.near or wanted.begin_s is not None):
+        # The time or the place is all that is known of it: what was noted then or there.
+        found = [(note, 0.0) for note in store.list(wanted, CANDIDATES)]
+    best = max((score for _, score in found), default=0.0) or 1.0
+    weight = NEW_IF_LAST if LAST.search(question) else NEW
+    recalled = [
+        Recalled(note, score / best + _extra(note, now_s, weight)) for note, score in found
+    ]
+    return sorted(recalled, key=lambda one: (-one.score, -one.note.id))[:limit]
+
+
+def content_words(text: str) -> list:
+    """Return the words of a text that say what it is about."""
+    words = re.findall(r"\w+(?:'\w+)?", text.casefold())
+    return [word for word in words if word not in STOP_WORDS]
+
+
+def told(note: Note, now_s: float, zone: tzinfo) -> str:
+    """Return a note as one line with its time and place."""
+    then = datetime.fromtimestamp(note.end_s, zone)
+    is_today = then.date() == datetime.fromtimestamp(now_s, zone).date()
+    when = f'{then:%H:%M:%S}' if is_today else f'{then:%Y-%m-%d %H:%M:%S}'
+    where = f', at ({note.pose.x:.1f}, {note.pose.y:.1f})' if note.pose else ''
+    return f'[{when}, {ago(now_s - note.end_s)}{where}] {note.text}'
+
+
+def preface(
+    recalled: list, now_s: float, zone: tzinfo, count_tokens: Callable[[str], int], budget: int
+) -> tuple:
+    """Return (text, notes): what is read before the question, and the notes that are in it.
+
+    The best notes are taken until the budget of tokens is used up; ('', ()) where none fits.
+    """
+    taken, used = [], count_tokens(HEADING)
+    for one in recalled:
+        cost = count_tokens(told(one.note, now_s, zone) + '\n')
+        if used + cost <= budget:
+            used += cost
+            taken.append(one.note)
+    if not taken:
+        return '', ()
+    taken.sort(key=lambda note: (note.end_s, note.id))
+    return HEADING + ''.join(told(note, now_s, zone) + '\n' for note in taken), tuple(taken)
+
+
+def _extra(note: Note, now_s: float, weight: float) -> float:
+    newness = 0.5 ** (max(0.0, now_s - note.end_s) / HALF_LIFE_S)
+    return weight * newness + (LASTING if note.kind != 'periodic' else 0.0)

@@ -1,0 +1,365 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Notes of node `llm`: written by the model while nobody asks, found again for questions.
+
+Every `memory.every_s` the newest seconds are asked about, one question after the other, each as
+any question is; as soon as somebody else asks, what was begun is dropped and tried again later.
+Alerts and answers become notes, too. The file belongs to a thread of its own (notes.keeper).
+"""
+
+import math
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+
+from geometry_msgs.msg import PoseStamped
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.task import Future
+from sensor_msgs.msg import CompressedImage
+
+from minicpmo_ros.config import MEMORY
+from minicpmo_ros.errors import BusyError, Error, InputError
+from minicpmo_ros.live.question import Finish, Question
+from minicpmo_ros.media.image.compressed import decode_compressed
+from minicpmo_ros.msg import Note as NoteMessage
+from minicpmo_ros.notes.keeper import NoteKeeper
+from minicpmo_ros.notes.note import Filter, Note, Pose, thumbnail
+from minicpmo_ros.notes.periodic import Schedule, read_questions
+from minicpmo_ros.notes.recall import is_about_past, preface, recall
+from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
+from minicpmo_ros.ros.messages import stamp_ns_of, to_time
+from minicpmo_ros.srv import Forget, Recall, Remember
+from minicpmo_ros.units import NS
+
+NOTE_PARAMETERS = (
+    Parameter('memory.enabled', False,
+              'Keep notes of what is seen and heard in memory.path, and use them in answers'),
+    Parameter('memory.path', MEMORY.path, 'File of the notes, for its owner alone'),
+    Parameter('memory.every_s', MEMORY.every_s,
+              'How often the model notes what happened; 0: only alerts, answers and ~/remember '
+              'become notes', 'seconds', 0, 86_400),
+    Parameter('memory.questions', MEMORY.questions,
+              'What the model is asked for a note: questions with a semicolon between two, each '
+              "with a label in front where its answer is a word ('shape: what shape is shown "
+              "now?; ...')"),
+    Parameter('memory.max_tokens', MEMORY.max_tokens, 'The longest answer of each of them',
+              'tokens', 1, 1000),
+    Parameter('memory.budget', MEMORY.budget,
+              'How much of notes is read before a question about the past', 'tokens', 16, 100_000,
+              when=ANY_TIME),
+    Parameter('memory.retention_h', MEMORY.retention_h,
+              'After so long a note is deleted; 0: never', 'hours', 0.0, 1e6),
+    Parameter('memory.max_mib', MEMORY.max_mib,
+              'Above this the oldest notes lose their images and are then deleted; 0: no limit',
+              'MiB', 0.0, 1e6),
+    Parameter('memory.answers', True, 'Questions and their answers become notes', when=ANY_TIME),
+    Parameter('memory.images', False,
+              'A small JPEG of the newest message of image/compressed is kept with each note'),
+)  # fmt: skip
+MODES = ('', 'auto', 'off', 'only')  # of a question; '' is auto
+OFF = 'The node keeps no notes. Set memory.enabled and memory.path, and configure it anew.'
+NOTE_QOS = QoSProfile(depth=100)
+ASK_TIMEOUT_S = 60.0
+POSE_AGE_S = 2.0  # of the newest message of topic pose, at most, by its stamp
+
+
+class NoteServer:
+    """The notes of one node; `node` as AlertServer has it."""
+
+    def __init__(self, node):
+        self._node = node
+        self._keeper, self._schedule, self._options = None, None, None
+        self._asked = self._asking = None  # a PeriodicNote, and its PendingQuestion
+        self._pose, self._image, self._inputs = None, None, []
+        self._published = node.topics.publish(NoteMessage, '~/note', NOTE_QOS)
+        for kind, name, callback in (
+            (Remember, '~/remember', self._on_remember),
+            (Forget, '~/forget', self._on_forget),
+        ):
+            node.create_service(kind, name, callback, callback_group=ReentrantCallbackGroup())
+        node.create_service(Recall, '~/recall', self._on_recall)
+
+    # For the node.
+    def set_up(self, options):
+        """Open the file; return what an engine looks up notes with, or None; raise InputError."""
+        questions = read_questions(options.memory_questions)
+        self.release()
+        if not options.memory_enabled:
+            return None
+        if not options.memory_path:
+            raise InputError('memory.enabled is true and memory.path is empty. Name a file.')
+        self._options, self._schedule = options, Schedule(questions, options.memory_every_s)
+        self._keeper = NoteKeeper(
+            options.memory_path,
+            options.memory_retention_h,
+            options.memory_max_mib,
+            lambda problem: self._node.post(lambda: self._on_problem(problem)),
+        )
+        self._inputs = [self._node.topics.subscribe(PoseStamped, 'pose', self._on_pose, NOTE_QOS)]
+        if options.memory_images:
+            self._inputs.append(
+                self._node.topics.subscribe(
+                    CompressedImage, 'image/compressed', self._on_image, qos_profile_sensor_data
+                )
+            )
+        return partial(self._look_up, self._keeper)
+
+    def release(self) -> None:
+        """Write what waits and close the file."""
+        self.let_person_ask()
+        keeper, self._keeper = self._keeper, None
+        for subscription in self._inputs:
+            self._node.topics.unsubscribe(subscription)
+        self._inputs = []
+        if keeper is not None and not keeper.close():
+            self._node.get_logger().warning(f'{keeper.path} is not closed yet; its disk is slow')
+
+    def let_person_ask(self) -> None:
+        """Drop the note that is being asked for: somebody asks a question."""
+        asking, self._asking, self._asked = self._asking, None, None
+        if asking is not None:
+            asking.cancel()
+
+    def tick(self) -> None:
+        """Ask for a note if one is due and nobody else asks; once a second."""
+        node = self._node
+        if self._keeper is None or self._asked is not None or node.why_not_asked():
+            return
+        status = node.engine.status()
+        if status.state != 'ready' or status.waiting or status.answering:
+            return
+        self._asked = self._schedule.due(status.window_end_s)
+        if self._asked is not None:
+            self._ask_next()
+
+    def note_alert(self, rule, event) -> None:
+        """Write what a standing question says."""
+        how = f': {event.text}' if event.text else ''
+        text = f'{rule.question} {event.kind.name.lower()}{how}'
+        self._add(Note(event.begin_s or event.at_s, max(event.at_s, event.begin_s), text, 'alert'))
+
+    def note_answer(self, message) -> None:
+        """Write a question and its answer."""
+        if self._keeper is None or not self._node.table.values().memory_answers:
+            return
+        if message.finish in (Finish.STOP, Finish.LENGTH) and message.text and message.units:
+            end_s = message.window_end.sec
+            text = f'Asked: {message.question or "(by voice)"} Answered: {message.text}'
+            self._add(Note(end_s - 1, end_s, text, 'answer', model=self._node.space))
+
+    def diagnose(self, report) -> None:
+        """Report the file and what is wrong with it."""
+        if self._keeper is None:
+            return
+        report.tell('notes', self._keeper.count)
+        if self._keeper.problem:
+            report.warn(f'notes: {self._keeper.problem}')
+
+    # Questions about the past.
+    def _look_up(self, keeper: NoteKeeper, question: Question, seconds: list, count_tokens):
+        """Return (text, notes) to be read before a question; in the engine's thread."""
+        is_wanted = question.is_past or is_about_past(question.text)
+        if question.memory == 'off' or not is_wanted:
+            return '', ()
+        now_s = seconds[-1] + 1 if seconds else self._node.get_clock().now().nanoseconds / NS
+        zone, budget = _zone(), self._node.table.values().memory_budget
+        try:
+            found = keeper.read(
+                lambda store: recall(store, question.text, now_s, zone, self._here())
+            )
+        except Error as error:
+            if question.is_past:
+                raise
+            self._node.get_logger().warning(f'a question is answered without notes: {error}')
+            return '', ()
+        text, notes = preface(found, now_s, zone, count_tokens, budget)
+        if question.is_past and not notes:
+            raise InputError(
+                'No note belongs to this question. Name what was noted, or a time; ~/recall '
+                'without a text lists the newest notes.'
+            )
+        return text, notes
+
+    # Writing.
+    def _ask_next(self) -> None:
+        """Ask the next question of the note; write it when all are answered."""
+        asked = self._asked
+        if not asked.left:
+            self._asked = self._asking = None
+            self._schedule.written(asked)
+            note = asked.note(model=self._node.space)
+            if note is not None:
+                self._add(note)
+            return
+        question = Question(
+            asked.left[0].text,
+            max_tokens=self._options.memory_max_tokens,
+            temperature=0.0,
+            timeout_s=ASK_TIMEOUT_S,
+            memory='off',
+        )
+        try:
+            self._asking = self._node.engine.ask(
+                question,
+                on_done=lambda answer: self._node.post(lambda: self._on_part(asked, answer)),
+            )
+        except Error:  # busy, or on its way out: a later tick tries again
+            self._asked = self._asking = None
+
+    def _on_part(self, asked, answer) -> None:
+        if asked is not self._asked:
+            return  # somebody asked meanwhile
+        if answer.finish not in (Finish.STOP, Finish.LENGTH):
+            self._asked = self._asking = None
+            return
+        asked.take(answer.text)
+        self._ask_next()
+
+    def _add(self, note: Note, on_done=None) -> None:
+        """Give a note its pose and image, write it, and publish it once it is in the file."""
+        keeper = self._keeper
+        if keeper is None:
+            return
+        written_s = self._node.get_clock().now().nanoseconds / NS
+        note = replace(note, pose=self._here(note.end_s), written_s=written_s)
+        image = self._image
+
+        def write(store):
+            return store.add(replace(note, image=_small(image)))
+
+        def done(kept, reason):
+            self._node.post(lambda: self._on_added(kept, reason))
+            if on_done is not None:
+                on_done(kept, reason)
+
+        keeper.do(write, done)
+
+    def _on_added(self, note: Note | None, reason: str) -> None:
+        if note is not None:
+            self._published.publish(to_message(note))
+        elif reason:
+            self._node.get_logger().warning(f'a note is not written: {reason}')
+
+    def _on_problem(self, problem: str) -> None:
+        if problem:
+            self._node.get_logger().warning(f'notes: {problem}')
+
+    # Services.
+    async def _on_remember(self, request, response):
+        end_s = self._node.engine.status().window_end_s if self._node.engine is not None else 0
+        end_s = end_s or self._node.get_clock().now().nanoseconds / NS
+        note = Note(end_s - 1, end_s, request.text, 'user')
+        kept, response.reason = await self._wait(lambda done: self._add(note, done))
+        if kept is not None:
+            response.success, response.note = True, to_message(kept)
+        return response
+
+    async def _on_forget(self, request, response):
+        try:
+            wanted = Filter(_seconds(request.begin), _seconds(request.end))
+        except InputError as error:
+            response.reason = str(error)
+            return response
+        count, response.reason = await self._wait(
+            lambda done: self._keeper.do(lambda store: store.forget(wanted), done)
+        )
+        response.success, response.forgotten = count is not None, count or 0
+        return response
+
+    async def _wait(self, begin) -> tuple:
+        """Begin a piece of work of the keeper; return its (result, reason)."""
+        if self._keeper is None:
+            return None, OFF
+        future = Future(executor=self._node.executor)
+        begin(lambda result, reason: self._node.finish(future, (result, reason)))
+        return await future
+
+    def _on_recall(self, request, response):
+        try:
+            if self._keeper is None:
+                raise BusyError(OFF)
+            response.notes = self._keeper.read(partial(self._recalled, request))
+            response.success = True
+        except Error as error:
+            response.reason = str(error)
+        return response
+
+    def _recalled(self, request, store) -> list:
+        begin_s, end_s = (_seconds(time) or None for time in (request.begin, request.end))
+        near = _pose_of(request.near) if request.radius_m > 0 else None
+        wanted, limit = None, request.limit or MEMORY.notes
+        if near or begin_s or end_s:
+            wanted = Filter(begin_s, end_s, near, request.radius_m or 1.0)
+        if request.text:
+            now_s = self._node.get_clock().now().nanoseconds / NS
+            found = recall(store, request.text, now_s, _zone(), self._here(), limit, wanted)
+            notes = [one.note for one in found]
+        else:
+            notes = store.list(wanted, limit)[::-1]
+        images = [store.image(note.id) if request.images else b'' for note in notes]
+        return [to_message(note, image) for note, image in zip(notes, images)]
+
+    # Inputs.
+    def _on_pose(self, message: PoseStamped) -> None:
+        self._pose = stamp_ns_of(message) / NS, _pose_of(message)
+
+    def _on_image(self, message: CompressedImage) -> None:
+        self._image = message
+
+    def _here(self, at_s: float | None = None) -> Pose | None:
+        """Return the newest pose, if it is known, and of about this time."""
+        if self._pose is None:
+            return None
+        stamp_s, pose = self._pose
+        return pose if at_s is None or abs(stamp_s - at_s) <= POSE_AGE_S else None
+
+
+def to_message(note: Note, image: bytes = b'') -> NoteMessage:
+    """Return a Note as a message."""
+    message = NoteMessage(
+        id=note.id, kind=note.kind, text=note.text, count=note.count, model=note.model
+    )
+    message.begin, message.end = to_time(note.begin_s * NS), to_time(note.end_s * NS)
+    if note.pose is not None:
+        message.has_pose = True
+        message.pose = _to_pose(note.pose, message.end)
+    if image:
+        message.image = CompressedImage(format='jpeg', data=image)
+        message.image.header.stamp = message.end
+    return message
+
+
+def _small(image: CompressedImage | None) -> bytes:
+    """Return a small JPEG of an image; b'' where there is none that can be read."""
+    if image is None:
+        return b''
+    try:
+        return thumbnail(decode_compressed(bytes(image.data), image.format))
+    except Exception:  # of a damaged image a decoder raises almost anything; the note is kept
+        return b''
+
+
+def _to_pose(pose: Pose, stamp) -> PoseStamped:
+    message = PoseStamped()
+    message.header.frame_id, message.header.stamp = pose.frame, stamp
+    message.pose.position.x, message.pose.position.y = pose.x, pose.y
+    message.pose.position.z = pose.z
+    message.pose.orientation.z = math.sin(pose.yaw / 2)
+    message.pose.orientation.w = math.cos(pose.yaw / 2)
+    return message
+
+
+def _pose_of(message: PoseStamped) -> Pose:
+    position, turn = message.pose.position, message.pose.orientation
+    yaw = math.atan2(2 * (turn.w * turn.z + turn.x * turn.y), 1 - 2 * (turn.y**2 + turn.z**2))
+    return Pose(message.header.frame_id, position.x, position.y, position.z, yaw)
+
+
+def _seconds(time) -> float:
+    return time.sec + time.nanosec / NS
+
+
+def _zone():
+    return datetime.now().astimezone().tzinfo

@@ -1,0 +1,89 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Notes of bags: what they say is what the model answers, with the stamps of the seconds."""
+
+from pathlib import Path
+
+import pytest
+
+from minicpmo_ros.cli.main import main
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
+from minicpmo_ros.evaluation.runner import Core
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.notes.note import Filter
+from minicpmo_ros.notes.periodic import Schedule, read_questions
+from minicpmo_ros.notes.store import NoteStore
+
+ROOT = Path(__file__).parents[1]
+CLIPS = [ROOT / f'demo/clips/{number:03}.mcap' for number in (0, 1, 2)]
+ASK = 'shape: what shape is shown now?; what color is shown now?'
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp('notes') / 'day.db'
+    assert (
+        main(['remember', *map(str, CLIPS), '--out', str(path), '--every', '2', '--ask', ASK]) == 0
+    )
+    with NoteStore(path, is_read_only=True) as opened:
+        yield opened
+
+
+def test_notes_say_what_the_model_answers_at_that_second(store):
+    core = Core(ModelDirectory.open(ROOT / 'models/nano'))
+    try:
+        for path in CLIPS:
+            clip = read_clip(path)
+            core.session.reset()
+            answers = {}
+            for unit in core.stream(clip):
+                core.session.append(unit)
+                shape, color = (
+                    core.ask(f'what {what} is shown now?').text for what in ('shape', 'color')
+                )
+                answers[unit.second + 1] = f'shape: {shape}; {color}'
+            notes = store.list(Filter(min(answers), max(answers)))
+            assert [(note.end_s, note.text) for note in notes] == [
+                (end_s, answers[end_s]) for end_s in sorted(answers)[1::2]
+            ]
+            assert all(note.end_s - note.begin_s == 2 for note in notes)
+    finally:
+        core.close()
+
+
+def test_every_note_has_a_small_image_of_its_time(store):
+    images = [store.image(note.id) for note in store.list()]
+    assert all(image.startswith(b'\xff\xd8') and len(image) < 8192 for image in images)
+
+
+def test_a_note_is_due_when_its_seconds_are_over_and_again_after_a_reset():
+    questions, schedule = read_questions('what happened?'), None
+    schedule = Schedule(questions, 10)
+    assert schedule.due(0) is None and schedule.due(100) is None and schedule.due(109) is None
+    due = schedule.due(110)
+    assert (due.begin_s, due.end_s) == (100, 110)
+    assert schedule.due(111).end_s == 111  # the one before was not written
+    schedule.written(due)
+    assert schedule.due(119) is None
+    assert schedule.due(50) is None and schedule.due(59) is None  # the clock was set back
+    assert (schedule.due(60).begin_s, schedule.due(200).begin_s) == (50, 190)
+    assert Schedule(questions, 0).due(100) is None
+
+
+def test_a_note_without_an_answer_is_none():
+    schedule = Schedule(read_questions('a: first?; second?'), 1)
+    schedule.due(1)
+    due = schedule.due(2)
+    due.take(' ')
+    due.take('')
+    assert due.note() is None
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'told'), ((['--ask', ' ; '], '0 questions'), (['--every', '0'], '--every is 0'))
+)
+def test_what_makes_no_sense_is_refused_in_words(capsys, tmp_path, arguments, told):
+    out = tmp_path / 'day.db'
+    assert main(['remember', str(CLIPS[0]), '--out', str(out), *arguments]) == 2
+    assert told in capsys.readouterr().err and not out.exists()

@@ -1,0 +1,212 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The file of notes: what it keeps, through kills, damage and full disks; what it forgets."""
+
+import os
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.notes.database import StoreError
+from minicpmo_ros.notes.note import Filter, Note, Pose
+from minicpmo_ros.notes.store import NoteStore
+
+WRITER = """
+import sys
+from minicpmo_ros.notes.note import Note
+from minicpmo_ros.notes.store import NoteStore
+store = NoteStore(sys.argv[1])
+for n in range(len(store), 100_000):
+    store.add(Note(n, n + 1, f'note number {n}'))
+    print(n, flush=True)
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / 'day.db'
+
+
+def test_a_note_comes_back_as_it_was_added(path):
+    note = Note(5.0, 7.5, 'A cup.', 'alert', Pose('map', 1, 2, 3, 4), 'nano', b'jpeg', 9.0)
+    with NoteStore(path) as store:
+        added = store.add(note)
+    with NoteStore(path, is_read_only=True) as store:
+        (found,) = store.list()
+        assert store.image(found.id) == b'jpeg'
+    assert found == Note(
+        5.0, 7.5, 'A cup.', 'alert', Pose('map', 1, 2, 3, 4), 'nano', b'', 9.0, 1, 1
+    )
+    assert added.id == found.id
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_no_note_that_was_added_is_lost_by_kill_9(path):
+    draw = random.Random(5)
+    newest = -1
+    for _ in range(8):
+        process = subprocess.Popen(
+            [sys.executable, '-c', WRITER, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(draw.randrange(1, 60)):
+            newest = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split()
+        process.wait()
+        process.stdout.close()
+        newest = max([newest, *map(int, rest[:-1])])  # the last line may be cut
+        with NoteStore(path) as store:
+            assert not store.problem
+            numbers = [int(note.text.split()[-1]) for note in store.list()]
+        assert numbers[-1] >= newest
+        assert numbers == list(range(numbers[-1] + 1))[-len(numbers) :]
+
+
+def test_the_same_words_at_the_same_place_extend_the_newest_note(path):
+    with NoteStore(path) as store:
+        store.add(Note(0, 10, 'Nothing moves.'))
+        store.add(Note(10, 20, 'Nothing moves.'))
+        store.add(Note(20, 30, 'A dog.'))
+        store.add(Note(30, 40, 'Nothing moves.', pose=Pose('map', 0, 0)))
+        store.add(Note(40, 50, 'Nothing moves.', pose=Pose('map', 5, 0)))
+        assert [(note.begin_s, note.end_s) for note in store.list()] == [
+            (0, 20), (20, 30), (30, 40), (40, 50),
+        ]  # fmt: skip
+
+
+def test_notes_are_in_the_order_in_which_they_were_added_when_the_clock_is_set_back(path):
+    with NoteStore(path) as store:
+        for begin_s in (1000, 1010, 20, 30):
+            store.add(Note(begin_s, begin_s + 10, f'At {begin_s}.', written_s=begin_s))
+        assert [note.begin_s for note in store.list()] == [1000, 1010, 20, 30]
+
+
+def test_after_forget_the_words_are_in_no_file(path):
+    with NoteStore(path) as store:
+        for n in range(200):
+            secret = 'zanzibarian whispers' if 50 <= n < 60 else 'plain talk'
+            store.add(Note(n, n + 1, f'{secret} {n}', image=b'zanzibarian' if n == 55 else b''))
+        assert store.forget(Filter(50, 59.5)) == 11  # those that touch the span
+        assert not store.search(['zanzibarian'])
+        for file in path.parent.iterdir():
+            content = file.read_bytes().lower()
+            assert b'zanzib' not in content and b'whisper' not in content, file
+        assert len(store) == 189 and len(store.search(['plain'], limit=500)) == 189
+
+
+def test_a_damaged_file_is_put_aside_and_what_can_be_read_is_taken_over(path):
+    with NoteStore(path) as store:
+        for n in range(2000):
+            store.add(Note(n, n + 1, f'note {n} ' + 'x' * 50))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 8192] = b'\xff' * 8192
+    content[100:200] = b'\xff' * 100  # of the first page
+    path.write_bytes(content)
+    with NoteStore(path) as store:
+        assert 'was damaged' in store.problem and 'damaged-1' in store.problem
+        store.add(Note(5000, 5001, 'It goes on.'))
+        assert store.search(['goes'])
+    path.write_bytes(b'This is no database at all. ' * 100)
+    with NoteStore(path) as store:
+        assert '0 notes' in store.problem and len(store) == 0
+    assert (path.parent / 'day.db.damaged-2').exists()
+
+
+def test_a_second_writer_is_refused_with_the_process_that_has_it(path):
+    with NoteStore(path) as store:
+        store.add(Note(0, 1, 'A cup.'))
+        with pytest.raises(StoreError, match=f'process {os.getpid()}'):
+            NoteStore(path)
+        with NoteStore(path, is_read_only=True) as reader:
+            assert len(reader) == 1
+            with pytest.raises(StoreError, match='reading only'):
+                reader.add(Note(0, 1, 'no'))
+    NoteStore(path).close()
+
+
+def test_a_disk_that_takes_no_more_is_told_and_the_store_goes_on_when_there_is_room(path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with NoteStore(path) as store:
+        store.add(Note(0, 1, 'before'))
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (store.size_bytes, limits[1]))
+            with pytest.raises(StoreError, match='Check the disk'):
+                for n in range(1000):
+                    store.add(Note(n, n + 1, f'{n} ' + 'x' * 1000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        count = len(store)
+        store.add(Note(9000, 9001, 'after'))
+        assert len(store) == count + 1 and store.search(['after']) and store.search(['before'])
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    file = tmp_path / 'file'
+    file.write_text('')
+    with pytest.raises(StoreError, match='file'):
+        NoteStore(file / 'day.db')
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root writes read-only files too')
+def test_a_read_only_file_is_told(path):
+    NoteStore(path).close()
+    path.chmod(0o400)
+    with pytest.raises(StoreError, match='only be read'), NoteStore(path) as store:
+        store.add(Note(0, 1, 'A cup.'))
+
+
+def test_a_file_of_a_newer_package_and_another_database_are_refused(path):
+    NoteStore(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute('PRAGMA user_version = 99')
+    db.close()
+    with pytest.raises(StoreError, match='version 99'):
+        NoteStore(path)
+    with pytest.raises(StoreError, match='no such file'):
+        NoteStore(path.parent / 'none.db', is_read_only=True)
+
+
+def test_old_notes_are_merged_and_then_go_by_age(path):
+    day_s = 24 * 3600
+    with NoteStore(path, retention_h=72) as store:
+        for n in range(360):
+            store.add(Note(10 * n, 10 * n + 10, f'The lamp is {"on" if n % 2 else "off"}.'))
+        store.add(Note(100, 110, 'The bell rang.', 'alert'))
+        assert store.prune(3600 + 2 * day_s) > 300
+        texts = [note.text for note in store.list()]
+        assert texts == ['The lamp is off.; The lamp is on.', 'The bell rang.']
+        assert store.list()[0].count == 360
+        assert store.search(['lamp']) and store.search(['bell'])
+        store.prune(3600 + 4 * day_s)
+        assert len(store) == 0
+
+
+def test_the_file_stays_within_its_size(path):
+    with NoteStore(path, max_mib=0.5) as store:
+        for n in range(4000):
+            store.add(Note(n, n + 1, f'note {n}', 'user', image=os.urandom(1000)))
+        newest = store.list(limit=1)[0]
+        assert newest.text == 'note 3999' and 64 < len(store) < 4000
+        store.prune(4000)
+        assert store.size_bytes < 4 * 2**20  # with what was freed and is not yet written
+
+
+@pytest.mark.parametrize(
+    ('note', 'told'),
+    (
+        (Note(0, 1, '  '), 'needs a text'),
+        (Note(2, 1, 'A cup.'), 'ends before it begins'),
+        (Note(0, float('nan'), 'A cup.'), 'ends before it begins'),
+        (Note(0, 1, 'A cup.', 'odd'), "'odd' is no kind"),
+    ),
+)
+def test_a_note_that_makes_no_sense_is_refused(path, note, told):
+    with NoteStore(path) as store, pytest.raises(InputError, match=told):
+        store.add(note)

@@ -1,0 +1,146 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Notes of node llm: written while nobody asks, found again, read before questions, forgotten."""
+
+import signal
+
+import pytest
+from geometry_msgs.msg import PoseStamped
+from ros_source import FIRST, Source, time_of
+
+from minicpmo_ros.msg import Note as NoteMessage
+from minicpmo_ros.notes.store import NoteStore
+from minicpmo_ros.ros.notes import NOTE_QOS
+from minicpmo_ros.srv import Ask, Forget, Recall, Remember
+
+ASK = 'shape: what shape is shown now?; color: what color is shown now?'
+
+
+class Notes:
+    """What an llm node tells of its notes, and its services."""
+
+    def __init__(self, graph):
+        self._graph, self.told = graph, []
+        graph.create_subscription(NoteMessage, 'llm/note', self.told.append, NOTE_QOS)
+        self._clients = {
+            kind: graph.create_client(kind, f'llm/{kind.__name__.lower()}')
+            for kind in (Ask, Forget, Recall, Remember)
+        }
+
+    def call(self, kind, **fields):
+        """Call a service and return its response."""
+        client = self._clients[kind]
+        self._graph.spin_until(client.service_is_ready, kind.__name__)
+        return self._graph.result_of(client.call_async(kind.Request(**fields)), kind.__name__)
+
+
+def start(graph, path, *more):
+    """Start a node that keeps notes, and wait until it is ready."""
+    node = graph.start(
+        'live', '-p', 'model_dir:=nano', '-p', 'memory.enabled:=true', '-p',
+        f'memory.path:={path}', '-p', 'memory.every_s:=1', '-p', f'memory.questions:="{ASK}"',
+        *more, *graph.lossless,
+    )  # fmt: skip
+    graph.wait_ready()
+    return node
+
+
+def test_notes_are_written_found_read_and_forgotten_and_survive_a_kill(graph, tmp_path):
+    path = tmp_path / 'day.db'
+    live = start(graph, path, '-p', 'memory.images:=true')
+    notes, source = Notes(graph), Source(graph)
+    source.wait_heard()
+    poses = graph.create_publisher(PoseStamped, 'pose', 10)
+    graph.spin_until(poses.get_subscription_count, 'the node to take poses')
+    last = source.until_read(FIRST)
+
+    def goes_on():
+        """Show a second, with the pose of its end, until the model has written a note."""
+        nonlocal last
+        if not notes.told:
+            here = PoseStamped()
+            here.header.frame_id, here.header.stamp = 'map', time_of((last + 1) * 10**9)
+            here.pose.position.x, here.pose.orientation.w = 3.0, 1.0
+            poses.publish(here)
+            source.second(last)
+            read = graph.status.units_read
+            graph.spin_until(lambda: graph.status.units_read > read, 'the second to be read')
+            last += 1
+        return bool(notes.told)
+
+    graph.spin_until(goes_on, 'a note of the model')
+    written = notes.told[0]
+    assert written.kind == NoteMessage.PERIODIC and 'nano' in written.model
+    assert written.text.startswith('shape: ') and '; color: ' in written.text
+    assert FIRST <= written.begin.sec < written.end.sec <= last + 1
+    if written.has_pose:  # one had come for its second
+        assert (written.pose.header.frame_id, written.pose.pose.position.x) == ('map', 3.0)
+
+    said = notes.call(Remember, text='The keys are in the red box.')
+    assert said.success and said.note.kind == NoteMessage.USER
+    found = notes.call(Recall, text='Where did I leave my keys?', images=True)
+    assert found.success and found.notes[0].text == 'The keys are in the red box.'
+    assert bytes(found.notes[0].image.data).startswith(b'\xff\xd8')
+
+    answer = notes.call(Ask, question='Where did I leave my keys?', memory='only').answer
+    assert [note.text for note in answer.recalled] == ['The keys are in the red box.']
+    assert answer.units == 0 and answer.prompt_tokens > 0 and not answer.stale
+    here = notes.call(Ask, question='what shape is shown now?')
+    assert here.success and not here.answer.recalled and here.answer.units
+    past = notes.call(Ask, question='what was shown before the keys?').answer
+    assert past.recalled and past.units
+    assert not notes.call(Ask, question='where were my keys?', memory='off').answer.recalled
+    refused = notes.call(Ask, question='Did a zebra sing?', memory='only')
+    assert not refused.success and 'No note belongs to this question' in refused.reason
+    refused = notes.call(Ask, question='Q', memory='some')
+    assert (
+        not refused.success and "memory is 'some'; allowed are auto, off, only" in refused.reason
+    )
+    graph.spin_until(
+        lambda: any(note.kind == NoteMessage.ANSWER for note in notes.told), 'a note of an answer'
+    )
+
+    live.end(signal.SIGKILL)
+    with NoteStore(path, is_read_only=True) as store:
+        assert any(note.text == 'The keys are in the red box.' for note in store.list())
+    graph.statuses.clear()
+    start(graph, path, '-p', 'memory.answers:=false')
+    again = notes.call(Recall, text='keys')
+    assert [note.id for note in again.notes if note.kind == NoteMessage.USER] == [said.note.id]
+    forgotten = notes.call(Forget, begin=time_of(0), end=time_of((last + 100) * 10**9))
+    assert forgotten.success and forgotten.forgotten >= 3
+    assert not notes.call(Recall).notes
+    for file in tmp_path.glob('day.db*'):
+        assert b'red box' not in file.read_bytes(), file
+
+
+def test_without_notes_the_services_say_how_to_have_them(graph):
+    graph.start('llm', '-p', 'model_dir:=nano')
+    graph.wait_ready()
+    notes = Notes(graph)
+    for kind, fields in ((Recall, {}), (Remember, {'text': 'x'}), (Forget, {})):
+        response = notes.call(kind, **fields)
+        assert not response.success and 'Set memory.enabled' in response.reason
+    refused = notes.call(Ask, question='Where were my keys?', memory='only')
+    assert not refused.success and 'none are kept' in refused.reason
+
+
+@pytest.mark.parametrize('kind', ('a folder', 'no database'))
+def test_a_file_that_cannot_be_used_is_told_and_the_node_answers(graph, tmp_path, kind):
+    path = tmp_path / 'day.db'
+    if kind == 'a folder':
+        path.mkdir()
+    else:
+        path.write_bytes(b'This is no database at all. ' * 100)
+    live = start(graph, path)
+    notes = Notes(graph)
+    graph.spin_until(lambda: 'notes: ' in live.log, 'the problem to be told')
+    source = Source(graph)
+    source.wait_heard()
+    source.until_read(FIRST)
+    assert notes.call(Ask, question='what shape was shown before?').success
+    remembered = notes.call(Remember, text='A cup.')
+    assert remembered.success == (kind != 'a folder')
+    if kind == 'no database':
+        assert list(tmp_path.glob('day.db.damaged-1'))
