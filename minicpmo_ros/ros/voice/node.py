@@ -1,0 +1,267 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Node `voice`: notices when somebody has finished speaking, and lets the llm answer.
+
+Callbacks only queue the audio; a worker decodes it and finds turns (minicpmo_ros.voice). A turn
+that has ended and is addressed to the robot becomes a question of the action `llm/ask`: by default
+an empty one, which the model answers from what it heard.
+"""
+
+import threading
+import time
+from dataclasses import asdict, fields
+
+from rclpy.qos import QoSProfile
+from std_msgs.msg import String
+
+from minicpmo_ros.errors import Error, InputError
+from minicpmo_ros.media.audio.stream import AudioDecoder, parse_channel
+from minicpmo_ros.msg import Speech
+from minicpmo_ros.ros.audio_input import INBOX_S, AudioInput, cost_s
+from minicpmo_ros.ros.audio_input import PARAMETERS as INPUT_PARAMETERS
+from minicpmo_ros.ros.framework.clock import NodeTime
+from minicpmo_ros.ros.framework.faults import Throttle
+from minicpmo_ros.ros.framework.lifecycle import ManagedNode
+from minicpmo_ros.ros.framework.main import run
+from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
+from minicpmo_ros.ros.framework.polling import TICK_S, Inbox
+from minicpmo_ros.ros.messages import to_time
+from minicpmo_ros.ros.stamps import Stamps, stamps_parameter
+from minicpmo_ros.ros.voice.asking import Asker
+from minicpmo_ros.ros.voice.humans import Humans
+from minicpmo_ros.ros.voice.self_speech import PARAMETERS as LISTEN_PARAMETERS
+from minicpmo_ros.ros.voice.self_speech import SelfSpeechInput
+from minicpmo_ros.streams.time import Arrival, SampleClock
+from minicpmo_ros.units import NS
+from minicpmo_ros.voice.detector import WAKE_WORDS, WakeWord, load_detector
+from minicpmo_ros.voice.turns import FRAME_S, TurnFinder, TurnKind, TurnOptions
+
+SPEECH_QOS = QoSProfile(depth=50)
+SILENT_S = 1.5  # without a chunk: the audio has stopped
+NONE = 'none'
+TURNS = TurnOptions()
+PARAMETERS = (
+    *INPUT_PARAMETERS,
+    stamps_parameter('audio'),
+    *LISTEN_PARAMETERS,
+    Parameter('threshold', TURNS.threshold, 'Probability from which a frame is speech', '',
+              0.05, 1.0),
+    Parameter('release', TURNS.release, 'Probability below which a frame is silence; at most '
+              'threshold', '', 0.0, 1.0),
+    Parameter('start_speech_s', TURNS.start_speech_s, 'Speech before a turn is told as STARTED',
+              'seconds', 0.03, 5.0),
+    Parameter('min_speech_s', TURNS.min_speech_s, 'Speech of a turn; less is DISCARDED',
+              'seconds', 0.03, 5.0),
+    Parameter('end_silence_s', TURNS.end_silence_s, 'Silence that ends a turn. Shorter answers '
+              'sooner, and interrupts who stops to think', 'seconds', 0.1, 10.0),
+    Parameter('patience_s', TURNS.patience_s, 'The same, if the answer before was a question '
+              '(ended with ?)', 'seconds', 0.1, 10.0),
+    Parameter('reply_s', TURNS.reply_s, 'How long after such an answer a turn must begin for '
+              'patience_s', 'seconds', 0.0, 600.0),
+    Parameter('max_speech_s', TURNS.max_speech_s, 'The longest turn; behind it there must be '
+              'silence before the next', 'seconds', 1.0, 120.0),
+    Parameter('wake_word', NONE, 'Only turns with this word, or shortly after it, are asked',
+              choices=(NONE, *WAKE_WORDS)),
+    Parameter('follow_up_s', TURNS.follow_up_s, 'How long after the wake word or an answer a '
+              'turn may begin without the word', 'seconds', 0.0, 600.0),
+    Parameter('ask', True, 'Ask the llm; false: only tell turns on ~/speech', when=ANY_TIME),
+    Parameter('question', '', 'Text asked with what was said; empty: the speech is the question',
+              when=ANY_TIME),
+    Parameter('remember', False, 'Spoken questions and their answers stay in the window',
+              when=ANY_TIME),
+    Parameter('timeout_s', 60.0, 'After this time a spoken question is given up', 'seconds',
+              0.1, 3600.0, when=ANY_TIME),
+    Parameter('transcript', False, 'Also ask the model to write down each turn, for ~/transcript '
+              'and LiveSpeech. It costs a second question', when=ANY_TIME),
+    Parameter('transcript_question', 'Write down exactly what was just said.',
+              'The text of that question', when=ANY_TIME),
+)  # fmt: skip
+
+
+def turn_options(options) -> TurnOptions:
+    """Return the TurnOptions among a node's parameters; raise InputError if two contradict."""
+    if options.release > options.threshold:
+        raise InputError(
+            f'release is {options.release:g}, above threshold, {options.threshold:g}. Lower it: a '
+            'frame would be speech and silence at once'
+        )
+    return TurnOptions(**{field.name: getattr(options, field.name) for field in fields(TURNS)})
+
+
+class _Audio:
+    """What the worker keeps: decoder, sample clock, turns and their cost."""
+
+    def __init__(self, options):
+        self.channel = parse_channel(options.audio_channel)
+        word = None if options.wake_word == NONE else WakeWord(options.wake_word)
+        self.finder = TurnFinder(load_detector(), turn_options(options), word)
+        self.decoder, self.clock = None, SampleClock()
+        self.own = None  # while the node is active, a SelfSpeechInput
+        self.newest = None  # Instant of the newest chunk
+        self.cpu_s = 0.0
+
+    def push(self, arrival) -> list:
+        """Take a chunk; return the TurnEvents."""
+        stamp_ns, (arrived_ns, data, audio_format) = arrival.stamp_ns, arrival.content
+        duration_ns = int(audio_format.duration_s(len(data)) * NS)
+        if self.decoder is None or self.decoder.format != audio_format:
+            self.decoder = AudioDecoder(audio_format, self.channel)
+        if stamp_ns is None:
+            stamp_ns = self.clock.begin_ns(arrived_ns, duration_ns)
+        begin_ns, samples = self.decoder.push(stamp_ns, data)
+        self.clock.end_ns, self.newest = stamp_ns + duration_ns, arrival.at
+        return self.finder.push(begin_ns, self.own.heard(begin_ns, samples))
+
+
+class VoiceNode(ManagedNode):
+    """See the module."""
+
+    PARAMETERS = PARAMETERS
+    INPUTS = ('audio',)
+    INPUTS_BESIDE = ('audio_info', 'speaker/state')
+    ROLE = 'turns of speech'
+    _input = _worker = _leaving = _audio = _own = stamps = None
+
+    def __init__(self):
+        super().__init__('voice')
+        self.time, self.inbox, self._throttle = NodeTime(self), Inbox(INBOX_S), Throttle()
+        self._speech = self.topics.publish(Speech, '~/speech', SPEECH_QOS)
+        self._transcripts = self.topics.publish(String, '~/transcript', SPEECH_QOS)
+        self._humans = Humans(self)
+        self._asker = Asker(self, self._on_answer)
+        self._counts = dict.fromkeys(TurnKind, 0)
+
+    # The lifecycle.
+    def on_setup(self, options) -> None:
+        """Load the detector; start the worker."""
+        self._audio, self.inbox = _Audio(options), Inbox(INBOX_S)
+        self._stop, self._options = threading.Event(), options
+        self._worker = threading.Thread(
+            target=self._run, args=(self._audio, self.inbox, self._stop), daemon=True
+        )
+        self._worker.start()
+
+    def on_start(self) -> None:
+        """Subscribe."""
+        self.stamps = Stamps(self, 'audio', self._options.audio_stamps)
+        self._own = self._audio.own = SelfSpeechInput(self, self._options)
+        self._input = AudioInput(self, self._options, self._on_chunk)
+
+    def on_stop(self) -> None:
+        """Unsubscribe; a turn at hand is discarded by the worker, as the audio has stopped."""
+        for part in (self._input, self.stamps, self._own):
+            if part is not None:
+                part.close()
+        self._input = self.stamps = self._own = None
+
+    def on_release(self) -> None:
+        """Stop the worker."""
+        if self._worker is not None:
+            self._stop.set()
+            self.inbox.wake()
+            self._leaving, self._worker, self._audio = self._worker, None, None
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the worker that was stopped."""
+        if self._leaving is not None:
+            self._leaving.join(timeout_s)
+
+    def on_end(self) -> None:
+        """Leave the graph."""
+        self._asker.close()
+
+    def diagnose(self, report) -> None:
+        """Report the state of the turn at hand, the counts, and what the detection costs."""
+        audio = self._audio
+        if audio is not None:
+            finder, heard_s = audio.finder, audio.finder.frames * FRAME_S
+            report.tell('turn', finder.turns.state.value)
+            report.tell('probability of speech', finder.probability)
+            report.tell('seconds of audio', heard_s)
+            report.tell('cost [ms per second of audio]', 1e3 * audio.cpu_s / max(heard_s, FRAME_S))
+            report.tell('wake words', finder.wakes)
+        for kind, count in self._counts.items():
+            report.tell(f'turns {kind.name.lower()}', count)
+        report.count('chunks dropped', self.inbox.dropped, 'the machine is too busy')
+        self._asker.diagnose(report)
+        if self._input is not None and self._input.waiting:
+            report.warn(self._input.waiting)
+        if self.stamps is not None:
+            self.stamps.diagnose(report)
+
+    # Input.
+    def _on_chunk(self, stamp_ns, data, audio_format) -> None:
+        if not len(data):
+            return
+        duration_s = audio_format.duration_s(len(data))
+        stamp_ns = self.stamps.stamp_ns(stamp_ns, int(duration_s * NS))
+        arrived_ns = self.get_clock().now().nanoseconds
+        arrival = Arrival(stamp_ns, self.time.now(), (arrived_ns, data, audio_format))
+        self.inbox.put(arrival, cost=cost_s(audio_format, len(data)))
+
+    # The worker.
+    def _run(self, audio: _Audio, inbox: Inbox, stop: threading.Event) -> None:
+        while not stop.is_set():
+            with self.faults.guard('the worker'):
+                now, items, begun_s = self.time.now(), inbox.take(TICK_S), time.thread_time()
+                for item in items:
+                    self._attempt(audio.push, item)
+                if not items and audio.newest is not None:
+                    self._stop_turn(audio, now)
+                audio.cpu_s += time.thread_time() - begun_s
+
+    def _stop_turn(self, audio: _Audio, now) -> None:
+        """Discard the turn at hand if the audio has stopped."""
+        if now.waited_s(audio.newest) >= SILENT_S:
+            audio.newest = None
+            self._attempt(audio.finder.stop, f'no audio came for {SILENT_S:g} s: the microphone '
+                          'has stopped')  # fmt: skip
+
+    def _attempt(self, work, argument) -> None:
+        try:
+            for event in work(argument):
+                self.post(lambda event=event: self._tell(event))
+        except Error as error:
+            if self._throttle.allows('audio'):
+                self.get_logger().warning(str(error))
+
+    # Output, on the executor.
+    def _tell(self, event) -> None:
+        self._counts[event.kind] += 1
+        message = Speech(kind=int(event.kind))
+        for name in ('turn', 'probability', 'addressed', 'reason'):
+            setattr(message, name, getattr(event, name))
+        message.header.stamp = to_time(event.stamp_ns)
+        message.start, message.end = to_time(event.start_ns), to_time(event.end_ns)
+        self._speech.publish(message)
+        self._humans.speaks(event)
+        self.get_logger().debug(str(asdict(event)))
+        if event.kind is not TurnKind.ENDED or not event.addressed:
+            return
+        values = self.table.values()
+        if self._own is not None and self._own.has_spoken(event.start_ns, event.end_ns):
+            self._asker.cancel()  # somebody spoke into the answer
+        if values.ask:
+            self._asker.ask(event, values.question, values.remember, values.timeout_s)
+        if values.transcript:
+            self._asker.transcribe(
+                event, values.transcript_question, values.timeout_s, self._on_transcript
+            )
+
+    def _on_answer(self, text: str) -> None:
+        if self._audio is not None:
+            self._audio.finder.answered(text.rstrip().endswith(('?', '？')))
+
+    def _on_transcript(self, event, text: str) -> None:
+        self._transcripts.publish(String(data=text))
+        self._humans.said(event, text)
+
+
+def main(args=None) -> int:
+    """Run the node."""
+    return run(lambda: [VoiceNode()], args)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

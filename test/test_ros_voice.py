@@ -1,0 +1,150 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Node `voice`: a spoken question is answered without a call, and what fails is told."""
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.qos import QoSProfile
+from ros_source import DEEP, FIRST, Source, jpeg, picture_of
+
+from benchmarks.voice_sounds import say
+from minicpmo_ros.msg import Answer, Speech
+
+RATE, NS = 16000, 10**9
+
+
+@pytest.fixture(scope='module')
+def question():
+    """Give a spoken question with silence around it, (n,) float32 of whole seconds."""
+    spoken = say('What is on the table?', 'en-us')
+    samples = np.zeros(5 * RATE, np.float32)
+    samples[RATE : RATE + len(spoken)] = spoken
+    return samples
+
+
+@pytest.fixture
+def heard(graph):
+    """Give the Speech messages that come."""
+    heard = []
+    graph.create_subscription(Speech, 'voice/speech', heard.append, QoSProfile(depth=50))
+    return heard
+
+
+@pytest.fixture
+def told(graph):
+    """Give a function that returns the newest /diagnostics entry of node voice."""
+    entries = {}
+
+    def take(message):
+        for status in message.status:
+            if status.name.startswith(f'{graph.namespace[1:]}/voice:'):
+                entries['voice'] = status
+
+    graph.create_subscription(DiagnosticArray, '/diagnostics', take, DEEP)
+    return lambda: entries.get('voice')
+
+
+def speak(source, samples, begin_s, chunk=1600):
+    """Publish samples as a microphone, in chunks of 0.1 s, with an image a second."""
+    for i in range(0, len(samples), chunk):
+        if i % RATE == 0:
+            source.picture(begin_s * NS + i * NS // RATE, jpeg(picture_of(i // RATE)))
+        source.sound(begin_s * NS + i * NS // RATE, samples[i : i + chunk])
+
+
+def of_kind(heard, kind):
+    return [message for message in heard if message.kind == kind]
+
+
+@pytest.mark.parametrize('composed', [True, False])
+def test_a_spoken_question_is_answered_without_a_call(
+    graph, tiny_model_dir, question, heard, composed
+):
+    model = ('-p', f'model_dir:={tiny_model_dir}', '-p', 'max_tokens:=4')
+    extra = ('-p', 'remember:=true')
+    process = graph.start('live', *model, *extra, *graph.lossless, *('--', '--voice') * composed)
+    if not composed:
+        graph.start('voice', *extra, *graph.lossless)
+    answers = []
+    graph.create_subscription(Answer, 'llm/answer', answers.append, QoSProfile(depth=10))
+    graph.wait_ready()
+    source = Source(graph)
+    for publisher in (source.audio, source.info):
+        graph.spin_until(lambda p=publisher: p.get_subscription_count() >= 2, 'both to listen')
+    speak(source, question, FIRST)
+    graph.spin_until(lambda: answers, 'an answer')
+    started, ended = heard
+    assert (started.kind, ended.kind) == (Speech.STARTED, Speech.ENDED)
+    assert ended.addressed and not ended.reason and 0.5 < ended.probability <= 1
+    assert started.start == ended.start and abs(ended.start.sec - FIRST - 1) <= 1
+    answer = answers[0]
+    assert answer.finish in (Answer.STOP, Answer.LENGTH), answer.reason
+    assert answer.question == '' and not answer.reason
+    ended_s = ended.end.sec + ended.end.nanosec / NS
+    heard_s = answer.audio_end.sec + answer.audio_end.nanosec / NS
+    assert ended_s <= heard_s, 'all that was said'
+    assert process.is_running
+
+
+def test_without_an_llm_a_question_is_told_as_unanswered_and_turns_go_on(
+    graph, question, heard, told
+):
+    process = graph.start('voice', *graph.lossless)
+    source = Source(graph)
+    source.wait_heard(image=False)
+    speak(source, question, FIRST)
+    graph.spin_until(lambda: of_kind(heard, Speech.ENDED), 'a turn')
+    graph.spin_until(lambda: told() and 'llm is not there' in told().message, 'the diagnosis')
+    speak(source, question, FIRST + 5)
+    graph.spin_until(lambda: len(of_kind(heard, Speech.ENDED)) == 2, 'another turn')
+    values = {pair.key: pair.value for pair in told().values}
+    assert float(values['cost [ms per second of audio]']) > 0
+    graph.spin_until(
+        lambda: {p.key: p.value for p in told().values}['turns ended'] == '2', 'the count'
+    )
+    assert process.end() == 0 and 'Traceback' not in process.log
+
+
+def test_a_microphone_that_dies_discards_the_turn_and_is_told(graph, question, heard, told):
+    process = graph.start('voice', '-p', 'ask:=false', *graph.lossless)
+    source = Source(graph)
+    source.wait_heard(image=False)
+    speak(source, question[: 3 * RATE // 2], FIRST)  # in the middle of the question
+    graph.spin_until(lambda: of_kind(heard, Speech.DISCARDED), 'the end of the turn')
+    assert 'microphone has stopped' in of_kind(heard, Speech.DISCARDED)[0].reason
+    graph.spin_until(lambda: told() and 'nothing has come' in told().message, 'the diagnosis')
+    speak(source, question, FIRST + 60)
+    graph.spin_until(lambda: of_kind(heard, Speech.ENDED), 'a turn once it is back')
+    assert process.is_running
+
+
+def test_a_missing_library_is_told_and_the_others_go_on(graph, tiny_model_dir, tmp_path, told):
+    (tmp_path / 'onnxruntime.py').write_text('raise ImportError("none here")')
+    env = {'PYTHONPATH': str(tmp_path)}
+    process = graph.start(
+        'live', '-p', f'model_dir:={tiny_model_dir}', '--', '--voice', env=env,
+    )  # fmt: skip
+    graph.wait_ready()
+    assert graph.ask('What is it?', max_tokens=2).success
+    graph.spin_until(
+        lambda: told() and 'requirements-voice.txt' in told().message, 'what to install'
+    )
+    assert process.is_running and 'Traceback' not in process.log
+
+
+def test_the_same_audio_gives_the_same_turns_at_any_pace(graph, question, heard):
+    graph.start('voice', '-p', 'ask:=false', *graph.lossless)
+    source = Source(graph)
+    source.wait_heard(image=False)
+    found = []
+    for i, chunk in enumerate((1600, 400, 8000)):
+        begin_s = FIRST + 100 * i
+        speak(source, question, begin_s, chunk)
+        graph.spin_until(lambda i=i: len(heard) == 2 * (i + 1), 'the turn')
+        found.append([
+            (m.kind, m.start.sec - begin_s, m.start.nanosec, m.end.nanosec, m.header.stamp.nanosec)
+            for m in heard[-2:]
+        ])  # fmt: skip
+    assert found[0] == found[1] == found[2]

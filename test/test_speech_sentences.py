@@ -1,0 +1,80 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Text that comes in pieces is cut into sentences: whole, once, in order, as soon as possible."""
+
+import random
+
+import pytest
+
+from minicpmo_ros.speech.sentences import LONGEST, SentenceCutter
+
+PARTS = (
+    'Yes', 'no', 'Dr. Wu', 'e.g. a cup', '3.14', 'At 5. ', 'J. Smith', 'the red box', '"Stop!"',
+    '(maybe)', '.', '! ', '? ', '... ', ', ', '; ', ': ', ' ', '\n', '\t', '。', '！', '？', '，',
+    '我看见', '红色的盒子', '👩‍🚒', 'é', 'ñandú', '🇩🇪', 'a' * 90, ' word' * 9, '«oui»', '…',
+    '\u00a0', '”', 'Ελλάδα', 'שלום',
+)  # fmt: skip
+
+
+def cut(pieces, first_words=8):
+    """Return the sentences of a text in pieces."""
+    cutter = SentenceCutter(first_words)
+    return [s for piece in pieces for s in cutter.push(piece)] + cutter.flush()
+
+
+def pieces_of(text: str, random_) -> list:
+    """Return a text in random pieces."""
+    ends = sorted(random_.choices(range(len(text) + 1), k=random_.randint(0, 12)))
+    return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)])]
+
+
+def test_ten_thousand_texts_in_any_pieces_come_out_whole_once_and_in_order():
+    random_ = random.Random(20)
+    for _ in range(10_000):
+        text = ''.join(random_.choices(PARTS, k=random_.randint(0, 20)))
+        sentences = cut(pieces_of(text, random_))
+        assert ''.join(sentences) == text
+        assert all(0 < len(sentence) <= LONGEST for sentence in sentences)
+        assert sentences == cut([text])  # however it was cut
+        for sentence in sentences:
+            sentence.encode()  # no half of a character
+            assert not sentence.startswith('\u200d')
+
+
+@pytest.mark.parametrize(
+    'text, sentences',
+    (
+        ('I see a box. It is red.', ['I see a box.', ' It is red.']),
+        ('Dr. Wu is here. So is J. Smith.', ['Dr. Wu is here.', ' So is J. Smith.']),
+        ('It weighs 3.5 kg at 7. Really!', ['It weighs 3.5 kg at 7. Really!']),
+        ('He said "Stop!" Then he left.', ['He said "Stop!"', ' Then he left.']),
+        ('Use e.g. a cup. Or not', ['Use e.g. a cup.', ' Or not']),
+        ('我看见一个盒子。它是红色的！', ['我看见一个盒子。', '它是红色的！']),
+        ('one\ntwo', ['one\n', 'two']),
+    ),
+)
+def test_a_sentence_ends_where_a_reader_would_pause(text, sentences):
+    assert cut([text], first_words=0) == sentences
+
+
+def test_the_first_piece_may_end_at_a_comma_or_behind_eight_words_and_later_ones_do_not():
+    assert cut(['On the table, there is a cup. On it, a spoon, and tea.']) == [
+        'On the table,', ' there is a cup.', ' On it, a spoon, and tea.',
+    ]  # fmt: skip
+    assert cut(['Yes, a b c d e f g h i. J'])[0] == 'Yes, a b c d e f g '
+    assert cut(['1 2 3 4 5 6 7 8 9 10 11']) == ['1 2 3 4 5 6 7 8 ', '9 10 11']
+
+
+def test_the_first_sentence_is_there_before_the_second_is_whole():
+    cutter = SentenceCutter()
+    assert cutter.push('There is a cup.') == []  # it may be "cup.png"
+    assert cutter.push(' And') == ['There is a cup.']
+    assert cutter.push(' a spoon') == []
+    assert cutter.flush() == [' And a spoon']
+
+
+def test_text_without_an_end_does_not_wait_for_ever():
+    cutter = SentenceCutter(first_words=0)
+    assert len(cutter.push('word ' * 200)) == 1000 // LONGEST
+    assert [len(s) for s in SentenceCutter(0).push('x' * 500)] == [LONGEST, LONGEST]

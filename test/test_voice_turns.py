@@ -1,0 +1,199 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Turns of speech: found in noise, bounded, and the same however the audio comes."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.voice_sounds import SPEECH_RMS, conversation, noise, say
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.voice.detector import SileroOnnx, WakeWord, load_detector
+from minicpmo_ros.voice.turns import (
+    FRAME_S,
+    FrameSplitter,
+    TurnDetector,
+    TurnEvent,
+    TurnFinder,
+    TurnKind,
+    TurnOptions,
+    TurnState,
+)
+
+NS, RATE = 10**9, 16000
+FRAME_NS = int(FRAME_S * NS)
+DEFAULTS = TurnOptions()
+SHORT = TurnOptions(end_silence_s=0.5, patience_s=1.0, max_speech_s=3.0)
+
+
+def turns_of(detector, *parts):
+    """Feed (probability, seconds) one after the other; return what is told."""
+    told = []
+    for probability, seconds in parts:
+        for _ in range(round(seconds / FRAME_S)):
+            detector.clock_ns = getattr(detector, 'clock_ns', 0) + FRAME_NS
+            event = detector.push(detector.clock_ns, probability)
+            told += [event] if event else []
+    return told
+
+
+def kinds(events):
+    return [event.kind for event in events]
+
+
+def test_a_turn_starts_after_some_speech_and_ends_after_silence():
+    started, ended = turns_of(TurnDetector(SHORT), (0.0, 1.0), (0.9, 1.0), (0.1, 2.0))
+    assert (started.kind, ended.kind) == (TurnKind.STARTED, TurnKind.ENDED)
+    assert started.turn == ended.turn == 0
+    assert started.start_ns == ended.start_ns == pytest.approx(1.0 * NS, abs=FRAME_NS)
+    assert ended.end_ns == pytest.approx(2.0 * NS, abs=FRAME_NS)
+    assert ended.stamp_ns - ended.end_ns == pytest.approx(0.5 * NS, abs=FRAME_NS)
+    assert 0.5 < ended.probability < 0.9 and ended.addressed
+
+
+def test_a_knock_is_not_told_and_a_cough_is_discarded():
+    knock = turns_of(TurnDetector(SHORT), (0.9, 0.1), (0.1, 2.0))
+    assert knock == []
+    patient = TurnOptions(start_speech_s=0.1, min_speech_s=0.3)
+    cough = turns_of(TurnDetector(patient), (0.9, 0.2), (0.1, 2.0))
+    assert kinds(cough) == [TurnKind.STARTED, TurnKind.DISCARDED] and '0.19 s' in cough[1].reason
+
+
+def test_a_pause_to_think_ends_no_turn_and_doubtful_frames_no_pause():
+    parts = (0.9, 0.5), (0.1, 0.4), (0.9, 0.5), (0.5, 1.5), (0.9, 0.2), (0.1, 0.6)
+    assert kinds(turns_of(TurnDetector(SHORT), *parts)) == [TurnKind.STARTED, TurnKind.ENDED]
+
+
+def test_a_turn_is_bounded_and_the_next_one_needs_silence_before_it():
+    detector = TurnDetector(SHORT)
+    endless = turns_of(detector, (0.9, 20.0))
+    assert (
+        kinds(endless) == [TurnKind.STARTED, TurnKind.ENDED]
+        and 'max_speech_s' in endless[1].reason
+    )
+    assert detector.state is TurnState.TOO_LONG
+    assert turns_of(detector, (0.1, 0.4), (0.9, 0.5)) == []
+    rested = turns_of(detector, (0.1, 0.6), (0.9, 0.5), (0.1, 0.6))
+    assert kinds(rested) == [TurnKind.STARTED, TurnKind.ENDED] and rested[0].turn == 1
+
+
+def test_after_a_question_of_the_robot_there_is_more_patience_for_one_reply():
+    parts = (0.9, 0.5), (0.1, 0.7), (0.9, 0.5), (0.1, 1.2)
+    impatient, patient = TurnDetector(SHORT), TurnDetector(SHORT)
+    patient.expect_reply(0)
+    assert len(turns_of(impatient, *parts)) == 4 and len(turns_of(patient, *parts)) == 2
+    late = TurnDetector(SHORT)
+    late.expect_reply(-16 * NS)
+    assert len(turns_of(late, *parts)) == 4
+
+
+def test_audio_that_stops_discards_the_turn_at_hand():
+    detector = TurnDetector(SHORT)
+    assert detector.stop(0, 'gone') is None
+    turns_of(detector, (0.9, 1.0))
+    event = detector.stop(NS, 'gone')
+    assert (event.kind, event.reason) == (TurnKind.DISCARDED, 'gone')
+    assert detector.state is TurnState.QUIET
+
+
+@pytest.mark.parametrize(
+    'end_s, decided_s, until_s',
+    [
+        (7.30, 7.90, 7.60),  # the second goes on: some silence behind the speech is heard
+        (7.30, 7.40, 7.40),  # never more than was decided by
+        (7.70, 8.30, 8.00),  # it was over: all of it is heard, and no part of the next
+        (7.98, 8.58, 8.28),  # the speech may reach into the next
+    ],
+)
+def test_what_an_answer_must_have_heard(end_s, decided_s, until_s):
+    event = TurnEvent(TurnKind.ENDED, 0, int(decided_s * NS), 0, int(end_s * NS), 1.0)
+    assert event.heard_until_ns == pytest.approx(until_s * NS, abs=2)
+
+
+def test_frames_are_cut_alike_from_any_chunks(rng):
+    samples = rng.normal(0, 0.1, 5 * RATE).astype(np.float32)
+    _, wanted = FrameSplitter().push(3 * NS, samples)
+    splitter, found, at = FrameSplitter(), [], 0
+    while at < len(samples):
+        n = int(rng.integers(1, 3000))
+        jitter = int(rng.uniform(-0.01, 0.01) * NS) * bool(at)
+        _, frames = splitter.push(3 * NS + at * NS // RATE + jitter, samples[at : at + n])
+        found, at = found + frames, at + n
+    assert [end for end, _ in found] == [end for end, _ in wanted]
+    np.testing.assert_array_equal([f for _, f in found], [f for _, f in wanted])
+
+
+def test_a_short_gap_is_silence_a_repetition_is_dropped_and_a_jump_is_told(rng):
+    samples, splitter = rng.normal(0, 0.1, RATE).astype(np.float32), FrameSplitter()
+    assert splitter.push(0, samples)[0], 'the begin'
+    is_jump, frames = splitter.push(2 * NS, samples)
+    assert not is_jump and not frames[5][1].any() and frames[-1][0] <= 3 * NS
+    is_jump, frames = splitter.push(2 * NS + NS // 2 + 1, samples)
+    assert not is_jump and frames[-1][0] <= 3.5 * NS + 10
+    assert splitter.push(60 * NS, samples)[0] and splitter.push(20 * NS, samples)[0]
+
+
+@pytest.fixture(scope='module')
+def silero():
+    return SileroOnnx()
+
+
+def find(silero, samples, chunk=4000, options=DEFAULTS):
+    silero.reset()
+    finder, told = TurnFinder(silero, options), []
+    for i in range(0, len(samples), chunk):
+        told += finder.push(NS + i * NS // RATE, samples[i : i + chunk])
+    return told
+
+
+@pytest.mark.parametrize('snr_db', [20, 0])
+def test_each_question_in_noise_is_one_turn_of_its_own(silero, rng, snr_db):
+    samples, spans = conversation(rng, 4)
+    loud = SPEECH_RMS * 10 ** (-snr_db / 20)
+    samples = samples + loud * noise(rng, 'pink', len(samples) / RATE + 1)[: len(samples)]
+    ended = [event for event in find(silero, samples) if event.kind is TurnKind.ENDED]
+    assert len(ended) == len(spans)
+    for event, (begin, end) in zip(ended, spans):
+        assert event.start_ns / NS - 1 == pytest.approx(begin / RATE, abs=0.3)
+        assert event.end_ns / NS - 1 == pytest.approx(end / RATE, abs=0.3)
+
+
+def test_the_same_audio_gives_the_same_turns_in_any_chunks(silero, rng):
+    samples, _ = conversation(rng, 2)
+    assert find(silero, samples, 160) == find(silero, samples, 5000) != []
+
+
+def test_noise_alone_is_no_turn(silero, rng):
+    for kind in ('white', 'fan', 'beeps', 'knocks'):
+        assert find(silero, 0.05 * noise(rng, kind, 10)) == [], kind
+
+
+def test_a_library_that_is_missing_is_told_with_what_to_do(monkeypatch):
+    for name in ('onnxruntime', 'pymicro_wakeword'):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match='onnxruntime.*requirements-voice.txt'):
+        load_detector()
+    with pytest.raises(InputError, match='okay_nabu.*requirements-voice.txt'):
+        WakeWord('okay_nabu')
+
+
+def test_with_a_wake_word_only_what_is_addressed_to_the_robot_counts(silero):
+    pause = np.zeros(2 * RATE, np.float32)
+    parts = (
+        say('What is on the table?', 'en-us'),  # to somebody else
+        say('Okay nabu. What is on the table?', 'en-us'),
+        say('And what is under it?', 'en-us'),  # at once
+        np.zeros(20 * RATE, np.float32),
+        say('What is on the table?', 'en-us'),  # to somebody else again
+        np.zeros(20 * RATE, np.float32),
+        say('Okay nabu.', 'en-us'),  # the word alone, and then the question
+        say('What is on the table?', 'en-us'),
+    )
+    samples = np.concatenate([piece for part in parts for piece in (pause, part)] + [pause])
+    silero.reset()
+    finder = TurnFinder(silero, TurnOptions(end_silence_s=1.2), WakeWord('okay_nabu'))
+    ended = [e for e in finder.push(0, samples) if e.kind is TurnKind.ENDED]
+    assert [e.addressed for e in ended] == [False, True, True, False, False, True]
+    assert finder.wakes >= 2
