@@ -1,0 +1,336 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Node `web`: a page in the browser that shows what the robot sees and hears, and asks it.
+
+It is a client of the topics, services and actions of the other nodes. What it subscribes to is
+polled (framework/polling.py); the server has a thread of its own (web/server.py). With the
+parameter `senses`, the camera and the microphone of the page are the robot's: they are published
+on `image/compressed`, `audio` and `audio_info`.
+"""
+
+import threading
+from collections import deque
+
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+
+from minicpmo_ros.client.client import Client
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.msg import (
+    Alert,
+    AlertStates,
+    Answer,
+    AudioEmbedding,
+    ImageEmbedding,
+    Speech,
+    Status,
+)
+from minicpmo_ros.ros.alerts import EVENT_QOS
+from minicpmo_ros.ros.framework.clock import NodeTime
+from minicpmo_ros.ros.framework.faults import faults_of
+from minicpmo_ros.ros.framework.lifecycle import LATCHED
+from minicpmo_ros.ros.framework.main import run
+from minicpmo_ros.ros.framework.parameters import Parameter, ParameterTable
+from minicpmo_ros.ros.framework.polling import Poller
+from minicpmo_ros.ros.framework.topics import Topics
+from minicpmo_ros.ros.image_input import PARAMETERS as INPUT_PARAMETERS
+from minicpmo_ros.ros.image_input import ImageInput
+from minicpmo_ros.ros.web import messages as shown
+from minicpmo_ros.ros.web.upstream import (
+    CHANGEABLE,
+    LLM,
+    SensePublisher,
+    SettingsClient,
+    describe,
+)
+from minicpmo_ros.srv import PauseAlerts
+from minicpmo_ros.units import NS
+from minicpmo_ros.web import requests
+from minicpmo_ros.web.server import Hooks, Page, ServerOptions, WebServer
+
+PARAMETERS = (
+    Parameter('host', '127.0.0.1',
+              'Address to listen at; 127.0.0.1: this machine alone. A browser gives camera and '
+              'microphone only to https, or to a page of its own machine (ssh -L)'),
+    Parameter('port', 8080, 'Port to listen at; 0: a free one', '', 0, 65_535),
+    Parameter('hosts', '',
+              'Further names or addresses by which browsers reach this machine, separated by '
+              'commas; requests under another name are refused'),
+    Parameter('token', '', 'Whoever opens the page must know it; empty: a new one at each start'),
+    Parameter('certificate', '', 'PEM file of a certificate, for https; empty: http'),
+    Parameter('key', '', 'PEM file of its private key; empty: it is in the same file'),
+    Parameter('max_pages', 8, 'The most pages that may be open; further ones are refused', '',
+              1, 100),
+    Parameter('senses', False,
+              "The camera and the microphone of the page are the robot's: they are published on "
+              'image/compressed, audio and audio_info'),
+    *INPUT_PARAMETERS,
+)  # fmt: skip
+# What is shown of the past to a page that opens.
+KEPT_SECONDS, KEPT_EVENTS, KEPT_IMAGES = 240, 50, 90
+MAX_QUESTIONS = 2  # of a page, that are not answered yet
+ANSWER_TIMEOUT_S = 120.0
+IMAGES, AUDIO, VOICE = 'vision_encoder', 'streaming_encoder', 'voice'
+DEEP = QoSProfile(depth=20)
+MEDIA_LIMIT_S = 30.0  # a page's time that far off the node's is wrong
+
+
+class WebNode(Node):
+    """See the module."""
+
+    server = _poller = _images = None
+
+    def __init__(self):
+        super().__init__('web')
+        self._options = options = ParameterTable(self, PARAMETERS).values()
+        self.topics, self._faults = Topics(self), faults_of(self)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.clock_problem, self.time = '', NodeTime(self)
+        self._posted = deque()
+        self._bell = self.create_guard_condition(self._run_posted)
+        self._memory = PageMemory()
+        self._asked = {}  # (page number, its number of a question): Stream
+        self._senses = SensePublisher(self) if options.senses else None
+        self._newest_images = deque(maxlen=4)  # (stamp_ns, make_image)
+        self.client = Client(self, LLM)
+        self._settings = SettingsClient(self, self._tell_parameters)
+        self._pausing = self.create_client(PauseAlerts, f'{LLM}/pause_alerts')
+        self.server = WebServer(
+            ServerOptions(
+                options.host,
+                options.port,
+                options.token,
+                options.certificate,
+                options.key,
+                tuple(name.strip() for name in options.hosts.split(',') if name.strip()),
+                options.max_pages,
+            ),
+            Hooks(
+                lambda: self.get_clock().now().nanoseconds,
+                self._welcome,
+                self._on_request,
+                lambda count: self.post(lambda: self._on_pages(count)),
+                self._on_closed,
+            ),
+        )
+        self.server.start()
+        self._subscribe()
+        self.get_logger().info(f'the page is at {self.server.address}')
+
+    def destroy_node(self):
+        """End the server and what it uses; also called if the constructor failed."""
+        for part in (self.server, self._images, self._poller):
+            if part is not None:
+                part.close()
+        if hasattr(self, 'client') and not self.client.is_closed:
+            self.client.destroy()
+        super().destroy_node()
+
+    # For ImageInput and the server's thread.
+    def steady_timer(self, period_s: float, callback):
+        """Create a timer that survives errors, and runs while simulated time stands still."""
+        guarded = self._faults.guarded('timer', callback)
+        return self.create_timer(period_s, guarded, clock=self._steady)
+
+    def post(self, call) -> None:
+        """Run `call` on the executor's thread; from any thread."""
+        self._posted.append(call)
+        if self.context.ok():
+            self._bell.trigger()
+
+    def _run_posted(self) -> None:
+        while self._posted:
+            call = self._posted.popleft()
+            with self._faults.guard('posted'):
+                call()
+
+    # From the graph to the pages: in the poller's thread.
+    def _subscribe(self) -> None:
+        self._poller = Poller(self)
+        for message_type, topic, convert, qos in (
+            (Status, f'{LLM}/status', shown.status, LATCHED),
+            (Answer, f'{LLM}/answer', shown.answer, DEEP),
+            (AudioEmbedding, f'{AUDIO}/heard', shown.heard, DEEP),
+            (Alert, f'{LLM}/alerts', shown.alert, EVENT_QOS),
+            (AlertStates, f'{LLM}/alerts/state', shown.alert_states, LATCHED),
+            (Speech, f'{VOICE}/speech', shown.speech, DEEP),
+        ):
+            self._poller.subscribe(
+                message_type, topic, lambda message, convert=convert: self.tell(convert(message)),
+                qos,
+            )  # fmt: skip
+        self._poller.subscribe(ImageEmbedding, f'{IMAGES}/seen', self._on_seen, DEEP)
+
+    def tell(self, message: dict) -> None:
+        """Show a message on all pages, and on those that open later."""
+        self.server.broadcast(message, self._memory.keep(message))
+
+    def _on_seen(self, message: ImageEmbedding) -> None:
+        self.tell(shown.seen(message))
+        stamp_ns = message.picture_stamp.sec * NS + message.picture_stamp.nanosec
+        images = list(self._newest_images)
+        if message.status != message.OK or not images:
+            return
+        # The one that was encoded; where arrival replaces the stamps, the newest.
+        _, make_image = min(images, key=lambda image: abs(image[0] - stamp_ns))
+        binary = shown.image(message.second, make_image(shown.shown_size).pixels)
+        self._memory.keep_image(message.second, binary)
+        self.server.broadcast(binary, 'image')
+
+    def _on_pages(self, count: int) -> None:
+        """Read images only while somebody looks."""
+        if count and self._images is None:
+            self._images = ImageInput(
+                self,
+                self._options,
+                lambda stamp_ns, make: self._newest_images.append((stamp_ns, make)),
+            )
+            self._settings.read()
+        elif not count and self._images is not None:
+            self._images.close()
+            self._images = None
+            self._newest_images.clear()
+
+    # From the pages to the graph: in the server's thread.
+    def _welcome(self) -> list:
+        hello = {'type': 'hello', 'senses': self._senses is not None}
+        hello['parameters'] = [describe(row) for row in CHANGEABLE]
+        return [(hello, ''), *self._memory.all()]
+
+    def _on_request(self, page: Page, request) -> None:
+        if isinstance(request, requests.Media):
+            self._publish(page, request)
+        elif isinstance(request, requests.Asked):
+            self._ask(page, request)
+        elif isinstance(request, requests.Cancelled):
+            if stream := self._asked.get((page.number, request.number)):
+                stream.cancel()
+        elif isinstance(request, requests.ParameterChange):
+            rows = {row.name: row for row in CHANGEABLE}
+            if request.node != LLM or request.name not in rows:
+                raise InputError(f'{request.name} of {request.node} may not change from here.')
+            self.post(lambda: self._settings.write(request, rows[request.name], page))
+        else:
+            self.post(lambda: self._pause(page, request))
+
+    def _publish(self, page: Page, media) -> None:
+        if self._senses is None:
+            raise InputError('This node takes no camera and microphone (parameter senses).')
+        stamp_ns = page.time_ns(media.page_ms)
+        if stamp_ns is None:
+            return  # the clocks have not been compared yet
+        if abs(stamp_ns - self.get_clock().now().nanoseconds) > MEDIA_LIMIT_S * NS:
+            raise InputError('The time of the image or audio is not of now.')
+        self._senses.take(page, media.kind)
+        # From this thread: to wake the executor for each costs more than all the rest.
+        self._senses.publish(media.kind, stamp_ns, media.data)
+
+    def _ask(self, page: Page, asked) -> None:
+        key = page.number, asked.number
+        n_open = sum(number == page.number for number, _ in self._asked)
+        if key in self._asked or n_open >= MAX_QUESTIONS:
+            raise InputError(
+                f'{n_open} questions of this page are not answered yet, at most {MAX_QUESTIONS} '
+                'may be. Wait, or cancel one.'
+            )
+
+        def on_text(text: str) -> None:
+            page.send({'type': 'delta', 'number': asked.number, 'text': text})
+
+        stream = self.client.stream(
+            asked.question,
+            on_text,
+            timeout_s=ANSWER_TIMEOUT_S,
+            choices=list(asked.choices),
+            remember=asked.remember,
+        )
+        self._asked[key] = stream
+        stream.future.add_done_callback(lambda future: self._on_answered(page, key, stream))
+
+    def _on_answered(self, page: Page, key: tuple, stream) -> None:
+        self._asked.pop(key, None)
+        error = stream.future.exception()
+        reply = {'type': 'answered', 'number': key[1], 'reason': str(error) if error else ''}
+        answer = stream.answer or getattr(error, 'answer', None)
+        reply['answer'] = shown.answer(answer) if answer is not None else None
+        page.send(reply)
+
+    def _on_closed(self, page: Page) -> None:
+        for (number, _), stream in list(self._asked.items()):
+            if number == page.number:
+                stream.cancel()
+        if self._senses is not None:
+            self._senses.leave(page)
+
+    def _pause(self, page: Page, request) -> None:
+        if not self._pausing.service_is_ready():
+            page.send({'type': 'refused', 'reason': self.client.describe()})
+            return
+        future = self._pausing.call_async(
+            PauseAlerts.Request(id=request.rule, paused=request.paused)
+        )
+        future.add_done_callback(
+            lambda done: (
+                done.result().success
+                or page.send({'type': 'refused', 'reason': done.result().reason})
+            )
+        )
+
+    def _tell_parameters(self, values: dict) -> None:
+        self.tell({'type': 'parameters', 'node': LLM, 'values': values})
+
+
+class PageMemory:
+    """What a page that opens is shown of what came before; thread-safe."""
+
+    def __init__(self):
+        self._lock, self._newest = threading.Lock(), {}  # by type
+        self._seconds = {name: {} for name in ('seen', 'heard')}  # message by second
+        self._events = {name: deque(maxlen=KEPT_EVENTS) for name in ('answer', 'alert', 'speech')}
+        self._images = {}  # binary by second
+
+    def keep(self, message: dict) -> str:
+        """Keep a message; return the key under which a newer one may replace it, '' for none."""
+        kind = message['type']
+        with self._lock:
+            if kind in self._seconds:
+                _put(self._seconds[kind], message['second'], message, KEPT_SECONDS)
+                return ''
+            if kind in self._events:
+                self._events[kind].append(message)
+                return ''
+            self._newest[kind] = message
+            return kind
+
+    def keep_image(self, second: int, binary: bytes) -> None:
+        """Keep the image of a second."""
+        with self._lock:
+            _put(self._images, second, binary, KEPT_IMAGES)
+
+    def all(self) -> list:
+        """Return [(message, key)] in the order in which a page takes them."""
+        with self._lock:
+            parts = (
+                *(of_kind.values() for of_kind in self._seconds.values()),
+                *self._events.values(),
+                self._images.values(),
+                self._newest.values(),
+            )
+            return [(message, '') for part in parts for message in part]
+
+
+def _put(kept: dict, key, value, most: int) -> None:
+    kept[key] = value
+    while len(kept) > most:
+        del kept[next(iter(kept))]
+
+
+def main(args=None) -> int:
+    """Run the node."""
+    return run(lambda: [WebNode()], args)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,139 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What goes from the pages into the graph: a camera, a microphone, and parameters of the llm."""
+
+from functools import partial
+
+from rcl_interfaces.msg import ParameterType
+from rcl_interfaces.srv import GetParameters, SetParameters
+from rclpy.parameter import Parameter as RosParameter
+from sensor_msgs.msg import CompressedImage
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
+from minicpmo_ros.ros.audio_input import audio_types
+from minicpmo_ros.ros.framework.lifecycle import LATCHED
+from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
+from minicpmo_ros.ros.llm_options import PARAMETERS
+from minicpmo_ros.ros.messages import to_time
+from minicpmo_ros.ros.playback.player import CAMERA_QOS, MICROPHONE_QOS
+from minicpmo_ros.ros.web.messages import plain
+from minicpmo_ros.web import requests
+from minicpmo_ros.web.server import Page
+
+LLM = 'llm'
+CHANGEABLE = tuple(row for row in PARAMETERS if row.when == ANY_TIME)
+
+
+class SensePublisher:
+    """Publishes the camera and the microphone of one page at a time as the robot's."""
+
+    def __init__(self, node):
+        self._node, self._page = node, None
+        self._audio_type, info_type = audio_types()
+        self._images = node.topics.publish(CompressedImage, 'image/compressed', CAMERA_QOS)
+        self._audio = node.topics.publish(self._audio_type, 'audio', MICROPHONE_QOS)
+        info = node.topics.publish(info_type, 'audio_info', LATCHED)
+        rate_hz = SAMPLE_RATE_HZ
+        info.publish(
+            info_type(
+                channels=1,
+                sample_rate=rate_hz,
+                sample_format='S16LE',
+                bitrate=rate_hz * 16,
+                coding_format='wave',
+            )
+        )
+
+    def take(self, page: Page, kind: int) -> None:
+        """Note whose camera and microphone it is; raise InputError if it is another page's."""
+        if self._page is None:
+            self._page = page
+        if self._page is not page:
+            raise InputError(
+                'Another page is the camera and the microphone. Stop them there, or close it.'
+            )
+
+    def leave(self, page: Page) -> None:
+        """Let another page be the camera."""
+        if self._page is page:
+            self._page = None
+
+    def publish(self, kind: int, stamp_ns: int, data: bytes) -> None:
+        """Publish an image or audio."""
+        if kind == requests.IMAGE:
+            message, publisher = CompressedImage(format='jpeg'), self._images
+            message.data.frombytes(data)
+        else:
+            message, publisher = self._audio_type(), self._audio
+            message.audio.data.frombytes(data)
+        message.header.stamp = to_time(stamp_ns)
+        publisher.publish(message)
+
+
+class SettingsClient:
+    """Reads and changes the parameters of the llm node that may change at any time."""
+
+    def __init__(self, node, tell):
+        self._tell = tell
+        self._getting = node.create_client(GetParameters, f'{LLM}/get_parameters')
+        self._setting = node.create_client(SetParameters, f'{LLM}/set_parameters')
+
+    def read(self) -> None:
+        """Tell the values, if the node is there."""
+        if self._getting.service_is_ready():
+            names = [row.name for row in CHANGEABLE]
+            future = self._getting.call_async(GetParameters.Request(names=names))
+            future.add_done_callback(partial(self._on_read, names))
+
+    def write(self, change, row: Parameter, page: Page) -> None:
+        """Change one, and tell the values."""
+        if not self._setting.service_is_ready():
+            page.send({'type': 'refused', 'reason': f'There is no {change.node}.'})
+            return
+        value = float(change.value) if _is_float(row, change.value) else change.value
+        message = RosParameter(row.name, value=value).to_parameter_msg()
+        future = self._setting.call_async(SetParameters.Request(parameters=[message]))
+        future.add_done_callback(partial(self._on_written, page))
+
+    def _on_read(self, names: list, future) -> None:
+        values = future.result().values
+        if len(values) == len(names):
+            self._tell({name: _value_of(value) for name, value in zip(names, values)})
+
+    def _on_written(self, page: Page, future) -> None:
+        for result in future.result().results:
+            if not result.successful:
+                page.send({'type': 'refused', 'reason': result.reason})
+        self.read()
+
+
+def _is_float(row: Parameter, value) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(row.default, float) and is_number
+
+
+def _value_of(value):
+    """Return a ParameterValue as the page is sent it."""
+    fields = {
+        ParameterType.PARAMETER_BOOL: value.bool_value,
+        ParameterType.PARAMETER_INTEGER: value.integer_value,
+        ParameterType.PARAMETER_DOUBLE: value.double_value,
+        ParameterType.PARAMETER_STRING: value.string_value,
+    }
+    return plain(fields.get(value.type, ''))
+
+
+def describe(row: Parameter) -> dict:
+    """Return what the page needs to show a parameter."""
+    return {
+        'node': LLM,
+        'name': row.name,
+        'kind': type(row.default).__name__,
+        'what': row.description,
+        'unit': row.unit,
+        'minimum': row.minimum,
+        'maximum': row.maximum,
+        'choices': list(row.choices),
+    }

@@ -1,0 +1,48 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Arguments of the verbs about a running robot, and their entry points; quick to import."""
+
+from collections.abc import Callable
+
+VERBS = {  # verb: what it does
+    'ask': 'ask the running model a question',
+    'watch': 'print answers, standing questions and turns of speech as they come',
+    'status': 'print what the running model is doing',
+    'top': 'a live table of seconds, work and memory',
+}
+
+
+def add_arguments(verb: str, parser) -> None:
+    """Declare the options of a verb."""
+    parser.add_argument('--namespace', default='', help='of the nodes, such as /robot1')
+    if verb == 'ask':
+        parser.add_argument('question', help="plain text; '' answers what was said")
+        parser.add_argument(
+            '--choices', nargs='+', default=[], metavar='TEXT', help='the answer is one of these'
+        )
+        parser.add_argument(
+            '--remember', action='store_true', help='later questions know of this one'
+        )
+        parser.add_argument('--max-tokens', type=int, default=0, help="0: the node's own")
+        parser.add_argument(
+            '--temperature', type=float, help="0: greedy; left out: the node's own"
+        )
+        parser.add_argument('--timeout', type=float, default=60.0, help='seconds')
+    elif verb == 'status':
+        parser.add_argument('--json', action='store_true', help='all fields, as JSON')
+    else:
+        parser.add_argument(
+            '--count', type=int, default=0, help='end after so many lines or tables; 0: go on'
+        )
+
+
+def runner(verb: str) -> Callable:
+    """Return the function that does a verb: it takes the parsed arguments."""
+
+    def run(arguments) -> int:
+        from minicpmo_ros.verbs import robot
+
+        return getattr(robot, verb)(arguments)
+
+    return run

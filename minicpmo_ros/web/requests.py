@@ -1,0 +1,182 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a page may send to the server, checked completely before anything of it is used.
+
+A text message is a JSON object with `type`: ask, cancel, set, pause or clock. A binary message is
+one byte (its kind), the page's time as a little-endian float64 in milliseconds, and a JPEG or mono
+16-bit samples of 16 kHz.
+"""
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
+
+MAX_QUESTION, MAX_CHOICES, MAX_CHOICE, MAX_NAME = 4_000, 32, 200, 200  # characters, but CHOICES
+MAX_AUDIO_BYTES = 2 * SAMPLE_RATE_HZ  # one second
+HEADER = struct.Struct('<Bd')
+AUDIO, IMAGE = 1, 2
+JPEG_BEGIN = b'\xff\xd8\xff'
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question; `number` is the page's own."""
+
+    number: int
+    question: str
+    choices: tuple = ()
+    remember: bool = False
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The page does not want the answer to its question `number` any more."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class ParameterChange:
+    """A new value of a parameter of a node."""
+
+    node: str
+    name: str
+    value: bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Pause the standing question `rule`, or let it go on."""
+
+    rule: str
+    paused: bool
+
+
+@dataclass(frozen=True)
+class ClockEcho:
+    """The answer to the server's clock: its time, sent back, and the page's own."""
+
+    server_ms: float
+    page_ms: float
+
+
+@dataclass(frozen=True)
+class Media:
+    """An image (JPEG) or audio (bytes of int16 little-endian) of the page's time `page_ms`.
+
+    The time is that of the image, or of the first sample.
+    """
+
+    kind: int  # AUDIO or IMAGE
+    page_ms: float
+    data: bytes
+
+
+def read_text(text: str):
+    """Return the request of a text message; raise InputError with what is wrong in it."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError('The message is not JSON.') from None
+    kind = fields.get('type') if isinstance(fields, dict) else None
+    if not isinstance(kind, str) or kind not in READERS:
+        raise InputError(f'The message has no known type; there are {", ".join(READERS)}.')
+    return READERS[kind](fields)
+
+
+def read_binary(data: bytes) -> Media:
+    """Return the image or audio of a binary message; raise InputError if it is neither."""
+    if len(data) <= HEADER.size:
+        raise InputError(f'A binary message has over {HEADER.size} bytes, this one {len(data)}.')
+    kind, page_ms = HEADER.unpack_from(data)
+    content = data[HEADER.size :]
+    if not math.isfinite(page_ms):
+        raise InputError('The time of a binary message is no number.')
+    if kind == AUDIO:
+        if len(content) % 2 or len(content) > MAX_AUDIO_BYTES:
+            raise InputError(
+                f'Audio comes as 16-bit samples, at most {MAX_AUDIO_BYTES} bytes at once; these '
+                f'are {len(content)} bytes.'
+            )
+    elif kind != IMAGE:
+        raise InputError(f'Binary messages are of kind {AUDIO} or {IMAGE}, not {kind}.')
+    elif not content.startswith(JPEG_BEGIN):
+        raise InputError('An image must be a JPEG.')
+    return Media(kind, page_ms, content)
+
+
+def _asked(fields: dict) -> Asked:
+    choices = fields.get('choices', [])
+    if not isinstance(choices, list) or len(choices) > MAX_CHOICES:
+        raise InputError(f'choices must be a list of at most {MAX_CHOICES} texts.')
+    texts = tuple(_text({'choices': choice}, 'choices', MAX_CHOICE) for choice in choices)
+    if not all(texts):
+        raise InputError('A choice must not be empty.')
+    return Asked(
+        _whole(fields, 'number'),
+        _text(fields, 'question', MAX_QUESTION),
+        texts,
+        _truth(fields, 'remember', False),
+    )
+
+
+def _change(fields: dict) -> ParameterChange:
+    value = fields.get('value')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError('value must be a number.')
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise InputError('value does not fit into 64 bits.')
+    if isinstance(value, str):
+        value = _text(fields, 'value', MAX_QUESTION)
+    elif not isinstance(value, (bool, int, float)):
+        raise InputError('value must be a number, a text, true or false.')
+    return ParameterChange(_text(fields, 'node', MAX_NAME), _text(fields, 'name', MAX_NAME), value)
+
+
+def _number(fields: dict, name: str) -> float:
+    value = fields.get(name)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not abs(value) < 2**63:  # also not a number
+        raise InputError(f'{name} must be a number.')
+    return float(value)
+
+
+def _whole(fields: dict, name: str) -> int:
+    value = _number(fields, name)
+    if value != int(value):
+        raise InputError(f'{name} must be a whole number.')
+    return int(value)
+
+
+def _truth(fields: dict, name: str, default: bool) -> bool:
+    value = fields.get(name, default)
+    if not isinstance(value, bool):
+        raise InputError(f'{name} must be true or false.')
+    return value
+
+
+def _text(fields: dict, name: str, most: int) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or len(value) > most:
+        raise InputError(f'{name} must be a text of at most {most} characters.')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f'{name} holds half of a surrogate pair, which is no text.') from None
+    if '\0' in value:  # messages of ROS end there
+        raise InputError(f'{name} holds a NUL character.')
+    return value
+
+
+READERS = {
+    'ask': _asked,
+    'cancel': lambda fields: Cancelled(_whole(fields, 'number')),
+    'set': _change,
+    'pause': lambda fields: Pause(_text(fields, 'rule', MAX_NAME), _truth(fields, 'paused', True)),
+    'clock': lambda fields: ClockEcho(_number(fields, 'server_ms'), _number(fields, 'page_ms')),
+}

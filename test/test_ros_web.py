@@ -1,0 +1,237 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The page in a real browser: its camera and microphone are the robot's, and the model answers.
+
+Chromium plays a held-out clip as its camera and microphone. Without it (apt install chromium) or
+without aiohttp the tests are skipped, which pytest's summary says.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('aiohttp')
+
+from benchmarks.browser import (  # noqa: E402
+    CHROMIUM,
+    Browser,
+    read_scene,
+    write_camera,
+    write_microphone,
+)
+from minicpmo_ros.msg import AlertRule, Answer, Speech  # noqa: E402
+from minicpmo_ros.srv import AddAlert  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason='Chromium is not installed: no page was opened (apt install chromium)'
+)
+CLIP = Path(__file__).parents[1] / 'demo' / 'clips' / '010.mcap'
+SHIFT = 8
+# Every text that can be seen, with its ratio of contrast to what is behind it.
+CONTRAST = """(() => {
+  const rgb = (c) => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const light = (c) => [.2126, .7152, .0722].reduce((sum, f, i) => {
+    const v = c[i] / 255;
+    return sum + f * (v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  }, 0);
+  const behind = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = rgb(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] === 1) return c;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const e of document.body.querySelectorAll('*')) {
+    const box = e.getBoundingClientRect();
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!box.width || !(own || e.matches('input')) || e.closest('[hidden]')) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))];
+    found.push([(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.tagName + ' ' + e.textContent]);
+  }
+  return found.sort((a, b) => a[0] - b[0])[0];
+})()"""
+WIDE = """[...document.body.querySelectorAll('*')].filter(
+  (e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.thumbs')
+).map((e) => e.tagName + ' ' + e.id + ' ' + e.className)"""
+
+
+class Shown:
+    """The graph, the page, and the answers on the topic."""
+
+    def __init__(self, graph, folder):
+        images, samples = read_scene(CLIP)
+        write_camera(folder / 'camera.y4m', images)
+        write_microphone(folder / 'microphone.wav', samples)
+        self.graph, self.answers = graph, []
+        graph.create_subscription(Answer, 'llm/answer', self.answers.append, 10)
+        graph.start('live', '-p', 'model_dir:=nano')
+        web = graph.start('web', '-p', 'senses:=true', '-p', 'port:=0', '-p', 'token:=secret')
+        found = graph.spin_until(lambda: re.search(r'http://\S+', web.log), 'the address')
+        self.web, self.base = web, found[0].partition('?')[0]
+        self.browser = Browser(folder, folder / 'camera.y4m', folder / 'microphone.wav')
+        self.browser.look(1280, 900, False)
+        self.browser.open(found[0])
+        graph.wait_ready()
+        self.browser.wait('document.getElementById("state").textContent === "Ready"')
+
+    def focus_by_keys(self, name: str, modifiers: int = 0) -> None:
+        """Press Tab until an element has the focus."""
+        for _ in range(40):
+            if self.browser.evaluate('document.activeElement.id') == name:
+                return
+            self.browser.press('Tab', modifiers)
+        raise AssertionError(f'Tab does not lead to {name}')
+
+    def ask(self, question: str) -> Answer:
+        """Ask by the keyboard; wait until the page shows the end; return the topic's answer."""
+        n = len(self.answers)
+        self.focus_by_keys('question', SHIFT)
+        self.browser.type(question)
+        self.browser.press('Enter')
+        self.graph.spin_until(lambda: len(self.answers) > n, 'an answer')
+        own = f'.own[data-id={self.answers[n].id}]'
+        self.browser.wait(f'document.querySelector("{own}") !== null')
+        return self.answers[n]
+
+    def newest(self, what: str):
+        """Return something of the newest card."""
+        return self.browser.evaluate(f'document.querySelector(".card").{what}')
+
+
+@pytest.fixture(scope='module')
+def shown(shared_graph, tmp_path_factory):
+    """Give the page with camera and microphone running, started by the keyboard."""
+    shown = Shown(shared_graph, tmp_path_factory.mktemp('browser'))
+    try:
+        shown.focus_by_keys('senses-start')
+        shown.browser.press(' ')
+        shared_graph.spin_until(lambda: shared_graph.status.units >= 5, 'five seconds')
+        shown.browser.wait('document.querySelectorAll(".second.kept").length >= 4')
+        yield shown
+    finally:
+        shown.browser.close()
+
+
+def test_camera_and_microphone_of_the_page_become_seconds_of_the_window(shown):
+    status = shown.graph.status
+    assert status.units >= 4 and not status.units_dropped and status.image_end.sec
+    bars = shown.browser.evaluate(
+        '[...document.querySelectorAll(".second.kept .image")].map('
+        '(e) => Number(e.parentElement.dataset.second))'
+    )
+    assert len(set(bars) & set(status.seconds)) >= min(3, len(status.seconds))
+    shown.browser.wait('document.getElementById("image").naturalWidth === 320')
+
+
+def test_a_question_by_the_keyboard_is_answered_from_what_the_browser_has_seen(shown):
+    answer = shown.ask('who says "red", a man or a woman?')
+    assert answer.units >= 4 and answer.image_end.sec and answer.audio_end.sec
+    assert shown.newest('querySelector(".text").textContent') == answer.text
+    spans = zip(answer.token_begins, answer.token_ends, strict=True)
+    assert ''.join(answer.text[begin:end] for begin, end in spans) == answer.text
+    chosen = answer.token_log_probabilities
+    assert sum(chosen) / len(chosen) == pytest.approx(answer.mean_log_probability, rel=1e-4)
+    assert '%' in shown.newest('querySelector(".text span").title')
+    told_ms = float(shown.newest('dataset.firstTokenMs'))
+    assert abs(told_ms - answer.first_token_ms) < 0.01
+    lit = shown.browser.wait(
+        '[...document.querySelectorAll(".second.lit")].map((e) => Number(e.dataset.second))'
+    )
+    assert set(lit) <= set(answer.seconds)
+    assert shown.newest('querySelectorAll(".thumbs img").length') >= 3
+
+
+def test_choices_are_shown_with_their_probabilities(shown):
+    shown.focus_by_keys('choices')
+    shown.browser.type('man, woman')
+    answer = shown.ask('who says "red", a man or a woman?')
+    assert shown.newest('querySelectorAll(".shares .bar").length') == 2
+    told = shown.newest('querySelector(".shares").innerText')
+    assert all(f'{100 * p:.0f} %' in told for p in answer.probabilities)
+    shown.browser.evaluate('document.getElementById("choices").value = ""')
+
+
+def test_what_looks_like_a_script_is_shown_as_text(shown):
+    script = (
+        '<img src=x onerror="document.title=\'taken\'"><script>document.title="taken"</script>'
+    )
+    shown.focus_by_keys('choices')
+    shown.browser.type(script)
+    answer = shown.ask(script)
+    assert answer.text == script  # the only choice
+    assert shown.newest('querySelector(".text").textContent') == script
+    assert shown.newest('querySelector(".question").textContent') == script
+    assert shown.newest('querySelectorAll("script, img[src=x]").length') == 0
+    assert shown.browser.evaluate('document.title').startswith('minicpmo_ros')
+    shown.browser.evaluate('document.getElementById("choices").value = ""')
+
+
+def test_a_setting_is_changed_or_refused_in_words(shown):
+    shown.browser.evaluate('document.querySelector("details").open = true')
+    shown.focus_by_keys('parameter-top_k')
+    shown.browser.evaluate('document.activeElement.select()')
+    shown.browser.type('7')
+    shown.browser.press('Enter')
+    shown.browser.evaluate('document.activeElement.blur()')
+    shown.browser.wait('document.getElementById("parameter-top_k").value === "7"')
+    shown.browser.evaluate(
+        'const e = document.getElementById("parameter-top_p"); e.value = "7";'
+        'e.dispatchEvent(new Event("change"))'
+    )
+    shown.browser.wait('document.getElementById("refused").textContent.includes("top_p")')
+    shown.browser.wait('document.getElementById("parameter-top_p").value === "0.8"')
+    shown.browser.evaluate('document.querySelector("details").open = false')
+
+
+def test_standing_questions_and_turns_of_speech_are_shown(shown):
+    graph = shown.graph
+    client = graph.create_client(AddAlert, 'llm/add_alert')
+    rule = AlertRule(id='a_shape', question='is there a shape?', after_s=0.0)
+    graph.spin_until(client.service_is_ready, 'add_alert')
+    reply = graph.result_of(client.call_async(AddAlert.Request(rule=rule)), 'add_alert')
+    assert reply.success, reply.reason
+    shown.browser.wait('document.getElementById("rules").textContent.includes("a_shape")')
+    speech = graph.create_publisher(Speech, 'voice/speech', 10)
+    graph.spin_until(lambda: speech.get_subscription_count(), 'who hears of speech')
+    speech.publish(Speech(kind=Speech.DISCARDED, reason='<b>too short</b>'))
+    shown.browser.wait('document.getElementById("speech").textContent.includes("<b>too short")')
+
+
+@pytest.mark.parametrize('is_dark', [False, True], ids=['light', 'dark'])
+@pytest.mark.parametrize('width', [1280, 360])
+def test_the_page_fits_the_screen_and_can_be_read(shown, width, is_dark):
+    shown.browser.look(width, 900, is_dark)
+    shown.browser.wait(f'innerWidth === {width}')
+    assert shown.browser.evaluate('document.documentElement.scrollWidth') <= width
+    assert shown.browser.evaluate(WIDE) == []
+    ratio, what = shown.browser.evaluate(CONTRAST)
+    assert ratio >= 4.5, what
+    assert shown.browser.evaluate(
+        '[...document.querySelectorAll("input, select, button, img:not([hidden]), meter")].every('
+        '(e) => e.labels?.length || e.textContent || e.hasAttribute("alt") || e.ariaLabel)'
+    )
+
+
+def test_the_arrow_keys_move_along_the_seconds(shown):
+    shown.focus_by_keys('strip')
+    shown.browser.press('End')
+    newest = shown.browser.evaluate('document.getElementById("second-facts").textContent')
+    shown.browser.press('ArrowLeft')
+    shown.browser.press('ArrowLeft')
+    before = shown.browser.evaluate('document.getElementById("second-facts").textContent')
+    assert before != newest and 'positions' in before
+
+
+def test_nothing_went_wrong_and_no_other_server_was_asked(shown):
+    """Run last: it looks at what the browser has noted in all tests."""
+    assert shown.browser.console == []
+    asked = {re.sub(r'^(blob:)?(http|ws)://', '', one).partition('/')[0]
+             for one in shown.browser.requests}  # fmt: skip
+    assert asked == {re.sub(r'^http://|/$', '', shown.base)}
+    assert shown.graph.status.units_dropped == 0
+    assert 'Traceback' not in shown.web.log
+    assert shown.web.end() == 0
+    shown.browser.wait('document.getElementById("state").textContent === "Not connected"')

@@ -1,0 +1,306 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The server of the page: who may connect, what it may send, and who is let go."""
+
+import asyncio
+import json
+import time
+from contextlib import suppress
+
+import pytest
+
+from minicpmo_ros.errors import InputError
+
+aiohttp = pytest.importorskip('aiohttp')
+
+from minicpmo_ros.web import server as module  # noqa: E402
+from minicpmo_ros.web.requests import HEADER, IMAGE, Asked, Media  # noqa: E402
+from minicpmo_ros.web.server import STATIC, Hooks, ServerOptions, WebServer  # noqa: E402
+
+TOKEN = 'the-token'
+MOST_BYTES = 100_000
+ASK = {'type': 'ask', 'number': 1, 'question': 'what is it?'}
+
+
+class Served:
+    """A server, what it was sent, and ways to connect to it."""
+
+    def __init__(self, **options):
+        self.requests, self.closed = [], []
+        hooks = Hooks(
+            time.time_ns,
+            lambda: [({'type': 'hello'}, '')],
+            lambda page, request: self.requests.append((page, request)),
+            on_closed=self.closed.append,
+        )
+        self.server = WebServer(ServerOptions(port=0, token=TOKEN, **options), hooks)
+        self.server.start()
+        self.base = self.server.address.partition('/?')[0]
+
+    def connect(self, session, origin=None, **headers):
+        headers['Origin'] = origin or self.base
+        return session.ws_connect(f'{self.base}/ws?t={TOKEN}', headers=headers, max_msg_size=0)
+
+
+@pytest.fixture
+def served():
+    """Give a running server."""
+    served = Served()
+    yield served
+    served.server.close()
+
+
+def run(work):
+    """Run `work(session)` with a client."""
+
+    async def body():
+        async with aiohttp.ClientSession() as session:
+            return await asyncio.wait_for(work(session), 60.0)
+
+    return asyncio.run(body())
+
+
+async def read_until(socket, kind):
+    """Read messages until one of this type, or the end; answer the clock, as a page does."""
+    async for message in socket:
+        if message.type == aiohttp.WSMsgType.TEXT:
+            told = json.loads(message.data)
+            if told['type'] == 'clock':
+                await socket.send_json({**told, 'page_ms': 5.0})
+            if told['type'] == kind:
+                return told
+    return None
+
+
+@pytest.mark.parametrize(
+    'query, headers, status',
+    [
+        (f'?t={TOKEN}', {}, 200),
+        (f'?t={TOKEN}', {'Host': 'localhost:9999'}, 200),  # by ssh -L
+        ('?t=wrong', {}, 403),
+        ('', {}, 403),
+        ('?t=%ff%00', {}, 403),
+        (f'?t={TOKEN}', {'Host': 'evil.example'}, 403),  # its name leads here: DNS rebinding
+        (f'?t={TOKEN}', {'Host': 'robot'}, 200),
+    ],
+)
+def test_the_page_is_given_to_who_knows_the_token_and_this_machine(query, headers, status):
+    served = Served(names=('robot',))
+
+    async def get(session):
+        async with session.get(f'{served.base}/{query}', headers=headers) as reply:
+            return reply.status, reply.headers, await reply.text()
+
+    found, told, text = run(get)
+    served.server.close()
+    assert found == status and TOKEN not in text
+    assert "default-src 'none'" in told['Content-Security-Policy']
+    assert told['Referrer-Policy'] == 'no-referrer'
+
+
+@pytest.mark.parametrize(
+    'origin',
+    ['http://evil.example', 'null', 'http://127.0.0.1:1', 'http://localhost.evil.example'],
+)
+def test_a_foreign_page_cannot_connect(served, origin):
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        run(lambda session: served.connect(session, origin))
+    assert refused.value.status == 403
+
+
+def test_no_file_beside_the_pages_own_is_given(served):
+    async def get(session):
+        statuses = []
+        for path in ('/server.py', '/..%2fserver.py', '/%2e%2e/server.py', '/static/page.js'):
+            async with session.get(f'{served.base}{path}') as reply:
+                statuses.append(reply.status)
+        return statuses
+
+    assert set(run(get)) == {404}
+
+
+def test_a_message_of_ten_megabytes_closes_its_page_alone(served):
+    async def work(session):
+        other, big = await served.connect(session), await served.connect(session)
+        with suppress(ConnectionError):  # it is closed before all of it is read
+            await big.send_bytes(HEADER.pack(IMAGE, 0.0) + b'\xff\xd8\xff' + bytes(10 * 2**20))
+        assert await read_until(big, 'never') is None
+        await other.send_json({'type': 'nothing'})
+        assert await read_until(other, 'refused')
+
+    run(work)
+    assert served.requests == []
+
+
+def malformed(i):
+    """Give one of many messages that are wrong."""
+    return (
+        '{',
+        '[]',
+        'null',
+        '[' * 5000,
+        json.dumps({'type': 'ask'}),
+        json.dumps({'type': ['ask']}),
+        json.dumps(ASK | {'number': 'x'}),
+        json.dumps(ASK | {'number': 1e300}),
+        json.dumps(ASK | {'question': 'x' * 5000}),
+        json.dumps(ASK | {'question': '\ud800'}),
+        json.dumps(ASK | {'question': 'a\0b'}),
+        json.dumps(ASK | {'choices': [''] * 3}),
+        json.dumps(ASK | {'choices': {'a': 1}}),
+        json.dumps({'type': 'set', 'node': 'llm', 'name': 'seed', 'value': [1]}),
+        '{"type": "set", "node": "llm", "name": "top_p", "value": NaN}',
+        json.dumps({'type': 'clock', 'server_ms': 0, 'page_ms': 0}),
+        b'',
+        b'\x07' * 20,
+        HEADER.pack(1, float('nan')) + b'\0\0',
+        HEADER.pack(1, 0.0) + b'\0',
+        HEADER.pack(1, 0.0) + bytes(2**16),
+        HEADER.pack(2, 0.0) + b'<svg>',
+    )[i % 22]
+
+
+def test_each_malformed_message_is_refused_in_words_and_a_thousand_end_the_page(served):
+    async def work(session):
+        socket, told = await served.connect(session), []
+        for i in range(22):
+            message = malformed(i)
+            await (socket.send_str if isinstance(message, str) else socket.send_bytes)(message)
+            told.append((await read_until(socket, 'refused'))['reason'])
+        with suppress(ConnectionError):
+            for i in range(1000):
+                message = malformed(i)
+                await (socket.send_str if isinstance(message, str) else socket.send_bytes)(message)
+        assert await read_until(socket, 'never') is None  # it is closed
+        again = await served.connect(session)
+        await again.send_json(ASK)
+        await again.send_bytes(HEADER.pack(IMAGE, 7.0) + b'\xff\xd8\xff\xe0')
+        while len(served.requests) < 2:
+            await asyncio.sleep(0.01)
+        return told
+
+    told = run(work)
+    assert all(text.endswith('.') and len(text) > 15 for text in told)
+    assert [request for _, request in served.requests] == [
+        Asked(1, 'what is it?'),
+        Media(IMAGE, 7.0, b'\xff\xd8\xff\xe0'),
+    ]
+
+
+def test_of_fifty_connections_so_many_are_taken_as_are_allowed():
+    served = Served(max_pages=8)
+
+    async def work(session):
+        taken, refused = [], []
+        for _ in range(50):
+            try:
+                taken.append(await served.connect(session))
+            except aiohttp.WSServerHandshakeError as error:
+                refused.append(error.status)
+        await taken.pop().close()
+        while not served.closed:
+            await asyncio.sleep(0.01)
+        taken.append(await served.connect(session))  # there is room again
+        return len(taken), refused
+
+    assert run(work) == (8, [503] * 42)
+    served.server.close()
+
+
+def test_a_page_that_does_not_answer_is_let_go_and_the_others_stay(served, monkeypatch):
+    monkeypatch.setattr(module, 'PATIENCE_S', 4.0)
+    monkeypatch.setattr(module, 'CLOCK_PERIOD_S', 0.1)
+
+    async def work(session):
+        good, silent = await served.connect(session), await served.connect(session)
+        reading = asyncio.ensure_future(read_until(good, 'end'))
+        while len(served.closed) < 1:
+            served.server.broadcast(b'\x02' + bytes(50_000), 'image')
+            await asyncio.sleep(0.01)
+        assert [page.number for page in served.closed] == [1]
+        served.server.broadcast({'type': 'end'})
+        assert await reading
+        await silent.close()
+
+    run(work)
+
+
+def test_what_waits_for_a_page_is_bounded(served, monkeypatch):
+    monkeypatch.setattr(module, 'MAX_WAITING_BYTES', 100_000)
+
+    async def work(session):
+        await served.connect(session)
+        await asyncio.sleep(0)
+        blocked = served.server._loop.call_soon_threadsafe
+        for _ in range(20):  # at once: none of them can be sent meanwhile
+            blocked(lambda: [page.put(bytes(10_000)) for page in served.server._pages.values()])
+        while not served.closed:
+            await asyncio.sleep(0.01)
+
+    run(work)
+
+
+def test_of_what_has_a_key_the_newest_is_sent_and_of_the_rest_everything(served):
+    async def work(session):
+        socket = await served.connect(session)
+        assert await read_until(socket, 'hello')
+
+        def burst():
+            for page in served.server._pages.values():
+                for i in range(100):
+                    page.put(module.encode({'type': 'status', 'i': i}), 'status')
+                    page.put(module.encode({'type': 'delta', 'i': i}))
+                page.put(module.encode({'type': 'end'}))
+
+        served.server.call(burst)
+        told = []
+        async for message in socket:
+            told.append(json.loads(message.data))
+            if told[-1]['type'] == 'end':
+                return told
+
+    told = run(work)
+    assert [one['i'] for one in told if one['type'] == 'delta'] == list(range(100))
+    assert [one['i'] for one in told if one['type'] == 'status'] == [99]
+
+
+def test_the_time_of_a_page_is_told_within_half_of_the_way_there_and_back(served):
+    async def work(session):
+        socket = await served.connect(session)
+        async for message in socket:
+            told = json.loads(message.data)
+            if told['type'] == 'clock':
+                # The page's clock began 1,000 s after the server's.
+                page_ms = time.time_ns() / 1e6 - 1e6
+                await socket.send_json({**told, 'page_ms': page_ms})
+                await socket.send_json(ASK)
+                break
+        while not served.requests:
+            await asyncio.sleep(0.01)
+
+    run(work)
+    page, _ = served.requests[0]
+    spent_ms, _ = page._echoes[0]
+    error_ms = page.time_ns(500.0) / 1e6 - 1e6 - 500.0
+    assert abs(error_ms) <= spent_ms / 2 + 1.0
+
+
+def test_a_port_that_is_taken_and_a_certificate_that_is_none_are_told(served, tmp_path):
+    port = int(served.base.rpartition(':')[2])
+    with pytest.raises(InputError, match=f'{port}.*another port'):
+        WebServer(ServerOptions(port=port), Hooks(None, None, None)).start()
+    path = tmp_path / 'none.pem'
+    path.write_text('nothing')
+    options = ServerOptions(port=0, certificate=str(path))
+    with pytest.raises(InputError, match='PEM'):
+        WebServer(options, Hooks(None, None, None)).start()
+
+
+def test_the_page_is_small_and_names_no_other_server():
+    files = [path for path in STATIC.iterdir()]
+    assert sum(path.stat().st_size for path in files) <= MOST_BYTES
+    for path in files:
+        text = path.read_text().replace('http://www.w3.org/2000/svg', '')  # a name, not fetched
+        assert 'http://' not in text and 'https://' not in text, path.name
+        assert 'innerHTML' not in text and 'eval(' not in text, path.name
