@@ -13,6 +13,7 @@ from collections import defaultdict
 import numpy as np
 import torch
 
+from .noted import ask_about_notes
 from .pool import Pool
 from .prompt import UNIT_ROWS, Template, pack, take
 from .questions import FAMILIES, Clip, ask_about
@@ -107,6 +108,22 @@ def varied(language, tokenizer, pool: Pool, still=0.0, turn=False, clips=24, see
         rows += score(
             language, tokenizer, made, pictures, sounds, rng, windows=windows, turns=turns
         )
+    return rows
+
+
+@torch.no_grad()
+def noted(language, tokenizer, pool: Pool, seconds=4, clips=24, number=8, seed=80):
+    """Rows as of `score`: questions behind notes, about the notes ('noted') and about now."""
+    rng, rows = np.random.default_rng(seed), []
+    for _ in range(clips // 4):
+        made, pictures, sounds = pool.clips(4, seconds, rng)
+        asked_of = [ask_about_notes(clip, number, rng) for clip in made]
+        said = answer(language, tokenizer, pictures.float(), sounds.float(), asked_of)
+        for clip, questions, tokens in zip(made, asked_of, said):
+            rows += [
+                (q.family, q.kind, clip.seconds, tokenizer.decode([int(t)]) == q.answer, q.chance)
+                for q, t in zip(questions, tokens)
+            ]
     return rows
 
 

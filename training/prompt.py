@@ -78,7 +78,7 @@ def pack(tokenizer, asked_of):
     tail = tokenizer.encode_template('<|im_end|>\n<|im_start|>assistant\n')
     end = tokenizer.ids['<|im_end|>']
     flat = [q for moments in asked_of for row in moments for q in row]
-    texts = [tokenizer.encode(asked(q)) + tail for q in flat]
+    texts = [tokenizer.encode(q.notes) + tokenizer.encode(asked(q)) + tail for q in flat]
     answers = np.array([_single(tokenizer, q.answer) for q in flat])
     at = np.array([len(t) - 1 for t in texts])
     ids = np.full((len(flat), at.max() + 2), end)

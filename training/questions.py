@@ -89,6 +89,7 @@ class Question:
     chance: float  # of a guess that knows the question but neither picture nor sound
     options: tuple = ()
     second: int | None = None
+    notes: str = ''  # read before the text
 
 
 def make_question(clip, family, rng, with_options=False):

@@ -1,7 +1,7 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Starts a training from the files of a nano instead of from nothing: export.py, read backwards."""
+"""Starts a training from the files of a nano instead of from nothing: export.py backwards."""
 
 from pathlib import Path
 

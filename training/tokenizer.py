@@ -16,7 +16,7 @@ import numpy as np
 
 from minicpmo_ros.families.minicpm_o_2_6 import SPECIAL_TOKENS
 
-from . import questions, world
+from . import noted, questions, world
 
 _FIRST = SPECIAL_TOKENS.index('<image>')  # those before are Qwen2's, of which nano has three
 SPECIAL = (*('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<unk>'), *SPECIAL_TOKENS[_FIRST:])
@@ -92,6 +92,9 @@ def grammar_words(samples=3000, seed=5):
         clip = questions.Clip(tuple(pictures), tuple(sounds))
         for question in questions.ask_about(clip, 4, rng, with_options=bool(i % 2)):
             counts.update(CUT.findall(questions.asked(question)))
+    for _ in range(samples // 4):
+        for question in noted.ask_about_notes(clip, 4, rng):
+            counts.update(CUT.findall(question.notes) + CUT.findall(question.text))
     for word in content_words():
         counts[word] += 3000
         counts[' ' + word] += 3000
@@ -101,8 +104,8 @@ def grammar_words(samples=3000, seed=5):
 
 
 def content_words():
-    """Every word an answer can be, and those that ask aloud; new ones come last, so that the others
-    keep their codes (codes.py) and a nano of before can be trained further.
+    """Every word an answer can be, and those that ask aloud. New ones come last, so that the
+    others keep their codes (codes.py) and a nano of before can be trained further.
     """
     groups = (
         world.COLORS,

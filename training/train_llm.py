@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import codes
+from .noted import ask_about_notes
 from .prompt import UNIT_ROWS, Packed, Template, pack, take, turn_ids
 from .questions import FAMILIES, Clip, ask_about
 from .runs import Run, autocast, optimizers
@@ -45,6 +46,8 @@ FAMILY_WEIGHTS = (0.7, 0.9, 2.0, 1.6, 1.0, 1.2, 1.3, 1.3)
 # second before and are read without one; a turn is remembered somewhere.
 STILL, TURN = 0.3, 0.35
 STAYS = 0.7  # of the seconds of such a window
+NOTED = 0.45  # of these batches: questions behind notes
+NOTED_ROWS, NOTED_NUMBER = 150, 4
 LONGEST_STILL = 20  # seconds
 COUNTED = ('beep', 'speech', 'tone')
 BEFORE = ('color', 'shape', 'kind', 'word')
@@ -191,18 +194,22 @@ def make_batch(pool, tokenizer, fraction, rng, rows=4400, number=10):
     windows, moments = random_stream(fraction, rng)
     total, with_options = len(windows.units), bool(rng.random() < 0.2)
     still = [windows.rows[i] != UNIT_ROWS for i in windows.units]
-    asked_rows = len(moments) * number * (34 if with_options else 20)
+    is_noted = len(moments) == 1 and fraction >= CURRICULUM[0][0] and rng.random() < NOTED
+    if is_noted:
+        number, asked_rows = NOTED_NUMBER, NOTED_NUMBER * NOTED_ROWS
+    else:
+        asked_rows = len(moments) * number * (34 if with_options else 20)
     count = max(2, rows // (UNIT_ROWS * total + asked_rows))
     clips, pictures, sounds = pool.clips(count, total, rng, still=still)
     windows, turns = turned(windows, clips, tokenizer, rng)
     moments = [len(windows.rows) - 1] if len(moments) == 1 else moments
-    asked_of = [
-        [
-            ask_about(kept(clip, windows.seconds_of(m)), number, rng, with_options, FAMILY_WEIGHTS)
-            for m in moments
-        ]
-        for clip in clips
-    ]
+
+    def ask(clip):
+        if is_noted:
+            return ask_about_notes(clip, number, rng)
+        return ask_about(clip, number, rng, with_options, FAMILY_WEIGHTS)
+
+    asked_of = [[ask(kept(clip, windows.seconds_of(m))) for m in moments] for clip in clips]
     gap = int(rng.integers(0, 3000)) if rng.random() < GAPS else 0
     packed = pack(tokenizer, asked_of)
     moments = torch.tensor(moments)
@@ -265,7 +272,7 @@ def train(language, tokenizer, pool, run: Run, check, steps, peak=3e-3, rows=440
         run.update(loss, both, optimizer)
         lately = (lately + told)[-3000:]
         if (step + 1) % 50 == 0 and run.rank == 0:
-            shares = {f: np.mean([ok for g, ok in lately if g == f]) for f in FAMILIES}
+            shares = {f: np.mean([ok for g, ok in lately if g == f]) for f in (*FAMILIES, 'noted')}
             print('  lately', ' '.join(f'{f} {s:.2f}' for f, s in shares.items()), flush=True)
         if run.due(step, 300) and run.rank == 0:
             run.report(step, check(language))

@@ -54,6 +54,7 @@ OTHERS = {
 }
 LOOK_PERIOD_S = 0.5  # for a publisher
 LOOK_AGAIN_PERIOD_S = 2.0  # once there is one: it may come back with another type or QoS
+NAME_LOOKS = 5  # once a second, for the name of a node that discovery has not told yet
 KINDS = tuple(QoSPolicyKind[name.upper()] for name in VALUES)
 
 
@@ -210,10 +211,10 @@ class Topics:
         new, self._new = self._new, []
         for end in self._silent.values():
             if ('subscription', end.topic) not in self._problems and self._mismatches(end):
-                new.append((end, self._policy_of(end), 1))
+                new.append((end, self._policy_of(end), 0))
         for end, policy, looks in new:
             others = self._mismatches(end)
-            if not others and not looks:
+            if looks < NAME_LOOKS and not (others and all(map(_has_name, others))):
                 # The middleware tells of the other end before the graph shows who it is.
                 self._new.append((end, policy, looks + 1))
                 continue
@@ -296,6 +297,10 @@ def qos_mismatches(node, topic: str) -> list:
 def _is_weaker(offered: QoSProfile, wanted: QoSProfile, policy: str) -> bool:
     values = [_value(profile, policy) for profile in (offered, wanted)]
     return values in (['best_effort', 'reliable'], ['volatile', 'transient_local'])
+
+
+def _has_name(end) -> bool:
+    return 'UNKNOWN' not in end.node_name  # rmw's word until discovery tells the name
 
 
 def _name(end) -> str:
