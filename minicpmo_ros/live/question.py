@@ -87,6 +87,7 @@ class Answer:
     # leave it a choice: if it is low, the model would say something else. 1 without them.
     mass: float = math.nan
     recalled: tuple = ()  # Notes that were read before it
+    snapshots: tuple = ()  # seconds of before that were read again before it
     live_s: float = 0.0  # of its time went to the live seconds, which it slowed down for
     temperature: float = 0.0  # that was used
     seed: int = 0  # that was used
