@@ -45,7 +45,7 @@ NOTES = (
 )
 
 STEPS = {'vision': 3000, 'audio': 5000, 'llm': 2600}
-STEPS_FURTHER = {'vision': 1500, 'audio': 2500, 'llm': 1500}
+STEPS_FURTHER = {'vision': 1500, 'audio': 2500, 'llm': 1100}
 # Of the rate from nothing; and the lessons at which it starts, past the first short windows.
 RATE_FURTHER, BEGIN_FURTHER = 0.4, 0.3
 
@@ -64,7 +64,7 @@ def _arguments():
     )
     parser.add_argument('--vision-steps', type=int, help='3000, with --start 1500')
     parser.add_argument('--audio-steps', type=int, help='5000, with --start 2500')
-    parser.add_argument('--llm-steps', type=int, help='2600, with --start 1500')
+    parser.add_argument('--llm-steps', type=int, help='2600, with --start 1100')
     parser.add_argument(
         '--without',
         choices=MAKERS,
