@@ -11,6 +11,7 @@ import pytest
 from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage
 
+from minicpmo_ros.evaluation.report import foxglove
 from minicpmo_ros.msg import Alert, AlertStates, Answer, AudioEmbedding, ImageEmbedding, Status
 from minicpmo_ros.srv import Ask
 
@@ -28,6 +29,7 @@ TOPICS = {
 }
 OF_ROS = ('/rosout',)
 PANELS = ('Image', 'Plot', 'StateTransitions', 'ServiceCall', 'RawMessages', 'Log')
+NUMBERS_OF_JSON = {'number': 'double', 'integer': 'int', 'boolean': 'boolean'}
 NUMBERS = ('float', 'double', 'int', 'uint', 'boolean')
 
 
@@ -48,6 +50,9 @@ def of_kind(kind):
 def check_path(path):
     """Fail unless a path such as /llm/status.units leads to a field; give the field's type."""
     topic, *fields = re.sub(r'\[:\]', '', path).split('.')
+    if topic in foxglove.SCHEMAS and topic not in TOPICS:  # of a file that `look` has written
+        (field,) = fields
+        return NUMBERS_OF_JSON[foxglove.SCHEMAS[topic][1]['properties'][field]['type']]
     kind = TOPICS[topic]
     for field in fields[:-1]:
         inner = kind.get_fields_and_field_types()[field]
@@ -87,3 +92,15 @@ def test_the_request_of_the_service_has_the_fields_of_ask():
     assert set(given) <= set(Ask.Request.get_fields_and_field_types())  # the rest: its defaults
     heard_until = Time(**given.pop('heard_until'))
     Ask.Request(heard_until=heard_until, **given)  # of the right types
+
+
+def test_what_look_writes_is_shown_where_the_live_topics_are():
+    """Of a file of `minicpmo look --mcap`, by the same layout; and its topics are documented."""
+    (image,) = (config['imageMode'] for config in of_kind('Image'))
+    assert image['imageTopic'] == foxglove.IMAGES
+    assert image['annotations'] == {foxglove.ANNOTATIONS: {'visible': True}}
+    assert foxglove.SCHEMAS[foxglove.ANNOTATIONS][0] == 'foxglove.ImageAnnotations'
+    assert foxglove.ANSWERS in [config['topicPath'] for config in of_kind('RawMessages')]
+    assert foxglove.LOG in [config['topicToRender'] for config in of_kind('Log')]
+    page = (ROOT / 'docs' / 'web.md').read_text()
+    assert all(f'`{topic}`' in page for topic in (*foxglove.SCHEMAS, foxglove.IMAGES))

@@ -6,12 +6,13 @@
 import sys
 from pathlib import Path
 
-from minicpmo_ros.cli.options import add_topic_arguments, sources_of
+from minicpmo_ros.cli.options import add_topic_arguments, shipped_questions, sources_of
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.units import NS
 
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 HOURS_S = 6 * 3600  # of a bag, where no --seconds are given
+BLOCK_S = 300  # of a bag that is in memory at once, for --mcap
 THRESHOLDS = (2.0, 4.0, 8.0, 16.0, 32.0)  # of vision.unchanged_threshold
 
 
@@ -40,6 +41,26 @@ def add_look_arguments(parser) -> None:
         '--out', type=Path, metavar='PICTURE', help='the PNG or JPEG file to write'
     )
     parser.add_argument(
+        '--mcap',
+        type=Path,
+        metavar='FILE.mcap',
+        help='the file to write for Foxglove: images, audio, and the answers that are in the bag '
+        'or in --answers, with the seconds that they rest on',
+    )
+    parser.add_argument(
+        '--answers',
+        type=Path,
+        metavar='FOLDER',
+        help='for --mcap: a run of `replay`, whose answers about this bag are taken instead of '
+        "the bag's own",
+    )
+    parser.add_argument(
+        '--questions',
+        type=Path,
+        metavar='FILE',
+        help='that the run of --answers was asked; default: the questions that ship',
+    )
+    parser.add_argument(
         '--changes',
         action='store_true',
         help='print in how many seconds which vision.unchanged_threshold would reuse the last '
@@ -55,26 +76,78 @@ def add_look_arguments(parser) -> None:
 def run_look(arguments) -> None:
     """Draw a bag: the image of every second, and the waveform of its audio below it.
 
-    With --changes print a table instead, or as well: how often an unchanged image is reused.
+    With --mcap write a file for Foxglove. With --changes print how often an unchanged image is
+    reused. At least one of the three is needed.
     """
+    _check_look(arguments)
+    if arguments.mcap:
+        _write_mcap(arguments)
+    if arguments.out or arguments.changes:
+        _draw(arguments)
+
+
+def _check_look(arguments) -> None:
+    if arguments.out is None and not arguments.changes and arguments.mcap is None:
+        raise InputError('look needs --out, --mcap or --changes, or several of them.')
+    for name, path, suffixes in (
+        ('out', arguments.out, SUFFIXES),
+        ('mcap', arguments.mcap, ('.mcap',)),
+    ):
+        if path and path.suffix.lower() not in suffixes:
+            expected = f'one of {", ".join(suffixes)}' if len(suffixes) > 1 else suffixes[0]
+            raise InputError(f'--{name} is {path}; a name that ends in {expected} is expected.')
+    if arguments.start < 0 or (arguments.seconds is not None and arguments.seconds < 1):
+        raise InputError('--start is 0 or more, --seconds 1 or more.')
+    if arguments.mcap and arguments.mcap.exists() and arguments.mcap.samefile(arguments.bag):
+        raise InputError(f'{arguments.mcap} is the bag itself; write another file.')
+    if not arguments.mcap and (arguments.answers or arguments.questions):
+        raise InputError('--answers and --questions are for --mcap FILE.')
+
+
+def _write_mcap(arguments) -> None:
+    """Write what Foxglove shows of a bag and of the answers about it."""
+    from minicpmo_ros.evaluation.bags.clip_reading import read_windows
+    from minicpmo_ros.evaluation.questions import QuestionSet
+    from minicpmo_ros.evaluation.report import foxglove
+
+    length_s, bag = arguments.seconds or HOURS_S, arguments.bag
+    begin_s, end_s = arguments.start, arguments.start + length_s
+    with read_windows(bag, [((begin_s, end_s), True)], sources_of(arguments), True) as kept:
+        first_s, losses = kept.first_s, kept.clip([]).losses
+        if arguments.answers:
+            asked = arguments.questions or shipped_questions()
+            questions = QuestionSet.read(asked, needs_clips=False)
+            answers = foxglove.answers_of_run(arguments.answers, questions, bag, first_s)
+        else:
+            answers, lost = foxglove.answers_in_bag(bag)
+            losses += lost
+        begin_ns, end_ns = ((first_s + edge_s) * NS for edge_s in (begin_s, end_s))
+        answers = tuple(one for one in answers if begin_ns <= one.given_ns <= end_ns)
+
+        def blocks():
+            for at_s in range(begin_s, end_s, BLOCK_S):
+                edges = at_s, min(at_s + BLOCK_S, end_s)
+                yield *(first_s + edge_s for edge_s in edges), kept.clip([(edges, True)])
+
+        written = foxglove.write_foxglove(arguments.mcap, blocks(), answers, first_s)
+    for loss in losses:
+        print(loss, file=sys.stderr)
+    print(
+        f'{written.seconds} seconds, {written.images} with an image, {written.answers} answers: '
+        f'{arguments.mcap}'
+    )
+
+
+def _draw(arguments) -> None:
+    """Write the picture of a bag, print its table of changes, or both."""
     from minicpmo_ros.evaluation.bags.clip_reading import read_windows
     from minicpmo_ros.evaluation.report.plots import MOST_CELLS, contact_sheet
 
-    if arguments.out is None and not arguments.changes:
-        raise InputError('look needs --out, --changes or both.')
-    if arguments.out and arguments.out.suffix.lower() not in SUFFIXES:
-        raise InputError(
-            f'--out is {arguments.out}; a name that ends in one of {", ".join(SUFFIXES)} is '
-            'expected.'
-        )
-    sources = sources_of(arguments)
-    if arguments.start < 0 or (arguments.seconds is not None and arguments.seconds < 1):
-        raise InputError('--start is 0 or more, --seconds 1 or more.')
     length_s = arguments.seconds
     if length_s is None:
         length_s = MOST_CELLS + 1 if arguments.out else HOURS_S
     window = ((arguments.start, arguments.start + length_s), True)
-    with read_windows(arguments.bag, [window], sources, by_index=True) as kept:
+    with read_windows(arguments.bag, [window], sources_of(arguments), by_index=True) as kept:
         clip = kept.clip([window])
     for loss in clip.losses:
         print(loss, file=sys.stderr)

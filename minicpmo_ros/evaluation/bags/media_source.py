@@ -9,7 +9,6 @@ for itself, as far as it is taken.
 """
 
 import heapq
-import io
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.bags import SUFFIXES, is_bag
@@ -30,6 +28,7 @@ from minicpmo_ros.evaluation.bags.clip import (
     Sources,
 )
 from minicpmo_ros.evaluation.bags.clip_reading import Reading
+from minicpmo_ros.evaluation.bags.writing import encode_jpeg
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
 from minicpmo_ros.media.audio.stream import ChannelMixer, parse_channel
 from minicpmo_ros.media.files import probe, read_audio, read_video
@@ -240,6 +239,4 @@ def _stamped(chunks, origin_ns: int):
 
 def _jpegs(frames, quality: int):
     for stamp_ns, image in frames:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, 'JPEG', quality=quality)
-        yield stamp_ns, 'jpeg', file.getvalue()
+        yield stamp_ns, 'jpeg', encode_jpeg(image, quality)

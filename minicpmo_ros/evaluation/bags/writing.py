@@ -138,14 +138,15 @@ def _one_a_second(frames, quality: int) -> Iterator[tuple]:
     for stamp_ns, image in frames:
         while stamp_ns > due_ns:
             if shown is not None:
-                yield due_ns, _jpeg(shown, quality)
+                yield due_ns, encode_jpeg(shown, quality)
             due_ns += NS
         shown = image
     if stamp_ns >= due_ns - SHOWN_NS:  # the last second has begun
-        yield due_ns, _jpeg(shown, quality)
+        yield due_ns, encode_jpeg(shown, quality)
 
 
-def _jpeg(image: np.ndarray, quality: int) -> bytes:
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """Return an image (H, W, 3) uint8 as JPEG; quality: 1 to 100."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, 'JPEG', quality=quality)
     return file.getvalue()

@@ -216,7 +216,7 @@ def contact_sheet(clip: Clip, start_s: int | None = None, end_s: int | None = No
     newest = {}
     for image in clip.images:
         newest[image.stamp_ns // NS] = image
-    audio = _by_second(clip)
+    audio = samples_by_second(clip)
     told = [*newest, *audio]
     start_s = min(told) if start_s is None else start_s
     end_s = max(told) + 1 if end_s is None else end_s
@@ -237,7 +237,7 @@ def contact_sheet(clip: Clip, start_s: int | None = None, end_s: int | None = No
     return sheet
 
 
-def _by_second(clip: Clip) -> dict:
+def samples_by_second(clip: Clip) -> dict:
     """Return the samples of every second that has some, (16000,) float32."""
     seconds, at_ns = {}, 0
     for stamp_ns, samples in clip.audio:
