@@ -90,8 +90,9 @@ bench: build ## what a second, a question and a token cost, against others' prog
 alerts: build ## what several questions at once cost, as ratios to one; build/alerts.json
 	@$(in_env) python -m benchmarks.alerts && python -m benchmarks.alert_truth
 
-vision: build ## what images cost: tiles, still scenes, full windows, a machine too slow; build/vision.json
-	@$(in_env) python -m benchmarks.tiles && python -m benchmarks.governor && python -m benchmarks.still
+vision: build ## what images cost: area, tiles, still scenes, full windows, a machine too slow; build/vision.json
+	@$(in_env) python -m benchmarks.area && python -m benchmarks.tiles && \
+	python -m benchmarks.governor && python -m benchmarks.still
 
 voice: build setup-test ## spoken questions: found in noise, answered how soon; build/voice.json
 	@$(in_env) python -m benchmarks.voice
