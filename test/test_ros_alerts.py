@@ -117,7 +117,9 @@ def test_the_graph_tells_what_the_core_tells_and_survives_a_kill(
     rules = ('-p', f'alerts.file:={path}', '-p', 'alerts.persist:=true')
     arguments = ('-p', 'model_dir:=nano', '-p', 'use_sim_time:=true', '-p', 'unit_deadline:=30.0')
     unlimited = ('-p', 'alerts.budget_ms:=0.0')
-    live = graph.start('live', *arguments, *rules, *unlimited, *graph.lossless)
+    # Refused by the encoder, which the description tells.
+    looks = ('-p', 'alerts.look:=sharp', '-p', 'vision.look_tiles:=0')
+    live = graph.start('live', *arguments, *rules, *unlimited, *looks, *graph.lossless)
     listener = Listener(graph)
     graph.wait_ready()
     source, simulated = Source(graph), SimulatedTime(graph)
@@ -147,6 +149,7 @@ def test_the_graph_tells_what_the_core_tells_and_survives_a_kill(
     texts = {seconds(a.begin): a.text for a in listener.of_kind(described)}
     assert texts.keys() == {seconds(a.begin) for a in begins}
     assert all(text in demo.COLORS for text in texts.values())
+    assert all('not looked at closer' in a.reason for a in listener.of_kind(described))
 
     check_services(listener, path)
 

@@ -25,7 +25,7 @@ from minicpmo_ros.alerts.rules import (
     write_rules,
 )
 from minicpmo_ros.alerts.watch import AlertWatch, RuleStatus, Turns
-from minicpmo_ros.config import LLM
+from minicpmo_ros.config import LLM, LOOKS
 from minicpmo_ros.errors import BusyError, Error
 from minicpmo_ros.live.question import Question
 from minicpmo_ros.msg import Alert, AlertState, AlertStates
@@ -46,6 +46,10 @@ ALERT_PARAMETERS = (
     Parameter('alerts.budget_ms', 200.0,
               'Computing time for standing questions in every second. If it is too little for '
               'all, they take turns; 0: no limit', 'ms', 0.0, 1e6, when=ANY_TIME),
+    Parameter('alerts.look', LOOKS[0],
+              'How describe looks at the newest image when a rule begins: live (as the window has '
+              'it), sharp (with all of the area) or tiles (also in tiles)',
+              choices=LOOKS, when=ANY_TIME),
 )  # fmt: skip
 EVENT_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 STATES = {
@@ -273,13 +277,18 @@ class AlertServer:
     def _describe(self, rule: AlertRule, event: Event) -> None:
         """Ask what a rule wants described; the answer is told when it has come."""
         question = Question(
-            rule.describe, max_tokens=DESCRIBE_TOKENS, timeout_s=DESCRIBE_TIMEOUT_S
+            rule.describe,
+            max_tokens=DESCRIBE_TOKENS,
+            timeout_s=DESCRIBE_TIMEOUT_S,
+            look=self._node.get_parameter('alerts.look').value,
         )
         try:
             if reason := self._node.why_not_asked():
                 raise BusyError(reason)
-            self._node.engine.ask(
+            self._node.looker.ask(
                 question,
+                CompressedImage(),
+                on_delta=None,
                 on_done=lambda answer: self._node.post(
                     lambda: self._tell_description(event, answer.text, answer.reason)
                 ),
