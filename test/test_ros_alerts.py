@@ -23,6 +23,7 @@ from minicpmo_ros.evaluation.runner import Core, CoreOptions
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.msg import Alert, AlertState, AlertStates, Status
 from minicpmo_ros.msg import AlertRule as RuleMessage
+from minicpmo_ros.notes.store import NoteStore
 from minicpmo_ros.ros.alerts import EVENT_QOS
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.srv import AddAlert, ListAlerts, PauseAlerts, RemoveAlert
@@ -119,7 +120,10 @@ def test_the_graph_tells_what_the_core_tells_and_survives_a_kill(
     unlimited = ('-p', 'alerts.budget_ms:=0.0')
     # Refused by the encoder, which the description tells.
     looks = ('-p', 'alerts.look:=sharp', '-p', 'vision.look_tiles:=0')
-    live = graph.start('live', *arguments, *rules, *unlimited, *looks, *graph.lossless)
+    database = tmp_path / 'day.db'
+    notes = '-p', 'memory.enabled:=true', '-p', f'memory.path:={database}'
+    more = *unlimited, *looks, *notes, '-p', 'memory.every_s:=0'
+    live = graph.start('live', *arguments, *rules, *more, *graph.lossless)
     listener = Listener(graph)
     graph.wait_ready()
     source, simulated = Source(graph), SimulatedTime(graph)
@@ -164,6 +168,7 @@ def test_the_graph_tells_what_the_core_tells_and_survives_a_kill(
     assert all(a.kind == (3 if name == 'shape' else 2) for name, a in ended.items())
 
     live.end(signal.SIGKILL)
+    check_notes(database, expected)
     before = read_rules(path)
     graph.statuses.clear()
     graph.start('llm', '-p', 'model_dir:=nano', *rules)
@@ -172,6 +177,16 @@ def test_the_graph_tells_what_the_core_tells_and_survives_a_kill(
     listed = listener.call('list_alerts')
     assert [rule.id for rule in listed.rules] == [rule.id for rule in before]
     assert all(one.state == AlertState.UNKNOWN for one in listed.states)
+
+
+def check_notes(database, expected) -> None:
+    """Each alert is a note; those that begin can be looked at again."""
+    with NoteStore(database, is_read_only=True) as store:
+        notes = store.list()
+        assert len(notes) >= len(expected)
+        kept = [note for note in notes if note.snapshot]
+        assert len(kept) >= 5 and all(' begin' in note.text for note in kept)
+        assert all(store.snapshot(note.id).unit.second + 1 == note.end_s for note in kept)
 
 
 def check_services(listener, path) -> None:

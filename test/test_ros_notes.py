@@ -115,6 +115,32 @@ def test_notes_are_written_found_read_and_forgotten_and_survive_a_kill(graph, tm
         assert b'red box' not in file.read_bytes(), file
 
 
+def test_a_remembered_second_is_looked_at_again_also_after_a_kill(graph, tmp_path):
+    path, asked = tmp_path / 'day.db', 'what color is the shape now?'
+    only_by_hand = '-p', 'memory.every_s:=0', '-p', 'memory.answers:=false'
+    live = start(graph, path, *only_by_hand)
+    notes, source = Notes(graph), Source(graph)
+    source.wait_heard()
+    source.until_read(FIRST)
+    seen = notes.call(Ask, question=asked, memory='off').answer
+    said = notes.call(Remember, text='The color of the keys.').note
+    assert said.snapshot and said.end == seen.window_end
+    assert not notes.call(Ask, question=asked).answer.snapshots  # it is about now
+
+    live.end(signal.SIGKILL)
+    graph.statuses.clear()
+    start(graph, path, *only_by_hand)
+    again = notes.call(Ask, question=asked, memory='only').answer
+    assert (list(again.snapshots), again.text) == ([said.end.sec - 1], seen.text)
+    assert [(note.id, note.snapshot) for note in again.recalled] == [(said.id, True)]
+    assert again.units == 0 and not again.stale
+    past = notes.call(Ask, question='which color did the keys have?', memory='only').answer
+    assert list(past.snapshots) == [said.end.sec - 1]
+    assert past.prompt_tokens > again.prompt_tokens  # the words of the note, too
+    assert notes.call(Forget, begin=time_of(0), end=said.end).forgotten == 1
+    assert not notes.call(Ask, question=asked, memory='only').success
+
+
 def test_without_notes_the_services_say_how_to_have_them(graph):
     graph.start('llm', '-p', 'model_dir:=nano')
     graph.wait_ready()

@@ -12,6 +12,7 @@ from minicpmo_ros.evaluation.questions import LONGEST_WINDOW_S
 from minicpmo_ros.evaluation.runner import Core
 from minicpmo_ros.notes.note import thumbnail
 from minicpmo_ros.notes.periodic import Schedule
+from minicpmo_ros.notes.snapshots import PeriodicSnapshots, Snapshot
 from minicpmo_ros.notes.store import NoteStore
 from minicpmo_ros.units import NS
 
@@ -35,7 +36,7 @@ def remember_bag(
     if clip.losses:
         raise InputError(f'{path}: {" ".join(clip.losses)}')
     before = len(store)
-    schedule = Schedule(questions, every_s)
+    schedule, periodic = Schedule(questions, every_s), PeriodicSnapshots()
     core.session.reset()
     for unit in core.stream(clip):
         if core.session.window.seconds == []:
@@ -49,7 +50,8 @@ def remember_bag(
         schedule.written(due)
         note = due.note(model=core.model.model_id, image=_image(clip, due.end_s, has_images))
         if note is not None:
-            store.add(note)
+            is_kept = periodic.wants(unit)
+            store.add(note, Snapshot(unit, core.model.exact_space) if is_kept else None)
     return len(store) - before
 
 

@@ -42,6 +42,7 @@ from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
 from minicpmo_ros.live.question import Answer, Finish, PendingQuestion, Question, QuestionQueue
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.status import (
+    MOST_NEWEST,
     EngineOptions,
     EngineStatus,
     LiveInputs,
@@ -348,7 +349,8 @@ class Engine:
             return
         with self._wake:
             self._inputs.note_read(unit)
-        self._update_status('units_read', prefill_ms=report.prefill_ms)
+        newest = (*self._status.newest, unit)[-MOST_NEWEST:]
+        self._update_status('units_read', prefill_ms=report.prefill_ms, newest=newest)
         self._alerts.try_end(report)
         self._answers.take(reads, report.logits)
 

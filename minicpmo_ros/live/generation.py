@@ -27,7 +27,9 @@ from minicpmo_ros.llm.grammar.mask import Grammar
 from minicpmo_ros.llm.probability import AT_ONCE, ChoiceScores, allowed_mass
 from minicpmo_ros.llm.sampling import Choices, Sampler, log_probability
 from minicpmo_ros.llm.vocabulary import Utf8Stream
+from minicpmo_ros.notes.recall import Recollection
 
+AGAIN_SHARE = 0.25  # of the window's positions, for seconds that are read again
 LOOP_TIMES, LOOP_TOKENS, LOOP_WORDS = 4, 64, 32  # at least, at least, tokens of what is repeated
 
 
@@ -56,8 +58,10 @@ class Generation:
         options, vocabulary = session.options, session.model.vocabulary
         self.question_ids = self._read_question()
         is_empty = question.is_past  # the fork, of the window
-        preface, self._recalled = self._recall()
-        question_rows = self._read_rows([*preface, *self.question_ids], tail)  # (n, width)
+        self._recalled = self._recall()
+        again, self._again, self._notes = self._look_again()
+        preface = session.model.vocabulary.encode(self._recalled.text)
+        question_rows = self._read_rows(again, tail, [*preface, *self.question_ids])  # (n, width)
         self._max_tokens = min(question.max_tokens or options.max_tokens, options.max_tokens)
         self._grammar = self._read_grammar(between)
         sampling = options.sampling
@@ -75,7 +79,7 @@ class Generation:
         self._scores, self._scored_path = None, ()  # ChoiceScores; what was read for them last
         self._worded = None  # (Finish, token that ended it), once the text is whole
         self.answer = None  # an Answer, once it is finished
-        self._remembered, self._notes = False, ()
+        self._remembered = False
         self._first_s = self._last_s = None
         window = session.window
         seconds = [] if is_empty else window.seconds
@@ -105,10 +109,10 @@ class Generation:
         rows = np.concatenate([question_rows, self._rows(self.ids)])
         self._todo = rows, 1  # not yet read, and of how many of the last ones logits are wanted
 
-    def _read_rows(self, ids: list, tail) -> np.ndarray:
-        """Return what the fork reads: the open second, the image looked at, the question."""
+    def _read_rows(self, again: list, tail, ids: list) -> np.ndarray:
+        """Return what the fork reads: old seconds, the open one, the image, the question."""
         session, image = self._session, self.question.image
-        rows = [session.unit_rows(tail.unit)] if tail is not None else []
+        rows = [*again, session.unit_rows(tail.unit)] if tail is not None else [*again]
         if image is not None:
             tiles = image.tiles_wide, image.tiles_high
             rows.append(session.prompt.unit(image.rows, *tiles, None))
@@ -225,7 +229,7 @@ class Generation:
             self._session.remember(self.question_ids, self.ids, end_id)
             self._remembered = True
         except ContextFullError as error:  # the answer is still valid
-            self._notes = (f'The window does not remember this question and answer: {error}',)
+            self._notes += (f'The window does not remember this question and answer: {error}',)
 
     def _read_question(self) -> list:
         ids = self._session.model.vocabulary.encode(self.question.text)
@@ -237,8 +241,8 @@ class Generation:
             )
         return ids
 
-    def _recall(self) -> tuple:
-        """Return the tokens of what is remembered for the question, and the notes in them."""
+    def _recall(self) -> Recollection:
+        """Return what is remembered for the question."""
         session, encode = self._session, self._session.model.vocabulary.encode
         if session.options.recall is None:
             if self.question.is_past:
@@ -246,11 +250,25 @@ class Generation:
                     'The question asks for notes alone (memory: only), and none are kept. Set '
                     'memory.enabled, or ask about what is in the window.'
                 )
-            return [], ()
-        text, notes = session.options.recall(
+            return Recollection()
+        return session.options.recall(
             self.question, session.window.seconds, lambda text: len(encode(text))
         )
-        return encode(text), notes
+
+    def _look_again(self) -> tuple:
+        """Return (rows, seconds, problems) of the seconds that are read again, the best last."""
+        session, taken, problems = self._session, [], self._recalled.problems
+        room = session.window.capacity * AGAIN_SHARE
+        for unit in self._recalled.units:
+            rows = session.unit_rows(unit)
+            room -= len(rows)
+            if room < 0:
+                told = f'There was no room to look at second {unit.second} again: raise n_ctx.'
+                problems = *problems, told
+                break
+            taken.append((rows, unit.second))
+        rows, seconds = zip(*taken[::-1]) if taken else ((), ())
+        return rows, seconds, problems
 
     def _read_grammar(self, between) -> Grammar | Choices | None:
         question, vocabulary = self.question, self._session.model.vocabulary
@@ -299,7 +317,8 @@ class Generation:
             mass=self._mass,
             remembered=self._remembered,
             notes=self._notes,
-            recalled=self._recalled,
+            recalled=self._recalled.notes,
+            snapshots=self._again,
             **self._evidence,
         )
 

@@ -22,7 +22,7 @@ class SessionOptions:
     system_text: str = LLM.system_text  # '': the default of the layout
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     max_forks: int = 1  # questions and riders that are read at once
-    # recall(question, seconds of the window, count_tokens) -> (text read before it, its notes)
+    # recall(question, seconds of the window, count_tokens) -> Recollection, read before it
     recall: Callable | None = None
 
 

@@ -23,6 +23,7 @@ from minicpmo_ros.voice.hearing import OpenSecond
 SEE_LOG = 'See the log; restart the node.'
 log = logging.getLogger(__name__)
 
+MOST_NEWEST = 4  # seconds whose embeddings are at hand for a snapshot
 REQUIRED = ('none', 'some', 'fresh')  # what a question may require of the window
 
 
@@ -154,6 +155,7 @@ class EngineStatus:
     rebuilds: int = 0  # times llama.cpp failed and the window was lost
     lost_window: str = ''  # why it was the last time
     prefill_ms: float = 0.0  # of the newest unit
+    newest: tuple = ()  # the newest Units that were read, as they came, MOST_NEWEST at most
     busy_s: float = 0.0  # since the piece of work at hand was begun; 0: none is
 
     def after(self, session, is_answering: bool, counted: tuple, **facts) -> 'EngineStatus':

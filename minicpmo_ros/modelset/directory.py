@@ -7,6 +7,7 @@ What is checked here never reaches the C library: missing, cut or swapped files,
 files of different models together. Every failure names the file and what to do.
 """
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -133,6 +134,12 @@ class ModelDirectory:
     def space(self) -> str:
         """The space of the embeddings: encoders and LLM of one space understand each other."""
         return f'{self.family}/{self.width}/{self.model_id}'
+
+    @property
+    def exact_space(self) -> str:
+        """The space with these very weights: what is kept for long is read by them alone."""
+        told = ' '.join(f'{part} {value}' for part, value in sorted(self.fingerprint.items()))
+        return f'{self.space}/{hashlib.sha256(told.encode()).hexdigest()[:12]}'
 
     def verify_hashes(self, sha256: Callable[[Path], str] = sha256_of) -> list:
         """Compare the files with their recorded SHA-256 (takes seconds per gigabyte).

@@ -15,9 +15,14 @@ from minicpmo_ros.errors import Error
 from minicpmo_ros.notes.note import Note, Pose, checked
 from minicpmo_ros.units import MIB
 
-VERSION = 1  # of the schema; each step of MIGRATIONS leads from one version to the next
+VERSION = 2  # of the schema; each step of MIGRATIONS leads from one version to the next
 BUSY_S = 5  # for which another process is waited
 WAL_PAGES = 128  # half a MiB is written ahead of the file
+SNAPSHOTS = """snapshots (
+        note_id INTEGER PRIMARY KEY, second INTEGER NOT NULL, space TEXT NOT NULL,
+        tiles_wide INTEGER NOT NULL, tiles_high INTEGER NOT NULL,
+        image_rows INTEGER NOT NULL, audio_rows INTEGER NOT NULL, width INTEGER NOT NULL,
+        data BLOB NOT NULL)"""
 MIGRATIONS = (
     """
     CREATE TABLE notes (
@@ -30,8 +35,13 @@ MIGRATIONS = (
     CREATE INDEX notes_by_place ON notes (x, y) WHERE x IS NOT NULL;
     CREATE VIRTUAL TABLE words USING fts5 (text, tokenize = 'porter unicode61');
     """,
+    f'CREATE TABLE {SNAPSHOTS};',
 )
 COLUMNS = 'id, begin_s, end_s, written_s, kind, text, count, frame, x, y, z, yaw, model'
+READ_COLUMNS = (
+    ', '.join(f'notes.{name}' for name in COLUMNS.split(', '))
+    + ', EXISTS (SELECT 1 FROM snapshots WHERE note_id = notes.id)'
+)
 # Scripts that are written without spaces: each character is a word of the index.
 UNSPACED = re.compile('([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af])')
 
@@ -47,7 +57,7 @@ def open_reading(path: Path) -> sqlite3.Connection:
     try:
         db = _connect(f'{path.resolve().as_uri()}?mode=ro', uri=True)
         try:
-            return _current(db, path)
+            return _current(db, path, is_read_only=True)
         except BaseException:
             db.close()
             raise
@@ -128,10 +138,10 @@ def insert(db: sqlite3.Connection, note: Note) -> Note:
 
 
 def to_note(row) -> Note:
-    """Return the note of a row of COLUMNS."""
-    number, begin_s, end_s, written_s, kind, text, count, frame, x, y, z, yaw, model = row
+    """Return the note of a row of READ_COLUMNS."""
+    number, begin_s, end_s, written_s, kind, text, count, frame, x, y, z, yaw, model, has = row
     pose = None if x is None else Pose(frame, x, y, z, yaw)
-    return Note(begin_s, end_s, text, kind, pose, model, b'', written_s, count, number)
+    return Note(begin_s, end_s, text, kind, pose, model, b'', written_s, count, number, bool(has))
 
 
 def spaced(text: str) -> str:
@@ -175,7 +185,7 @@ def _migrate(db: sqlite3.Connection) -> None:
         db.executescript(f'BEGIN; {script} PRAGMA user_version = {number}; COMMIT;')
 
 
-def _current(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+def _current(db: sqlite3.Connection, path: Path, is_read_only: bool = False) -> sqlite3.Connection:
     """Return the database if this version of the package can use it."""
     version = db.execute('PRAGMA user_version').fetchone()[0]
     if version > VERSION or not version:
@@ -183,7 +193,9 @@ def _current(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
             f'{path} has version {version} of the format, this package knows {VERSION}. '
             + ('Use a newer one.' if version else 'It is no file of notes.')
         )
-    db.execute(f'SELECT {COLUMNS} FROM notes ORDER BY id DESC LIMIT 1').fetchone()
+    if version == 1 and is_read_only:  # it had none, and cannot be brought up to date
+        db.execute(f'CREATE TEMP TABLE {SNAPSHOTS}')
+    db.execute(f'SELECT {READ_COLUMNS} FROM notes ORDER BY id DESC LIMIT 1').fetchone()
     db.execute('SELECT rowid FROM words ORDER BY rowid DESC LIMIT 1').fetchone()
     return db
 
@@ -220,7 +232,7 @@ def _salvage(path: Path) -> list:
     """Return the notes of a damaged file that can be read."""
     notes, db = [], sqlite3.connect(str(path))
     try:
-        for row in db.execute(f'SELECT {COLUMNS}, image FROM notes'):
+        for row in db.execute(f'SELECT {COLUMNS}, 0, image FROM notes'):
             try:
                 notes.append(checked(replace(to_note(row[:-1]), image=bytes(row[-1] or b''))))
             except (TypeError, ValueError, Error):

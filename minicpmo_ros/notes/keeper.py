@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Callable
 
+from minicpmo_ros.config import MEMORY
 from minicpmo_ros.errors import Error
 from minicpmo_ros.notes.database import StoreError
 from minicpmo_ros.notes.store import NoteStore
@@ -33,9 +34,10 @@ class NoteKeeper:
         path,
         retention_h: float = 0.0,
         max_mib: float = 0.0,
+        snapshots: int = MEMORY.snapshots,
         on_problem: Callable[[str], None] = lambda text: None,
     ):
-        self.path, self._bounds = path, (retention_h, max_mib)
+        self.path, self._bounds = path, (retention_h, max_mib, snapshots)
         self.problem, self.count = 'the file is not open yet', 0
         self._on_problem = on_problem
         self._work = queue.Queue(MOST_WAITING)
@@ -56,8 +58,7 @@ class NoteKeeper:
             try:
                 return read(self._reader)
             except StoreError:
-                self._reader.close()  # the file may have been replaced
-                self._reader = None
+                self._end_reader()  # the file may have been replaced
                 raise
 
     def close(self, timeout_s: float = 2.0) -> bool:
@@ -65,10 +66,13 @@ class NoteKeeper:
         self._put(None, lambda _, reason: None, waits=True)
         self._thread.join(timeout_s)
         with self._reading:
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
+            self._end_reader()
         return not self._thread.is_alive()
+
+    def _end_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def _put(self, work, on_done: Callable, waits: bool = False) -> None:
         try:
@@ -114,6 +118,8 @@ class NoteKeeper:
         try:
             self._store = NoteStore(self.path, *self._bounds)
             self.count = len(self._store)
+            with self._reading:  # it may have read a file of an older format
+                self._end_reader()
             self._tell(self._store.problem)
         except Exception as error:
             self._tell(str(error))

@@ -50,6 +50,7 @@ class Note:
     written_s: float = 0.0  # by the clock of the machine
     count: int = 1  # notes that were merged into it
     id: int = 0  # 0: not in a store
+    snapshot: bool = False  # embeddings of its newest second are kept (snapshots.py)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 
+from minicpmo_ros.config import MEMORY
+from minicpmo_ros.errors import InputError
 from minicpmo_ros.notes.note import Filter, Note, Pose
+from minicpmo_ros.notes.snapshots import look_again
 from minicpmo_ros.notes.store import NoteStore
 from minicpmo_ros.notes.times import ago, time_span
 
@@ -48,6 +51,16 @@ class Recalled:
 
     note: Note
     score: float
+
+
+@dataclass(frozen=True)
+class Recollection:
+    """What is read before a question: units, then a text."""
+
+    text: str = ''
+    notes: tuple = ()  # Notes that are in the text; without a text: those of the units
+    units: tuple = ()  # seconds that are read again (snapshots.py), the best first
+    problems: tuple = ()  # sentences: what was not read although it belongs to the question
 
 
 def is_about_past(question: str) -> bool:
@@ -119,6 +132,45 @@ def preface(
         return '', ()
     taken.sort(key=lambda note: (note.end_s, note.id))
     return HEADING + ''.join(told(note, now_s, zone) + '\n' for note in taken), tuple(taken)
+
+
+@dataclass(frozen=True)
+class Recaller:
+    """Finds what is read before questions, as SessionOptions.recall."""
+
+    read: Callable  # read(f) returns f(NoteStore), as NoteKeeper.read
+    count_tokens: Callable[[str], int]
+    zone: tzinfo
+    budget: int = MEMORY.budget  # tokens of notes
+    here: Pose | None = None
+    space: str = ''  # of the model, for snapshots; '': none are read
+
+    def recollect(self, question: str, memory: str, now_s: float) -> Recollection:
+        """Return what belongs to a question; raises InputError, StoreError.
+
+        `memory`: auto, off, only, as Question has it. With `only` something must be found; a
+        question that is in the present is then asked of the seconds that are looked at again, as
+        if they were live: without any words of notes.
+        """
+        is_past, is_about = memory == 'only', is_about_past(question)
+        if memory == 'off' or not (is_past or is_about):
+            return Recollection()
+        found, looked, problems = self.read(lambda store: self._find(store, question, now_s))
+        units = tuple(unit for _, unit in looked)
+        if is_past and units and not is_about:
+            return Recollection('', tuple(note for note, _ in looked), units, problems)
+        text, notes = preface(found, now_s, self.zone, self.count_tokens, self.budget)
+        if is_past and not notes:
+            raise InputError(
+                'No note belongs to this question. Name what was noted, or a time; ~/recall '
+                'without a text lists the newest notes.'
+            )
+        return Recollection(text, notes, units, problems)
+
+    def _find(self, store: NoteStore, question: str, now_s: float) -> tuple:
+        """Return (Recalled notes, what to look at again, problems)."""
+        found = recall(store, question, now_s, self.zone, self.here)
+        return found, *(look_again(store, found, self.space) if self.space else ([], ()))
 
 
 def _extra(note: Note, now_s: float, weight: float) -> float:

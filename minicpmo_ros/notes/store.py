@@ -12,7 +12,8 @@ is taken over, and `problem` says so. A full or read-only disk is a StoreError o
 store goes on with the next one.
 
 What is kept is bounded by age and by size: older notes are first merged by the hour, then lose
-their images, then go.
+their snapshots and images, then go. Of snapshots the newest are kept, those of periodic notes go
+first; a note that has one is not merged.
 """
 
 import os
@@ -22,8 +23,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from minicpmo_ros.config import MEMORY
 from minicpmo_ros.notes.database import (
-    COLUMNS,
+    READ_COLUMNS,
     StoreError,
     insert,
     lock,
@@ -42,6 +44,7 @@ from minicpmo_ros.notes.note import (
     continues,
     merged_notes,
 )
+from minicpmo_ros.notes.snapshots import Snapshot
 from minicpmo_ros.units import MIB
 
 MERGE_AFTER_S = 24 * HOUR_S  # periodic notes that are older are merged by the hour
@@ -54,10 +57,21 @@ GONE_AT_ONCE = 256  # notes, when the file is too large
 class NoteStore:
     """An open file of notes; one thread uses it. Close it, or use it in a with statement."""
 
-    def __init__(self, path, retention_h: float = 0.0, max_mib: float = 0.0, is_read_only=False):
-        """Open or make the file; raises StoreError. A bound of 0 does not bound."""
+    def __init__(
+        self,
+        path,
+        retention_h: float = 0.0,
+        max_mib: float = 0.0,
+        snapshots: int = MEMORY.snapshots,
+        is_read_only: bool = False,
+    ):
+        """Open or make the file; raises StoreError.
+
+        A bound of age or size of 0 does not bound; so many `snapshots` are kept at most.
+        """
         self.path = Path(path).expanduser()
         self._retention_s, self._max_bytes = retention_h * HOUR_S, max_mib * MIB
+        self._most_snapshots = snapshots
         self.problem = ''  # what was mended when it was opened, a sentence
         self._is_read_only, self._added = is_read_only, 0
         self._lock = None if is_read_only else lock(self.path)
@@ -93,10 +107,11 @@ class NoteStore:
         paths = self.path, Path(f'{self.path}-wal')
         return sum(path.stat().st_size for path in paths if path.exists())
 
-    def add(self, note: Note) -> Note:
+    def add(self, note: Note, snapshot: Snapshot | None = None) -> Note:
         """Add a note and return it with its number; raises InputError, StoreError.
 
         A periodic note with the words of the newest one, at the same place, extends that one.
+        `snapshot`: of its newest second.
         """
         note = checked(note)
         with self._writing() as db:
@@ -107,8 +122,8 @@ class NoteStore:
                     'UPDATE notes SET end_s = ?, written_s = ? WHERE id = ?',
                     (kept.end_s, kept.written_s, kept.id),
                 )
-                return kept
-            note = insert(db, note)
+                return self._with_snapshot(db, kept, snapshot)
+            note = self._with_snapshot(db, insert(db, note), snapshot)
         self._added += 1
         if self._added % PRUNE_EVERY == 0:
             self.prune(note.written_s or note.end_s)
@@ -146,6 +161,16 @@ class NoteStore:
             row = self._db.execute('SELECT image FROM notes WHERE id = ?', [note_id]).fetchone()
         return bytes(row[0] or b'') if row else b''
 
+    def snapshot(self, note_id: int) -> Snapshot | None:
+        """Return the snapshot of a note, None where it has none; raises InputError if damaged."""
+        with self._told():
+            row = self._db.execute(
+                'SELECT second, space, tiles_wide, tiles_high, image_rows, audio_rows, width, '
+                'data FROM snapshots WHERE note_id = ?',
+                [note_id],
+            ).fetchone()
+        return Snapshot.read_row(row) if row else None
+
     def forget(self, filter: Filter) -> int:
         """Delete notes so that no byte of them is left in the file; return how many there were."""
         condition, values = filter.sql()
@@ -168,6 +193,9 @@ class NoteStore:
         if self._max_bytes and self._used_bytes() > self._max_bytes:
             with self._writing() as db:
                 db.execute('UPDATE notes SET image = NULL WHERE end_s < ?', [now_s - HOUR_S])
+        while self._max_bytes and self._used_bytes() > self._max_bytes and self._n_snapshots():
+            with self._writing() as db:
+                self._keep_snapshots(db, self._n_snapshots() - 1)
         while self._max_bytes and self._used_bytes() > self._max_bytes and len(self) > 1:
             with self._writing() as db:
                 oldest = db.execute('SELECT id FROM notes ORDER BY id LIMIT ?', [GONE_AT_ONCE])
@@ -178,9 +206,8 @@ class NoteStore:
     def _match(self, match: str, filter: Filter | None, limit: int, after: int = 0) -> list:
         """Return [(note, score)] for a query of FTS5 among the notes numbered above `after`."""
         condition, values = (filter or Filter()).sql()
-        names = ', '.join(f'notes.{name}' for name in COLUMNS.split(', '))
         rows = self._db.execute(
-            f'SELECT {names}, -bm25(words) AS score FROM words '
+            f'SELECT {READ_COLUMNS}, -bm25(words) AS score FROM words '
             f'JOIN notes ON notes.id = words.rowid '
             f'WHERE words MATCH ? AND words.rowid > ? AND {condition} '
             'ORDER BY score DESC, notes.id DESC LIMIT ?',
@@ -189,12 +216,34 @@ class NoteStore:
         return [(to_note(row[:-1]), row[-1]) for row in rows]
 
     def _select(self, condition: str, values=()) -> list:
-        rows = self._db.execute(f'SELECT {COLUMNS} FROM notes WHERE {condition}', values)
+        rows = self._db.execute(f'SELECT {READ_COLUMNS} FROM notes WHERE {condition}', values)
         return [to_note(row) for row in rows]
+
+    def _with_snapshot(self, db: sqlite3.Connection, note: Note, snapshot) -> Note:
+        """Keep the snapshot of a note, if there is one, within the bound; return the note."""
+        if snapshot is None or not self._most_snapshots:
+            return note
+        values = note.id, *snapshot.row()
+        marks = ', '.join('?' * len(values))
+        db.execute(f'INSERT OR REPLACE INTO snapshots VALUES ({marks})', values)
+        self._keep_snapshots(db, self._most_snapshots)
+        return replace(note, snapshot=True)
+
+    def _n_snapshots(self) -> int:
+        return self._db.execute('SELECT count(*) FROM snapshots').fetchone()[0]
+
+    def _keep_snapshots(self, db: sqlite3.Connection, most: int) -> None:
+        """Delete the oldest snapshots beyond so many, first those of periodic notes."""
+        db.execute(
+            'DELETE FROM snapshots WHERE note_id IN (SELECT note_id FROM snapshots '
+            "JOIN notes ON notes.id = note_id ORDER BY kind <> 'periodic', note_id LIMIT ?)",
+            [max(0, self._n_snapshots() - most)],
+        )
 
     def _delete(self, db: sqlite3.Connection, ids) -> None:
         ids = [[number] for number in ids]
         db.executemany('DELETE FROM notes WHERE id = ?', ids)
+        db.executemany('DELETE FROM snapshots WHERE note_id = ?', ids)
         db.executemany('DELETE FROM words WHERE rowid = ?', ids)
 
     def _wipe(self) -> None:
@@ -208,7 +257,8 @@ class NoteStore:
         """Make one note of the periodic ones of each past hour, place by place."""
         with self._writing() as db:
             notes = self._select(
-                "kind = 'periodic' AND end_s < ? ORDER BY id LIMIT ?",
+                "kind = 'periodic' AND end_s < ? AND id NOT IN (SELECT note_id FROM snapshots) "
+                'ORDER BY id LIMIT ?',
                 [before_s, MERGED_AT_ONCE],
             )
             groups = {}

@@ -225,9 +225,9 @@ class LlmNode(ManagedNode):
         self._publish_status()
 
     @property
-    def space(self) -> str:
-        """The model that is loaded, as embeddings name it; '' where none is."""
-        return self._model.space if self._model is not None else ''
+    def exact_space(self) -> str:
+        """The model that is loaded, with its very weights; '' where none is."""
+        return self._model.exact_space if self._model is not None else ''
 
     def tell_answer(self, message: Answer) -> None:
         """Publish an answer, and let it become a note."""
@@ -347,7 +347,7 @@ class LlmNode(ManagedNode):
                 message.reason, message.remedy = failure.reason, failure.remedy
             else:
                 message.reason = str(failure)
-        message.model = self.space
+        message.model = self._model.space if self._model is not None else ''
         message.window_start = to_time(status.window_start_s * NS)
         message.window_end = to_time(status.window_end_s * NS)
         message.image_end = to_time((status.image_end_s or 0) * NS)

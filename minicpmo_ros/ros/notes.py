@@ -19,6 +19,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage
 
+from minicpmo_ros.alerts.monitor import Kind
 from minicpmo_ros.config import MEMORY
 from minicpmo_ros.errors import BusyError, Error, InputError
 from minicpmo_ros.live.question import Finish, Question
@@ -27,7 +28,8 @@ from minicpmo_ros.msg import Note as NoteMessage
 from minicpmo_ros.notes.keeper import NoteKeeper
 from minicpmo_ros.notes.note import Filter, Note, Pose, thumbnail
 from minicpmo_ros.notes.periodic import Schedule, read_questions
-from minicpmo_ros.notes.recall import is_about_past, preface, recall
+from minicpmo_ros.notes.recall import Recaller, Recollection, recall
+from minicpmo_ros.notes.snapshots import PeriodicSnapshots, Snapshot
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
 from minicpmo_ros.ros.messages import stamp_ns_of, to_time
 from minicpmo_ros.srv import Forget, Recall, Remember
@@ -54,6 +56,9 @@ NOTE_PARAMETERS = (
     Parameter('memory.max_mib', MEMORY.max_mib,
               'Above this the oldest notes lose their images and are then deleted; 0: no limit',
               'MiB', 0.0, 1e6),
+    Parameter('memory.snapshots', MEMORY.snapshots,
+              'How many seconds are kept at most so that they can be looked at again: of alerts, '
+              'of ~/remember, and of periodic notes; 0: none', 'seconds', 0, 100_000),
     Parameter('memory.answers', True, 'Questions and their answers become notes', when=ANY_TIME),
     Parameter('memory.images', False,
               'A small JPEG of the newest message of image/compressed is kept with each note'),
@@ -72,6 +77,7 @@ class NoteServer:
         self._node = node
         self._keeper, self._schedule, self._options = None, None, None
         self._asked = self._asking = None  # a PeriodicNote, and its PendingQuestion
+        self._unit, self._periodic = None, PeriodicSnapshots()  # its newest second
         self._pose, self._image, self._inputs = None, None, []
         self._published = node.topics.publish(NoteMessage, '~/note', NOTE_QOS)
         for kind, name, callback in (
@@ -95,6 +101,7 @@ class NoteServer:
             options.memory_path,
             options.memory_retention_h,
             options.memory_max_mib,
+            options.memory_snapshots,
             lambda problem: self._node.post(lambda: self._on_problem(problem)),
         )
         self._inputs = [self._node.topics.subscribe(PoseStamped, 'pose', self._on_pose, NOTE_QOS)]
@@ -132,13 +139,16 @@ class NoteServer:
             return
         self._asked = self._schedule.due(status.window_end_s)
         if self._asked is not None:
+            self._unit = self._unit_of(self._asked.end_s)
             self._ask_next()
 
     def note_alert(self, rule, event) -> None:
         """Write what a standing question says."""
         how = f': {event.text}' if event.text else ''
         text = f'{rule.question} {event.kind.name.lower()}{how}'
-        self._add(Note(event.begin_s or event.at_s, max(event.at_s, event.begin_s), text, 'alert'))
+        note = Note(event.begin_s or event.at_s, max(event.at_s, event.begin_s), text, 'alert')
+        begins = event.kind is Kind.BEGIN
+        self._add(note, unit=self._unit_of(event.at_s) if begins else None)
 
     def note_answer(self, message) -> None:
         """Write a question and its answer."""
@@ -147,7 +157,7 @@ class NoteServer:
         if message.finish in (Finish.STOP, Finish.LENGTH) and message.text and message.units:
             end_s = message.window_end.sec
             text = f'Asked: {message.question or "(by voice)"} Answered: {message.text}'
-            self._add(Note(end_s - 1, end_s, text, 'answer', model=self._node.space))
+            self._add(Note(end_s - 1, end_s, text, 'answer', model=self._node.exact_space))
 
     def diagnose(self, report) -> None:
         """Report the file and what is wrong with it."""
@@ -159,28 +169,19 @@ class NoteServer:
 
     # Questions about the past.
     def _look_up(self, keeper: NoteKeeper, question: Question, seconds: list, count_tokens):
-        """Return (text, notes) to be read before a question; in the engine's thread."""
-        is_wanted = question.is_past or is_about_past(question.text)
-        if question.memory == 'off' or not is_wanted:
-            return '', ()
+        """Return the Recollection to be read before a question; in the engine's thread."""
         now_s = seconds[-1] + 1 if seconds else self._node.get_clock().now().nanoseconds / NS
-        zone, budget = _zone(), self._node.table.values().memory_budget
+        budget = self._node.table.values().memory_budget
+        recaller = Recaller(
+            keeper.read, count_tokens, _zone(), budget, self._here(), self._node.exact_space
+        )
         try:
-            found = keeper.read(
-                lambda store: recall(store, question.text, now_s, zone, self._here())
-            )
+            return recaller.recollect(question.text, question.memory, now_s)
         except Error as error:
             if question.is_past:
                 raise
             self._node.get_logger().warning(f'a question is answered without notes: {error}')
-            return '', ()
-        text, notes = preface(found, now_s, zone, count_tokens, budget)
-        if question.is_past and not notes:
-            raise InputError(
-                'No note belongs to this question. Name what was noted, or a time; ~/recall '
-                'without a text lists the newest notes.'
-            )
-        return text, notes
+            return Recollection()
 
     # Writing.
     def _ask_next(self) -> None:
@@ -189,9 +190,10 @@ class NoteServer:
         if not asked.left:
             self._asked = self._asking = None
             self._schedule.written(asked)
-            note = asked.note(model=self._node.space)
+            note = asked.note(model=self._node.exact_space)
             if note is not None:
-                self._add(note)
+                unit, self._unit = self._unit, None
+                self._add(note, unit=unit if self._periodic.wants(unit) else None)
             return
         question = Question(
             asked.left[0].text,
@@ -217,17 +219,21 @@ class NoteServer:
         asked.take(answer.text)
         self._ask_next()
 
-    def _add(self, note: Note, on_done=None) -> None:
-        """Give a note its pose and image, write it, and publish it once it is in the file."""
+    def _add(self, note: Note, on_done=None, unit=None) -> None:
+        """Give a note its pose and image, write it, and publish it once it is in the file.
+
+        `unit`: the second that it can be looked at again by; None: none.
+        """
         keeper = self._keeper
         if keeper is None:
             return
         written_s = self._node.get_clock().now().nanoseconds / NS
         note = replace(note, pose=self._here(note.end_s), written_s=written_s)
-        image = self._image
+        image, space = self._image, self._node.exact_space
 
         def write(store):
-            return store.add(replace(note, image=_small(image)))
+            snapshot = Snapshot(unit, space) if unit is not None and space else None
+            return store.add(replace(note, image=_small(image)), snapshot)
 
         def done(kept, reason):
             self._node.post(lambda: self._on_added(kept, reason))
@@ -250,8 +256,8 @@ class NoteServer:
     async def _on_remember(self, request, response):
         end_s = self._node.engine.status().window_end_s if self._node.engine is not None else 0
         end_s = end_s or self._node.get_clock().now().nanoseconds / NS
-        note = Note(end_s - 1, end_s, request.text, 'user')
-        kept, response.reason = await self._wait(lambda done: self._add(note, done))
+        note, unit = Note(end_s - 1, end_s, request.text, 'user'), self._unit_of(end_s)
+        kept, response.reason = await self._wait(lambda done: self._add(note, done, unit))
         if kept is not None:
             response.success, response.note = True, to_message(kept)
         return response
@@ -308,6 +314,12 @@ class NoteServer:
     def _on_image(self, message: CompressedImage) -> None:
         self._image = message
 
+    def _unit_of(self, end_s: float):
+        """Return the Unit that ends then, if it is one of the newest; None else."""
+        engine = self._node.engine
+        units = engine.status().newest if engine is not None else ()
+        return next((unit for unit in units[::-1] if unit.second + 1 == end_s), None)
+
     def _here(self, at_s: float | None = None) -> Pose | None:
         """Return the newest pose, if it is known, and of about this time."""
         if self._pose is None:
@@ -319,7 +331,12 @@ class NoteServer:
 def to_message(note: Note, image: bytes = b'') -> NoteMessage:
     """Return a Note as a message."""
     message = NoteMessage(
-        id=note.id, kind=note.kind, text=note.text, count=note.count, model=note.model
+        id=note.id,
+        kind=note.kind,
+        text=note.text,
+        count=note.count,
+        model=note.model,
+        snapshot=note.snapshot,
     )
     message.begin, message.end = to_time(note.begin_s * NS), to_time(note.end_s * NS)
     if note.pose is not None:
