@@ -1,0 +1,41 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What was exported can be trained further: the files hold all that a start needs."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+gguf = pytest.importorskip('gguf')
+pytest.importorskip('training.start', reason='training/ is not in this tree')
+from training import codes  # noqa: E402
+from training.export import export  # noqa: E402
+from training.language import Language  # noqa: E402
+from training.model import Audio, Config, Vision  # noqa: E402
+from training.start import start_audio, start_language, start_vision  # noqa: E402
+from training.tokenizer import Tokenizer  # noqa: E402
+
+
+def modules(tokenizer):
+    return Vision(Config()), Audio(Config()), Language(Config(), codes.token_embeddings(tokenizer))
+
+
+def tensors(path):
+    return {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+
+
+def test_what_a_training_starts_from_is_what_was_exported(tmp_path):
+    one, other, tokenizer = tmp_path / 'one', tmp_path / 'other', Tokenizer.learn()
+    export(one, *modules(tokenizer), tokenizer, 'of a test')
+    vision, audio, language = modules(tokenizer)
+    start_vision(vision, one)
+    start_audio(audio, one)
+    start_language(language, one, tokenizer)
+    export(other, vision, audio, language, tokenizer, 'of a test')
+    for role in ('vision', 'audio', 'llm'):
+        wanted, found = tensors(one / f'{role}.gguf'), tensors(other / f'{role}.gguf')
+        assert wanted.keys() == found.keys()
+        for name, data in wanted.items():
+            # Positions are found again from rounded tables.
+            np.testing.assert_allclose(found[name], data, atol=2e-3, err_msg=name)
