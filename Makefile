@@ -16,7 +16,7 @@ installed := $(shell find minicpmo_ros msg srv action launch config demo models 
   -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt package.xml setup.py setup.cfg
 in_env := source environment/env.sh &&
 
-.PHONY: help build live web web-test test score soak bench alerts voice vision nano lint clean setup \
+.PHONY: help build live web web-test test score soak bench alerts voice vision scale nano lint clean setup \
   setup-test setup-web
 
 help: ## show this
@@ -96,6 +96,9 @@ vision: build ## what images cost: area, tiles, still scenes, full windows, a ma
 
 voice: build setup-test ## spoken questions: found in noise, answered how soon; build/voice.json
 	@$(in_env) python -m benchmarks.voice
+
+scale: build ## runs in shards: killed and joined to the same bytes, and what joining many costs; build/scale.json
+	@$(in_env) python -m benchmarks.scale
 
 build/nano-venv: environment/requirements-training.txt
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet -r $<

@@ -32,6 +32,7 @@ VERBS = {  # verb: (module of this package, what the verb does)
     'importance': ('quantization', 'measure which columns of the weights matter'),
     'look': ('recordings', 'draw a bag second by second, or write it for Foxglove with answers'),
     'memory': ('notes', 'list, find, export or forget notes of what was seen and heard'),
+    'merge': ('replay', 'join the shards of a replay to one run'),
     'parameters': ('parameters', 'print the tables of all parameters (docs/parameters.md)'),
     'plan': (
         'plan',

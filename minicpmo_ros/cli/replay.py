@@ -1,7 +1,7 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The verb replay, which asks a model questions about bags."""
+"""The verbs replay, which asks a model questions about bags, and merge, which joins its shards."""
 
 import re
 import sys
@@ -60,17 +60,6 @@ def add_replay_arguments(parser) -> None:
     )
     add_topic_arguments(parser)
     parser.add_argument(
-        '--workers', type=count, default=1, help='number of processes; each loads the model'
-    )
-    parser.add_argument(
-        '--gpus',
-        type=_numbers,
-        default=(),
-        metavar='LIST',
-        help='numbers of the GPUs, which are assigned to the workers in turn '
-        '(CUDA_VISIBLE_DEVICES)',
-    )
-    parser.add_argument(
         '--record',
         choices=('', 'answers', 'all'),
         default='',
@@ -78,6 +67,7 @@ def add_replay_arguments(parser) -> None:
         'all: also what was played',
     )
     parser.add_argument('--limit', type=count, metavar='N', help='ask only the first N')
+    _add_share_arguments(parser)
     _add_core_arguments(parser)
     parser.add_argument(
         '--audio',
@@ -90,6 +80,32 @@ def add_replay_arguments(parser) -> None:
         choices=('all', 'no_picture', 'no_sound'),
         default='all',
         help='inputs that the model gets',
+    )
+
+
+def _add_share_arguments(parser) -> None:
+    """Declare who works on the run, and on how much of it."""
+    parser.add_argument(
+        '--workers', type=count, default=1, help='number of processes; each loads the model'
+    )
+    parser.add_argument(
+        '--gpus',
+        type=_numbers,
+        default=(),
+        metavar='LIST',
+        help='numbers of the GPUs, which are assigned to the workers in turn '
+        '(CUDA_VISIBLE_DEVICES)',
+    )
+    parser.add_argument(
+        '--shard',
+        metavar='I/N',
+        help='ask only about the bags of shard I of N, from 0/N to N-1/N, in the folder '
+        'FOLDER/shards/I-of-N; `merge` joins them',
+    )
+    parser.add_argument(
+        '--list-bags',
+        action='store_true',
+        help='print the bags that the questions, or those of the shard, are about, and end',
     )
 
 
@@ -197,9 +213,9 @@ def run_replay(arguments) -> int:
     StreamingBench's proactive task is followed as published.
     """
     from minicpmo_ros.evaluation import replay
-    from minicpmo_ros.evaluation.questions import QuestionSet
     from minicpmo_ros.evaluation.results import Results, Run
     from minicpmo_ros.evaluation.runner import CoreOptions, Variant
+    from minicpmo_ros.evaluation.shards import Shard
     from minicpmo_ros.evaluation.streamingbench import is_proactive
     from minicpmo_ros.modelset.directory import ModelDirectory
     from minicpmo_ros.ros.framework.machine import run_start
@@ -209,25 +225,31 @@ def run_replay(arguments) -> int:
         return _follow(arguments, options, alerts.watch_rules)
     if is_proactive(arguments.questions):
         return _follow(arguments, options, alerts.follow_proactive)
-    questions = QuestionSet.read(arguments.questions, arguments.bag)
-    if arguments.limit:
-        questions = questions.first(arguments.limit)
+    shard = Shard.parse(arguments.shard) if arguments.shard else Shard(0, 1)
+    if arguments.list_bags:
+        return _list_bags(arguments, shard)
+    questions = _questions(arguments, needs_clips=not arguments.shard)
     variant = Variant(arguments.input, arguments.audio)
     sources = sources_of(arguments)
     model = ModelDirectory.open(arguments.model)
     plan = replay.ReplayPlan.make(model, questions, options, variant, sources)
+    path = 'graph' if arguments.runner == 'graph' else 'core'
+    facts, places = plan.facts(path), None
+    if arguments.shard:
+        arguments.out = shard.folder(arguments.out)
+        plan, facts, places = shard.cut(plan, facts)
+        plan.questions.require_clips(arguments.questions)
     if plan.refused:
         print(plan.refusals(), file=sys.stderr)
     open_answerer = _answerer(arguments, variant)
-    path = 'graph' if arguments.runner == 'graph' else 'core'
     begun = run_start(arguments.threads, arguments.workers)
-    results = Results(arguments.out, plan.facts(path), questions, begun)
-    before = sum(question.id in results.done for question in questions.questions)
-    if before:
-        print(f'{before} questions were answered before', file=sys.stderr)
+    results = Results(arguments.out, facts, plan.questions, begun, places)
+    _tell_resumed(plan, results)
     workers = replay.Workers(arguments.workers, tuple(arguments.gpus))
     try:
         replay.run(plan, results, open_answerer, workers, _tell)
+        if arguments.shard:
+            results.begin()  # it may have no bag
     finally:
         results.close()
         if sys.stderr.isatty():
@@ -235,7 +257,63 @@ def run_replay(arguments) -> int:
     made = Run.read(arguments.out)
     for sentence in made.summary():
         print(sentence, file=sys.stderr)
-    return int(made.is_empty)
+    return int(made.is_empty and not arguments.shard)
+
+
+def _questions(arguments, **kwargs):
+    """Return the questions of a run, or of the run that a shard is a part of."""
+    from minicpmo_ros.evaluation.questions import QuestionSet
+
+    questions = QuestionSet.read(arguments.questions, arguments.bag, **kwargs)
+    return questions.first(arguments.limit) if arguments.limit else questions
+
+
+def _list_bags(arguments, shard) -> int:
+    arguments.bag = None  # where they will be
+    for clip in _questions(arguments, needs_clips=False).by_clip():
+        if shard.takes(clip):
+            print(clip)
+    return 0
+
+
+def _tell_resumed(plan, results) -> None:
+    before = sum(question.id in results.done for question in plan.questions.questions)
+    if before:
+        print(f'{before} questions were answered before', file=sys.stderr)
+
+
+def add_merge_arguments(parser) -> None:
+    """Declare the options of `merge`."""
+    parser.add_argument('out', type=Path, metavar='FOLDER', help='folder of the whole run')
+    parser.add_argument(
+        'shards',
+        type=Path,
+        nargs='*',
+        metavar='SHARD',
+        help='folders of all shards, in any order; default: those in FOLDER/shards',
+    )
+
+
+def run_merge(arguments) -> int:
+    """Join the shards of `replay --shard` to the run that one replay of all would have made.
+
+    The answers are the same, byte for byte. A shard of another model, other options or other
+    questions is refused, as is one that is missing, given twice or not complete.
+    """
+    from minicpmo_ros.evaluation.shards import FOLDER, join
+
+    shards = arguments.shards
+    if not shards and (arguments.out / FOLDER).is_dir():
+        shards = sorted(path for path in (arguments.out / FOLDER).iterdir() if path.is_dir())
+    joined = join(arguments.out, shards)
+    print(f'{joined.answers} answers of {joined.shards} shards: {arguments.out}', file=sys.stderr)
+    if len(joined.software) > 1:
+        print(
+            'The shards were answered with different software, which may differ rarely in an '
+            f'answer: {"; ".join(joined.software)}',
+            file=sys.stderr,
+        )
+    return 0
 
 
 def _given(arguments, name: str):
@@ -245,13 +323,13 @@ def _given(arguments, name: str):
 
 def _follow(arguments, options, follow) -> int:
     """Watch bags second by second, in this process and without ROS."""
-    default = {'runner': 'offline', 'workers': 1, 'gpus': (), 'record': ''}
-    default.update(audio='streaming', input='all')
+    default = {'runner': 'offline', 'workers': 1, 'gpus': (), 'record': '', 'shard': None}
+    default.update(audio='streaming', input='all', list_bags=False)
     changed = [name for name, value in default.items() if getattr(arguments, name) != value]
     if changed:
         raise InputError(
-            f'--{changed[0]} is for questions; standing questions and the proactive task are '
-            'followed in one process. Leave it out.'
+            f'--{changed[0].replace("_", "-")} is for questions; standing questions and the '
+            'proactive task are followed in one process. Leave it out.'
         )
     return follow(arguments, options, sources_of(arguments))
 

@@ -113,9 +113,12 @@ class QuestionSet:
             entries = _about(path, entries, one) if one else entries
         folder = path.parent if bag is None else bag.parent if one else bag
         questions = tuple(_read_question(path, i, entry) for i, entry in enumerate(entries))
-        _check_together(path, questions, folder if needs_clips else None)
+        _check_ids(path, questions)
         head = _read_head(path, data)
-        return cls(questions, head['name'], head['notes'], dict(head['clips']), folder, one or '')
+        rest = head['name'], head['notes'], dict(head['clips']), folder, one or ''
+        if needs_clips:
+            cls(questions, *rest).require_clips(path)
+        return cls(questions, *rest)
 
     def write(self, path) -> None:
         """Write the file, a question a line; the same questions give the same bytes."""
@@ -125,6 +128,15 @@ class QuestionSet:
         Path(path).write_text(
             text + ',\n "questions": [\n' + ',\n'.join(lines) + '\n]}\n', encoding='utf-8'
         )
+
+    def require_clips(self, path) -> None:
+        """Refuse the questions of a file whose bags are not all there."""
+        for question in self.questions:
+            if not self.path_of(question.clip).exists():
+                raise InputError(
+                    f'{path}: the clip {question.clip} of the question {question.id!r} is not in '
+                    f'{self.folder}. Fetch the clips with the file, or tell where they are (bag).'
+                )
 
     @property
     def families(self) -> tuple:
@@ -196,18 +208,12 @@ def _about(path: Path, entries: list, bag: str) -> list:
     return about
 
 
-def _check_together(path: Path, questions: tuple, folder: Path | None) -> None:
-    """Check that ids are unique and the clips are in a folder, if any."""
+def _check_ids(path: Path, questions: tuple) -> None:
     seen = set()
     for question in questions:
         if question.id in seen:
             raise InputError(f'{path}: two questions have the id {question.id!r}; ids are unique.')
         seen.add(question.id)
-        if folder is not None and not (folder / question.clip).exists():
-            raise InputError(
-                f'{path}: the clip {question.clip} of the question {question.id!r} is not in '
-                f'{folder}. Fetch the clips with the file, or tell where they are (bag).'
-            )
 
 
 def _told(question: ScoredQuestion) -> dict:

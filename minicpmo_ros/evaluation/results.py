@@ -111,18 +111,21 @@ class Results:
         facts: dict,
         questions: QuestionSet | None = None,
         begun: dict | None = None,
+        places: dict | None = None,
     ):
         """Open or begin a run; InputError where another run is there, or another process writes.
 
         facts: what makes the run, JSON values: model, questions, options. They are written with
         the first answer: a run that could not begin is in nobody's way.
         questions: that are to be asked; begun: software, machine and time of this start.
+        places: of a shard, {clip: place of its first answer in the whole run}; answers say theirs.
         """
         self.folder, self._head = Path(folder), {'format': FORMAT, **facts}
         self._questions = {q.id: q for q in questions.questions} if questions else {}
         self._path_of = questions.path_of if questions else Path
         self._begun = {**(begun or {}), **{name: facts.get(name) for name in GROWING}}
         self._has_begun, self._hashed = begun is None, set()
+        self._places, self._given = places, Counter()  # how many answers a clip has
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._answers, self._costs, self._made = (
@@ -136,6 +139,7 @@ class Results:
         try:
             self._answers.lock()
             self._has_head, self.done = self._read_answers()
+            self._given.update(self._questions[i].clip for i in self.done if i in self._questions)
             self._check_bags()
         except BaseException:
             self.close()
@@ -150,7 +154,9 @@ class Results:
         differing = [name for name in {*told, *mine} if told.get(name) != mine.get(name)]
         changed = [line['id'] for line in given if self._has_changed(line)]
         # Without a hash of every question nobody knows whether those that were answered are here.
+        # A shard does not grow: what is asked beside it has moved its answers' places.
         is_told = self._questions and all('asked' in line for line in given)
+        is_told = is_told and self._places is None
         other = sorted(name for name in differing if not is_told or name not in GROWING)
         if other:
             raise InputError(
@@ -190,14 +196,21 @@ class Results:
         question = self._questions.get(given.id)
         if question is not None:
             self._note_bag(question.clip)
-        if not self._has_head:
-            self._answers.write(self._head)
-            self._has_head = True
+        self.begin()
         cost = {name: value for name, value in vars(given).items() if name != 'text'}
         self._costs.write(cost)  # first: an answer never lacks its cost
         asked = {'asked': question.sha256} if question is not None else {}
+        if self._places is not None:
+            asked['at'] = self._places[question.clip] + self._given[question.clip]
+            self._given[question.clip] += 1
         self._answers.write({'id': given.id, 'text': given.text, **asked})
         self.done.add(given.id)
+
+    def begin(self) -> None:
+        """Write what the run is, once: the first answer does, or who has no question to ask."""
+        if not self._has_head:
+            self._answers.write(self._head)
+            self._has_head = True
 
     def _note_bag(self, clip: str) -> None:
         """Write down which bag this is, once."""
