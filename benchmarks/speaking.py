@@ -5,11 +5,14 @@
 
     python -m benchmarks.speaking
 
-self_turns   turns of speech in a minute of the robot's own, heard with an echo 2 dB above a
-             person's level through a room of 40 ms delay and a decaying tail: by what `listen` is.
-             `always` is the ratio's other side
-muted_s      how many seconds of that minute and the tail behind it half_duplex does not hear
-stop_ms      from a stop to the last sound that is given out, the most of ten, espeak-ng speaking
+self_turns     turns of speech in a minute of the robot's own, heard with an echo 2 dB above a
+               person's level through a room of 40 ms delay and a long decaying tail: by what
+               `listen` is. `always` is the ratio's other side
+muted_s        how many seconds of that minute and the tail behind it half_duplex does not hear
+echo_left_db   what barge_in leaves of that minute, against what the microphone hears
+echo_ms_per_s  processor time of barge_in for a second of audio
+interruptions_found  of eight questions asked into that minute with barge_in, by room
+stop_ms        from a stop to the last sound that is given out, the most of ten, espeak-ng speaking
 
 Writes build/voice.json, beside what else is there.
 """
@@ -21,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.voice_sounds import QUESTIONS, SPEECH_RMS, say
+from benchmarks.voice_sounds import QUESTIONS, ROOMS, echo_of, own_speech, say
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
-from minicpmo_ros.speech.self_speech import TAIL_S, SelfSpeech
+from minicpmo_ros.speech.self_speech import TAIL_S, EchoRemover, SelfSpeech
 from minicpmo_ros.speech.speaker import Speaker
 from minicpmo_ros.speech.synthesis import ESPEAK, make_synthesiser
 from minicpmo_ros.units import NS
@@ -31,45 +34,69 @@ from minicpmo_ros.voice.detector import load_detector
 from minicpmo_ros.voice.turns import TurnFinder, TurnKind, TurnOptions
 
 OUT = Path(__file__).resolve().parent.parent / 'build' / 'voice.json'
-SPEECH_S, ECHO_DB, STOPS = 60, 2.0, 10
-DELAY_S, DECAY_S, ROOM_S = 0.04, 0.056, 0.4
-
-
-def own_speech(rng) -> tuple:
-    """Return (what the microphone hears (n,), the spans (begin_ns, end_ns) of the speech)."""
-    total = np.zeros((SPEECH_S + 3) * SAMPLE_RATE_HZ, np.float32)
-    spans, at, number = [], SAMPLE_RATE_HZ, 0
-    while at < SPEECH_S * SAMPLE_RATE_HZ:
-        part = say(QUESTIONS[number % len(QUESTIONS)], 'en-us')
-        part = part[: len(total) - at]
-        total[at : at + len(part)] += part
-        spans.append((at * NS // SAMPLE_RATE_HZ, (at + len(part)) * NS // SAMPLE_RATE_HZ))
-        at, number = at + len(part) + SAMPLE_RATE_HZ // 4, number + 1
-    times_s = np.arange(int(ROOM_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    room = rng.normal(size=len(times_s)) * np.exp(-times_s / DECAY_S)
-    room = np.concatenate([np.zeros(int(DELAY_S * SAMPLE_RATE_HZ)), [4.0], room])
-    size = 1 << (len(total) + len(room)).bit_length()
-    echo = np.fft.irfft(np.fft.rfft(total, size) * np.fft.rfft(room, size), size)[: len(total)]
-    loud = echo[np.abs(echo) > 1e-3 * np.abs(echo).max()]
-    echo *= SPEECH_RMS * 10 ** (ECHO_DB / 20) / np.sqrt(np.mean(loud**2))
-    return (echo + rng.normal(size=len(echo)) * 1e-4).astype(np.float32), spans
+SPEECH_S, STOPS, INTERRUPTIONS = 60, 10, 8
+ECHO_DELAY_MS, CHUNK = 40, 640
 
 
 def self_turns(rng) -> dict:
-    """Return {listen: turns of its own}, and how much half_duplex leaves out."""
-    heard, spans = own_speech(rng)
-    speech = SelfSpeech(TAIL_S)
+    """Return {listen: turns of its own}, what half_duplex leaves out, and what barge_in leaves."""
+    said, spans = own_speech(SPEECH_S)
+    said = np.concatenate([said, np.zeros(3 * SAMPLE_RATE_HZ, np.float32)])
+    heard, speech = echo_of(rng, said, 'long'), SelfSpeech(TAIL_S)
     for begin_ns, end_ns in spans:
         speech.tell(begin_ns, True)
         speech.tell(end_ns, False)
-    muted = speech.silence(0, heard, SAMPLE_RATE_HZ)
-    turns = {}
-    for listen, samples in (('always', heard), ('half_duplex', muted)):
+    remover, clean = EchoRemover(ECHO_DELAY_MS), []
+    begun_s = time.process_time()
+    for at in range(0, len(said), CHUNK):
+        begin_ns = at * NS // SAMPLE_RATE_HZ
+        remover.play(begin_ns, said[at : at + CHUNK])
+        clean.append(remover.hear(begin_ns, heard[at : at + CHUNK])[1])
+    spent_s = time.process_time() - begun_s
+    clean, turns = np.concatenate(clean), {}
+    for listen, samples in (
+        ('always', heard),
+        ('half_duplex', speech.silence(0, heard, SAMPLE_RATE_HZ)),
+        ('barge_in', speech.silence(0, heard, SAMPLE_RATE_HZ, clean)),
+    ):
         finder = TurnFinder(load_detector(), TurnOptions())
+        finder.robot_speaks = speech.speaks_at
         events = finder.push(0, samples) + finder.stop('the end')
         turns[listen] = sum(event.kind is TurnKind.STARTED for event in events)
     muted_ms = speech.duration_ms(0, len(heard) * NS // SAMPLE_RATE_HZ)
-    return {'self_turns': turns, 'muted_s': muted_ms / 1e3}
+    return {
+        'self_turns': turns,
+        'muted_s': muted_ms / 1e3,
+        'echo_left_db': float(10 * np.log10(np.mean(clean**2) / np.mean(heard**2))),
+        'echo_ms_per_s': 1e3 * spent_s / (len(heard) / SAMPLE_RATE_HZ),
+    }
+
+
+def interruptions_found(rng) -> dict:
+    """Return {room: how many of eight questions that are asked into the robot's speech start}."""
+    said, _ = own_speech(SPEECH_S)
+    questions = np.zeros(len(said), np.float32)
+    begins, at = [], 8 * SAMPLE_RATE_HZ
+    for text in QUESTIONS[:INTERRUPTIONS]:
+        part = say(text, 'en-gb+f3')
+        questions[at : at + len(part)] = part
+        begins.append((at, at + len(part)))
+        at += len(part) + 3 * SAMPLE_RATE_HZ
+    found = {}
+    for room in ROOMS:
+        heard, remover = echo_of(rng, said, room) + questions, EchoRemover(ECHO_DELAY_MS)
+        finder, starts = TurnFinder(load_detector(), TurnOptions()), []
+        finder.robot_speaks = lambda stamp_ns: True
+        for at in range(0, len(said), CHUNK):
+            begin_ns = at * NS // SAMPLE_RATE_HZ
+            remover.play(begin_ns, said[at : at + CHUNK])
+            events = finder.push(begin_ns, remover.hear(begin_ns, heard[at : at + CHUNK])[1])
+            starts += [e.start_ns / NS for e in events if e.kind is TurnKind.STARTED]
+        found[room] = sum(
+            any(begin - 0.3 * SAMPLE_RATE_HZ < start * SAMPLE_RATE_HZ < end for start in starts)
+            for begin, end in begins
+        )
+    return {'interruptions_found': found}
 
 
 class _Output:
@@ -109,13 +136,17 @@ def stop_ms(rng) -> float:
 def main() -> None:
     """Measure, print, write."""
     rng = np.random.default_rng(20)
-    figures = {**self_turns(rng), 'stop_ms': round(stop_ms(rng), 1)}
+    figures = {**self_turns(rng), **interruptions_found(rng), 'stop_ms': round(stop_ms(rng), 1)}
     before = json.loads(OUT.read_text()) if OUT.exists() else {}
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps({**before, **figures}, indent=1) + '\n')
     print('| the robot speaks | |\n|---|---:|')
     for listen, turns in figures['self_turns'].items():
         print(f'| turns of its own in a minute, listen {listen} | {turns} |')
+    for room, count in figures['interruptions_found'].items():
+        print(f'| interruptions found of {INTERRUPTIONS}, {room} tail | {count} |')
+    print(f'| echo that barge_in leaves | {figures["echo_left_db"]:.1f} dB |')
+    print(f'| barge_in, ms per second of audio | {figures["echo_ms_per_s"]:.1f} |')
     print(f'| seconds that half_duplex leaves out | {figures["muted_s"]:.1f} |')
     print(f'| longest time to silence | {figures["stop_ms"]:.0f} ms |')
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
 from minicpmo_ros.media.audio.stream import Resampler
+from minicpmo_ros.units import NS
 
 QUESTIONS = (
     'What is on the table?',
@@ -31,6 +32,9 @@ FLITE_VOICES = ('slt', 'kal16', 'awb', 'rms')
 NOISES = ('white', 'pink', 'fan', 'knocks', 'beeps', 'siren', 'music', 'servo')
 NOTES_HZ = (220, 262, 294, 330, 392, 440, 523, 587, 659)
 SPEECH_RMS = 0.1
+ECHO_DB, FLOOR_RMS = 2.0, 1.5e-3
+DELAY_S, TAIL_S = 0.04, 0.4
+ROOMS = {'short': (0.019, 0.08), 'long': (0.056, 0.25)}  # seconds of decay, strength of the tail
 
 
 def say(text: str, voice: str) -> np.ndarray:
@@ -62,6 +66,32 @@ def conversation(rng, count: int, gap_s=(1.5, 2.5)) -> tuple:
         spans.append((at, at + len(spoken)))
         at += len(spoken) + len(gap)
     return np.concatenate(parts), spans
+
+
+def own_speech(seconds: int) -> tuple:
+    """Return (a robot's speech (n,), the spans (begin_ns, end_ns) of its sentences)."""
+    total, spans = np.zeros(seconds * SAMPLE_RATE_HZ, np.float32), []
+    sentences = [say(text, 'en-us') for text in QUESTIONS]
+    at, number = SAMPLE_RATE_HZ, 0
+    while at < len(total):
+        part = sentences[number % len(sentences)][: len(total) - at]
+        total[at : at + len(part)] = part
+        spans.append((at * NS // SAMPLE_RATE_HZ, (at + len(part)) * NS // SAMPLE_RATE_HZ))
+        at, number = at + len(part) + SAMPLE_RATE_HZ // 4, number + 1
+    return total, spans
+
+
+def echo_of(rng, speech: np.ndarray, room: str) -> np.ndarray:
+    """Return what a microphone hears of speech (n,) in one of ROOMS: ECHO_DB above a person."""
+    decay_s, strength = ROOMS[room]
+    times_s = np.arange(int(TAIL_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    tail = strength * rng.normal(size=len(times_s)) * np.exp(-times_s / decay_s)
+    path = np.concatenate([np.zeros(int(DELAY_S * SAMPLE_RATE_HZ)), [1.0], tail])
+    size = 1 << (len(speech) + len(path)).bit_length()
+    echo = np.fft.irfft(np.fft.rfft(speech, size) * np.fft.rfft(path, size), size)[: len(speech)]
+    loud = echo[np.abs(echo) > 1e-3 * np.abs(echo).max()]
+    echo *= SPEECH_RMS * 10 ** (ECHO_DB / 20) / np.sqrt(np.mean(loud**2))
+    return (echo + rng.normal(size=len(echo)) * FLOOR_RMS).astype(np.float32)
 
 
 def noise(rng, kind: str, seconds: float) -> np.ndarray:

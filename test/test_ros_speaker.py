@@ -7,20 +7,25 @@ import os
 import shutil
 import sys
 
+import numpy as np
 import pytest
 from audio_common_msgs.msg import AudioDataStamped, AudioInfo
-from rclpy.action import ActionClient
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.action import ActionClient, ActionServer, CancelResponse
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.task import Future
 from ros_source import Source, time_of
 
-from minicpmo_ros.action import Say
+from benchmarks.voice_sounds import echo_of, own_speech, say
+from minicpmo_ros.action import Ask, Say
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.msg import AnswerDelta, AudioEmbedding, Sentence, SpeakerState, Speech
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
-from minicpmo_ros.ros.messages import stamp_ns_of
+from minicpmo_ros.ros.messages import stamp_ns_of, time_ns
 from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.ros.voice.sound_output import Loudspeaker
 
-NS = 10**9
+NS, RATE = 10**9, 16000
 needs_espeak = pytest.mark.skipif(shutil.which('espeak-ng') is None, reason='no espeak-ng here')
 TEXT = (
     'On the table, there is a red box. It is closed, and nobody has opened it since yesterday. '
@@ -111,7 +116,7 @@ def test_an_answer_is_said_while_it_comes_and_is_cut_by_who_speaks(graph):
         lambda: listener.states[-1].id == 'llm-2' and 'box' in listener.states[-1].spoken, 'some'
     )
     listener.speech.publish(Speech(turn=8, kind=Speech.STARTED))
-    listener.speech.publish(Speech(turn=8, kind=Speech.ENDED))
+    listener.speech.publish(Speech(turn=8, kind=Speech.ENDED, addressed=True))
     # A text that comes before the turn's end is dropped with the rest, and says so.
     result = graph.spin_until(
         lambda: (said := listener.say('Sorry.')).success and said, 'the end of the turn'
@@ -182,3 +187,174 @@ def test_a_loudspeaker_that_cannot_be_had_is_told_with_what_to_install(monkeypat
     monkeypatch.setitem(sys.modules, 'sounddevice', None)
     with pytest.raises(InputError, match='libportaudio2.*leave device empty'):
         Loudspeaker('default')
+
+
+class Llm:
+    """Answers each question of `voice` with TEXT, and is at it until it is cancelled."""
+
+    def __init__(self, graph):
+        self.asked, self.cancelled = 0, 0
+        self._deltas = graph.create_publisher(AnswerDelta, 'llm/answer_delta', 100)
+        self._graph, self._ends = graph, []
+        self.server = ActionServer(
+            graph, Ask, 'llm/ask', self._on_goal, cancel_callback=self._on_cancel,
+            callback_group=ReentrantCallbackGroup(),
+        )  # fmt: skip
+
+    async def _on_goal(self, goal):
+        name, self.asked = f'llm-{self.asked}', self.asked + 1
+        self._deltas.publish(AnswerDelta(id=name, index=0, text=TEXT * 3))
+        self._ends.append(Future(executor=self._graph.own_executor))
+        await self._ends[-1]
+        goal.canceled()
+        return Ask.Result(reason='Cancelled by the client.')
+
+    def _on_cancel(self, goal):
+        self.cancelled += 1
+        self._ends[-1].set_result(None)
+        return CancelResponse.ACCEPT
+
+    def close(self):
+        """Let what is asked end, and leave the graph."""
+        for end in self._ends:
+            if not end.done():
+                end.set_result(None)
+        self.server.destroy()
+
+
+class Dialogue:
+    """Nodes speaker and voice, a microphone, and an llm."""
+
+    def __init__(self, graph, *parameters, **kwargs):
+        self.graph, self.heard, self.llm = graph, [], Llm(graph)
+        graph.create_subscription(Speech, 'voice/speech', self.heard.append, 50)
+        arguments = [part for each in parameters for part in ('-p', each)]
+        self.voice = graph.start('voice', *arguments, *graph.lossless, **kwargs)
+        self.listener = Listener(graph)
+        self.source = Source(graph)
+        self.source.wait_heard(image=False)
+
+    def say_at(self, stamp_ns, samples):
+        """Be heard by the microphone from a stamp on, with silence behind."""
+        samples = np.concatenate([samples, np.zeros(RATE * 2, np.float32)])
+        for at in range(0, len(samples), RATE // 10):
+            self.source.sound(stamp_ns + at * NS // RATE, samples[at : at + RATE // 10])
+
+    def begin(self):
+        """Ask by voice; return the stamp since which the answer is being said."""
+        asked = self.llm.asked
+        # Long ago for the robot, which is silent until it answers.
+        now_ns = self.graph.get_clock().now().nanoseconds - 20 * NS
+        self.say_at(now_ns, say('What is on the table?', 'en-us'))
+        self.graph.spin_until(lambda: self.llm.asked > asked, 'a question')
+        return stamp_ns_of(self.listener.wait_state(True))
+
+    def close(self):
+        """End the llm's questions."""
+        self.llm.close()
+
+
+@needs_espeak
+def test_who_speaks_into_an_answer_stops_its_sound_and_cancels_it(graph):
+    dialogue = Dialogue(graph, 'listen:=barge_in')
+    begun_ns = dialogue.begin()
+    states, n = dialogue.listener.states, len(dialogue.heard)
+    graph.spin_until(lambda: 'table' in states[-1].spoken, 'some of the answer')
+    question = say('No, tell me what is under the chair.', 'en-gb')
+    dialogue.say_at(stamp_ns_of(states[-1]), question)
+    graph.spin_until(lambda: dialogue.llm.cancelled, 'the end of the answer')
+    graph.spin_until(lambda: dialogue.llm.asked == 2, 'the new question')
+    started, ended = dialogue.heard[n:]
+    assert (started.kind, ended.kind) == (Speech.STARTED, Speech.ENDED)
+    # By the stricter rule: it began while the robot spoke.
+    assert stamp_ns_of(started) - time_ns(started.start) >= 0.29 * NS
+    cut = next(s for s in states if s.id == 'llm-0' and not s.speaking)
+    assert stamp_ns_of(cut) > begun_ns and TEXT.startswith(cut.spoken[: len(TEXT)])
+    assert len(cut.spoken) < 3 * len(TEXT)
+    dialogue.close()
+
+
+@needs_espeak
+def test_a_false_alarm_lets_the_answer_go_on(graph):
+    dialogue = Dialogue(graph, 'listen:=barge_in', 'interrupt_speech_s:=5.0')
+    dialogue.begin()
+    states, n = dialogue.listener.states, len(dialogue.heard)
+    graph.spin_until(lambda: 'table' in states[-1].spoken, 'some of the answer')
+    dialogue.say_at(stamp_ns_of(states[-1]), say('No, tell me what is under the chair.', 'en-gb'))
+    graph.spin_until(lambda: len(dialogue.heard) == n + 2, 'the false alarm')
+    assert dialogue.heard[-1].kind == Speech.DISCARDED
+    assert 'interrupt_speech_s' in dialogue.heard[-1].reason
+    graph.spin_until(lambda: '3.15' in states[-1].spoken, 'the rest')
+    assert (TEXT * 3).startswith(states[-1].spoken)
+    assert dialogue.llm.cancelled == 0 and dialogue.llm.asked == 1
+    dialogue.close()
+
+
+@needs_espeak
+def test_the_stop_word_is_heard_where_nothing_else_is(graph):
+    dialogue = Dialogue(graph, 'listen:=half_duplex', 'stop_word:=okay_nabu')
+    dialogue.begin()
+    states, n = dialogue.listener.states, len(dialogue.heard)
+    graph.spin_until(lambda: 'table' in states[-1].spoken, 'some of the answer')
+    dialogue.say_at(stamp_ns_of(states[-1]), say('Okay nabu!', 'en-us'))
+    graph.spin_until(lambda: dialogue.llm.cancelled, 'the end of the answer')
+    dialogue.listener.wait_state(False, len(states) - 1)
+    assert len(dialogue.heard) == n, 'half_duplex hears no turn'
+    dialogue.close()
+
+
+def test_the_robot_does_not_take_its_own_echo_for_somebody(graph):
+    heard, values, begin_ns = [], {}, 1_000_000 * NS
+
+    def take(message):
+        for status in message.status:
+            values.update({pair.key: pair.value for pair in status.values})
+
+    graph.create_subscription(Speech, 'voice/speech', heard.append, 50)
+    graph.create_subscription(DiagnosticArray, '/diagnostics', take, 20)
+    graph.start('voice', '-p', 'listen:=barge_in', '-p', 'ask:=false', *graph.lossless)
+    states = graph.create_publisher(SpeakerState, 'speaker/state', STATE_QOS)
+    own = graph.create_publisher(AudioDataStamped, 'speaker/audio', 1000)
+    graph.create_publisher(AudioInfo, 'speaker/audio_info', LATCHED).publish(
+        AudioInfo(channels=1, sample_rate=RATE, sample_format='S16LE', coding_format='wave')
+    )
+    source = Source(graph)
+    source.wait_heard(image=False)
+    for publisher in (states, own):
+        graph.spin_until(publisher.get_subscription_count, 'voice')
+    state = SpeakerState(speaking=True)
+    state.header.stamp = time_of(begin_ns)
+    states.publish(state)
+    speech, _ = own_speech(10)
+    for at in range(0, len(speech), RATE // 25):
+        block = AudioDataStamped()
+        block.header.stamp = time_of(begin_ns + at * NS // RATE)
+        pcm = (speech[at : at + RATE // 25] * 32767).astype('<i2')
+        block.audio.data.frombytes(pcm.tobytes())
+        own.publish(block)
+    graph.spin_until(lambda: float(values.get('own sound [s]', 0)) > 9.9, 'its own sound')
+    echo = echo_of(np.random.default_rng(0), speech, 'short')
+    question = say('What is on the table?', 'en-us')
+    for later_s, samples in ((0, echo), (100, question)):
+        samples = np.concatenate([samples, np.zeros(2 * RATE, np.float32)])
+        for at in range(0, len(samples), RATE // 10):
+            stamp_ns = begin_ns + later_s * NS + at * NS // RATE
+            source.sound(stamp_ns, samples[at : at + RATE // 10])
+    graph.spin_until(lambda: len(heard) >= 2, 'the question')
+    assert time_ns(heard[0].start) > begin_ns + 99 * NS
+
+
+def test_without_the_echo_canceller_it_falls_back_to_half_duplex_and_says_so(graph, tmp_path):
+    (tmp_path / 'pywebrtc_audio.py').write_text('raise ImportError("none here")')
+    told = {}
+
+    def take(message):
+        told.update({status.name: status.message for status in message.status})
+
+    graph.create_subscription(DiagnosticArray, '/diagnostics', take, 20)
+    env = {'PYTHONPATH': str(tmp_path)}
+    process = graph.start('voice', '-p', 'listen:=barge_in', env=env)
+    graph.spin_until(
+        lambda: any('requirements-voice.txt' in text for text in told.values()), 'the diagnosis'
+    )
+    assert 'half_duplex' in process.log and process.is_running

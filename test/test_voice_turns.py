@@ -89,6 +89,27 @@ def test_after_a_question_of_the_robot_there_is_more_patience_for_one_reply():
     assert len(turns_of(late, *parts)) == 4
 
 
+def test_who_interrupts_the_robot_must_be_surer_and_speak_longer():
+    def told(*parts):
+        detector, events = TurnDetector(SHORT), []
+        for probability, seconds in parts:
+            for _ in range(round(seconds / FRAME_S)):
+                detector.clock_ns = getattr(detector, 'clock_ns', 0) + FRAME_NS
+                event = detector.push(detector.clock_ns, probability, robot_speaks=True)
+                events += [event] if event else []
+        return events
+
+    assert told((0.65, 1.0), (0.1, 1.0)) == [] != turns_of(TurnDetector(SHORT), (0.65, 1.0))
+    assert told((0.9, 0.25), (0.1, 1.0)) == [] != turns_of(TurnDetector(SHORT), (0.9, 0.25))
+    alarm = told((0.9, 0.45), (0.1, 1.0))
+    assert kinds(alarm) == [TurnKind.STARTED, TurnKind.DISCARDED]
+    assert 'interrupt_speech_s' in alarm[1].reason
+    # Once it has started, it goes on by the rules of any turn.
+    turn = told((0.9, 0.4), (0.62, 0.4), (0.1, 1.0))
+    assert kinds(turn) == [TurnKind.STARTED, TurnKind.ENDED]
+    assert turn[0].stamp_ns - turn[0].start_ns == pytest.approx(0.3 * NS, abs=FRAME_NS)
+
+
 def test_audio_that_stops_discards_the_turn_at_hand():
     detector = TurnDetector(SHORT)
     assert detector.stop(0, 'gone') is None

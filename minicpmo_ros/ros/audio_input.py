@@ -100,13 +100,17 @@ def cost_s(audio_format: AudioFormat, size: int) -> float:
 
 
 class AudioInput:
-    """Subscription to `audio` that calls `on_chunk(stamp_ns or None, data, AudioFormat)`."""
+    """Subscription to `topic` that calls `on_chunk(stamp_ns or None, data, AudioFormat)`.
 
-    def __init__(self, node, options, on_chunk):
-        self._node, self._on_chunk = node, on_chunk
+    options: those of PARAMETERS; None: the format always comes with the audio.
+    """
+
+    def __init__(self, node, options, on_chunk, topic: str = 'audio'):
+        self._node, self._on_chunk, self._topic = node, on_chunk, topic
         self._format = None
-        self._is_told = not options.audio_sample_rate  # by audio_info, what the bytes are
-        if options.audio_sample_rate:
+        # By audio_info, what the bytes are.
+        self._is_told = options is None or not options.audio_sample_rate
+        if not self._is_told:
             sample_bytes(options.audio_sample_format)  # known, or InputError
             self._format = AudioFormat(
                 options.audio_sample_rate,
@@ -128,7 +132,7 @@ class AudioInput:
             return ''
         return (
             'audio comes in, and waits for its format: publish AudioInfo on '
-            f'{self._node.resolve_topic_name("audio_info")}, remap that name to where it is '
+            f'{self._node.resolve_topic_name(self._info_topic)}, remap that name to where it is '
             'published (launch argument audio_info_topic), or set audio.sample_rate'
         )
 
@@ -136,6 +140,10 @@ class AudioInput:
     def read_until(self):
         """The Instant until which all that arrived has been called back; None: none yet."""
         return self._poller.read_until
+
+    @property
+    def _info_topic(self) -> str:
+        return f'{self._topic}_info'
 
     def close(self) -> None:
         """Unsubscribe."""
@@ -169,7 +177,7 @@ class AudioInput:
                 (self._on_stamped, self._on_stamped_arrays, self._on_plain, self._on_arrays),
             )
         )
-        types = sorted({info.topic_type for info in self._publishers('audio')})
+        types = sorted({info.topic_type for info in self._publishers(self._topic)})
         taken = [name for name in AUDIO_TYPES if name in types]
         if types and not taken:
             self._tell(
@@ -178,11 +186,12 @@ class AudioInput:
         if not taken:
             return None
         message_type = self._message_type(taken[0])
-        return (message_type, 'audio', handlers[taken[0]], AUDIO_QOS) if message_type else None
+        found = message_type, self._topic, handlers[taken[0]], AUDIO_QOS
+        return found if message_type else None
 
     def _wanted_info(self):
         """Return how to subscribe to `audio_info`; None: keep the subscription, or none yet."""
-        given = [info.qos_profile for info in self._publishers('audio_info')]
+        given = [info.qos_profile for info in self._publishers(self._info_topic)]
         message_type = given and self._message_type(INFO_TYPE)
         if not message_type:
             return None
@@ -195,7 +204,7 @@ class AudioInput:
             durability=QoSDurabilityPolicy['TRANSIENT_LOCAL' if latched else 'VOLATILE'],
             reliability=QoSReliabilityPolicy['RELIABLE' if reliable else 'BEST_EFFORT'],
         )
-        return message_type, 'audio_info', self._on_info, qos
+        return message_type, self._info_topic, self._on_info, qos
 
     def _message_type(self, name: str):
         """Return the class of a message; if there is none, log why and return None."""

@@ -25,6 +25,7 @@ from minicpmo_ros.ros.framework.parameters import Parameter
 from minicpmo_ros.ros.messages import put_rows, to_time
 from minicpmo_ros.ros.stamps import stamps_parameter
 from minicpmo_ros.ros.voice.read_audio import ReadAudioServer
+from minicpmo_ros.ros.voice.self_speech import INPUTS as OWN_INPUTS
 from minicpmo_ros.ros.voice.self_speech import PARAMETERS as LISTEN_PARAMETERS
 from minicpmo_ros.ros.voice.self_speech import SelfSpeechInput
 from minicpmo_ros.streams import AudioSecond, Status
@@ -74,7 +75,7 @@ class StreamingEncoder(EncoderNode):
     """See the module."""
 
     INPUTS = ('audio',)
-    INPUTS_BESIDE = ('audio_info', 'speaker/state')
+    INPUTS_BESIDE = ('audio_info', *OWN_INPUTS)
     INBOX_CAPACITY = INBOX_S
     INPUT_NAME = MODEL_ROLE = 'audio'
     PARAMETERS = (
@@ -157,6 +158,8 @@ class StreamingEncoder(EncoderNode):
         )
 
         report.tell('milliseconds of own speech left out', self._self_speech_ms)
+        if self._own is not None:
+            self._own.diagnose(report)
         if self._channels_problem:
             report.warn(self._channels_problem)
         if self._input is not None and self._input.waiting:
@@ -182,7 +185,7 @@ class StreamingEncoder(EncoderNode):
             self._take_format(state, audio_format, stamp_ns)
             begin_ns, samples = state.decoder.push(stamp_ns, data)  # (n,) at 16 kHz
             if self._own is not None:
-                samples = self._own.heard(begin_ns, samples)
+                samples, _ = self._own.hear(begin_ns, samples)
         except InputError:
             self._lose(state, arrival, stamp_ns, duration_ns)
             raise

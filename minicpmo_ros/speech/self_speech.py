@@ -4,8 +4,13 @@
 """What the robot does not listen to: the time in which it speaks itself, by stamps.
 
 A microphone hears the robot's own voice. So that its words are not taken for somebody's, the audio
-of that time, and of TAIL_S after it in which the room still sounds, becomes silence. Only the
-stamps of the speaker's states and of the audio count, so that a recording gives the same.
+of that time, and of TAIL_S after it in which the room still sounds, becomes silence, or what is
+left of it without the echo. Only the stamps of the speaker's states and of the audio count, so
+that a recording gives the same.
+
+The echo is taken out by WebRTC's AEC3, of the optional package pywebrtc-audio. It compares the two
+sounds in blocks of 10 ms, so both lie on one count of samples. Stamps say where a sound begins;
+within it samples are counted, because stamps jitter by more than an echo bears.
 """
 
 import threading
@@ -13,13 +18,23 @@ from collections import deque
 
 import numpy as np
 
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
 from minicpmo_ros.units import NS
 
-ALWAYS, HALF_DUPLEX = 'always', 'half_duplex'
-LISTEN = (HALF_DUPLEX, ALWAYS)
+ALWAYS, HALF_DUPLEX, BARGE_IN = 'always', 'half_duplex', 'barge_in'
+LISTEN = (HALF_DUPLEX, ALWAYS, BARGE_IN)
 TAIL_S = 0.8
 KEPT = 256  # intervals
 MS = 1_000_000  # ns
+BLOCK = SAMPLE_RATE_HZ // 100  # samples; AEC3 takes no others
+ANEW = round(0.15 * SAMPLE_RATE_HZ)  # a stamp that far from the count of samples begins it anew
+AHEAD = 5 * SAMPLE_RATE_HZ  # blocks that come early wait for their turn, up to so much
+FAR_CHUNKS = 1024  # kept of the robot's own sound: 40 s of blocks of 40 ms
+LACKING = (
+    'listen is barge_in, which needs pywebrtc-audio ({}); it is half_duplex until then. Install '
+    'it: pip install --no-deps -r environment/requirements-voice.txt'
+)
 
 
 class SelfSpeech:
@@ -42,14 +57,20 @@ class SelfSpeech:
             elif not is_speaking and is_open:
                 newest[1] = stamp_ns + self._tail_ns
 
-    def silence(self, begin_ns: int, samples: np.ndarray, rate_hz: int) -> np.ndarray:
-        """Return samples (n,), the first recorded at begin_ns, with zeros for its own speech."""
+    def silence(
+        self, begin_ns: int, samples: np.ndarray, rate_hz: int, instead: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return samples (n,), the first recorded at begin_ns, with zeros for its own speech.
+
+        instead: (n,), what comes there in place of zeros.
+        """
         spans = self._spans(begin_ns, begin_ns + len(samples) * NS // rate_hz)
         if spans:
             samples = samples.copy()
         for first_ns, last_ns in spans:
             first = (first_ns - begin_ns) * rate_hz // NS
-            samples[first : -((begin_ns - last_ns) * rate_hz // NS)] = 0
+            own = slice(first, -((begin_ns - last_ns) * rate_hz // NS))
+            samples[own] = 0 if instead is None else instead[own]
         return samples
 
     def duration_ms(self, begin_ns: int, end_ns: int) -> int:
@@ -60,6 +81,14 @@ class SelfSpeech:
             until_ns = max(until_ns, last_ns)
         return covered // MS
 
+    def speaks_at(self, stamp_ns: int) -> bool:
+        """Return whether the robot speaks at a time, without the tail."""
+        with self._lock:
+            return any(
+                first <= stamp_ns and (last is None or stamp_ns < last - self._tail_ns)
+                for first, last in self._intervals
+            )
+
     def _spans(self, begin_ns: int, end_ns: int) -> list:
         """Return (begin, end) of what of a time is its own speech."""
         with self._lock:
@@ -68,3 +97,86 @@ class SelfSpeech:
                 for first, last in self._intervals
             ]
         return [(first, last) for first, last in spans if first < last]
+
+
+class _Count:
+    """Places the chunks of one stream on the count of samples since the epoch."""
+
+    def __init__(self, most_early: int = ANEW):
+        self.end = None  # sample at which the next chunk is due
+        self._most_early = most_early
+
+    def place(self, begin_ns: int, n_samples: int) -> int:
+        """Return the number of a chunk's first sample."""
+        begin = begin_ns * SAMPLE_RATE_HZ // NS
+        if self.end is not None and -self._most_early < begin - self.end < ANEW:
+            begin = self.end
+        self.end = begin + n_samples
+        return begin
+
+
+class EchoRemover:
+    """See the module; `delay_ms`: how much later the microphone hears what was published.
+
+    `play` may be called from another thread than `hear`. Raises InputError without the library.
+    """
+
+    def __init__(self, delay_ms: int):
+        try:
+            from pywebrtc_audio import EchoCanceller
+        except Exception as error:  # of the package or the loader
+            raise InputError(LACKING.format(error)) from error
+        self._canceller = EchoCanceller(SAMPLE_RATE_HZ, 1, delay_ms)
+        self._lock, self._far = threading.Lock(), deque(maxlen=FAR_CHUNKS)  # (begin, samples)
+        self.played_s = 0.0  # sound that was taken
+        self._far_count, self._near_count = _Count(AHEAD), _Count()
+        self._begin_anew()
+
+    def play(self, begin_ns: int, samples: np.ndarray) -> None:
+        """Take what the robot says: samples (n,) float32 at 16 kHz that sound from begin_ns."""
+        with self._lock:
+            begin = self._far_count.place(begin_ns, len(samples))
+            if self._far and begin < self._far[-1][0]:
+                self._far.clear()  # time went back: a recording begins anew
+            self._far.append((begin, samples))
+            self.played_s += len(samples) / SAMPLE_RATE_HZ
+
+    def hear(self, begin_ns: int, samples: np.ndarray) -> tuple:
+        """Return what was heard and the same without echo, (n,) each, for samples (n,) float32.
+
+        Both are late by one block, so that a chunk of any length gives as much.
+        """
+        expected = self._near_count.end
+        begin = self._near_count.place(begin_ns, len(samples))
+        if begin != expected:
+            self._begin_anew()
+        self._rest = np.concatenate([self._rest, samples])
+        n_blocks = len(self._rest) // BLOCK
+        near, self._rest = np.split(self._rest, [n_blocks * BLOCK])
+        far = self._far_from(begin + len(samples) - len(self._rest) - len(near), len(near))
+        clean = [
+            self._canceller.process(near[at : at + BLOCK], far[at : at + BLOCK])
+            for at in range(0, len(near), BLOCK)
+        ]
+        self._heard = np.concatenate([self._heard, near])
+        self._clean = np.concatenate([self._clean, *clean])
+        heard, self._heard = np.split(self._heard, [len(samples)])
+        clean, self._clean = np.split(self._clean, [len(samples)])
+        return heard, clean
+
+    def _begin_anew(self) -> None:
+        self._rest = np.empty(0, np.float32)  # less than a block
+        self._heard = np.zeros(BLOCK, np.float32)  # what is not given out yet
+        self._clean = np.zeros(BLOCK, np.float32)
+
+    def _far_from(self, begin: int, n_samples: int) -> np.ndarray:
+        """Return the robot's own sound (n,) of a time, silence where there is none."""
+        sound = np.zeros(n_samples, np.float32)
+        with self._lock:
+            while self._far and self._far[0][0] + len(self._far[0][1]) <= begin:
+                self._far.popleft()
+            for first, samples in self._far:
+                low, high = max(first, begin), min(first + len(samples), begin + n_samples)
+                if low < high:
+                    sound[low - begin : high - begin] = samples[low - first : high - first]
+        return sound

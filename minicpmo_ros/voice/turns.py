@@ -12,6 +12,9 @@ however fast it comes and however it is cut into chunks.
     PAUSE -- end_silence_s --> QUIET, told as ENDED; DISCARDED below min_speech_s of speech
     SPEAKING, PAUSE -- max_speech_s --> TOO_LONG, told as ENDED -- end_silence_s --> QUIET
     all -- the audio stops, or time jumps --> QUIET, a turn is told as DISCARDED
+
+A turn that begins while the robot speaks interrupts it. What is left of its echo must not, so such
+a turn starts by stricter rules: interrupt_threshold, interrupt_start_s, interrupt_speech_s.
 """
 
 from dataclasses import dataclass, replace
@@ -64,6 +67,9 @@ class TurnOptions:
     reply_s: float = 15.0  # how long that is waited for
     max_speech_s: float = 15.0  # the longest turn
     follow_up_s: float = 8.0  # behind wake word or answer, in which no wake word is needed
+    interrupt_threshold: float = 0.7  # speech that interrupts begins
+    interrupt_start_s: float = 0.3  # before it is told
+    interrupt_speech_s: float = 0.6  # of such a turn; less was a false alarm
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,7 @@ class TurnDetector:
     def __init__(self, options: TurnOptions):
         self.options, self.state, self.turn = options, TurnState.QUIET, -1
         self._patient_until_ns = 0  # of turns that begin before
+        self._interrupts = False  # the turn at hand began while the robot spoke
         self._clear()
 
     @property
@@ -139,12 +146,18 @@ class TurnDetector:
         """Have patience with the next turn: the robot has asked something."""
         self._patient_until_ns = stamp_ns + int(self.options.reply_s * NS)
 
-    def push(self, end_ns: int, probability: float) -> TurnEvent | None:
+    def push(
+        self, end_ns: int, probability: float, robot_speaks: bool = False
+    ) -> TurnEvent | None:
         """Take the next frame, which ends at end_ns; return what there is to tell."""
-        is_speech, is_silence = (
-            probability >= self.options.threshold,
-            probability < self.options.release,
+        options = self.options
+        if self.state is TurnState.QUIET:
+            self._interrupts = robot_speaks
+        is_strict = self._interrupts and self.state in (TurnState.QUIET, TurnState.ONSET)
+        is_speech = probability >= (
+            options.interrupt_threshold if is_strict else options.threshold
         )
+        is_silence = probability < options.release
         if self.state is TurnState.QUIET:
             if not is_speech:
                 return None
@@ -165,7 +178,8 @@ class TurnDetector:
         if self.state is TurnState.ONSET:
             if self._silence_s >= ONSET_GAP_S:
                 return self._clear()
-            if self._speech_s < options.start_speech_s:
+            starts_s = options.interrupt_start_s if self._interrupts else options.start_speech_s
+            if self._speech_s < starts_s:
                 return None
             self.state, self.turn = TurnState.SPEAKING, self.turn + 1
             return self._event(TurnKind.STARTED, end_ns)
@@ -175,8 +189,9 @@ class TurnDetector:
         self.state = (
             TurnState.SPEAKING if is_speech else TurnState.PAUSE if is_silence else self.state
         )
-        if is_over and self._speech_s < options.min_speech_s:
-            reason = f'there were {self._speech_s:.2f} s of speech, less than min_speech_s'
+        name = 'interrupt_speech_s' if self._interrupts else 'min_speech_s'
+        if is_over and self._speech_s < getattr(options, name):
+            reason = f'there were {self._speech_s:.2f} s of speech, less than {name}'
             return self._finish(TurnKind.DISCARDED, end_ns, reason)
         if is_over:
             return self._finish(TurnKind.ENDED, end_ns)
@@ -208,7 +223,10 @@ class TurnFinder:
 
     With a wake word a turn is addressed if the word was said in it, with more speech behind it,
     or follow_up_s before it at most; or if the robot has answered so long before it.
+    `robot_speaks(stamp_ns)` returns whether a turn that begins then interrupts the robot.
     """
+
+    robot_speaks = staticmethod(lambda stamp_ns: False)
 
     def __init__(self, detector, options: TurnOptions, wake_word=None):
         self._frames, self._detector = FrameSplitter(), detector
@@ -231,7 +249,8 @@ class TurnFinder:
                 self._wake()
             self.probability = self._detector.probability(frame)
             self.frames += 1
-            event = self.turns.push(self.stamp_ns, self.probability)
+            is_own = self.robot_speaks(self.stamp_ns)
+            event = self.turns.push(self.stamp_ns, self.probability, is_own)
             if event is not None:
                 events.append(replace(event, addressed=self._is_addressed(event)))
         return events

@@ -1,11 +1,15 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Asks the llm what was said, by the action `llm/ask`, and says what went wrong."""
+"""Asks the llm what was said, by the action `llm/ask`, and has the robot stop.
+
+What goes wrong is told.
+"""
 
 from functools import partial
 
 from rclpy.action import ActionClient
+from std_srvs.srv import Trigger
 
 from minicpmo_ros.action import Ask
 from minicpmo_ros.ros.messages import to_time
@@ -22,6 +26,7 @@ class Asker:
     def __init__(self, node, on_answer):
         self._node, self._on_answer = node, on_answer
         self._client = ActionClient(node, Ask, 'llm/ask')
+        self._stop = node.create_client(Trigger, 'speaker/stop')
         self.asked = self.answered = 0
         self._problem = ''  # of the newest question
         self._newest = None  # the goal handle of the newest answer, while it is given
@@ -47,6 +52,12 @@ class Asker:
         if self._newest is not None:
             self._newest.cancel_goal_async()
             self._newest = None
+
+    def silence(self) -> None:
+        """Cancel the answer, and have the speaker be silent."""
+        self.cancel()
+        if self._stop.service_is_ready():
+            self._stop.call_async(Trigger.Request())
 
     def transcribe(self, event, question: str, timeout_s: float, on_text) -> None:
         """Let the model write down a turn; `on_text(event, text)` gets what it wrote."""

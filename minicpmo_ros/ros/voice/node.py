@@ -11,11 +11,13 @@ an empty one, which the model answers from what it heard.
 import threading
 import time
 from dataclasses import asdict, fields
+from functools import partial
 
 from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 
 from minicpmo_ros.errors import Error, InputError
+from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
 from minicpmo_ros.media.audio.stream import AudioDecoder, parse_channel
 from minicpmo_ros.msg import Speech
 from minicpmo_ros.ros.audio_input import INBOX_S, AudioInput, cost_s
@@ -30,6 +32,7 @@ from minicpmo_ros.ros.messages import to_time
 from minicpmo_ros.ros.stamps import Stamps, stamps_parameter
 from minicpmo_ros.ros.voice.asking import Asker
 from minicpmo_ros.ros.voice.humans import Humans
+from minicpmo_ros.ros.voice.self_speech import INPUTS as OWN_INPUTS
 from minicpmo_ros.ros.voice.self_speech import PARAMETERS as LISTEN_PARAMETERS
 from minicpmo_ros.ros.voice.self_speech import SelfSpeechInput
 from minicpmo_ros.streams.time import Arrival, SampleClock
@@ -39,7 +42,7 @@ from minicpmo_ros.voice.turns import FRAME_S, TurnFinder, TurnKind, TurnOptions
 
 SPEECH_QOS = QoSProfile(depth=50)
 SILENT_S = 1.5  # without a chunk: the audio has stopped
-NONE = 'none'
+NONE, STOP = 'none', 'stop'
 TURNS = TurnOptions()
 PARAMETERS = (
     *INPUT_PARAMETERS,
@@ -65,6 +68,14 @@ PARAMETERS = (
               choices=(NONE, *WAKE_WORDS)),
     Parameter('follow_up_s', TURNS.follow_up_s, 'How long after the wake word or an answer a '
               'turn may begin without the word', 'seconds', 0.0, 600.0),
+    Parameter('interrupt_threshold', TURNS.interrupt_threshold, 'The same as threshold, for a '
+              'turn that begins while the robot speaks (listen: barge_in)', '', 0.05, 1.0),
+    Parameter('interrupt_start_s', TURNS.interrupt_start_s, 'The same as start_speech_s; it stops '
+              'the sound', 'seconds', 0.03, 5.0),
+    Parameter('interrupt_speech_s', TURNS.interrupt_speech_s, 'The same as min_speech_s; less was '
+              'a false alarm, and the robot goes on', 'seconds', 0.03, 5.0),
+    Parameter('stop_word', NONE, 'Who says it while the robot speaks makes it silent, whatever '
+              'listen is', choices=(NONE, *WAKE_WORDS)),
     Parameter('ask', True, 'Ask the llm; false: only tell turns on ~/speech', when=ANY_TIME),
     Parameter('question', '', 'Text asked with what was said; empty: the speech is the question',
               when=ANY_TIME),
@@ -81,11 +92,12 @@ PARAMETERS = (
 
 def turn_options(options) -> TurnOptions:
     """Return the TurnOptions among a node's parameters; raise InputError if two contradict."""
-    if options.release > options.threshold:
-        raise InputError(
-            f'release is {options.release:g}, above threshold, {options.threshold:g}. Lower it: a '
-            'frame would be speech and silence at once'
-        )
+    for name in ('threshold', 'interrupt_threshold'):
+        if options.release > getattr(options, name):
+            raise InputError(
+                f'release is {options.release:g}, above {name}, {getattr(options, name):g}. Lower '
+                'it: a frame would be speech and silence at once'
+            )
     return TurnOptions(**{field.name: getattr(options, field.name) for field in fields(TURNS)})
 
 
@@ -94,7 +106,10 @@ class _Audio:
 
     def __init__(self, options):
         self.channel = parse_channel(options.audio_channel)
-        word = None if options.wake_word == NONE else WakeWord(options.wake_word)
+        word, self.stop_word = (
+            None if name == NONE else WakeWord(name)
+            for name in (options.wake_word, options.stop_word)
+        )
         self.finder = TurnFinder(load_detector(), turn_options(options), word)
         self.decoder, self.clock = None, SampleClock()
         self.own = None  # while the node is active, a SelfSpeechInput
@@ -102,7 +117,7 @@ class _Audio:
         self.cpu_s = 0.0
 
     def push(self, arrival) -> list:
-        """Take a chunk; return the TurnEvents."""
+        """Take a chunk; return the TurnEvents, and STOP if the stop word was said."""
         stamp_ns, (arrived_ns, data, audio_format) = arrival.stamp_ns, arrival.content
         duration_ns = int(audio_format.duration_s(len(data)) * NS)
         if self.decoder is None or self.decoder.format != audio_format:
@@ -111,7 +126,13 @@ class _Audio:
             stamp_ns = self.clock.begin_ns(arrived_ns, duration_ns)
         begin_ns, samples = self.decoder.push(stamp_ns, data)
         self.clock.end_ns, self.newest = stamp_ns + duration_ns, arrival.at
-        return self.finder.push(begin_ns, self.own.heard(begin_ns, samples))
+        heard, ungated = self.own.hear(begin_ns, samples)
+        self.finder.robot_speaks = self.own.is_interrupted_at
+        told = self.finder.push(begin_ns, heard)
+        if self.stop_word is not None and self.stop_word.hears(ungated):
+            end_ns = begin_ns + len(samples) * NS // SAMPLE_RATE_HZ
+            told += [STOP] * self.own.has_spoken(begin_ns - NS, end_ns)
+        return told
 
 
 class VoiceNode(ManagedNode):
@@ -119,7 +140,7 @@ class VoiceNode(ManagedNode):
 
     PARAMETERS = PARAMETERS
     INPUTS = ('audio',)
-    INPUTS_BESIDE = ('audio_info', 'speaker/state')
+    INPUTS_BESIDE = ('audio_info', *OWN_INPUTS)
     ROLE = 'turns of speech'
     _input = _worker = _leaving = _audio = _own = stamps = None
 
@@ -130,7 +151,7 @@ class VoiceNode(ManagedNode):
         self._transcripts = self.topics.publish(String, '~/transcript', SPEECH_QOS)
         self._humans = Humans(self)
         self._asker = Asker(self, self._on_answer)
-        self._counts = dict.fromkeys(TurnKind, 0)
+        self._counts, self._stops = dict.fromkeys(TurnKind, 0), 0
 
     # The lifecycle.
     def on_setup(self, options) -> None:
@@ -183,6 +204,9 @@ class VoiceNode(ManagedNode):
             report.tell('wake words', finder.wakes)
         for kind, count in self._counts.items():
             report.tell(f'turns {kind.name.lower()}', count)
+        report.tell('stop words', self._stops)
+        if self._own is not None:
+            self._own.diagnose(report)
         report.count('chunks dropped', self.inbox.dropped, 'the machine is too busy')
         self._asker.diagnose(report)
         if self._input is not None and self._input.waiting:
@@ -221,7 +245,8 @@ class VoiceNode(ManagedNode):
     def _attempt(self, work, argument) -> None:
         try:
             for event in work(argument):
-                self.post(lambda event=event: self._tell(event))
+                tell = self._stop_robot if event == STOP else partial(self._tell, event)
+                self.post(tell)
         except Error as error:
             if self._throttle.allows('audio'):
                 self.get_logger().warning(str(error))
@@ -248,6 +273,10 @@ class VoiceNode(ManagedNode):
             self._asker.transcribe(
                 event, values.transcript_question, values.timeout_s, self._on_transcript
             )
+
+    def _stop_robot(self) -> None:
+        self._stops += 1
+        self._asker.silence()
 
     def _on_answer(self, text: str) -> None:
         if self._audio is not None:

@@ -1,49 +1,95 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Subscribes to `speaker/state`, so that a node does not listen while the robot speaks."""
+"""What a node hears while the robot speaks, by `speaker/state` and `speaker/audio`."""
 
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 
+from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
+from minicpmo_ros.media.audio.stream import AudioDecoder
 from minicpmo_ros.msg import SpeakerState
+from minicpmo_ros.ros.audio_input import AudioInput
 from minicpmo_ros.ros.framework.parameters import Parameter
 from minicpmo_ros.ros.messages import stamp_ns_of
-from minicpmo_ros.speech.self_speech import HALF_DUPLEX, LISTEN, TAIL_S, SelfSpeech
+from minicpmo_ros.speech.self_speech import (
+    ALWAYS,
+    BARGE_IN,
+    HALF_DUPLEX,
+    LISTEN,
+    TAIL_S,
+    EchoRemover,
+    SelfSpeech,
+)
 
-TOPIC = 'speaker/state'
+STATE, SOUND = 'speaker/state', 'speaker/audio'
+INPUTS = (STATE, SOUND, f'{SOUND}_info')
 # None may be missed: each begins or ends a time in which nobody listens.
 STATE_QOS = QoSProfile(depth=20, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 PARAMETERS = (
     Parameter('listen', HALF_DUPLEX, 'While the robot speaks (speaker/state): half_duplex hears '
-              'silence instead of the microphone, always hears everything', choices=LISTEN),
-    Parameter('listen_tail_s', TAIL_S, 'How long half_duplex goes on after the robot has spoken, '
-              'while the room still sounds', 'seconds', 0.0, 10.0),
+              'silence instead of the microphone; barge_in takes the sound of speaker/audio out '
+              'of it, and who speaks interrupts; always hears everything', choices=LISTEN),
+    Parameter('listen_tail_s', TAIL_S, 'How long half_duplex and barge_in go on after the robot '
+              'has spoken, while the room still sounds', 'seconds', 0.0, 10.0),
+    Parameter('echo_delay_ms', 40, 'Of barge_in: how much later the microphone hears what is on '
+              'speaker/audio, about', 'milliseconds', 0, 500),
 )  # fmt: skip
 
 
 class SelfSpeechInput:
-    """The SelfSpeech that a node hears of, from its start until `close`."""
+    """What a node hears of the robot's own speech, from its start until `close`.
+
+    `problem`: why it is half_duplex although barge_in was wanted, a sentence; or ''.
+    """
 
     def __init__(self, node, options):
-        self._speech = SelfSpeech(options.listen_tail_s)
-        self._is_muted = options.listen == HALF_DUPLEX
-        self._node = node
-        self._subscription = node.topics.subscribe(SpeakerState, TOPIC, self._on_state, STATE_QOS)
+        self._node, self._speech = node, SelfSpeech(options.listen_tail_s)
+        self.listen, self.problem = options.listen, ''
+        self._echo = self._sound = self._decoder = None
+        self._subscription = node.topics.subscribe(SpeakerState, STATE, self._on_state, STATE_QOS)
+        if self.listen == BARGE_IN:
+            try:
+                self._echo = EchoRemover(options.echo_delay_ms)
+                self._sound = AudioInput(node, None, self._on_sound, SOUND)
+            except InputError as error:
+                self.listen, self.problem = HALF_DUPLEX, str(error)
+                node.get_logger().error(self.problem)
 
     def close(self) -> None:
         """Unsubscribe."""
         self._node.topics.unsubscribe(self._subscription)
+        if self._sound is not None:
+            self._sound.close()
 
-    def heard(self, begin_ns: int, samples):
-        """Return samples (n,) float32 at 16 kHz as they are listened to; see the module."""
-        if not self._is_muted:
-            return samples
-        return self._speech.silence(begin_ns, samples, SAMPLE_RATE_HZ)
+    def diagnose(self, report) -> None:
+        """Report what is missing, and how much of the robot's own sound has come."""
+        if self._echo is not None:
+            report.tell('own sound [s]', self._echo.played_s)
+        if self.problem:
+            report.warn(self.problem)
+
+    def hear(self, begin_ns: int, samples) -> tuple:
+        """Return samples (n,) float32 at 16 kHz as they are listened to, and as no gate has them.
+
+        With barge_in both lack the echo, and are late by 10 ms.
+        """
+        if self.listen == ALWAYS:
+            return samples, samples
+        clean = None
+        if self._echo is not None:
+            samples, clean = self._echo.hear(begin_ns, samples)
+        heard = self._speech.silence(begin_ns, samples, SAMPLE_RATE_HZ, clean)
+        return heard, samples if clean is None else heard
 
     def muted_ms(self, begin_ns: int, end_ns: int) -> int:
         """Return how many milliseconds of a time are not listened to."""
-        return self._speech.duration_ms(begin_ns, end_ns) if self._is_muted else 0
+        is_muted = self.listen == HALF_DUPLEX
+        return self._speech.duration_ms(begin_ns, end_ns) if is_muted else 0
+
+    def is_interrupted_at(self, stamp_ns: int) -> bool:
+        """Return whether who speaks at a time interrupts the robot, by barge_in."""
+        return self.listen == BARGE_IN and self._speech.speaks_at(stamp_ns)
 
     def has_spoken(self, begin_ns: int, end_ns: int) -> bool:
         """Return whether the robot spoke in a time, or just before it."""
@@ -51,3 +97,14 @@ class SelfSpeechInput:
 
     def _on_state(self, message) -> None:
         self._speech.tell(stamp_ns_of(message), message.speaking)
+
+    def _on_sound(self, stamp_ns, data, audio_format) -> None:
+        """Take a block of the robot's own sound; in the thread that polls."""
+        if stamp_ns is None or not len(data):
+            return
+        try:
+            if self._decoder is None or self._decoder.format != audio_format:
+                self._decoder = AudioDecoder(audio_format)
+            self._echo.play(*self._decoder.push(stamp_ns, data))
+        except InputError as error:
+            self.problem = f'{SOUND} is no audio, and its echo is heard: {error}'

@@ -50,7 +50,8 @@ PARAMETERS = (
     Parameter('speak_answers', True, 'Say all answers of the llm; false: only what ~/say gets',
               when=ANY_TIME),
     Parameter('interrupt', True, 'Speech on voice/speech stops the sound: for good when it ends '
-              'as a turn; if it is discarded, the cut sentence is said again', when=ANY_TIME),
+              'as a turn that is addressed to the robot; else the cut sentence is said again',
+              when=ANY_TIME),
     Parameter('first_words', 8, 'The first piece of an answer is said from its first comma, or '
               'after so many words; 0: whole sentences only', '', 0, 100, when=ANY_TIME),
 )  # fmt: skip
@@ -252,7 +253,7 @@ class SpeakerNode(ManagedNode):
             if self._speaker.pause():
                 self._interrupting = speech.turn, time.monotonic()
         elif self._interrupting is not None and self._interrupting[0] == speech.turn:
-            self._end_interruption(speech.kind == Speech.DISCARDED)
+            self._end_interruption(speech.kind == Speech.DISCARDED or not speech.addressed)
 
     def _end_interruption(self, is_false_alarm: bool) -> None:
         self._interrupting = None

@@ -1,0 +1,105 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The robot does not hear itself through a room, and hears who speaks meanwhile."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.voice_sounds import ROOMS, echo_of, own_speech, say
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.speech.self_speech import EchoRemover
+from minicpmo_ros.voice.detector import load_detector
+from minicpmo_ros.voice.turns import TurnFinder, TurnKind, TurnOptions
+
+NS, RATE = 10**9, 16000
+BEGIN_NS = 1_700_000_000 * NS
+QUESTION_AT_S = 20
+
+
+@pytest.fixture(scope='module')
+def speech():
+    """Give a minute of the robot's own speech, (n,) float32."""
+    return own_speech(60)[0]
+
+
+def listened(speech, heard, rng=None, chunk=640):
+    """Give what is left of what was heard; the stamps jitter if `rng` is given."""
+    remover, parts = EchoRemover(40), []
+    for at in range(0, len(heard), chunk):
+        jitter_ns = 0 if rng is None or not at else int(rng.uniform(-0.03, 0.03) * NS)
+        stamp_ns = BEGIN_NS + at * NS // RATE
+        remover.play(stamp_ns + jitter_ns, speech[at : at + chunk])
+        parts.append(remover.hear(stamp_ns - jitter_ns // 2, heard[at : at + chunk])[1])
+    return np.concatenate(parts)
+
+
+def turns(samples):
+    finder = TurnFinder(load_detector(), TurnOptions())
+    finder.robot_speaks = lambda stamp_ns: True
+    return finder.push(BEGIN_NS, samples) + finder.stop('the end')
+
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_a_minute_of_its_own_words_louder_than_a_person_is_no_turn(speech, rng, room):
+    heard = echo_of(rng, speech, room)
+    clean = listened(speech, heard, rng)
+    assert len(clean) == len(heard)
+    assert turns(heard) and turns(clean) == []
+    quieter_db = 10 * np.log10(np.mean(heard[RATE:] ** 2) / np.mean(clean[RATE:] ** 2))
+    assert quieter_db > 20
+
+
+def test_a_question_into_its_words_is_one_turn_where_it_was_asked(speech, rng):
+    heard = echo_of(rng, speech, 'short')[: (QUESTION_AT_S + 6) * RATE]
+    question = say('Please tell me what I said.', 'en-gb+f3')
+    begin = QUESTION_AT_S * RATE
+    heard[begin : begin + len(question)] += question
+    started = [e for e in turns(listened(speech, heard)) if e.kind is TurnKind.STARTED]
+    assert len(started) == 1
+    late_s = (started[0].stamp_ns - BEGIN_NS) / NS - QUESTION_AT_S
+    assert 0 < late_s < len(question) / RATE
+
+
+@pytest.mark.parametrize('chunk', [100, 160, 1000, 7000])
+def test_where_the_robot_is_silent_everything_is_heard_10_ms_late(rng, chunk):
+    samples = rng.normal(0, 0.1, RATE).astype(np.float32)
+    remover = EchoRemover(40)
+    heard = np.concatenate([
+        remover.hear(BEGIN_NS + at * NS // RATE, samples[at : at + chunk])[0]
+        for at in range(0, RATE, chunk)
+    ])  # fmt: skip
+    np.testing.assert_array_equal(heard, np.concatenate([np.zeros(160), samples[:-160]]))
+
+
+def test_chunks_of_any_length_give_the_same(speech, rng):
+    heard = echo_of(rng, speech, 'short')[: 5 * RATE]
+    whole = listened(speech, heard, chunk=1600)
+    np.testing.assert_array_equal(listened(speech, heard, chunk=250), whole)
+
+
+def test_a_jump_of_the_stamps_begins_anew(rng):
+    samples, remover = rng.normal(0, 0.1, RATE).astype(np.float32), EchoRemover(40)
+    remover.hear(BEGIN_NS, samples)
+    heard, clean = remover.hear(BEGIN_NS + 60 * NS, samples)
+    assert len(heard) == len(clean) == RATE and not heard[:160].any()
+    remover.play(BEGIN_NS + 60 * NS, samples)
+    remover.play(BEGIN_NS, samples)  # a recording that is played again
+    heard, _ = remover.hear(BEGIN_NS, samples)
+    np.testing.assert_array_equal(heard[160:], samples[:-160])
+
+
+def test_blocks_that_come_in_a_burst_sound_one_after_the_other(speech, rng):
+    heard, remover = echo_of(rng, speech, 'short')[: 4 * RATE], EchoRemover(40)
+    for at in range(0, len(heard), 640):
+        comes = RATE if RATE <= at < 2 * RATE else at  # what sounds from 1 to 2 s, all at once
+        remover.play(BEGIN_NS + comes * NS // RATE, speech[at : at + 640])
+    np.testing.assert_array_equal(remover.hear(BEGIN_NS, heard)[1], listened(speech, heard))
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pywebrtc_audio', None)
+    with pytest.raises(InputError, match='half_duplex.*requirements-voice.txt'):
+        EchoRemover(40)
