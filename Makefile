@@ -17,7 +17,7 @@ installed := $(shell find minicpmo_ros msg srv action launch config demo models 
 in_env := source environment/env.sh &&
 
 .PHONY: help build live web web-test test score soak bench alerts voice vision scale nano lint clean setup \
-  setup-test setup-web
+  setup-test setup-web site setup-site
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ setup-test:
 
 setup-web:
 	@environment/setup.sh web
+
+setup-site:
+	@environment/setup.sh site
 
 .PHONY: setup-fetch
 setup-fetch:
@@ -44,14 +47,18 @@ build: setup build/installed ## set up the machine, build the interfaces, instal
 live: build ## play the demo clip through the live graph, ask, print the answers and a table
 	@$(in_env) python -m minicpmo_ros.ros.replay.demo
 
-# MODEL=DIR: another model; PAGE="port=8081 ...": parameters of the node web.
+# MODEL=DIR, PRESET=NAME: another model, and parameters for it; PAGE="port=8081 ...": parameters of the node web.
 MODEL ?= nano
+PRESET ?= nano
 
 web: build setup-web ## your own camera and microphone as the robot's, and a page to ask it
-	@$(in_env) python -m minicpmo_ros.ros.web.session --model-dir $(MODEL) --page $(PAGE)
+	@$(in_env) python -m minicpmo_ros.ros.web.session --model-dir $(MODEL) --preset $(PRESET) --page $(PAGE)
 
 web-test: build setup-web ## the page in a real browser: answers, seconds, CPU; build/web.json
 	@$(in_env) python -m benchmarks.web
+
+site: setup-site ## the pages as a site that can be searched, without a network; build/site
+	@$(in_env) python docs/site/build.py
 
 lint: setup-test ## style
 	@$(in_env) ruff check . && ruff format --check --quiet .

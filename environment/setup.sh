@@ -9,6 +9,7 @@
 #   environment/setup.sh test     and what the tests need
 #   environment/setup.sh web      and what the page in the browser needs
 #   environment/setup.sh fetch    and what fetches model files
+#   environment/setup.sh site     and what makes a site of the pages
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source environment/env.sh
@@ -93,10 +94,11 @@ install_packages() {
   case "${1:-}" in
     test)
       files+=(environment/requirements-test.txt environment/requirements-web.txt)
-      files+=(environment/requirements-fetch.txt)
+      files+=(environment/requirements-fetch.txt environment/requirements-site.txt)
       ;;
     fetch) files+=(environment/requirements-fetch.txt) ;;
     web) files+=(environment/requirements-web.txt) ;;
+    site) files+=(environment/requirements-site.txt) ;;
   esac
   key=$(cat "${files[@]}" environment/requirements-voice.txt environment/setup.sh | sha256sum | cut -c1-16)
   grep -qx "$key" .venv/.requirements-keys 2>/dev/null && return

@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 FIRST = 'test_day_of_a_robot'
-WAIT_MOSTLY = ('test_package', 'test_ros_', 'test_launch', 'test_demo')
+WAIT_MOSTLY = ('test_package', 'test_ros_', 'test_launch', 'test_demo', 'test_tutorial')
 
 
 def pytest_collection_modifyitems(items):

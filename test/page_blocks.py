@@ -43,6 +43,7 @@ OTHERS = {
     'tegrastats',
     'colcon',
     'cd',
+    'mkdir',
     'git',
 }
 LAUNCHES = {

@@ -30,6 +30,7 @@ VERBS = {  # verb: (module of this package, what the verb does)
     'doctor': ('doctor', 'check this machine, a model and the graph, and say what to do'),
     'fetch': ('fetch', 'fetch published model files from Hugging Face, and adopt them'),
     'importance': ('quantization', 'measure which columns of the weights matter'),
+    'interfaces': ('interfaces', 'print the tables of all messages (docs/interfaces.md)'),
     'look': ('recordings', 'draw a bag second by second, or write it for Foxglove with answers'),
     'memory': ('notes', 'list, find, export or forget notes of what was seen and heard'),
     'merge': ('replay', 'join the shards of a replay to one run'),

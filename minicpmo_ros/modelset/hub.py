@@ -90,7 +90,7 @@ class Hub:
         huggingface_hub is missing.
         """
         try:
-            import huggingface_hub
+            import huggingface_hub.constants  # the package alone does not have it yet
         except ImportError:
             raise InputError(
                 'fetch needs the package huggingface_hub. Install it: '
