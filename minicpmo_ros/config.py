@@ -41,6 +41,7 @@ class Llm:
     max_waiting: int = 16  # questions
     max_parallel: int = 4  # questions that are answered together
     max_rules: int = 16  # standing questions
+    quiet_dbfs: float = -60.0  # for them, quieter audio is as silence
     max_question_tokens: int = 384
     max_tokens: int = 256  # of an answer
     required_evidence: str = 'some'

@@ -19,6 +19,8 @@ from minicpmo_ros.evaluation.alerts import blank_units
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.runner import Core, CoreOptions
 from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.streams.pairing import Unit, UnitAssembler
+from minicpmo_ros.streams.time import Instant
 
 SQUARE = demo.RULES[0]
 
@@ -86,9 +88,9 @@ def test_answers_that_begin_alike_are_told_apart_by_what_follows(core, units):
     assert [status.evaluated for status in watch.states()] == [1, 1]
 
 
-def follow(core, watch, units) -> list:
+def follow(core, watch, units, **how) -> list:
     events = []
-    asker = AlertAsker(watch, events.extend)
+    asker = AlertAsker(watch, events.extend, **how)
     asker.bind(core.session)
     core.session.reset()
     for unit in units:
@@ -125,11 +127,39 @@ def test_a_window_never_learns_of_the_rules(core, units):
     assert (core.ask('what shape is shown now?').text, core.session.window.end) == without
 
 
-def test_an_image_that_stays_is_not_evaluated_again_for_a_rule_about_images(core):
-    watch = AlertWatch([replace(SQUARE, id='eye', senses=('image',)), SQUARE])
-    follow(core, watch, blank_units(core, 4))
-    eye, both = watch.states()
-    assert (eye.evaluated, eye.reused, both.evaluated) == (1, 3, 4)
+def counts(watch) -> dict:
+    return {s.rule.id: (s.evaluated, s.reused) for s in watch.states()}
+
+
+def test_what_stays_still_and_quiet_is_not_asked_again(core):
+    rules = (
+        replace(SQUARE, id='eye', senses=('image',)),
+        replace(SQUARE, id='ear', senses=('audio',)),
+        replace(SQUARE, id='both'),
+    )
+    still = list(blank_units(core, 5))
+    assert {unit.level_dbfs for unit in still} == {-math.inf}
+    watch = AlertWatch(rules)
+    follow(core, watch, still)
+    assert counts(watch) == {'eye': (1, 4), 'ear': (1, 4), 'both': (1, 4)}
+    loud = [replace(unit, level_dbfs=-59.0) for unit in still[2:]]
+    follow(core, watch := AlertWatch(rules), still[:2] + loud)
+    assert counts(watch) == {'eye': (1, 4), 'ear': (4, 1), 'both': (4, 1)}
+    unknown = [replace(unit, level_dbfs=Unit(0).level_dbfs) for unit in still]
+    follow(core, watch := AlertWatch(rules), unknown)
+    assert counts(watch) == {'eye': (1, 4), 'ear': (5, 0), 'both': (5, 0)}
+    follow(core, watch := AlertWatch(rules), still, every_second=True)
+    assert counts(watch) == {'eye': (5, 0), 'ear': (5, 0), 'both': (5, 0)}
+
+
+def test_the_level_of_the_audio_travels_with_its_second(core, units):
+    levels_dbfs = [unit.level_dbfs for unit in units]
+    assert all(-60 < level < 0 for level in levels_dbfs)
+    assembler = UnitAssembler()
+    for unit in units:
+        assembler.add_audio(unit.second, unit.audio_rows, Instant(0.0), unit.level_dbfs)
+        assembler.add_image(unit.second, unit.image_rows, unit.tiles, Instant(0.0))
+    assert [unit.level_dbfs for unit in assembler.due(Instant(0.0))] == levels_dbfs
 
 
 def test_a_stream_that_restarts_is_a_new_start(core, units):

@@ -254,6 +254,24 @@ def test_what_has_not_changed_is_not_evaluated_again():
     assert [s.evaluated for s in watch.states()] == [3, 6]  # after ten periods
 
 
+def test_what_has_changed_since_the_reading_is_evaluated_though_it_stays_now():
+    watch = AlertWatch([rule('slow', period_s=2)])
+    play(watch, 'n')
+    play(watch, 'y', 1)  # it changes while the rule is not due
+    assert play(watch, 'yy', 2, unchanged=BOTH) == [('slow', 'BEGIN', 3)]
+    assert (watch.states()[0].evaluated, watch.states()[0].reused) == (2, 0)
+    assert play(watch, 'nn', 4, unchanged=BOTH) == []  # from here on it has not
+    assert (watch.states()[0].evaluated, watch.states()[0].reused) == (2, 1)
+
+
+def test_a_change_in_a_second_that_could_not_be_read_is_evaluated_later():
+    watch = AlertWatch([rule()])
+    play(watch, 'n')
+    assert watch.begin_second(START + 1, BOTH)  # and nothing comes of it
+    assert watch.end_second({}) == []
+    assert play(watch, 'y', 2, unchanged=BOTH) == [('r', 'BEGIN', 3)]
+
+
 def test_a_paused_rule_ends_and_goes_on_as_new():
     watch = AlertWatch([rule('a'), rule('b')])
     play(watch, 'ny')

@@ -227,10 +227,12 @@ def test_a_rule_that_this_model_cannot_read_is_told(run_folder, capsys, tmp_path
 def test_a_minute_of_blank_and_silence_tells_nothing():
     core = Core(ModelDirectory.open(demo.NANO), CoreOptions(device='cpu', n_ctx=512, max_forks=4))
     try:
-        watched = list(watch_units(core, demo.RULES, blank_units(core, 60), 'blank'))
+        blank = blank_units(core, 60)
+        watched = list(watch_units(core, demo.RULES, blank, 'blank', every_second=True))
     finally:
         core.close()
     assert len(watched) == 60 * len(demo.RULES)
+    assert not any(math.isnan(second.log_odds) for second in watched)
     assert not [event for second in watched for event in second.events]
     truth = AlertTruth((), ('blank',), demo.CLIPS)
     assert all(one.false == 0 for one in score(demo.RULES, truth, watched))

@@ -7,7 +7,8 @@
     asker.end(session.append(unit, (), riders))
 
 Nothing is generated: the answers are told apart by the probabilities of their first tokens. A
-live stream calls `try_begin` and `try_end`: there, an unforeseen error costs a second's readings.
+sense has not changed if the image is the same as in the second before, and if the audio was quiet
+then and is now. A live stream calls `try_begin` and `try_end`: there, an unforeseen error costs a second's readings.
 """
 
 import logging
@@ -18,6 +19,7 @@ import numpy as np
 from minicpmo_ros.alerts.monitor import TIME_WENT_BACK, AlertReading
 from minicpmo_ros.alerts.rules import AlertRule
 from minicpmo_ros.alerts.watch import AlertWatch
+from minicpmo_ros.config import LLM
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.llm.probability import WordGroups
 from minicpmo_ros.streams.pairing import Unit
@@ -62,18 +64,22 @@ class AlertAsker:
     """Asks the rules of an AlertWatch about the units of one session; one thread uses it.
 
     `on_events(events)` is called after every second while there are rules, and where sight is
-    lost. A rule that this model cannot read has a problem, and the others go on.
+    lost. A rule that this model cannot read has a problem, and the others go on. `quiet_dbfs`: the
+    level below which audio is quiet; `every_second`: ask also where nothing has changed.
     """
 
     def __init__(
         self,
         watch: AlertWatch | None = None,
         on_events: Callable[[list], None] = lambda events: None,
+        quiet_dbfs: float = LLM.quiet_dbfs,
+        every_second: bool = False,
     ):
         self.watch, self._on_events = watch or AlertWatch(), on_events
+        self._quiet_dbfs, self._every_second = quiet_dbfs, every_second
         self._session = None
         self._readers, self._asked = {}, []  # RuleReaders by AlertRule; those of this second
-        self._image_rows = None  # of the unit before
+        self._before = None  # the unit before
         self.readings = {}  # by id, of the newest second
         self.failures, self.newest_failure = 0, ''  # unforeseen errors that were caught
 
@@ -89,15 +95,13 @@ class AlertAsker:
         if unit.restarted:
             self.lose(TIME_WENT_BACK)
         self._prepare(rules)
-        rows, before = unit.image_rows, self._image_rows
-        senses = {'image': rows, 'audio': unit.audio_rows}
-        is_same = rows is not None and before is not None and np.array_equal(rows, before)
-        self._image_rows = rows
+        senses = {'image': unit.image_rows, 'audio': unit.audio_rows}
         due = self.watch.begin_second(
             unit.second,
             {sense for sense, found in senses.items() if found is not None},
-            {'image'} if is_same else frozenset(),
+            set() if self._every_second else self._unchanged(unit),
         )
+        self._before = unit
         self._asked = [self._readers[rule] for rule in due if self._readers.get(rule)]
         return [rows for reader in self._asked for rows in reader.riders]
 
@@ -138,6 +142,21 @@ class AlertAsker:
         """Lose sight, because what was seen is no longer in the window."""
         if self._readers:
             self._on_events(self.watch.reset(reason))
+
+    def _unchanged(self, unit: Unit) -> set:
+        """Return the senses that show what they showed in the unit before."""
+        before, found = self._before, set()
+        if before is None:
+            return found
+        rows, rows_before = unit.image_rows, before.image_rows
+        if rows is not None and rows_before is not None and np.array_equal(rows, rows_before):
+            found.add('image')
+        if all(one.audio_rows is not None and self._is_quiet(one) for one in (before, unit)):
+            found.add('audio')
+        return found
+
+    def _is_quiet(self, unit: Unit) -> bool:
+        return np.float32(unit.level_dbfs) < self._quiet_dbfs  # as messages carry it
 
     def _note(self, error: Exception) -> None:
         self.failures, self.newest_failure = self.failures + 1, repr(error)

@@ -9,8 +9,8 @@ For every second that becomes part of the window, whoever reads it calls
     events = watch.end_second({id: AlertReading}, cost_ms)
 
 and otherwise `reset` where the window is emptied and `expire` as time passes without a second. A
-rule whose senses show what they showed in the second before keeps its reading (`reused`), for ten
-of its periods at most. The live engine and the evaluation of bags both work like this, so that
+rule whose senses have shown the same since its reading keeps that (`reused`), for ten of its
+periods at most. The live engine and the evaluation of bags both work like this, so that
 they agree. Rules may be added, removed and paused from any thread at any time.
 """
 
@@ -109,6 +109,7 @@ class _Followed:
     paused: bool = False
     problem: str = ''
     reading: object = None  # the newest AlertReading; None: it is of another window
+    has_changed: bool = False  # what its senses show, since that reading
     evaluated_s: float | None = None  # end of the second it is of
     evaluated: int = 0
     reused: int = 0
@@ -190,7 +191,7 @@ class AlertWatch:
             return events
 
     def set_problem(self, name: str, problem: str) -> None:
-        """Return why a rule cannot be evaluated, in words; '' if it can."""
+        """Note why a rule cannot be evaluated, in words; '': it can."""
         with self._lock:
             if name in self._followed:
                 self._followed[name].problem = problem
@@ -225,10 +226,11 @@ class AlertWatch:
             waiting = []
             for name, followed in self._followed.items():
                 needed = set(followed.rule.senses) or self._seen
+                followed.has_changed |= not (is_next and needed <= set(unchanged))
                 if not followed.may_be_read or not needed <= set(senses):
                     continue
                 waited_s = at_s - followed.stamps_s[-1] if followed.stamps_s else math.inf
-                if is_next and needed <= set(unchanged) and self._may_reuse(followed):
+                if self._may_reuse(followed):
                     self._reused |= {name} if waited_s >= followed.rule.period_s else set()
                 else:
                     waiting.append((followed.rule, waited_s))
@@ -250,7 +252,7 @@ class AlertWatch:
                 # Another rule may have taken its name meanwhile.
                 if name in readings and any(rule is followed.rule for rule in asked):
                     followed.reading, followed.evaluated_s = readings[name], self._at_s
-                    followed.evaluated += 1
+                    followed.evaluated, followed.has_changed = followed.evaluated + 1, False
                 elif name in self._reused and followed.reading is not None:
                     followed.reused += 1
                 else:
@@ -288,7 +290,7 @@ class AlertWatch:
             self._turns.forget_time()
 
     def _may_reuse(self, followed: _Followed) -> bool:
-        if followed.reading is None:
+        if followed.reading is None or followed.has_changed:
             return False
         return self._at_s - followed.evaluated_s <= MOST_REUSED_PERIODS * followed.rule.period_s
 

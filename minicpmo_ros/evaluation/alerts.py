@@ -80,12 +80,17 @@ class WatchedSecond:
         }
 
 
-def watch_units(core: Core, rules: tuple, units, clip: str = '') -> Iterator[WatchedSecond]:
-    """Follow rules over Units from an empty window on, as the live engine does."""
+def watch_units(
+    core: Core, rules: tuple, units, clip: str = '', every_second: bool = False
+) -> Iterator[WatchedSecond]:
+    """Follow rules over Units from an empty window on, as the live engine does.
+
+    every_second: ask also where nothing has changed.
+    """
     session, watch = core.session, AlertWatch(rules)
     session.reset()
     events = []
-    asker = AlertAsker(watch, events.extend)
+    asker = AlertAsker(watch, events.extend, every_second=every_second)
     asker.bind(session)
     for unit in units:
         riders = asker.begin(unit)
@@ -140,7 +145,7 @@ def watch_all(
 def watch_blank(core: Core, rules: tuple, seconds: int = BLANK_S) -> dict:
     """Return {rule: log-odds} after some seconds of a grey image and silence."""
     found = {}
-    for second in watch_units(core, rules, blank_units(core, seconds)):
+    for second in watch_units(core, rules, blank_units(core, seconds), every_second=True):
         if not math.isnan(second.log_odds):
             found[second.rule] = round(second.log_odds, 6)
     return found

@@ -187,7 +187,7 @@ class Core:
                     tiles = half.tiles_wide, half.tiles_high
                     unit = replace(unit, image_rows=half.rows, tiles=tiles)
                 else:
-                    unit = replace(unit, audio_rows=half.rows)
+                    unit = replace(unit, audio_rows=half.rows, level_dbfs=half.level_dbfs)
             if unit.image_rows is not None or unit.audio_rows is not None:
                 yield unit
 

@@ -21,6 +21,7 @@ Callbacks run in the thread of the engine and must return soon; their exceptions
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -110,9 +111,11 @@ class Engine:
         """Add the image embeddings (queries * images, width) of a second; None if it has none."""
         self._put(lambda now: self._inputs.put_image(second, rows, tiles, now))
 
-    def put_audio(self, second: int, rows: np.ndarray | None) -> None:
-        """Add the audio embeddings (tokens, width) of a second; None if it has none."""
-        self._put(lambda now: self._inputs.put_audio(second, rows, now))
+    def put_audio(
+        self, second: int, rows: np.ndarray | None, level_dbfs: float = math.inf
+    ) -> None:
+        """Add the audio embeddings (tokens, width) of a second, None: it has none; see Unit."""
+        self._put(lambda now: self._inputs.put_audio(second, rows, now, level_dbfs))
 
     def ask(
         self,

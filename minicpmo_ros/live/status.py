@@ -214,11 +214,11 @@ class LiveInputs:
             self._newest_image = second, rows, tiles
         self._assembler.add_image(second, rows, tiles, now)
 
-    def put_audio(self, second: int, rows, now: Instant) -> None:
+    def put_audio(self, second: int, rows, now: Instant, level_dbfs: float) -> None:
         """Add the audio embeddings of a second; see Engine.put_audio."""
         self._note_arrival('audio', rows, now)
         self._told_audio = second
-        self._assembler.add_audio(second, rows, now)
+        self._assembler.add_audio(second, rows, now, level_dbfs)
 
     def set_wait_for(self, senses: str) -> None:
         """Set which senses a second waits for, a key of pairing.WAIT_FOR."""

@@ -50,6 +50,11 @@ ALERT_PARAMETERS = (
               'How describe looks at the newest image when a rule begins: live (as the window has '
               'it), sharp (with all of the area) or tiles (also in tiles)',
               choices=LOOKS, when=ANY_TIME),
+    Parameter('alerts.quiet_dbfs', LLM.quiet_dbfs,
+              'A second of audio below this level (root mean square, relative to full scale) is '
+              'quiet. If audio stays quiet and the image is unchanged, standing questions keep '
+              'their answers and are not asked again, for ten of their periods at most', 'dB',
+              -200.0, 0.0),
 )  # fmt: skip
 EVENT_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 STATES = {
@@ -99,7 +104,9 @@ class AlertServer:
         self._publish()
         watch = self.watch
         self._asker = AlertAsker(
-            watch, lambda events: self._node.post(lambda: self._on_events(watch, events))
+            watch,
+            lambda events: self._node.post(lambda: self._on_events(watch, events)),
+            options.alerts_quiet_dbfs,
         )
         return self._asker
 

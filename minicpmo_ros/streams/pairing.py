@@ -51,6 +51,7 @@ class Unit:
     image_rows: np.ndarray | None = None  # overview, then tiles: (queries * images, width)
     tiles: tuple = (0, 0)  # columns and rows of the grid; no tiles: (0, 0)
     audio_rows: np.ndarray | None = None  # (tokens, width)
+    level_dbfs: float = math.inf  # of the audio, as AudioSecond; inf: not known
     restarted: bool = False  # time went back: earlier units belong to another time
     arrived: Instant | None = None  # when its first half came
 
@@ -58,8 +59,8 @@ class Unit:
 class _Time:
     """The seconds between two jumps.
 
-    `open`: by second, when its first half came and, by stream, the halves (rows or None, tiles)
-    that have come. `newest`: by stream, its newest second with content. `closed`: the second of
+    `open`: by second, when its first half came and, by stream, the halves (rows or None, tiles or
+    level) that have come. `newest`: by stream, its newest second with content. `closed`: the second of
     the newest unit, or None.
     """
 
@@ -147,9 +148,11 @@ class UnitAssembler:
         """Take the image rows of a second; None: it has no image."""
         self._add('image', second, (rows, tiles), now)
 
-    def add_audio(self, second: int, rows: np.ndarray | None, now: Instant) -> None:
-        """Take the audio rows of a second; None: it has no audio."""
-        self._add('audio', second, (rows, (0, 0)), now)
+    def add_audio(
+        self, second: int, rows: np.ndarray | None, now: Instant, level_dbfs: float = math.inf
+    ) -> None:
+        """Take the audio rows of a second, None: it has no audio; and how loud it is."""
+        self._add('audio', second, (rows, level_dbfs), now)
 
     def due(self, now: Instant) -> list:
         """Close seconds that are complete or have waited enough; return the units in order."""
@@ -162,13 +165,14 @@ class UnitAssembler:
                 break
             self._close(second, first, came, is_full)
             image_rows, tiles = came.get('image', (None, (0, 0)))
-            audio_rows, _ = came.get('audio', (None, None))
+            audio_rows, level_dbfs = came.get('audio', (None, math.inf))
             if image_rows is not None and audio_rows is not None:
                 self._stream_not_waited_for = None
             if image_rows is not None or audio_rows is not None:
                 self._time.closed = second
-                units.append(Unit(second, image_rows, tiles, audio_rows, self._restarted, first))
-                self._restarted = False
+                restarted, self._restarted = self._restarted, False
+                unit = Unit(second, image_rows, tiles, audio_rows, level_dbfs, restarted, first)
+                units.append(unit)
         return units
 
     def is_open_until(self, second: int) -> bool:
