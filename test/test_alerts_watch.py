@@ -225,6 +225,18 @@ def test_a_reset_ends_what_holds_and_what_follows_is_at_start():
     assert play(watch, 'y', 3) == [('r', 'BEGIN', 4)]
 
 
+def test_sight_is_lost_after_the_newest_second_and_not_after_one_of_another_time():
+    watch = AlertWatch([rule()])
+    play(watch, 'ny', 500)
+    before_s = watch.newest_end_s
+    assert watch.expire(before_s, 3.0) == []
+    play(watch, 'ny')  # the clock was set back, and who calls has not heard of it
+    assert watch.expire(before_s, 10.0) == []
+    assert told(watch.expire(watch.newest_end_s, 3.5)) == [('END', 5, 1, False)]
+    watch.reset('time went back')
+    assert watch.newest_end_s is None
+
+
 def test_seconds_that_go_back_end_what_holds():
     watch = AlertWatch([rule()])
     play(watch, 'nyy', 100)
@@ -236,6 +248,14 @@ def test_a_dead_camera_is_not_read_as_no():
     play(watch, 'ny')
     assert play(watch, 'yyyyy', 2, {'audio'}) == [('any', 'END', 5)]
     assert [s.state for s in watch.states()] == [Condition.UNKNOWN, Condition.ACTIVE]
+
+
+def test_what_was_lost_in_a_gap_is_told_before_what_begins_behind_it():
+    watch = AlertWatch([rule('a'), rule('b')])
+    play(watch, 'ny')
+    assert play(watch, 'y', 9) == [
+        ('a', 'END', 5), ('b', 'END', 5), ('a', 'BEGIN', 10), ('b', 'BEGIN', 10),
+    ]  # fmt: skip
 
 
 def test_a_robot_with_one_sense_is_watched():

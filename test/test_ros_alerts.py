@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import yaml
+from rclpy.qos import QoSProfile
 from ros_source import FIRST, SimulatedTime, Source
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
@@ -21,11 +22,19 @@ from minicpmo_ros.evaluation.bags.clip import Clip
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.runner import Core, CoreOptions
 from minicpmo_ros.modelset.directory import ModelDirectory
-from minicpmo_ros.msg import Alert, AlertState, AlertStates, Status
+from minicpmo_ros.msg import (
+    Alert,
+    AlertState,
+    AlertStates,
+    AudioEmbedding,
+    ImageEmbedding,
+    Status,
+)
 from minicpmo_ros.msg import AlertRule as RuleMessage
 from minicpmo_ros.notes.store import NoteStore
 from minicpmo_ros.ros.alerts import EVENT_QOS
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
+from minicpmo_ros.ros.messages import put_rows
 from minicpmo_ros.srv import AddAlert, ListAlerts, PauseAlerts, RemoveAlert
 
 NS = 10**9
@@ -52,13 +61,16 @@ def recording():
 
 
 @pytest.fixture(scope='module')
-def expected(recording):
-    """Give what the core says of it: (rule, kind, end of the second, begin, at_start, text)."""
+def core():
     core = Core(ModelDirectory.open(demo.NANO), CoreOptions(device='cpu', max_forks=8))
-    try:
-        watched = list(watch_units(core, RULES, core.stream(recording)))
-    finally:
-        core.close()
+    yield core
+    core.close()
+
+
+@pytest.fixture(scope='module')
+def expected(core, recording):
+    """Give what the core says of it: (rule, kind, end of the second, begin, at_start, text)."""
+    watched = list(watch_units(core, RULES, core.stream(recording)))
     return [
         (e.rule, int(e.kind), e.at_s, e.begin_s, e.at_start, e.text)
         for second in watched
@@ -187,6 +199,100 @@ def check_notes(database, expected) -> None:
         kept = [note for note in notes if note.snapshot]
         assert len(kept) >= 5 and all(' begin' in note.text for note in kept)
         assert all(store.snapshot(note.id).unit.second + 1 == note.end_s for note in kept)
+
+
+class Encoders:
+    """Stands for both encoders of a live graph: gives the llm what the core has encoded."""
+
+    def __init__(self, graph, core):
+        self._graph, self._core = graph, core
+        self._space = core.model.space
+        self._images, self._audio = (
+            graph.create_publisher(kind, f'{sense}_embedding', QoSProfile(depth=32))
+            for kind, sense in ((ImageEmbedding, 'image'), (AudioEmbedding, 'audio'))
+        )
+        for publisher in (self._images, self._audio):
+            graph.spin_until(publisher.get_subscription_count, 'the llm')
+
+    def play(self, units, begin_s: int) -> int:
+        """Give units as those of the seconds from begin_s on, each when the last one is read."""
+        for second, unit in enumerate(units, begin_s):
+            before = self._graph.status.units_read
+            image = ImageEmbedding(model=self._space, second=second)
+            image.tiles_wide, image.tiles_high = unit.tiles
+            audio = AudioEmbedding(model=self._space, second=second)
+            audio.level_dbfs = unit.level_dbfs
+            for message, rows, publisher in (
+                (image, unit.image_rows, self._images),
+                (audio, unit.audio_rows, self._audio),
+            ):
+                put_rows(message, rows)
+                publisher.publish(message)
+            self._graph.spin_until(
+                lambda n=before: self._graph.status.units_read > n, f'second {second} to be read'
+            )
+        return begin_s + len(units)
+
+
+def test_of_gaps_clocks_that_jump_and_scenes_that_stay_exactly_this_is_told(graph, core, tmp_path):
+    path = tmp_path / 'rules.yaml'
+    write_rules(path, demo.RULES)
+    rules = ('-p', f'alerts.file:={path}', '-p', 'alerts.budget_ms:=0.0')
+    graph.start('llm', '-p', 'model_dir:=nano', '-p', 'unit_deadline:=30.0', *rules)
+    graph.wait_ready()
+    listener, encoders = Listener(graph), Encoders(graph, core)
+    hour_s, n_seconds = 3600, 0
+
+    def play(clip: str, begin_s: int, n_still: int = 0) -> tuple:
+        nonlocal n_seconds
+        units = list(core.stream(read_clip(demo.CLIPS / f'{clip}.mcap')))
+        units += [dataclasses.replace(units[-1], level_dbfs=-70.0)] * n_still
+        n_seconds += len(units)
+        return begin_s, encoders.play(units, begin_s)
+
+    star_s, gone_s = play('021', FIRST)  # a yellow star, a blue one, and nothing for a while
+    square_s, set_back_s = play('013', gone_s + 9)  # squares, white and black
+    black_s, set_ahead_s = play('010', set_back_s - hour_s)  # a black triangle, then
+    red_s = black_s + 1  # a red square, a black one, and a cross
+    # A red circle for 7 s, a blue one, and it stays there for 8 s without a sound.
+    circle_s, _ = play('016', set_ahead_s + hour_s, n_still=8)
+    blue_s = circle_s + 7
+    begin, end, unknown = Alert.BEGIN, Alert.END, Alert.UNKNOWN
+    unread, went_back = 'lost sight: nothing was read for 3 s', 'lost sight: time went back'
+    expected = [  # rule, kind, end of the second, begin of the condition, at_start, reason
+        ('star', begin, star_s + 1, star_s, True, ''),
+        ('blue', begin, star_s + 2, star_s + 1, False, ''),
+        ('square', unknown, gone_s + 3, 0, False, unread),
+        ('star', end, gone_s + 3, star_s, False, unread),
+        ('red', unknown, gone_s + 3, 0, False, unread),
+        ('blue', end, gone_s + 3, star_s + 1, False, unread),
+        ('square', begin, square_s + 1, square_s, True, ''),
+        ('square', end, set_back_s, square_s, False, went_back),
+        ('star', unknown, set_back_s, 0, False, went_back),
+        ('red', unknown, set_back_s, 0, False, went_back),
+        ('blue', unknown, set_back_s, 0, False, went_back),
+        ('square', begin, red_s + 1, red_s, False, ''),
+        ('red', begin, red_s + 1, red_s, False, ''),
+        ('red', end, red_s + 2, red_s, False, ''),
+        ('square', end, red_s + 3, red_s, False, ''),
+        ('square', unknown, set_ahead_s + 3, red_s, False, unread),
+        ('star', unknown, set_ahead_s + 3, 0, False, unread),
+        ('red', unknown, set_ahead_s + 3, red_s, False, unread),
+        ('blue', unknown, set_ahead_s + 3, 0, False, unread),
+        ('red', begin, circle_s + 1, circle_s, True, ''),
+        ('red', end, blue_s + 1, circle_s, False, ''),
+        ('blue', begin, blue_s + 1, blue_s, False, ''),
+    ]
+
+    def are_judged() -> bool:
+        states = listener.states[-1].alerts
+        return all(one.evaluated + one.reused == n_seconds for one in states)
+
+    graph.spin_until(are_judged, 'all seconds to be judged')
+    graph.spin_until(lambda: len(listener.alerts) >= len(expected), 'all events')
+    assert [(*facts(alert)[:5], alert.reason) for alert in listener.alerts] == expected
+    # Of the quiet seconds only the first, in which the sound ended, was asked about.
+    assert [one.reused for one in listener.states[-1].alerts] == [7] * len(demo.RULES)
 
 
 def check_services(listener, path) -> None:

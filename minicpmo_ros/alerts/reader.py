@@ -8,7 +8,8 @@
 
 Nothing is generated: the answers are told apart by the probabilities of their first tokens. A
 sense has not changed if the image is the same as in the second before, and if the audio was quiet
-then and is now. A live stream calls `try_begin` and `try_end`: there, an unforeseen error costs a second's readings.
+then and is now. A live stream calls `try_begin` and `try_end`: there, an unforeseen error costs a
+second's readings.
 """
 
 import logging

@@ -240,12 +240,14 @@ class AlertWatch:
     def end_second(self, readings: dict, cost_ms: float = 0.0) -> list:
         """Take the readings {id: AlertReading} of the second that was begun; return the Events.
 
+        They are in the order of their stamps, at one stamp in that of the rules.
         cost_ms: what the evaluation of these rules took, beside the second itself.
         """
         with self._lock:
             self._turns.book(len(readings), cost_ms)
             asked, self._asked = self._asked, []
-            events, self._events = self._events, []
+            lost, self._events = self._events, []
+            events = []
             for name, followed in self._followed.items():
                 if not followed.may_be_read:
                     continue
@@ -260,11 +262,23 @@ class AlertWatch:
                     continue
                 followed.stamps_s.append(self._at_s)
                 events += followed.monitor.read(self._at_s, followed.reading)
-            return events
+            return lost + sorted(events, key=lambda event: event.at_s)
 
-    def expire(self, now_s: float) -> list:
-        """Lose sight of what was not read for too long before `now_s`; return the Events."""
+    @property
+    def newest_end_s(self) -> float | None:
+        """The end of the newest second; None: there is none, or time has gone back since."""
+        return self._at_s
+
+    def expire(self, end_s: float, waited_s: float) -> list:
+        """Lose sight of what was not read for too long; return the Events.
+
+        waited_s: how long ago the newest second, which ended at `end_s`, came. If it is not the
+        newest any more, as after a jump of the stamps, nothing is lost.
+        """
         with self._lock:
+            if end_s != self._at_s:
+                return []
+            now_s = end_s + waited_s
             return [
                 event
                 for followed in self._followed.values()

@@ -122,7 +122,7 @@ class AlertServer:
             end_s, read = self._newest
             waited_s = self._node.now().waited_s(read)
             slack_s = self._node.table.values().unit_deadline  # it may still be on its way
-            events = self.watch.expire(end_s + waited_s - slack_s)
+            events = self.watch.expire(end_s, waited_s - slack_s)
         self._tell(events)
 
     def release(self, reason: str) -> None:
@@ -156,8 +156,8 @@ class AlertServer:
     def _on_events(self, watch: AlertWatch, events: list) -> None:
         """Tell what a second brought, or what was lost."""
         if watch is self.watch:  # not of an engine that was told to end
-            end_s = self._node.engine.status().window_end_s if self._node.engine else 0
-            self._newest = (end_s, self._node.now()) if end_s else None
+            end_s = watch.newest_end_s
+            self._newest = None if end_s is None else (end_s, self._node.now())
             self._tell(events)
 
     # Services.

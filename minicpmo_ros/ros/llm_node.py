@@ -267,7 +267,9 @@ class LlmNode(ManagedNode):
     # Input.
     def _on_audio(self, message: AudioEmbedding) -> None:
         level_dbfs = message.level_dbfs
-        self._forward(message, lambda rows: self.engine.put_audio(message.second, rows, level_dbfs))
+        self._forward(
+            message, lambda rows: self.engine.put_audio(message.second, rows, level_dbfs)
+        )
 
     def _on_image(self, message: ImageEmbedding) -> None:
         tiles = message.tiles_wide, message.tiles_high

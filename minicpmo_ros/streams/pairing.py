@@ -60,8 +60,8 @@ class _Time:
     """The seconds between two jumps.
 
     `open`: by second, when its first half came and, by stream, the halves (rows or None, tiles or
-    level) that have come. `newest`: by stream, its newest second with content. `closed`: the second of
-    the newest unit, or None.
+    level) that have come. `newest`: by stream, its newest second with content. `closed`: the
+    second of the newest unit, or None.
     """
 
     def __init__(self, open_seconds: dict | None = None, newest: dict | None = None):
