@@ -20,7 +20,7 @@ from minicpmo_ros.evaluation.bags import writing
 from minicpmo_ros.evaluation.bags.clip import IMAGE, RAW_IMAGE, type_store
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.report import foxglove
-from minicpmo_ros.evaluation.report.foxglove import ANSWER, wrapped
+from minicpmo_ros.evaluation.report.foxglove import ANSWER
 from minicpmo_ros.evaluation.results import Given, Results
 from minicpmo_ros.msg import Answer
 from minicpmo_ros.units import NS
@@ -278,11 +278,3 @@ def test_what_cannot_be_written_is_told_in_a_line_and_nothing_is_left(
     status, _, err = look(capsys, 'a.mcap', *arguments, *questions)
     assert status == 2 and expected in err and err.count('\n') == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-
-
-def test_a_wide_character_takes_two_columns_and_long_texts_end_in_dots():
-    assert wrapped('ab cd', 4) == ['ab', 'cd']
-    assert wrapped('红色的圆', 4) == ['红色', '的圆']
-    assert len(wrapped('word ' * 100, 12)) == foxglove.MOST_LINES
-    assert wrapped('word ' * 100, 12)[-1].endswith('...')
-    assert wrapped('', 9) == []

@@ -26,6 +26,7 @@ TOPICS = {
     '/llm/alerts/state': AlertStates,
     '/vision_encoder/seen': ImageEmbedding,
     '/streaming_encoder/heard': AudioEmbedding,
+    '/web/view': CompressedImage,
 }
 OF_ROS = ('/rosout',)
 PANELS = ('Image', 'Plot', 'StateTransitions', 'ServiceCall', 'RawMessages', 'Log')
@@ -81,7 +82,7 @@ def test_every_topic_exists_and_is_documented():
     shown += [config['topicToRender'] for config in of_kind('Log')]
     assert set(shown) <= {*TOPICS, *OF_ROS}
     for topic in TOPICS:
-        name = re.sub(r'^/(llm|vision_encoder|streaming_encoder)/', '~/', topic).lstrip('/')
+        name = re.sub(r'^/(llm|vision_encoder|streaming_encoder|web)/', '~/', topic).lstrip('/')
         assert f'`{name}`' in DOCUMENTED, topic
 
 
@@ -96,9 +97,10 @@ def test_the_request_of_the_service_has_the_fields_of_ask():
 
 def test_what_look_writes_is_shown_where_the_live_topics_are():
     """Of a file of `minicpmo look --mcap`, by the same layout; and its topics are documented."""
-    (image,) = (config['imageMode'] for config in of_kind('Image'))
-    assert image['imageTopic'] == foxglove.IMAGES
+    shown = {config['imageMode']['imageTopic']: config['imageMode'] for config in of_kind('Image')}
+    image = shown[foxglove.IMAGES]
     assert image['annotations'] == {foxglove.ANNOTATIONS: {'visible': True}}
+    assert set(shown) == {foxglove.IMAGES, '/web/view'}
     assert foxglove.SCHEMAS[foxglove.ANNOTATIONS][0] == 'foxglove.ImageAnnotations'
     assert foxglove.ANSWERS in [config['topicPath'] for config in of_kind('RawMessages')]
     assert foxglove.LOG in [config['topicToRender'] for config in of_kind('Log')]

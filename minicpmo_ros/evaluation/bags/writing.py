@@ -13,7 +13,6 @@ killed can be read all the same. While the disk is full new messages wait in mem
 MOST_WAITING bytes; more are lost, and the file can be read up to there.
 """
 
-import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from heapq import merge
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.clip import (
@@ -33,6 +31,7 @@ from minicpmo_ros.evaluation.bags.clip import (
     type_store,
 )
 from minicpmo_ros.media.audio.stream import Resampler
+from minicpmo_ros.media.image.compressed import encode_jpeg
 from minicpmo_ros.units import NS
 
 START_S = 1_000_000_000  # stamp of a video's first instant in its bag
@@ -143,13 +142,6 @@ def _one_a_second(frames, quality: int) -> Iterator[tuple]:
         shown = image
     if stamp_ns >= due_ns - SHOWN_NS:  # the last second has begun
         yield due_ns, encode_jpeg(shown, quality)
-
-
-def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """Return an image (H, W, 3) uint8 as JPEG; quality: 1 to 100."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, 'JPEG', quality=quality)
-    return file.getvalue()
 
 
 def _audio(video) -> np.ndarray:

@@ -19,12 +19,10 @@ stamp. The names are those of the live topics where config/foxglove_layout.json 
 
 import base64
 import json
-import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from unicodedata import east_asian_width
 
 import numpy as np
 from rosbags.typesys import get_types_from_msg
@@ -33,10 +31,12 @@ from minicpmo_ros.documents import appearing
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.bags import Bag
 from minicpmo_ros.evaluation.bags.clip import IMAGE, SAMPLE_RATE_HZ, Clip, ClipImage, type_store
-from minicpmo_ros.evaluation.bags.writing import encode_jpeg, make_header
+from minicpmo_ros.evaluation.bags.writing import make_header
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.report.plots import samples_by_second
 from minicpmo_ros.evaluation.results import Run
+from minicpmo_ros.media.image.caption import lines_of, text_height
+from minicpmo_ros.media.image.compressed import encode_jpeg
 from minicpmo_ros.streams.audio import level_dbfs
 from minicpmo_ros.units import NS
 
@@ -48,8 +48,6 @@ SILENCE_DBFS = -120.0  # of zeros, in place of minus infinity
 LONGEST_ANSWER_S = 600  # after its window; a stamp further away is of another clock
 INFO, WARNING = 2, 3  # levels of foxglove.Log
 LINE_LOOP = 2  # of foxglove.PointsAnnotation
-MOST_LINES = 4  # of a question or an answer on an image
-FILL = '\ue000'  # takes the second column of a wide character while lines are broken
 TEXT, NUMBER, INTEGER = {'type': 'string'}, {'type': 'number'}, {'type': 'integer'}
 WHITE, BLACK = {'r': 1.0, 'g': 1.0, 'b': 1.0, 'a': 1.0}, {'r': 0.0, 'g': 0.0, 'b': 0.0, 'a': 0.6}
 GREEN, NONE = {'r': 0.1, 'g': 0.7, 'b': 0.3, 'a': 1.0}, {'r': 0.0, 'g': 0.0, 'b': 0.0, 'a': 0.0}
@@ -307,11 +305,8 @@ class _Tape:
 
     def _annotations(self, at_ns: int) -> dict:
         (width, height), stamp = self._size, _time(at_ns)
-        size = max(10.0, height / 22)  # pixels
-        columns = max(8, int(width / (0.6 * size)))
-        lines = []
-        if self._newest is not None:
-            lines = wrapped(self._newest.question, columns) + wrapped(self._newest.text, columns)
+        size, newest = text_height(height), self._newest
+        lines = lines_of((newest.question, newest.text), width, height) if newest else []
         rows = [(size * 1.2, self._caption)]
         for i, line in enumerate(reversed(lines)):
             rows.append((height - size * (0.4 + 1.3 * i), line))
@@ -335,13 +330,6 @@ class _Tape:
         if 'timestamp' in SCHEMAS[topic][1]['properties']:
             message = {'timestamp': _time(at_ns), **message}
         self._writer.add_message(self._channels[topic], at_ns, _encoded(message), at_ns)
-
-
-def wrapped(text: str, columns: int) -> list:
-    """Return at most MOST_LINES lines of so many columns; a wide character takes two."""
-    spaced = ''.join(c + FILL if east_asian_width(c) in 'WF' else c for c in text)
-    lines = textwrap.wrap(spaced, columns, max_lines=MOST_LINES, placeholder=' ...')
-    return [line.replace(FILL, '') for line in lines]
 
 
 def _time(at_ns: int) -> dict:

@@ -1,7 +1,7 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Decodes compressed images of messages to contiguous (H, W, 3) uint8 RGB.
+"""Decodes compressed images of messages to contiguous (H, W, 3) uint8 RGB, and encodes JPEG.
 
 Every size is checked before anything is decoded; anything wrong with an image raises an
 InputError that says what is allowed.
@@ -184,3 +184,10 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+
+
+def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """Return an image (H, W, 3) uint8 RGB as JPEG; quality: 1 to 100."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, 'JPEG', quality=quality)
+    return file.getvalue()

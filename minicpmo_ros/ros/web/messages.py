@@ -6,11 +6,12 @@
 A number that is not finite becomes None; a time becomes seconds.
 """
 
-import io
 import math
 
+import numpy as np
 from PIL import Image
 
+from minicpmo_ros.media.image.compressed import encode_jpeg
 from minicpmo_ros.msg import Alert, AlertState, Answer, ImageEmbedding, Speech, Status
 from minicpmo_ros.web.requests import HEADER, IMAGE
 
@@ -108,9 +109,13 @@ def shown_size(width: int, height: int) -> tuple:
     return math.ceil(scale * width), math.ceil(scale * height)
 
 
+def small(pixels) -> np.ndarray:
+    """Return an image (H, W, 3) uint8 RGB no larger than it is shown."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((WIDEST, WIDEST))
+    return np.asarray(image)
+
+
 def image(second: int, pixels) -> bytes:
     """Return the image (H, W, 3) uint8 RGB of a second as a binary message: header and JPEG."""
-    shown, file = Image.fromarray(pixels), io.BytesIO()
-    shown.thumbnail((WIDEST, WIDEST))
-    shown.save(file, 'JPEG', quality=JPEG_QUALITY)
-    return HEADER.pack(IMAGE, float(second)) + file.getvalue()
+    return HEADER.pack(IMAGE, float(second)) + encode_jpeg(pixels, JPEG_QUALITY)

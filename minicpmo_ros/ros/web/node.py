@@ -6,7 +6,8 @@
 It is a client of the topics, services and actions of the other nodes. What it subscribes to is
 polled (framework/polling.py); the server has a thread of its own (web/server.py). With the
 parameter `senses`, the camera and the microphone of the page are the robot's: they are published
-on `image/compressed`, `audio` and `audio_info`.
+on `image/compressed`, `audio` and `audio_info`. For programs that only show images, `~/view` has
+the encoded images with the newest answer drawn on them, while somebody subscribes.
 """
 
 import threading
@@ -34,7 +35,7 @@ from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import Parameter, ParameterTable
 from minicpmo_ros.ros.framework.polling import Poller
-from minicpmo_ros.ros.framework.topics import Topics
+from minicpmo_ros.ros.framework.topics import LOOK_AGAIN_PERIOD_S, Topics
 from minicpmo_ros.ros.image_input import PARAMETERS as INPUT_PARAMETERS
 from minicpmo_ros.ros.image_input import ImageInput
 from minicpmo_ros.ros.web import messages as shown
@@ -43,6 +44,7 @@ from minicpmo_ros.ros.web.upstream import (
     LLM,
     SensePublisher,
     SettingsClient,
+    ViewPublisher,
     describe,
 )
 from minicpmo_ros.srv import PauseAlerts
@@ -66,6 +68,8 @@ PARAMETERS = (
     Parameter('senses', False,
               "The camera and the microphone of the page are the robot's: they are published on "
               'image/compressed, audio and audio_info'),
+    Parameter('view_font', '',
+              'TrueType or OpenType file for the text on ~/view; empty: a font of Latin letters'),
     *INPUT_PARAMETERS,
 )  # fmt: skip
 # What is shown of the past to a page that opens.
@@ -81,6 +85,7 @@ class WebNode(Node):
     """See the module."""
 
     server = _poller = _images = None
+    _n_pages = 0
 
     def __init__(self):
         super().__init__('web')
@@ -94,6 +99,7 @@ class WebNode(Node):
         self._asked = {}  # (page number, its number of a question): Stream
         self._senses = SensePublisher(self) if options.senses else None
         self._newest_images = deque(maxlen=4)  # (stamp_ns, make_image)
+        self._view = ViewPublisher(self, options.view_font)
         self.client = Client(self, LLM)
         self._settings = SettingsClient(self, self._tell_parameters)
         self._pausing = self.create_client(PauseAlerts, f'{LLM}/pause_alerts')
@@ -111,12 +117,13 @@ class WebNode(Node):
                 lambda: self.get_clock().now().nanoseconds,
                 self._welcome,
                 self._on_request,
-                lambda count: self.post(lambda: self._on_pages(count)),
+                lambda count: self.post(lambda: self._look_who_looks(count)),
                 self._on_closed,
             ),
         )
         self.server.start()
         self._subscribe()
+        self.steady_timer(LOOK_AGAIN_PERIOD_S, lambda: self._look_who_looks(self._n_pages))
         self.get_logger().info(f'the page is at {self.server.address}')
 
     def destroy_node(self):
@@ -151,7 +158,6 @@ class WebNode(Node):
         self._poller = Poller(self)
         for message_type, topic, convert, qos in (
             (Status, f'{LLM}/status', shown.status, LATCHED),
-            (Answer, f'{LLM}/answer', shown.answer, DEEP),
             (AudioEmbedding, f'{AUDIO}/heard', shown.heard, DEEP),
             (Alert, f'{LLM}/alerts', shown.alert, EVENT_QOS),
             (AlertStates, f'{LLM}/alerts/state', shown.alert_states, LATCHED),
@@ -161,6 +167,7 @@ class WebNode(Node):
                 message_type, topic, lambda message, convert=convert: self.tell(convert(message)),
                 qos,
             )  # fmt: skip
+        self._poller.subscribe(Answer, f'{LLM}/answer', self._on_answer, DEEP)
         self._poller.subscribe(ImageEmbedding, f'{IMAGES}/seen', self._on_seen, DEEP)
 
     def tell(self, message: dict) -> None:
@@ -174,21 +181,32 @@ class WebNode(Node):
         if message.status != message.OK or not images:
             return
         # The one that was encoded; where arrival replaces the stamps, the newest.
-        _, make_image = min(images, key=lambda image: abs(image[0] - stamp_ns))
-        binary = shown.image(message.second, make_image(shown.shown_size).pixels)
-        self._memory.keep_image(message.second, binary)
-        self.server.broadcast(binary, 'image')
+        at_ns, make_image = min(images, key=lambda image: abs(image[0] - stamp_ns))
+        pixels = shown.small(make_image(shown.shown_size).pixels)
+        if self._view.is_wanted:
+            self._view.show(at_ns, message, pixels)
+        if self._n_pages:
+            binary = shown.image(message.second, pixels)
+            self._memory.keep_image(message.second, binary)
+            self.server.broadcast(binary, 'image')
 
-    def _on_pages(self, count: int) -> None:
-        """Read images only while somebody looks."""
-        if count and self._images is None:
+    def _on_answer(self, message: Answer) -> None:
+        self.tell(shown.answer(message))
+        self._view.take_answer(message)
+
+    def _look_who_looks(self, n_pages: int) -> None:
+        """Read images only while somebody looks: a page, or a subscriber of ~/view."""
+        if n_pages and not self._n_pages:
+            self._settings.read()
+        self._n_pages = n_pages
+        is_looked_at = n_pages > 0 or self._view.is_wanted
+        if is_looked_at and self._images is None:
             self._images = ImageInput(
                 self,
                 self._options,
                 lambda stamp_ns, make: self._newest_images.append((stamp_ns, make)),
             )
-            self._settings.read()
-        elif not count and self._images is not None:
+        elif not is_looked_at and self._images is not None:
             self._images.close()
             self._images = None
             self._newest_images.clear()

@@ -1,7 +1,7 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What goes from the pages into the graph: a camera, a microphone, and parameters of the llm."""
+"""What goes from the node into the graph: camera and microphone of a page, parameters, a view."""
 
 from functools import partial
 
@@ -12,13 +12,15 @@ from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
+from minicpmo_ros.media.image.caption import Caption, Captioner
+from minicpmo_ros.media.image.compressed import encode_jpeg
 from minicpmo_ros.ros.audio_input import audio_types
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
 from minicpmo_ros.ros.llm_options import PARAMETERS
 from minicpmo_ros.ros.messages import to_time
 from minicpmo_ros.ros.playback.player import CAMERA_QOS, MICROPHONE_QOS
-from minicpmo_ros.ros.web.messages import plain
+from minicpmo_ros.ros.web.messages import JPEG_QUALITY, plain
 from minicpmo_ros.web import requests
 from minicpmo_ros.web.server import Page
 
@@ -70,6 +72,60 @@ class SensePublisher:
             message.audio.data.frombytes(data)
         message.header.stamp = to_time(stamp_ns)
         publisher.publish(message)
+
+
+class ViewPublisher:
+    """Publishes the encoded image of each second with the newest answer drawn on it.
+
+    It is for programs that show images, and know none of our messages; and nothing is drawn, nor
+    published, while nobody subscribes. All methods but `is_wanted` are for one thread.
+    """
+
+    def __init__(self, node, font_file: str):
+        """Raise InputError if the file is no font; '': Pillow's own."""
+        self._captioner = Captioner(font_file)
+        self._publisher = node.topics.publish(CompressedImage, '~/view', CAMERA_QOS)
+        self._shown, self._answer = None, None  # (stamp_ns, ImageEmbedding, pixels); Answer
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody subscribes."""
+        return self._publisher.get_subscription_count() > 0
+
+    def show(self, stamp_ns: int, seen, pixels) -> None:
+        """Publish an image (H, W, 3) uint8 RGB; seen: the message of ~/seen about it."""
+        self._shown = stamp_ns, seen, pixels
+        self._publish()
+
+    def take_answer(self, answer) -> None:
+        """Draw this answer from now on, and at once on the image that is shown."""
+        self._answer = answer
+        if self._shown is not None:
+            self._publish()
+
+    def _publish(self) -> None:
+        if not self.is_wanted:
+            self._shown = None
+            return
+        stamp_ns, seen, pixels = self._shown
+        message = CompressedImage(format='jpeg')
+        message.header.stamp = to_time(stamp_ns)
+        captioned = self._captioner.draw(pixels, caption_of(seen, self._answer))
+        message.data.frombytes(encode_jpeg(captioned, JPEG_QUALITY))
+        self._publisher.publish(message)
+
+
+def caption_of(seen, answer) -> Caption:
+    """Return what is drawn on an image; seen: ImageEmbedding, answer: Answer or None."""
+    tiles = (seen.tiles_wide, seen.tiles_high)
+    told = [f'{seen.source_width} x {seen.source_height}']
+    told += [f'{tiles[0]} x {tiles[1]} tiles'] if all(tiles) else []
+    told += ['like the one before'] if seen.reused else []
+    if answer is None:
+        return Caption(', '.join(told), tiles=tiles)
+    said = answer.text or answer.reason
+    is_evidence = seen.second in answer.seconds
+    return Caption(', '.join(told), (answer.question, said), is_evidence, tiles)
 
 
 class SettingsClient:
