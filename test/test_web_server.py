@@ -5,8 +5,14 @@
 
 import asyncio
 import json
+import shutil
+import socket
+import ssl
+import subprocess
 import time
+import tracemalloc
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,6 +26,7 @@ from minicpmo_ros.web.server import STATIC, Hooks, ServerOptions, WebServer  # n
 
 TOKEN = 'the-token'
 MOST_BYTES = 100_000
+MOST_OF_A_PAGE_BYTES = 8 * 2**20
 ASK = {'type': 'ask', 'number': 1, 'question': 'what is it?'}
 
 
@@ -208,20 +215,103 @@ def test_of_fifty_connections_so_many_are_taken_as_are_allowed():
     served.server.close()
 
 
-def test_a_page_that_does_not_answer_is_let_go_and_the_others_stay(served, monkeypatch):
-    monkeypatch.setattr(module, 'PATIENCE_S', 4.0)
-    monkeypatch.setattr(module, 'CLOCK_PERIOD_S', 0.1)
+class Transport:
+    """Notes whether a connection was closed at once."""
+
+    is_aborted = False
+
+    def abort(self):
+        self.is_aborted = True
+
+
+def test_a_page_is_let_go_once_it_has_not_answered_for_five_seconds(monkeypatch):
+    now_s = 100.0
+    monkeypatch.setattr(module, 'monotonic', lambda: now_s)
+    page = module.Page(None, 0, None, Transport())
+    now_s += 5.0
+    page.check()
+    assert page.is_open
+    page.echo(module.ClockEcho(server_ms=1000.0, page_ms=0.0), 1200.0)  # in the last moment
+    now_s += 5.0
+    page.check()
+    assert page.is_open
+    now_s += 0.01
+    page.check()
+    assert not page.is_open and page._transport.is_aborted
+    page.put('more')
+    assert not page._waiting  # nothing is kept for it
+
+
+def test_pages_that_do_not_answer_are_let_go_and_the_others_stay(served, monkeypatch):
+    """By a clock that goes on a second whenever the page that answers has done so."""
+    now_s = 1000.0
+    monkeypatch.setattr(module, 'monotonic', lambda: now_s)
+    monkeypatch.setattr(module, 'CLOCK_PERIOD_S', 0.02)
 
     async def work(session):
+        nonlocal now_s
         good, silent = await served.connect(session), await served.connect(session)
         reading = asyncio.ensure_future(read_until(good, 'end'))
-        while len(served.closed) < 1:
+        while not served.closed:
+            pages = served.server._pages.copy()
+            if all(page._echoed_s == now_s for number, page in pages.items() if number == 0):
+                now_s += 1.0
             served.server.broadcast(b'\x02' + bytes(50_000), 'image')
             await asyncio.sleep(0.01)
         assert [page.number for page in served.closed] == [1]
         served.server.broadcast({'type': 'end'})
         assert await reading
         await silent.close()
+
+    run(work)
+
+
+def stalled(served) -> socket.socket:
+    """Open a page that reads the head of the reply and never more; the buffers are small."""
+    address = urlsplit(served.base)
+    page = socket.socket()
+    page.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    page.connect((address.hostname, address.port))
+    page.sendall(
+        f'GET /ws?t={TOKEN} HTTP/1.1\r\nHost: {address.netloc}\r\nOrigin: {served.base}\r\n'
+        'Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n'
+        'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n'.encode()
+    )
+    assert page.recv(12) == b'HTTP/1.1 101'
+    return page
+
+
+@pytest.mark.parametrize('n_bytes', [40, 60_000, 1_000_000])
+def test_a_page_that_stops_reading_costs_eight_mebibytes_at_most_and_is_let_go(
+    served, monkeypatch, n_bytes
+):
+    """However small or large the messages are, and although no time passes."""
+    monkeypatch.setattr(module, 'monotonic', lambda: 0.0)
+    monkeypatch.setattr(module, 'PATIENCE_S', 1000.0)
+
+    async def work(session):
+        reader, page = await served.connect(session), stalled(served)
+
+        async def send(n_bytes: int) -> None:
+            """Send to both, and wait until the one that goes on reading has read it all."""
+            n_messages, n_read = max(1, 30_000 // n_bytes), 0
+            for _ in range(n_messages):
+                served.server.broadcast(bytes(n_bytes))
+            while n_read < n_messages:
+                n_read += (await reader.receive()).type == aiohttp.WSMsgType.BINARY
+
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        while len(served.server._pages[1]._waiting) < 10:
+            await send(60_000)  # until the buffers of the socket are full
+        while not served.closed:
+            await send(n_bytes)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        (gone,) = served.closed
+        assert peak - before <= MOST_OF_A_PAGE_BYTES
+        assert gone.number == 1 and not gone._waiting and gone._transport.is_closing()
+        page.close()
 
     run(work)
 
@@ -304,3 +394,61 @@ def test_the_page_is_small_and_names_no_other_server():
         text = path.read_text().replace('http://www.w3.org/2000/svg', '')  # a name, not fetched
         assert 'http://' not in text and 'https://' not in text, path.name
         assert 'innerHTML' not in text and 'eval(' not in text, path.name
+
+
+@pytest.fixture(scope='module')
+def certificate(tmp_path_factory):
+    """Give (certificate, key) of this machine, as a user makes them."""
+    if shutil.which('openssl') is None:
+        pytest.skip('openssl is not installed: https was not tried (apt install openssl)')
+    folder = tmp_path_factory.mktemp('certificate')
+    certificate, key = folder / 'robot.pem', folder / 'robot.key'
+    subprocess.run(
+        ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2',
+         '-keyout', key, '-out', certificate, '-subj', '/CN=robot',
+         '-addext', 'subjectAltName=IP:127.0.0.1'],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return certificate, key
+
+
+@pytest.mark.parametrize('is_one_file', [False, True], ids=['two files', 'one file'])
+def test_with_a_certificate_page_and_connection_are_encrypted_and_nothing_else_is_served(
+    certificate, tmp_path, is_one_file
+):
+    path, key = certificate
+    trusted = ssl.create_default_context(cafile=str(path))
+    if is_one_file:
+        path = tmp_path / 'both.pem'
+        path.write_text(''.join(file.read_text() for file in certificate))
+    served = Served(certificate=str(path), key='' if is_one_file else str(key))
+    assert served.server.address.startswith('https://127.0.0.1:')
+
+    async def work(session):
+        async with session.get(served.server.address, ssl=trusted) as reply:
+            assert reply.status == 200 and '<title>' in await reply.text()
+        url, headers = f'{served.base}/ws?t={TOKEN}', {'Origin': served.base}
+        async with session.ws_connect(url, headers=headers, ssl=trusted) as page:
+            assert await read_until(page, 'hello')
+            await page.send_json(ASK)
+            while not served.requests:
+                await asyncio.sleep(0.01)
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            headers = {'Origin': 'https://evil.example'}
+            await session.ws_connect(url, headers=headers, ssl=trusted)
+        assert refused.value.status == 403
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await session.get(served.server.address)  # of whom nobody says that it is the robot
+        with pytest.raises(aiohttp.ClientError):
+            await session.get(served.server.address.replace('https:', 'http:'))
+
+    run(work)
+    served.server.close()
+
+
+def test_a_key_of_another_certificate_is_told(certificate, tmp_path):
+    other = tmp_path / 'other.key'
+    subprocess.run(['openssl', 'genrsa', '-out', other, '2048'], check=True, capture_output=True)
+    options = ServerOptions(port=0, certificate=str(certificate[0]), key=str(other))
+    with pytest.raises(InputError, match='belong together'):
+        WebServer(options, Hooks(None, None, None)).start()

@@ -50,6 +50,7 @@ LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 PATIENCE_S, CLOCK_PERIOD_S, START_TIMEOUT_S = 5.0, 1.0, 10.0
 MAX_MESSAGE_BYTES = 4 * 2**20  # from a page
 MAX_WAITING_BYTES = 4 * 2**20  # to a page
+MESSAGE_BYTES = 256  # that a waiting message takes beside its data
 MAX_MALFORMED = 50  # messages, then the page is let go
 ECHOES = 16  # of the clock; the quickest of them is the most exact
 log = logging.getLogger(__name__)
@@ -97,7 +98,8 @@ class Page:
             return
         self._count += 1
         key = key or self._count
-        self._bytes += len(data) - len(self._waiting.pop(key, ''))
+        replaced = self._waiting.pop(key, None)
+        self._bytes += _cost(data) - (_cost(replaced) if replaced is not None else 0)
         self._waiting[key] = data
         if self._bytes > MAX_WAITING_BYTES:
             self.let_go('it does not read what it is sent')
@@ -140,7 +142,7 @@ class Page:
             self._bell.clear()
             while self._waiting and self.is_open:
                 data = self._waiting.pop(next(iter(self._waiting)))
-                self._bytes -= len(data)
+                self._bytes -= _cost(data)
                 send = self._socket.send_str if isinstance(data, str) else self._socket.send_bytes
                 try:
                     await asyncio.wait_for(send(data), PATIENCE_S)
@@ -366,3 +368,8 @@ def encode(message: dict | bytes) -> str | bytes:
     if isinstance(message, bytes):
         return message
     return json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
+
+
+def _cost(data: str | bytes) -> int:
+    """Return how many bytes a waiting message takes, about."""
+    return len(data) + MESSAGE_BYTES
