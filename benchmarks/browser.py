@@ -42,11 +42,16 @@ TIMEOUT_S = 60.0
 
 
 class Browser:
-    """A browser with one page; `close` ends it. `camera`: a y4m file, `microphone`: a WAV file."""
+    """A browser with one page; `close` ends it. `camera`: a y4m file, `microphone`: a WAV file.
 
-    def __init__(self, folder: Path, camera: Path | None = None, microphone: Path | None = None):
+    flags: further ones of Chromium.
+    """
+
+    def __init__(
+        self, folder: Path, camera: Path | None = None, microphone: Path | None = None, flags=()
+    ):
         self.console, self.requests, self._replies, self._number = [], [], {}, 0
-        flags = [*FLAGS, f'--user-data-dir={folder / "browser"}']
+        flags = [*FLAGS, *flags, f'--user-data-dir={folder / "browser"}']
         if camera is not None:
             flags += [
                 '--use-fake-ui-for-media-stream',
