@@ -102,7 +102,7 @@ vision: build ## what images cost: area, tiles, still scenes, full windows, a ma
 	python -m benchmarks.governor && python -m benchmarks.still
 
 voice: build setup-test ## spoken questions: found in noise, answered how soon; build/voice.json
-	@$(in_env) python -m benchmarks.voice
+	@$(in_env) python -m benchmarks.voice && python -m benchmarks.speaking
 
 scale: build ## runs in shards: killed and joined to the same bytes, and what joining many costs; build/scale.json
 	@$(in_env) python -m benchmarks.scale

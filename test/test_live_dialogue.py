@@ -19,6 +19,8 @@ from minicpmo_ros.llm.context import ContextOptions
 from minicpmo_ros.llm.model import LanguageModel
 from minicpmo_ros.streams.pairing import Unit
 from minicpmo_ros.synthetic.model import SHAPES, write_llm
+from minicpmo_ros.units import NS
+from minicpmo_ros.voice.hearing import Tail
 
 FORK = 1  # the first sequence behind that of the window
 BEFORE = Question('and before that?')
@@ -229,6 +231,81 @@ def test_what_is_not_remembered_leaves_no_trace_between_turns(open_session):
         session.append(unit(1))
     assert asked.window.spans == never.window.spans
     assert divergence(first_logits(asked, BEFORE), first_logits(never, BEFORE)) < 1e-5
+
+
+# --- answers that were interrupted, and questions that were heard --------------------------------
+
+
+def what_follows(session):
+    """Give the logits of a follow-up, and which turns and seconds it sees."""
+    return first_logits(session, BEFORE), [span.second for span in session.window.spans]
+
+
+@pytest.fixture
+def cut_by_hand(open_session):
+    """Give what follows a turn whose answer was only 'blue'."""
+    session = open_session()
+    session.append(unit(0))
+    encode = session.model.vocabulary.encode
+    session.remember(encode('what is it'), encode('blue'))
+    return what_follows(session)
+
+
+def test_of_an_interrupted_answer_only_what_was_said_is_remembered(open_session, cut_by_hand):
+    session = open_session()
+    session.append(unit(0))
+    answering = ask(session, 'what is it', choices=('blue and a long way off',), remember=True)
+    whole = what_follows(session)
+    answering.turn.settle('blue')
+    assert divergence(what_follows(session)[0], whole[0]) < 1e-5, 'not before it matters'
+    answering.turn.settle('blue', waits=False)
+    logits, seconds = what_follows(session)
+    assert divergence(logits, cut_by_hand[0]) < 1e-4 and seconds == cut_by_hand[1] == [0, None]
+    answering.turn.settle(waits=False)  # it goes on, and is said whole
+    assert divergence(what_follows(session)[0], whole[0]) < 1e-4
+    answering.turn.settle('', waits=False)
+    assert what_follows(session)[1] == [0]
+
+
+def test_a_cancelled_answer_is_remembered_if_some_of_it_was_said(open_session, cut_by_hand):
+    session = open_session()
+    session.append(unit(0))
+    answering = session.ask(Question('what is it', remember=True))
+    answering.step()
+    answering.end(Finish.CANCELLED)
+    for said in (None, ''):
+        answering.turn.settle(said, waits=False)
+        assert what_follows(session)[1] == [0]
+    answering.turn.settle('blue')
+    logits, seconds = what_follows(session)
+    assert divergence(logits, cut_by_hand[0]) < 1e-4 and seconds == [0, None]
+
+
+def test_a_turn_that_has_left_the_window_does_not_come_back(open_session):
+    for leave in (Session.reset, lambda session: session.forget(1)):
+        session = open_session()
+        session.append(unit(0))
+        answering = ask(session, 'what is it', choices=('blue and red',), remember=True)
+        leave(session)
+        answering.turn.settle('blue', waits=False)
+        answering.turn.settle('blue and', waits=False)
+        assert None not in [span.second for span in session.window.spans]
+
+
+@pytest.mark.parametrize('comes', [True, False])
+def test_a_spoken_turn_is_remembered_behind_the_second_it_was_heard_in(open_session, comes):
+    session = open_session()
+    session.append(unit(0))
+    heard = Tail(unit(1), NS + NS // 2)
+    answering = session.ask(Question('', choices=('blue',), remember=True), tail=heard)
+    while answering.answer is None:
+        answering.step()
+    assert answering.answer.remembered and what_follows(session)[1] == [0]
+    if comes:
+        session.append(unit(1))
+    answering.turn.settle(waits=comes)
+    session.append(unit(2))
+    assert what_follows(session)[1] == ([0, 1, None, 2] if comes else [0, None, 2])
 
 
 @pytest.mark.parametrize('seconds', [0, 12], ids=['turns alone', 'turns between units'])

@@ -48,7 +48,7 @@ class FakeGeneration:
 
     def __init__(self, session, question, between):
         self.session, self.question, self.between = session, question, between
-        self.ids, self.answer = [], None
+        self.ids, self.answer, self.turn = [], None, None
         self.read = question.text != 'long'
 
     def next_read(self):

@@ -10,6 +10,8 @@ from action_msgs.msg import GoalStatus
 from ros_source import FIRST, Source
 from test_ros_live import ask_by_action, play, start_live
 
+from minicpmo_ros.msg import SpeakerState
+from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.synthetic.model import write_model
 
 UNITS = {78, 66, 12}  # positions of picture and sound in 4.5, or of one of them alone
@@ -90,6 +92,23 @@ def test_a_follow_up_knows_the_turn_before_it(graph, live_4_5):
     grown = [b.prompt_tokens - a.prompt_tokens for a, b in zip(answers, answers[1:])]
     assert turns == grown
     assert answers[0].text != answers[1].text
+
+
+def test_of_what_the_robot_could_not_finish_saying_only_that_is_remembered(graph, live_4_5):
+    def n_read():
+        return ask(graph, 'service', 'And?', choices=['yes']).answer.prompt_tokens
+
+    states = graph.create_publisher(SpeakerState, 'speaker/state', STATE_QOS)
+    graph.spin_until(lambda: states.get_subscription_count() >= 2, 'llm and encoder')
+    empty = n_read()
+    reply = ask(graph, 'action', 'What is it?', choices=['blue and red'], remember=True)
+    whole = n_read()
+    assert reply.answer.remembered and whole > empty
+    states.publish(SpeakerState(id=reply.answer.id, spoken='blue', speaking=True))
+    states.publish(SpeakerState(id=reply.answer.id, spoken='blue', speaking=False))
+    graph.spin_until(lambda: empty < n_read() < whole, 'a shorter turn')
+    states.publish(SpeakerState(id=reply.answer.id, spoken='', speaking=False))
+    graph.spin_until(lambda: n_read() == empty, 'no turn')
 
 
 def test_4_5_refuses_to_prepare_each_second_by_itself(graph, tmp_path):

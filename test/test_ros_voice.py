@@ -60,7 +60,7 @@ def of_kind(heard, kind):
 
 @pytest.mark.parametrize('composed', [True, False])
 def test_a_spoken_question_is_answered_without_a_call(
-    graph, tiny_model_dir, question, heard, composed
+    graph, tiny_model_dir, question, heard, told, composed
 ):
     model = ('-p', f'model_dir:={tiny_model_dir}', '-p', 'max_tokens:=4')
     extra = ('-p', 'remember:=true')
@@ -85,7 +85,12 @@ def test_a_spoken_question_is_answered_without_a_call(
     ended_s = ended.end.sec + ended.end.nanosec / NS
     heard_s = answer.audio_end.sec + answer.audio_end.nanosec / NS
     assert ended_s <= heard_s, 'all that was said'
+    graph.spin_until(
+        lambda: told() and {p.key: p.value for p in told().values}['questions answered'] == '1',
+        'voice to know of the answer, for its patience and follow_up_s',
+    )
     assert process.is_running
+    assert not any('Traceback' in each.log for each in graph.processes)
 
 
 def test_without_an_llm_a_question_is_told_as_unanswered_and_turns_go_on(

@@ -3,13 +3,19 @@
 
 """Answers that are being given together: what they read next, and their share of the device."""
 
+import logging
+from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 
-from minicpmo_ros.errors import CancelledError, EngineError
+from minicpmo_ros.errors import CancelledError, ContextFullError, EngineError
 from minicpmo_ros.live.arbiter import DeviceArbiter, Priority, Turn
 from minicpmo_ros.live.question import Answer, Finish, PendingQuestion
+
+log = logging.getLogger(__name__)
+
+MOST_TURNS = 8  # of which what was said may still change
 
 
 class RunningAnswer:
@@ -33,6 +39,11 @@ class RunningAnswer:
     def has_token(self) -> bool:
         """Whether its first token was generated."""
         return bool(self._generation.ids)
+
+    @property
+    def turn(self):
+        """The RememberedTurn that it has become; None: it is not remembered."""
+        return self._generation.turn
 
     def next_read(self):
         """Return the Read that comes next; see Session."""
@@ -61,6 +72,58 @@ class RunningAnswer:
         self._turn.between()
 
 
+class RememberedTurn:
+    """A question and its answer, of which the window holds what was said.
+
+    It comes behind the second that the question was heard in, `heard_in_s`, which the window may
+    not have yet (None: it has all). Of an answer that was interrupted only what was said aloud is
+    kept; this is corrected when it matters, before the next question. `epoch`: of the session when
+    it was asked; nothing is kept beyond it.
+    """
+
+    def __init__(self, session, epoch, heard_in_s, question_ids, answer=((), None, None)):
+        """answer: its tokens, its text, the token that ended it; without it was cancelled."""
+        self._session, self._epoch, self._heard_in_s = session, epoch, heard_in_s
+        self._question_ids, (self._ids, self._text, self._end_id) = question_ids, answer
+        self._number = self._kept = None  # of the turn in the window; its answer
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it belongs to a window that is no more."""
+        return self._session.epoch != self._epoch
+
+    def settle(self, said: str | None = None, waits: bool = True) -> None:
+        """Let the window hold it as it is known to be now; raise ContextFullError.
+
+        said: of the answer, aloud; None: all of it. waits: for the second it was heard in, and
+        with corrections.
+        """
+        audio_end_s, is_new = self._session.window.audio_end_s or 0, self._number is None
+        wanted = self._text if said is None else spoken_part(self._text or '', said)
+        if self.is_over or wanted == self._kept:
+            return
+        is_early = self._heard_in_s is not None and audio_end_s <= self._heard_in_s
+        if waits and (is_early or not is_new):
+            return
+        if not is_new and not self._session.forget(self._number):
+            self._epoch = None  # it has left the window
+            return
+        self._number, self._kept = None, wanted
+        if said is None or wanted.strip():
+            is_whole = wanted == self._text
+            ids = self._ids if is_whole else self._session.model.vocabulary.encode(wanted)
+            end_id = self._end_id if is_whole else None
+            self._number = self._session.remember(self._question_ids, ids, end_id)
+
+
+def spoken_part(text: str, said: str) -> str:
+    """Return the beginning of an answer that was said, or `said` if it is none of it."""
+    lead = len(text) - len(text.lstrip())
+    if said == text.strip():
+        return text
+    return text[: lead + len(said)] if text[lead:].startswith(said) and said else said
+
+
 class RunningAnswers:
     """The answers that are given together, on one turn on the device; for the engine's thread.
 
@@ -76,6 +139,7 @@ class RunningAnswers:
     ):
         self._arbiter, self._on_end, self._is_closing = arbiter, on_end, is_closing
         self._answers, self._turn = [], None
+        self._turns = deque(maxlen=MOST_TURNS)  # (PendingQuestion, RememberedTurn), newest last
         self.unit_is_owed = False  # it waited for a question; it is read before another begins
 
     def __len__(self) -> int:  # noqa: D105
@@ -86,7 +150,19 @@ class RunningAnswers:
         if self._turn is None:
             self._turn = self._arbiter.acquire(Priority.QUESTION)
         self._turn.become(Priority.QUESTION)
+        self.settle_turns(waits=False)
         self._answers.append(RunningAnswer(session, pending, self._turn, stale, self._is_closing))
+
+    def settle_turns(self, waits: bool = True) -> None:
+        """Bring what is remembered up to date; see RememberedTurn. Not beside an answer."""
+        if self._answers:
+            return
+        for pending, turn in self._turns:
+            try:
+                turn.settle(pending.said, waits)
+            except ContextFullError as error:
+                log.warning('a turn is not remembered: %s', error)
+        self._turns = deque((one for one in self._turns if not one[1].is_over), MOST_TURNS)
 
     def next_reads(self) -> dict:
         """Return {answer: the Read that comes next}."""
@@ -178,4 +254,6 @@ class RunningAnswers:
     def _end(self, answer: RunningAnswer, finish: Finish, error: Exception | None = None) -> None:
         self._answers.remove(answer)
         ended = answer.end(finish, error)
+        if answer.turn is not None:
+            self._turns.append((answer.pending, answer.turn))
         self._on_end(answer.pending, ended, answer_live_s=ended.live_s)

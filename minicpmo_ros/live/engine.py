@@ -343,6 +343,7 @@ class Engine:
         try:
             with self._answers.hold_for_unit():
                 report = self._session.append(unit, list(reads.values()), riders)
+                self._answers.settle_turns()
         except (CancelledError, EngineError):
             raise
         except Exception as error:

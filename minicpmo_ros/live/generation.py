@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 
 from minicpmo_ros.errors import ContextFullError, InputError
+from minicpmo_ros.live.answers import RememberedTurn
 from minicpmo_ros.live.question import Answer, Finish, Question, check_form
 from minicpmo_ros.live.window import Read
 from minicpmo_ros.llm.grammar.json_schema import write_gbnf
@@ -78,9 +79,9 @@ class Generation:
         self._spans = []  # (begin, end) of each of these tokens in the text, characters
         self._scores, self._scored_path = None, ()  # ChoiceScores; what was read for them last
         self._worded = None  # (Finish, token that ended it), once the text is whole
-        self.answer = None  # an Answer, once it is finished
-        self._remembered = False
-        self._first_s = self._last_s = None
+        self.answer = self.turn = None  # an Answer, once it is finished; a RememberedTurn
+        self._heard = session.epoch, tail.unit.second if tail else None
+        self._remembered, self._first_s, self._last_s = False, None, None
         window = session.window
         seconds = [] if is_empty else window.seconds
         audio_end_s = None if is_empty else window.audio_end_s
@@ -206,6 +207,8 @@ class Generation:
         """Drop the fork, if it is still open, and return the answer."""
         if self.answer is None:
             self.fork.drop()
+            if self.question.remember and finish == Finish.CANCELLED:
+                self.turn = RememberedTurn(self._session, *self._heard, self.question_ids)
             self.answer = self._make_answer(finish, error)
         return self.answer
 
@@ -226,8 +229,12 @@ class Generation:
 
     def _remember(self, end_id: int | None) -> None:
         try:
-            self._session.remember(self.question_ids, self.ids, end_id)
-            self._remembered = True
+            session, answer = self._session, (self.ids, self.text, end_id)
+            turn = RememberedTurn(
+                session, session.epoch, self._heard[1], self.question_ids, answer
+            )
+            turn.settle()
+            self.turn, self._remembered = turn, True
         except ContextFullError as error:  # the answer is still valid
             self._notes += (f'The window does not remember this question and answer: {error}',)
 

@@ -115,9 +115,14 @@ class PendingQuestion:
         self.question, self.asked_s = question, time.monotonic()
         self.cancelled = False
         self.hearing = self.tail = None  # Hearing of a question about audio; the Tail it found
+        self.said = None  # of the answer, aloud; see note_said
         self._why_cancelled = None
         self._on_delta, self._on_done, self._wake = on_delta, on_done, wake
         self._n_emitted = 0  # characters
+
+    def note_said(self, said: str | None) -> None:
+        """Note what was said of the answer aloud; None: nobody says it, or it goes on."""
+        self.said = said
 
     def cancel(self, why: Error | None = None) -> None:
         """Cancel the question; does nothing if it is cancelled or answered already."""

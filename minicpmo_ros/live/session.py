@@ -68,6 +68,8 @@ class Session:
             context_options or ContextOptions(), n_sequences=1 + self.options.max_forks
         )
         self._abort = abort
+        self._n_turns = 0  # that were remembered
+        self.epoch = 0  # grows whenever the window begins anew
         self.evicted = 0  # units, to make room for newer ones or for a remembered turn
         self.prompt = CompiledPrompt(
             layout,
@@ -174,19 +176,29 @@ class Session:
         window_limit = self.window.end + self._n_unreserved() - n_positions
         return bool(self._free_sequences()) and window_limit >= self.window.capacity // 2
 
-    def remember(self, question_ids: list, answer_ids: list, end_id: int | None = None) -> None:
+    def remember(self, question_ids: list, answer_ids: list, end_id: int | None = None) -> int:
         """Read a question and its answer at the live end, as the next turn of the conversation.
 
-        `end_id`: the token that ended the answer; None if the answer was cut.
+        `end_id`: the token that ended the answer; None if the answer was cut. Returns the number
+        of the turn, for `forget`.
         """
         rows = self.prompt.turn(question_ids, answer_ids, end_id)
         self._make_room(len(rows))
         self._read_together((), (), rows)
-        self.window.append(None, len(rows))
+        self._n_turns += 1
+        self.window.append_turn(len(rows), self._n_turns)
+        return self._n_turns
+
+    def forget(self, turn: int) -> bool:
+        """Take a remembered turn out of the window; return whether it was there."""
+        spans = [span for span in self.window.spans if span.turn == turn]
+        self._evict(spans)
+        return bool(spans)
 
     def reset(self) -> None:
         """Empty the window; running answers keep their evidence."""
         self._n_resets += 1
+        self.epoch += 1
         self.window.remove(self.window.spans)
         self.context.remove(LIVE, self.window.prefix, -1)
 
@@ -259,6 +271,7 @@ class Session:
     def _open(self, carried: tuple | None = None) -> None:
         """Create a context and a window, empty or with what was `carried` over."""
         self._forks, self._n_resets = [], 0
+        self.epoch += 1
         self.context = Context(self.model, self._context_options, self._abort)
         prefix, reserve, options = self.prompt.prefix, self._reserve, self.options
         capacity = self.context.n_ctx - reserve

@@ -48,6 +48,7 @@ class Span:
     has_image: bool = False
     has_audio: bool = False
     is_still: bool = False  # its image is that of the newest one before it
+    turn: int | None = None  # number of a remembered turn
 
     @property
     def rows(self) -> int:
@@ -94,6 +95,10 @@ class Window:
         """Add a span at the end and return it; senses: has_image, has_audio, is_still."""
         self.spans.append(Span(second, self.end, self.end + n_rows, *senses))
         return self.spans[-1]
+
+    def append_turn(self, n_rows: int, turn: int) -> None:
+        """Add the span of a remembered turn with a number of its own."""
+        self.spans.append(Span(None, self.end, self.end + n_rows, turn=turn))
 
     def append_unit(self, unit: Unit, n_rows: int, is_still: bool = False) -> None:
         """Add the span of a unit, whose image was left out if `is_still`."""

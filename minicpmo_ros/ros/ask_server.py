@@ -20,15 +20,17 @@ from minicpmo_ros.action import Ask as ActionType
 from minicpmo_ros.config import LOOKS
 from minicpmo_ros.errors import BusyError, CancelledError, Error, InputError
 from minicpmo_ros.live.question import Finish, Question
-from minicpmo_ros.msg import Answer, AnswerDelta
+from minicpmo_ros.msg import Answer, AnswerDelta, SpeakerState
 from minicpmo_ros.ros.messages import time_ns, to_time
 from minicpmo_ros.ros.notes import MODES, to_message
+from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.srv import Ask
 from minicpmo_ros.units import NS
 
 # With the default depth of 10, questions that come at the same moment are lost without an answer.
 SERVICE_QOS = QoSProfile(depth=256)
 EVENT_QOS = QoSProfile(depth=1024)  # a request is up to four events
+MOST_SPOKEN = 8
 MOST_EVENTS = 1024  # that wait for their match
 STOPPED = 'The node stopped before the answer was finished.'
 
@@ -43,6 +45,8 @@ class QuestionRouter:
     def __init__(self, node):
         self._node = node
         self._count = itertools.count()
+        self._spoken = {}  # {Answer.id: asking}, of the newest answers that are remembered
+        node.create_subscription(SpeakerState, 'speaker/state', self._on_state, STATE_QOS)
 
     def ask(self, request, on_delta=None):
         """Queue a request (service or goal); return (asking, future of the Answer message).
@@ -68,7 +72,17 @@ class QuestionRouter:
         question = self._question(request, number)
         asking = node.looker.ask(question, request.image, batcher.add, done)
         node.notes.let_person_ask()
+        if question.remember:
+            self._spoken[name] = asking
+            while len(self._spoken) > MOST_SPOKEN:
+                del self._spoken[next(iter(self._spoken))]
         return asking, future
+
+    def _on_state(self, state) -> None:
+        """Note what the robot has said of an answer aloud, once it is silent."""
+        asking = self._spoken.get(state.id)
+        if asking is not None:
+            asking.note_said(None if state.speaking else state.spoken)
 
     def _question(self, request, number: int) -> Question:
         """Return the Question of a request; if no seed is set, its number is the seed.

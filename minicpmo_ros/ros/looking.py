@@ -165,6 +165,11 @@ class _Looking:
         patience_s = min(LOOK_TIMEOUT_S, self._question.timeout_s)
         return self._is_over or time.monotonic() - self._asked_s >= patience_s
 
+    def note_said(self, said: str | None) -> None:
+        """Note what was said of the answer aloud, as PendingQuestion."""
+        if self._pending is not None:
+            self._pending.note_said(said)
+
     def cancel(self, why: Error | None = None) -> None:
         """Cancel it; does nothing if it is over."""
         if self._pending is not None:

@@ -5,7 +5,8 @@
 
 It starts the installed `live` and `media_player` as the launch file does, in the namespace /demo,
 and uses only their topics, service and action. The embedded model was never trained on the clip;
-the clip's contents are printed, so that you can judge the answers.
+the clip's contents are printed, so that you can judge the answers. One more question is spoken
+into the topic `audio`; nodes `voice` and `speaker` have it answered aloud, into a WAV file.
 """
 
 import argparse
@@ -14,27 +15,40 @@ import statistics
 import subprocess
 import sys
 import time
+import wave
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from ament_index_python.packages import get_package_prefix, get_package_share_directory
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.client.client import Client
 from minicpmo_ros.errors import EngineError, Error, InputError
 from minicpmo_ros.evaluation.questions import QuestionSet
-from minicpmo_ros.msg import Answer, AudioEmbedding, ImageEmbedding, Status
+from minicpmo_ros.msg import Answer, AudioEmbedding, ImageEmbedding, SpeakerState, Status
+from minicpmo_ros.ros.audio_input import audio_types
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.framework.main import run_program
+from minicpmo_ros.ros.messages import to_time
+from minicpmo_ros.ros.voice.self_speech import STATE_QOS
+from minicpmo_ros.speech.sentences import is_speakable
+from minicpmo_ros.speech.synthesis import ESPEAK, make_synthesiser
 from minicpmo_ros.srv import Ask
+from minicpmo_ros.units import NS
+from minicpmo_ros.voice.detector import load_detector
 
 NAMESPACE = '/demo'
 CLIP = '010.mcap'
 FAMILIES = ('scene', 'source', 'mislead')  # what is shown, what is heard, both at once
 MAX_TOKENS = 16
 READY_TIMEOUT_S, STREAM_TIMEOUT_S, ANSWER_TIMEOUT_S = 120.0, 60.0, 60.0
+SPOKEN = 'color'  # one of the words that nano is to take for a question
+LEAD_S, TRAIL_S, CHUNK_S = 0.6, 2.0, 0.04  # silence around it
+IMAGE_S = 0.4
+WAV = Path('build/answer.wav')
 FINISH = {Answer.STOP: 'end', Answer.LENGTH: 'length', Answer.CANCELLED: 'cancelled'}
 
 
@@ -47,7 +61,11 @@ class Watcher(Node):
         self.processes = []  # that must stay alive meanwhile
         self.seen, self.heard, self.prefill_ms = [], [], {}  # the last by the count of units read
         deep = QoSProfile(depth=10)
+        self.image = None  # the newest that the camera gave
         self.create_subscription(Status, 'llm/status', self._on_status, LATCHED)
+        self.create_subscription(
+            CompressedImage, 'image/compressed', self._on_image, qos_profile_sensor_data
+        )
         self.create_subscription(
             ImageEmbedding, 'vision_encoder/embedding', self.seen.append, deep
         )
@@ -55,6 +73,9 @@ class Watcher(Node):
             AudioEmbedding, 'streaming_encoder/embedding', self.heard.append, deep
         )
         self._service = self.create_client(Ask, 'llm/ask')
+
+    def _on_image(self, message) -> None:
+        self.image = message
 
     def _on_status(self, message) -> None:
         self.prefill_ms.setdefault(message.units_read, message.prefill_ms)
@@ -183,7 +204,100 @@ def converse(watcher: Watcher, questions: tuple) -> list[Answer]:
     return answers
 
 
-def demo(model_dir: str, clip: Path, seconds: int, questions: tuple) -> None:
+class Ear:
+    """A microphone into which somebody speaks, and the ears that hear the robot answer."""
+
+    def __init__(self, watcher: Watcher):
+        audio_type, info_type = audio_types()
+        self._watcher, self._audio_type, self._info_type = watcher, audio_type, info_type
+        self.answers, self.states, self.audio, self._infos = [], [], [], []
+        deep = QoSProfile(depth=500)
+        self.microphone = watcher.create_publisher(audio_type, 'audio', deep)
+        self._format = watcher.create_publisher(info_type, 'audio_info', LATCHED)
+        self._camera = watcher.create_publisher(CompressedImage, 'image/compressed', deep)
+        for message_type, topic, notes, qos in (
+            (Answer, 'llm/answer', self.answers, deep),
+            (SpeakerState, 'speaker/state', self.states, STATE_QOS),
+            (audio_type, 'speaker/audio', self.audio, deep),
+            (info_type, 'speaker/audio_info', self._infos, LATCHED),
+        ):
+            watcher.create_subscription(message_type, topic, notes.append, qos)
+
+    def speak(self, sound) -> None:
+        """Speak into the microphone, as fast as one speaks; the camera goes on as it was."""
+        rate_hz = sound.rate_hz
+        self._format.publish(
+            self._info_type(
+                channels=1, sample_rate=rate_hz, sample_format='S16LE', coding_format='wave'
+            )
+        )
+        lead, trail = bytes(2 * round(LEAD_S * rate_hz)), bytes(2 * round(TRAIL_S * rate_hz))
+        data, size = lead + sound.samples.tobytes() + trail, 2 * round(CHUNK_S * rate_hz)
+        begun_ns = self._watcher.get_clock().now().nanoseconds
+        for at in range(0, len(data), size):
+            end_ns = begun_ns + (at + size) * NS // (2 * rate_hz)
+            self._watcher.wait_until(
+                lambda end_ns=end_ns: self._watcher.get_clock().now().nanoseconds >= end_ns,
+                STREAM_TIMEOUT_S, 'the question to be spoken',
+            )  # fmt: skip
+            message = self._audio_type()
+            message.header.stamp = to_time(begun_ns + at * NS // (2 * rate_hz))
+            message.audio.data.frombytes(data[at : at + size])
+            self.microphone.publish(message)
+            if self._watcher.image and at % (size * round(IMAGE_S / CHUNK_S)) == 0:
+                image = self._watcher.image
+                image.header.stamp = message.header.stamp
+                self._camera.publish(image)
+
+    def has_been_told(self, answer: Answer) -> bool:
+        """Return whether the robot has said all of an answer."""
+        newest = self.states[-1] if self.states else SpeakerState()
+        return newest.id == answer.id and not newest.speaking and newest.spoken != ''
+
+    def write(self, path: Path) -> float:
+        """Write what the robot has said; return how many seconds it is."""
+        data = b''.join(bytes(block.audio.data) for block in self.audio)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with wave.open(str(path), 'wb') as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(self._infos[-1].sample_rate)
+            file.writeframes(data)
+        return len(data) / 2 / self._infos[-1].sample_rate
+
+
+def ask_aloud(watcher: Watcher, path: Path) -> None:
+    """Speak a question, and print the answer that is heard; or print why not."""
+    print(f'Q: {SPOKEN}   (spoken into the topic audio; no call)')
+    try:
+        load_detector()
+        sound = make_synthesiser(ESPEAK, 'en-us', 1.0, 1.0, ANSWER_TIMEOUT_S).speak(SPOKEN)
+        ear = Ear(watcher)
+    except InputError as error:
+        print(f'   [not asked by voice: {error}]\n')
+        return
+    with executable('voice') as listener, executable('speaker') as mouth:
+        watcher.processes += [listener, mouth]
+        watcher.wait_until(
+            lambda: ear.microphone.get_subscription_count() >= 2 and ear.states,
+            READY_TIMEOUT_S, 'voice and speaker',
+        )  # fmt: skip
+        ear.speak(sound)
+        watcher.wait_until(lambda: ear.answers, ANSWER_TIMEOUT_S, 'an answer to what was said')
+        answer = ear.answers[-1]
+        print(f'A: {answer.text}')
+        show_evidence(answer)
+        if is_speakable(answer.text):
+            watcher.wait_until(
+                lambda: ear.has_been_told(answer), ANSWER_TIMEOUT_S, 'the answer to be spoken'
+            )
+            print(f'   [{ear.write(path):.1f} s of speech are in {path}]\n')
+        else:
+            print('   [there is nothing in it to say aloud]\n')
+        del watcher.processes[-2:]  # they end here
+
+
+def demo(model_dir: str, wav: Path, clip: Path, seconds: int, questions: tuple) -> None:
     """Run the graph, play the clip once, converse, print."""
     config = Path(get_package_share_directory('minicpmo_ros')) / 'config' / 'nano.yaml'
     live = ('--params-file', str(config), '-p', f'model_dir:={model_dir}')
@@ -201,6 +315,7 @@ def demo(model_dir: str, clip: Path, seconds: int, questions: tuple) -> None:
                 f'seeing and hearing {seconds} seconds',
             )
             answers = converse(watcher, questions)
+            ask_aloud(watcher, wav)
             print(table(watcher, answers))
     finally:
         watcher.client.destroy()
@@ -224,11 +339,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog='demo', description=__doc__.splitlines()[0])
     parser.add_argument('--model-dir', default='nano', help='directory, or an embedded model')
     parser.add_argument('--clip', default=CLIP, help='one of the held-out clips (%(default)s)')
+    parser.add_argument('--wav', type=Path, default=WAV, help='what it says (%(default)s)')
     arguments, _ = parser.parse_known_args()
 
     def show() -> None:
         clips = Path(get_package_share_directory('minicpmo_ros')) / 'demo' / 'clips'
-        demo(arguments.model_dir, *held_out_clip(clips, arguments.clip))
+        demo(arguments.model_dir, arguments.wav, *held_out_clip(clips, arguments.clip))
 
     return run_program('demo', show)
 

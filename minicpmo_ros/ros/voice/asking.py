@@ -81,11 +81,10 @@ class Asker:
             self._newest = handle
         result = handle.get_result_async()
         result.add_done_callback(
-            lambda done: self._on_result(event, done.result(), on_text, handle)
+            lambda done: self._on_result(event, done.result().result, on_text, handle)
         )
 
-    def _on_result(self, event, on_text, handle, done) -> None:
-        reply = done.result().result
+    def _on_result(self, event, reply, on_text, handle) -> None:
         if self._newest is handle:
             self._newest = None
         if not reply.success:
