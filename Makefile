@@ -16,7 +16,7 @@ installed := $(shell find minicpmo_ros msg srv action launch config demo models 
   -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt package.xml setup.py setup.cfg
 in_env := source environment/env.sh &&
 
-.PHONY: help build live web web-test test score soak bench alerts voice vision scale nano lint clean setup \
+.PHONY: help build live web web-test test score soak bench alerts memory voice vision scale nano lint clean setup \
   setup-test setup-web site setup-site
 
 help: ## show this
@@ -100,6 +100,9 @@ alerts: build ## what several questions at once cost, as ratios to one; build/al
 vision: build ## what images cost: area, tiles, still scenes, full windows, a machine too slow; build/vision.json
 	@$(in_env) python -m benchmarks.area && python -m benchmarks.tiles && \
 	python -m benchmarks.governor && python -m benchmarks.still
+
+memory: build ## what outlives a crash: the window and nano's answers after kill -9; build/memory.json
+	@$(in_env) python -m benchmarks.black_box
 
 voice: build setup-test ## spoken questions: found in noise, answered how soon; build/voice.json
 	@$(in_env) python -m benchmarks.voice && python -m benchmarks.speaking

@@ -23,6 +23,7 @@ streams         stamped input to seconds: time, gaps, encoding as it arrives, pa
 voice           spoken questions: speech in audio, turns, what a question about audio waits for
 alerts          standing questions: rules, their states and turns, calibration
 notes           what has left the window: a file of sentences, searched by words, time, place
+sessions        seconds of the window in a file: the black box, saved sessions
 live            the session: window, questions on forks, the engine and its share of the device
 evaluation      questions about recordings: bags, replay, scores, reports, benchmarks
 web             the page in the browser and its server

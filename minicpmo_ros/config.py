@@ -93,6 +93,9 @@ class Memory:
     snapshots: int = 64  # seconds whose embeddings are kept at most; 0.6 MB each at the 7B size
     retention_h: float = 720.0  # a month
     max_mib: float = 256.0
+    black_box_s: int = 0  # seconds that outlive the process; 0: none
+    black_box_path: str = '~/.ros/minicpmo_black_box.session'
+    black_box_max_age_s: float = 300.0  # of what is read again after a restart
 
 
 @dataclass(frozen=True)

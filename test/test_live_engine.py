@@ -101,6 +101,8 @@ class FakeSession:
         self.at_unit(unit)
         if unit.restarted:
             self.reset()
+        if unit.window is not None:
+            self.window.seconds[:] = [s for s in self.window.seconds if s in unit.window]
         self.diary.append(unit.second)
         self.window.seconds.append(unit.second)
         self.decodes.append([unit.second, *(generation.question.text for generation in reads)])

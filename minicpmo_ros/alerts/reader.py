@@ -107,9 +107,13 @@ class AlertAsker:
         return [rows for reader in self._asked for rows in reader.riders]
 
     def try_begin(self, unit: Unit) -> list:
-        """As `begin`; what goes wrong is logged and counted, and nothing is asked of this unit."""
+        """As `begin`; what goes wrong is logged and counted, and nothing is asked of this unit.
+
+        Of a restored one nothing is asked: it is past.
+        """
+        self._asked = None
         try:
-            return self.begin(unit)
+            return [] if unit.is_restored else self.begin(unit)
         except Exception as error:
             self._asked = []
             self._note(error)
@@ -118,7 +122,8 @@ class AlertAsker:
     def try_end(self, report) -> None:
         """As `end`; what goes wrong is logged and counted."""
         try:
-            self.end(report)
+            if self._asked is not None:
+                self.end(report)
         except Exception as error:
             self._note(error)
 
@@ -127,7 +132,7 @@ class AlertAsker:
 
         Of the time that the decode took, its share by rows is what the questions cost.
         """
-        asked, self._asked = self._asked, []
+        asked, self._asked = self._asked or [], []
         if not self._readers:
             return
         self.readings, logits = {}, iter(report.riders)

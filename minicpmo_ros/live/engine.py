@@ -43,7 +43,6 @@ from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
 from minicpmo_ros.live.question import Answer, Finish, PendingQuestion, Question, QuestionQueue
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.status import (
-    MOST_NEWEST,
     EngineOptions,
     EngineStatus,
     LiveInputs,
@@ -52,6 +51,7 @@ from minicpmo_ros.live.status import (
 )
 from minicpmo_ros.llm.context import AbortFlag
 from minicpmo_ros.llm.sampling import SamplingOptions
+from minicpmo_ros.sessions.keeper import SessionKeeper, StoredSession
 from minicpmo_ros.streams.pairing import Unit
 from minicpmo_ros.streams.time import Instant
 from minicpmo_ros.voice.hearing import OpenSecond, hear
@@ -80,6 +80,7 @@ class Engine:
         now: Callable[[], Instant] = lambda: Instant(time.monotonic()),
         alerts: AlertAsker | None = None,  # standing questions
         listen: Callable = lambda until_ns, timeout_s, take: take(OpenSecond()),
+        black_box: SessionKeeper | None = None,
     ):
         self._now = now
         self.options = options or EngineOptions()
@@ -90,7 +91,7 @@ class Engine:
         self._abort = AbortFlag()
         self._wake = threading.Condition()  # guards everything below it
         self._status = EngineStatus()
-        self._inputs = LiveInputs(self.options)
+        self._inputs = LiveInputs(self.options, black_box)
         self._questions = QuestionQueue(self.options.max_waiting, self.options.max_parallel)
         self._reset_is_due = False  # before anything else is done
         self._new_size = None  # (positions, bytes) that were requested
@@ -111,9 +112,7 @@ class Engine:
         """Add the image embeddings (queries * images, width) of a second; None if it has none."""
         self._put(lambda now: self._inputs.put_image(second, rows, tiles, now))
 
-    def put_audio(
-        self, second: int, rows: np.ndarray | None, level_dbfs: float = math.inf
-    ) -> None:
+    def put_audio(self, second: int, rows: np.ndarray | None, level_dbfs=math.inf) -> None:
         """Add the audio embeddings (tokens, width) of a second, None: it has none; see Unit."""
         self._put(lambda now: self._inputs.put_audio(second, rows, now, level_dbfs))
 
@@ -126,9 +125,7 @@ class Engine:
     ) -> PendingQuestion:
         """Queue a question; raise BusyError if it is not accepted. See PendingQuestion."""
         with self._wake:
-            status = self._status
-            if self._closing or status.state != 'ready':
-                raise BusyError(status.why_not_ready())
+            self._status.require_ready(self._closing)
             pending = PendingQuestion(question, on_delta, on_done, self._wake)
             pending.asked_s = asked_s or pending.asked_s
             self._questions.put(pending)
@@ -136,8 +133,8 @@ class Engine:
             self._wake.notify_all()
             return pending
 
-    def reset(self, why_end_questions: Error | None = None) -> None:
-        """Empty the window and the queue of units.
+    def reset(self, why_end_questions: Error | None = None) -> str:
+        """Empty the window, the queue of units and the black box; return why not the last, or ''.
 
         With `why_end_questions` all questions are cancelled for that reason; without it, the
         running answer continues and the waiting questions are answered.
@@ -145,7 +142,15 @@ class Engine:
         with self._wake:
             if why_end_questions is not None:
                 self._questions.cancel_all(why_end_questions)
-            self._inputs.clear()
+            self._reset_is_due = True
+            self._wake.notify_all()
+            return self._inputs.forget()
+
+    def load_session(self, session: StoredSession, on_done: Callable[[int, str], None]) -> None:
+        """Read a saved session in place of the window; see Restoring.load."""
+        with self._wake:
+            self._status.require_ready(self._closing)
+            self._inputs.load(session, on_done)
             self._reset_is_due = True
             self._wake.notify_all()
 
@@ -162,10 +167,7 @@ class Engine:
 
     def wait_for(self, senses: str) -> None:
         """Set which senses a second waits for, a key of pairing.WAIT_FOR."""
-        with self._wake:
-            self._inputs.set_wait_for(senses)
-            self._collect(self._now())
-            self._wake.notify_all()
+        self._put(lambda _: self._inputs.set_wait_for(senses))
 
     def set_sampling(self, sampling: SamplingOptions) -> None:
         """Set how tokens are chosen, from the next question on."""
@@ -174,12 +176,10 @@ class Engine:
     def status(self) -> EngineStatus:
         """Return a snapshot of the status."""
         with self._wake:
-            begun_s = self._begun_s
-            return replace(
-                self._inputs.reported(self._status, self._now()),
-                busy_s=0.0 if begun_s is None else time.monotonic() - begun_s,
-                waiting=len(self._questions),
-            )
+            now_s = time.monotonic()
+            busy_s = max(0.0, now_s - (self._begun_s or now_s))
+            known = self._inputs.reported(self._status, self._now())
+            return replace(known, busy_s=busy_s, waiting=len(self._questions))
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything, even a load or a decode; return whether the thread ended in time."""
@@ -210,6 +210,7 @@ class Engine:
         try:
             self._session = self._load(self._progress, self._abort)
             self._alerts.bind(self._session)
+            self._inputs.offer_black_box()
             with self._wake:
                 most = min(self.options.max_parallel, self._session.options.max_forks)
                 self._questions.max_parallel = most
@@ -258,7 +259,7 @@ class Engine:
         if self._inputs.due_s is not None:
             self._collect(self._now())
         is_asked = self._reset_is_due or self._new_size is not None or bool(self._questions)
-        return is_asked or self._closing or len(self._answers) > 0 or bool(self._inputs.units)
+        return is_asked or self._closing or len(self._answers) > 0 or self._inputs.has_unit
 
     def _reset_window(self) -> None:
         with self._wake:
@@ -332,11 +333,12 @@ class Engine:
     def _take_unit(self) -> Unit | None:
         """Take the oldest waiting unit if it is its turn."""
         with self._wake:
-            units = self._inputs.units
             if self._reset_is_due:
                 return None  # it may be of the time after the reset
-            has_room = bool(units) and self._session.can_append(units[0])
-            return units.popleft() if self._answers.lets_unit(bool(units), has_room) else None
+            unit = self._inputs.peek()
+            has_room = unit is not None and self._session.can_append(unit)
+            is_let = self._answers.lets_unit(unit is not None, has_room)
+            return self._inputs.take(unit) if is_let else None
 
     def _read_unit(self, unit: Unit, reads: dict) -> None:
         riders = self._alerts.try_begin(unit)
@@ -349,12 +351,11 @@ class Engine:
         except Exception as error:
             log.warning('second %d is not read: %s', unit.second, error)
             is_too_large = isinstance(error, ContextFullError)
-            self._update_status('units_too_large' if is_too_large else 'units_refused')
-            return
+            return self._update_status('units_too_large' if is_too_large else 'units_refused')
         with self._wake:
-            self._inputs.note_read(unit)
-        newest = (*self._status.newest, unit)[-MOST_NEWEST:]
-        self._update_status('units_read', prefill_ms=report.prefill_ms, newest=newest)
+            window = () if self._reset_is_due else self._session.window.seconds
+            self._inputs.note_read(unit, report, window)
+        self._update_status(**self._status.after_reading(unit, report))
         self._alerts.try_end(report)
         self._answers.take(reads, report.logits)
 

@@ -107,6 +107,8 @@ class Session:
         """
         if unit.restarted:
             self.reset()
+        if unit.window is not None:
+            self.keep(unit.window)
         started_s = time.perf_counter()
         rows, is_still = self._make_room_for(unit, riders)
         room = self._n_unreserved() - len(rows)
@@ -194,6 +196,11 @@ class Session:
         spans = [span for span in self.window.spans if span.turn == turn]
         self._evict(spans)
         return bool(spans)
+
+    def keep(self, seconds) -> None:
+        """Evict the units of all other seconds."""
+        kept = {None, *seconds}
+        self._evict([span for span in self.window.spans if span.second not in kept])
 
     def reset(self) -> None:
         """Empty the window; running answers keep their evidence."""

@@ -14,8 +14,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from minicpmo_ros.config import LLM, SENSES
-from minicpmo_ros.errors import InputError, ModelFileError
+from minicpmo_ros.config import LLM, MEMORY, SENSES
+from minicpmo_ros.errors import BusyError, InputError, ModelFileError
+from minicpmo_ros.live.restoring import Restoring
+from minicpmo_ros.live.session_options import UnitReport
+from minicpmo_ros.sessions.keeper import SessionKeeper, StoredSession
 from minicpmo_ros.streams.pairing import Unit, UnitAssembler, UnitInbox
 from minicpmo_ros.streams.time import Instant
 from minicpmo_ros.voice.hearing import OpenSecond
@@ -24,6 +27,7 @@ SEE_LOG = 'See the log; restart the node.'
 log = logging.getLogger(__name__)
 
 MOST_NEWEST = 4  # seconds whose embeddings are at hand for a snapshot
+RESTORING_BACKLOG = 16  # live units that may wait while others are restored, at least
 REQUIRED = ('none', 'some', 'fresh')  # what a question may require of the window
 
 
@@ -114,6 +118,7 @@ class EngineOptions:
     max_waiting: int = LLM.max_waiting  # questions waiting, beside those being answered
     max_parallel: int = LLM.max_parallel  # questions being answered
     evidence: EvidenceOptions = field(default_factory=EvidenceOptions)
+    restored_max_age_s: float = MEMORY.black_box_max_age_s  # of seconds that are read again
 
     @property
     def max_pending(self) -> int:
@@ -137,6 +142,8 @@ class EngineStatus:
     units: int = 0  # in the window
     seconds: tuple = ()  # which ones, oldest first
     still: int = 0  # of them, whose image was left out
+    restored: int = 0  # of them, read again from the black box or a saved session
+    restoring: str = ''  # what was, or why not
     positions: int = 0  # of the context in use by the window
     context_size: int = 0
     smallest_context: int = 0  # that `Engine.resize` can make of it
@@ -181,6 +188,19 @@ class EngineStatus:
             **facts,
         )
 
+    def after_reading(self, unit: Unit, report: UnitReport) -> dict:
+        """Return {field: value} of what has changed since a unit was read."""
+        facts = {'prefill_ms': report.prefill_ms}
+        if not unit.is_restored:
+            newest = (*self.newest, unit)[-MOST_NEWEST:]
+            facts.update(units_read=self.units_read + 1, newest=newest)
+        return facts
+
+    def require_ready(self, is_closing: bool) -> None:
+        """Raise BusyError if nothing can be asked or loaded."""
+        if is_closing or self.state != 'ready':
+            raise BusyError(self.why_not_ready())
+
     def why_not_ready(self) -> str:
         """Return why no question can be answered, a sentence for who asks."""
         if self.state == 'loading':
@@ -196,8 +216,9 @@ class LiveInputs:
     The caller holds the lock of the engine.
     """
 
-    def __init__(self, options: EngineOptions):
+    def __init__(self, options: EngineOptions, black_box: SessionKeeper | None = None):
         self._options = options.evidence
+        self._black_box = black_box or SessionKeeper('', 0, lambda: None)
         self._assembler = UnitAssembler(options.unit_deadline_s, options.max_pending)
         self._inbox = UnitInbox(self._assembler, options.max_backlog)
         self.units = self._inbox.units  # closed, oldest first
@@ -206,6 +227,9 @@ class LiveInputs:
         self._newest_image = None  # (second, rows, tiles)
         self._told_audio = None  # the second of the newest audio, empty or not
         self._unit_arrived = None  # Instant when the newest unit that was read arrived
+        self._max_backlog = options.max_backlog
+        most = max(options.max_backlog, RESTORING_BACKLOG)
+        self.restoring = Restoring(most, options.restored_max_age_s)
 
     def put_image(self, second: int, rows, tiles: tuple, now: Instant) -> None:
         """Add the image embeddings of a second; see Engine.put_image."""
@@ -226,6 +250,10 @@ class LiveInputs:
 
     def collect(self, now: Instant) -> int | None:
         """Close the units that are due; return the second of the newest closed unit."""
+        if self.restoring.is_at_work:
+            self._inbox.max_units = max(self._max_backlog, RESTORING_BACKLOG)
+        elif len(self.units) < self._max_backlog:
+            self._inbox.max_units = self._max_backlog
         self._inbox.collect(now)
         self.due_s = self._assembler.time_until_due_s(now)
         return self._assembler.closed_second
@@ -233,7 +261,38 @@ class LiveInputs:
     def clear(self) -> None:
         """Drop all units, closed and open."""
         self._inbox.clear()
+        self.restoring.clear()
         self.due_s = self._newest_image = self._told_audio = None
+
+    def forget(self) -> str:
+        """As `clear`, and empty the black box; return why it is not empty, or ''."""
+        self.clear()
+        return self._black_box.clear()
+
+    def offer_black_box(self) -> None:
+        """Let what the black box has be read, before live units come; it may wait for a disk."""
+        self.restoring.offer(self._black_box.stored(), self._black_box.clear)
+
+    @property
+    def has_unit(self) -> bool:
+        """Whether there is a unit to be read, live or restored."""
+        return bool(self.units) or self.restoring.is_at_work
+
+    def peek(self) -> Unit | None:
+        """Return the unit to be read next: a restored one, else the oldest live one, or None."""
+        restored = self.restoring.peek(self.units)
+        return restored or (self.units[0] if self.units else None)
+
+    def take(self, unit: Unit) -> Unit:
+        """Return the unit that `peek` gave, as it is to be read; a live one waits no longer."""
+        return self.restoring.take(unit if unit.is_restored else self.units.popleft())
+
+    def load(self, session: StoredSession, on_done: Callable) -> None:
+        """Let a saved session be read before live units; see Restoring.load."""
+        closed, units = self._assembler.closed_second, self.units
+        next_live = units[0].second if units else None if closed is None else closed + 1
+        self.restoring.load(session, next_live, on_done)
+        self._black_box.clear()
 
     def staleness(self, status: EngineStatus, now: Instant) -> str:
         """Return which senses are missing or too old, or ''."""
@@ -275,9 +334,16 @@ class LiveInputs:
             return None
         return image if 0 <= found.second - image[0] <= self._options.max_staleness_s else None
 
-    def note_read(self, unit: Unit) -> None:
-        """Note that a unit is in the window."""
+    def note_read(self, unit: Unit, report: UnitReport, window) -> None:
+        """Note that a unit was read.
+
+        `window`: the seconds in it since, for the black box; (): a reset has come meanwhile.
+        """
         self._unit_arrived = unit.arrived
+        if window:
+            if not self.restoring.is_recorded(unit):
+                self._black_box.put(unit, tuple(window))
+            self.restoring.note_read(unit, report.prefill_ms / 1e3, window)
 
     def evidence(self, status: EngineStatus, now: Instant) -> Evidence:
         """Return what is known of the senses now; `status` says what the window holds."""
@@ -295,6 +361,8 @@ class LiveInputs:
         return replace(
             status,
             stale=self.staleness(status, now),
+            restored=self.restoring.count(status.seconds),
+            restoring=self.restoring.told,
             units_dropped=self._inbox.dropped,
             late=self._assembler.late,
             jumps=self._assembler.jumps,

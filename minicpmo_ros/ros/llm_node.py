@@ -36,6 +36,7 @@ from minicpmo_ros.ros.memory import MemoryBudget, MemoryLimiter
 from minicpmo_ros.ros.messages import diagnose_engine, take_image, take_rows, to_time
 from minicpmo_ros.ros.model_watch import ModelWatch, last_end, record_path
 from minicpmo_ros.ros.notes import NoteServer
+from minicpmo_ros.ros.sessions import SessionServer
 from minicpmo_ros.ros.stamps import ClockProblems
 from minicpmo_ros.ros.voice.read_audio import ReadAudioClient
 from minicpmo_ros.streams.image import ImageSecond
@@ -89,7 +90,7 @@ class LlmNode(ManagedNode):
         self._statuses = self.topics.publish(Status, '~/status', LATCHED)
         self._clocks = ClockProblems(self)
         self.looker, router = Looker(self), QuestionRouter(self)
-        self.notes = NoteServer(self)
+        self.notes, self.sessions = NoteServer(self), SessionServer(self)
         self._alerts = AlertServer(self)
         self._reads = ReadAudioClient(self)
         self._service = AskService(self, router)
@@ -118,12 +119,14 @@ class LlmNode(ManagedNode):
                 max_waiting=options.max_waiting,
                 max_parallel=options.max_parallel,
                 evidence=EvidenceOptions(options.required_evidence, options.max_staleness_s),
+                restored_max_age_s=options.memory_black_box_max_age_s,
             ),
             self._arbiter,
             on_change=lambda status: self._on_engine_status(engine, status),
             now=self.now,
             alerts=alerts,
             listen=self._listen,
+            black_box=self.sessions.set_up(options, checked),
         )
         self._checked, self.engine = checked, engine
         engine.start()
@@ -151,6 +154,7 @@ class LlmNode(ManagedNode):
             self.engine.close(timeout_s=0.0)
             self._alerts.release('the model was unloaded')
             self.notes.release()
+            self.sessions.release()
             self._memory.end()
             self._unwatch()
             self._leaving, self.engine, self._model = self.engine, None, None
@@ -266,10 +270,8 @@ class LlmNode(ManagedNode):
 
     # Input.
     def _on_audio(self, message: AudioEmbedding) -> None:
-        level_dbfs = message.level_dbfs
-        self._forward(
-            message, lambda rows: self.engine.put_audio(message.second, rows, level_dbfs)
-        )
+        level = message.level_dbfs
+        self._forward(message, lambda rows: self.engine.put_audio(message.second, rows, level))
 
     def _on_image(self, message: ImageEmbedding) -> None:
         tiles = message.tiles_wide, message.tiles_high
@@ -308,14 +310,14 @@ class LlmNode(ManagedNode):
         self._reads.read(until_ns, timeout_s, model.space, model.width, take)
 
     def _on_reset(self, _, response):
-        response.success = self.engine is not None
-        if response.success:
-            ends_questions = self.table.values().reset_ends_questions
-            self.engine.reset(CancelledError(RESET) if ends_questions else None)
-            if ends_questions:
-                self.looker.cancel_all(CancelledError(RESET))
-        else:
+        if self.engine is None:
             response.message = self.why_no_engine()
+            return response
+        error = CancelledError(RESET) if self.table.values().reset_ends_questions else None
+        response.message = self.engine.reset(error)
+        response.success = not response.message
+        if error is not None:
+            self.looker.cancel_all(error)
         return response
 
     # Output about itself.
@@ -359,8 +361,9 @@ class LlmNode(ManagedNode):
         message.audio_end = to_time((status.audio_end_s or 0) * NS)
         for name in ('units', 'seconds', 'still', 'positions', 'context_size', 'waiting',
                      'answering', 'stale', 'questions_dropped', 'units_read', 'units_dropped',
-                     'late', 'evicted', 'prefill_ms'):  # fmt: skip
+                     'late', 'evicted', 'prefill_ms', 'restored'):  # fmt: skip
             setattr(message, name, getattr(status, name))
+        message.restoring = self.sessions.told(status)
         message.refused = self._refused + status.units_refused + status.units_too_large
         message.memory_mib = self._memory.used_mib
         verdict = self._memory.verdict
@@ -379,6 +382,7 @@ class LlmNode(ManagedNode):
         diagnose_engine(report, status, self._refused)
         self._alerts.diagnose(report)
         self.notes.diagnose(report)
+        self.sessions.diagnose(report)
         self._memory.diagnose(report)
         if problem := self._clocks.problem:
             report.warn(problem)

@@ -24,6 +24,7 @@ from minicpmo_ros.ros.framework.loading import MODEL_PARAMETERS, thread_count
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
 from minicpmo_ros.ros.memory import MemoryBudget
 from minicpmo_ros.ros.notes import NOTE_PARAMETERS
+from minicpmo_ros.ros.sessions import SESSION_PARAMETERS
 from minicpmo_ros.streams.pairing import WAIT_FOR
 
 PARAMETERS = (
@@ -125,6 +126,7 @@ PARAMETERS = (
               'question', '', 0, 2**31 - 1, when=ANY_TIME),
     *ALERT_PARAMETERS,
     *NOTE_PARAMETERS,
+    *SESSION_PARAMETERS,
 )  # fmt: skip
 
 

@@ -268,10 +268,15 @@ class NoteServer:
         except InputError as error:
             response.reason = str(error)
             return response
-        count, response.reason = await self._wait(
+        gone, why_not = await self._node.sessions.forget(wanted.begin_s, wanted.end_s)
+        if self._keeper is None and gone is not None:
+            response.success = True
+            return response
+        count, reason = await self._wait(
             lambda done: self._keeper.do(lambda store: store.forget(wanted), done)
         )
-        response.success, response.forgotten = count is not None, count or 0
+        response.success = count is not None and not why_not
+        response.reason, response.forgotten = f'{reason} {why_not}'.strip(), count or 0
         return response
 
     async def _wait(self, begin) -> tuple:

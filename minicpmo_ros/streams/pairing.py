@@ -54,6 +54,13 @@ class Unit:
     level_dbfs: float = math.inf  # of the audio, as AudioSecond; inf: not known
     restarted: bool = False  # time went back: earlier units belong to another time
     arrived: Instant | None = None  # when its first half came
+    # Of one that is read again from a file: the seconds in the window when it was first read.
+    window: tuple | None = None
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether it is read again from a file."""
+        return self.window is not None
 
 
 class _Time:
