@@ -10,6 +10,7 @@
 #   environment/setup.sh web      and what the page in the browser needs
 #   environment/setup.sh fetch    and what fetches model files
 #   environment/setup.sh site     and what makes a site of the pages
+#   environment/setup.sh ray      and what `replay --cluster` needs (300 MB)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source environment/env.sh
@@ -99,6 +100,7 @@ install_packages() {
     fetch) files+=(environment/requirements-fetch.txt) ;;
     web) files+=(environment/requirements-web.txt) ;;
     site) files+=(environment/requirements-site.txt) ;;
+    ray) files+=(environment/requirements-ray.txt) ;;
   esac
   key=$(cat "${files[@]}" environment/requirements-voice.txt environment/setup.sh | sha256sum | cut -c1-16)
   grep -qx "$key" .venv/.requirements-keys 2>/dev/null && return

@@ -198,6 +198,7 @@ def _check_ros2(words: list) -> None:
         'topic': _check_topic,
         'lifecycle': lambda rest: None,
         'param': lambda rest: None,
+        'security': lambda rest: None,
     }
     assert verb in checks, words
     checks[verb](rest)

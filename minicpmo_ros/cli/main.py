@@ -53,7 +53,9 @@ VERBS = {  # verb: (module of this package, what the verb does)
 def main(arguments=None) -> int:
     """Run one verb; return the exit status."""
     prepare()
-    parsed = make_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = make_parser().parse_args(given)
+    parsed.given = given
     try:
         return parsed.run(parsed) or 0
     except (Error, OSError) as error:

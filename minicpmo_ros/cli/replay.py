@@ -103,6 +103,18 @@ def _add_share_arguments(parser) -> None:
         'FOLDER/shards/I-of-N; `merge` joins them',
     )
     parser.add_argument(
+        '--cluster',
+        metavar='ADDRESS',
+        help='ask shards on a Ray cluster and join them: ray://HOST:10001, auto (the one of this '
+        'machine), or local (one for this run)',
+    )
+    parser.add_argument(
+        '--shards',
+        type=count,
+        metavar='N',
+        help='with --cluster, into how many shards the run is cut; default: 64',
+    )
+    parser.add_argument(
         '--list-bags',
         action='store_true',
         help='print the bags that the questions, or those of the shard, are about, and end',
@@ -221,10 +233,14 @@ def run_replay(arguments) -> int:
     from minicpmo_ros.ros.framework.machine import run_start
 
     options = CoreOptions(**{name: _given(arguments, name) for name in OPTIONS})
+    if arguments.cluster is None and arguments.shards:
+        raise InputError('--shards is for --cluster; --shard I/N asks one of them here.')
     if arguments.alerts:
         return _follow(arguments, options, alerts.watch_rules)
     if is_proactive(arguments.questions):
         return _follow(arguments, options, alerts.follow_proactive)
+    if arguments.cluster:
+        return _ask_on_cluster(arguments)
     shard = Shard.parse(arguments.shard) if arguments.shard else Shard(0, 1)
     if arguments.list_bags:
         return _list_bags(arguments, shard)
@@ -258,6 +274,16 @@ def run_replay(arguments) -> int:
     for sentence in made.summary():
         print(sentence, file=sys.stderr)
     return int(made.is_empty and not arguments.shard)
+
+
+def _ask_on_cluster(arguments) -> int:
+    from minicpmo_ros.cli.cluster import replay_on_cluster
+
+    alone = [name for name in ('shard', 'list_bags', 'gpus') if getattr(arguments, name)]
+    if alone:
+        raise InputError(f'--{alone[0].replace("_", "-")} does not go with --cluster.')
+    replay_on_cluster(arguments, lambda told: print(told, file=sys.stderr, flush=True))
+    return 0
 
 
 def _questions(arguments, **kwargs):
@@ -324,7 +350,7 @@ def _given(arguments, name: str):
 def _follow(arguments, options, follow) -> int:
     """Watch bags second by second, in this process and without ROS."""
     default = {'runner': 'offline', 'workers': 1, 'gpus': (), 'record': '', 'shard': None}
-    default.update(audio='streaming', input='all', list_bags=False)
+    default.update(audio='streaming', input='all', list_bags=False, cluster=None)
     changed = [name for name, value in default.items() if getattr(arguments, name) != value]
     if changed:
         raise InputError(

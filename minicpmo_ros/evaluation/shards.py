@@ -18,20 +18,23 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minicpmo_ros.documents import appearing
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation.replay import ReplayPlan
 from minicpmo_ros.evaluation.results import ANSWERS, COSTS, FORMAT, HEAD
+
+if TYPE_CHECKING:  # joining needs no model, nor the memory that its libraries take
+    from minicpmo_ros.evaluation.replay import ReplayPlan
 
 MOST_SHARDS = 100_000
 MOST_NAMED = 8  # shards, in a sentence
 FOLDER = 'shards'  # of the run's folder
-BUFFERS_BYTES = 2**26  # of all shards together while they are joined
+BUFFERS_BYTES = 2**25  # of all shards together while they are joined
 LEAST_BUFFER, MOST_BUFFER = 2**12, 2**20
-AT_ONCE = 2**20  # places of the run that are looked up together
+AT_ONCE = 2**16  # places of the run that are looked up together
 NOBODY = 2**32 - 1
 
 # The lines that Results writes, to the byte. A quote inside a JSON string has a backslash before
@@ -83,7 +86,7 @@ class Shard:
         digest = hashlib.sha256(clip.encode()).digest()
         return int.from_bytes(digest[:8], 'big') % self.count == self.index
 
-    def cut(self, plan: ReplayPlan, facts: dict) -> tuple:
+    def cut(self, plan: 'ReplayPlan', facts: dict) -> tuple:
         """Return the plan of this shard, the facts of its run, and {clip: place of its first}.
 
         plan, facts: of the whole run. What its questions are together, such as the room that the
