@@ -1,45 +1,67 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Standing questions that nano can answer, and when each holds in clips of its world.
+"""Standing questions that nano can answer, when each holds in clips of its world, and how right
+the alerts and the probabilities are.
 
     make alerts                                     # python -m benchmarks.alert_truth
 
 The held-out clips say in words what each second shows ("1 orange square, top center; bell"); the
-truth of the rules is read from there. Writes how right the alerts are to build/alerts.json, by
-figure and what it was measured on, beside what else is there.
+truth is read from there. The encoders see every clip once; its units are strung together, in order
+or at random, and renumbered: the rules then follow a stream of any length in one window.
+
+begins_right     share of the true begins that are told within 2 s
+begins_within_1_s  the same, told at the end of the second that they begin in
+false_per_hour   false alerts of all rules; `_high`: its 95 percent bound
+ece              expected calibration error of yes/no questions about the newest second and those
+                 before, each half of the clips by a fit to the other half; `ece_before` without
+yes_no_right     share of them whose likelier answer is right
+
+For clips with much that is hard to see and to hear, and for an hour of many clips:
+
+    python -m training.heldout build/heldout
+    python -m training.heldout build/verify --families verify --seed 7
+
+Writes build/alerts.json, by figure and what it was measured on, beside what else is there.
 """
 
 import argparse
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+import numpy as np
 import yaml
 
 from minicpmo_ros.process import prepare
 
 prepare()
 
+from benchmarks.streams import TOLD  # noqa: E402
+from minicpmo_ros.alerts.calibration import Calibration, calibration_error, fit  # noqa: E402
+from minicpmo_ros.alerts.reader import RuleReader  # noqa: E402
 from minicpmo_ros.alerts.rules import AlertRule  # noqa: E402
-from minicpmo_ros.evaluation.alert_scores import AlertTruth, score  # noqa: E402
-from minicpmo_ros.evaluation.alerts import (  # noqa: E402
-    AlertRun,
-    blank_units,
-    fit_run,
-    watch_all,
-    watch_blank,
-    watch_units,
-)
+from minicpmo_ros.config import ALERTS_TOGETHER  # noqa: E402
+from minicpmo_ros.errors import InputError  # noqa: E402
+from minicpmo_ros.evaluation.alert_scores import AlertTruth, TrueAlert, score  # noqa: E402
+from minicpmo_ros.evaluation.alerts import blank_units, watch_units  # noqa: E402
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip  # noqa: E402
 from minicpmo_ros.evaluation.questions import FORMAT  # noqa: E402
 from minicpmo_ros.evaluation.runner import Core, CoreOptions  # noqa: E402
 from minicpmo_ros.evaluation.statistics import poisson_interval, wilson  # noqa: E402
 from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
+from training.questions import Clip, make_question  # noqa: E402
+from training.world import Picture, Sound  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO, CLIPS = ROOT / 'models' / 'nano', ROOT / 'demo' / 'clips'
 OUT = ROOT / 'build' / 'alerts.json'
+HELD_OUT, VERIFY = ROOT / 'build' / 'heldout', ROOT / 'build' / 'verify'  # where they were made
+START_S, STREAM = 1_000_000_000, 'stream'
+N_CTX = 2048  # half a minute of units
 SHAPES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
 COLORS = ('red', 'green', 'blue', 'yellow', 'orange', 'purple', 'white', 'black')
 
@@ -66,7 +88,7 @@ def truth_of(clips: dict, rules=RULES) -> list:
 
 def write_truth(path: Path, clips=None, rules=RULES, folder: Path = CLIPS) -> None:
     """Write a file with the truth of some clips of a folder; None: of all that it tells of."""
-    shown = json.loads((folder / 'questions.json').read_text(encoding='utf-8'))['clips']
+    shown = told_of(folder)
     shown = {name: shown[name] for name in clips or shown}
     data = {
         'format': FORMAT,
@@ -74,6 +96,11 @@ def write_truth(path: Path, clips=None, rules=RULES, folder: Path = CLIPS) -> No
         'alerts_truth': truth_of(shown, rules),
     }
     path.write_text(yaml.safe_dump(data, sort_keys=False), encoding='utf-8')
+
+
+def told_of(folder: Path) -> dict:
+    """Return {clip: what each second shows and lets be heard} of a folder of clips."""
+    return json.loads((folder / 'questions.json').read_text(encoding='utf-8'))['clips']
 
 
 def _holds(word: str, shown: str) -> bool:
@@ -87,45 +114,106 @@ def _spans(holds: list) -> list:
     return list(zip(edges[::2], edges[1::2]))
 
 
-def begins(folder: Path = CLIPS, blank_s: int = 600) -> dict:
-    """Return how right nano's alerts are, over the clips of a folder and a blank time.
+@dataclass(frozen=True)
+class EncodedClip:
+    """A clip as the language model reads it, and what it shows."""
 
-    begins_right: share of true begins that are told within 2 s, with the interval of 95 percent;
-    begins_within_1_s: the same at the end of the second that they begin in; false_per_hour: false
-    alerts of all rules in the clips and in `blank_s` seconds of a grey image and silence; ece:
-    expected calibration error in the seconds of the clips, each by a fit to the others.
+    units: list
+    told: list  # of every second, in words
+
+    def facts(self, end: int) -> Clip:
+        """Return what its first `end` seconds show, as questions are made of it."""
+        seconds = [_second(line) for line in self.told[:end]]
+        return Clip(tuple(p for p, _ in seconds), tuple(s for _, s in seconds))
+
+
+def _second(line: str) -> tuple:
+    found = TOLD.match(line)
+    if found is None:
+        raise InputError(f'{line!r} is not understood.')
+    count, color, shape, word, other = found.groups()
+    sound = Sound('speech', word) if word else Sound(other)
+    return Picture(shape, color, int(count)), sound
+
+
+def encode(core: Core, folder: Path) -> list:
+    """Return the EncodedClips of a folder; the encoders see each once."""
+    found = []
+    for name, told in told_of(folder).items():
+        units = list(core.stream(read_clip(folder / name)))
+        if len(units) != len(told):
+            raise InputError(f'{name} has {len(units)} seconds, {len(told)} are described.')
+        found.append(EncodedClip(units, told))
+    return found
+
+
+def strung(clips: list, rng=None) -> Iterator[tuple]:
+    """Yield (Unit, what it shows) of all clips in order; with rng again and again, at random."""
+    number = START_S
+    while True:
+        for i in range(len(clips)) if rng is None else rng.permutation(len(clips)):
+            for unit, told in zip(clips[i].units, clips[i].told):
+                yield replace(unit, second=number, restarted=False), told
+                number += 1
+        if rng is None:
+            return
+
+
+def begins(core: Core, stream: list, blank_s: int = 0) -> dict:
+    """Return how right the alerts are over (Unit, what it shows), and in a blank time behind it.
+
+    Blank is a grey image and silence; there the rules are asked in every second.
     """
-    core = Core(ModelDirectory.open(NANO), CoreOptions(device='cpu', max_forks=len(RULES)))
-    with TemporaryDirectory() as temporary:
-        file = Path(temporary) / 'truth.yaml'
-        write_truth(file, folder=folder)
-        truth = AlertTruth.read(file, folder)
-    try:
-        run = AlertRun(RULES, watch_all(core, RULES, truth), truth, watch_blank(core, RULES), {})
-        blank = list(watch_units(core, RULES, blank_units(core, blank_s), 'blank'))
-    finally:
-        core.close()
-    scores, fitted = run.scores, fit_run(run).fitted
-    n_read = sum(one.seconds for one in fitted)
-    false = sum(s.false for s in scores)
-    false_blank = sum(s.false for s in score(RULES, AlertTruth((), ('blank',), folder), blank))
-    right = wilson(sum(s.right for s in scores), sum(s.begins for s in scores))
-    delays_s = [delay_s for s in scores for delay_s in s.delays_s]
-    hours = scores[0].hours + blank_s / 3600
-    _, high = poisson_interval(false + false_blank)
+    shown = {STREAM: [told for _, told in stream]}
+    truth = AlertTruth(tuple(TrueAlert(**alert) for alert in truth_of(shown)), (STREAM,), ROOT)
+    watched = list(watch_units(core, RULES, (unit for unit, _ in stream), STREAM))
+    units = blank_units(core, blank_s, START_S) if blank_s else ()
+    watched += watch_units(core, RULES, units, 'blank', every_second=True)
+    scores = score(RULES, truth, watched)
+    n_begins, n_false = sum(s.begins for s in scores), sum(s.false for s in scores)
+    right = wilson(sum(s.right for s in scores), n_begins)
+    hours = scores[0].hours
     return {
-        'begins': sum(s.begins for s in scores),
+        'begins': n_begins,
         'begins_right': right.share,
         'begins_right_low': right.low,
-        'begins_within_1_s': sum(d <= 1 for d in delays_s) / sum(s.begins for s in scores),
-        'false': false,
-        'false_in_blank': false_blank,
-        'false_per_hour': (false + false_blank) / hours,
-        'false_per_hour_high': high / hours,
-        'ece': sum(one.error_after * one.seconds for one in fitted) / n_read,
-        'ece_of': n_read,
+        'begins_within_1_s': sum(d <= 1 for s in scores for d in s.delays_s) / n_begins,
+        'false': n_false,
+        'false_in_blank': sum(e.kind.name == 'BEGIN' for w in watched if w.clip == 'blank'
+                              for e in w.events),
+        'false_per_hour': n_false / hours,
+        'false_per_hour_high': poisson_interval(n_false)[1] / hours,
         'watched_s': round(3600 * hours),
-        'rules': [rule.id for rule in RULES],
+    }  # fmt: skip
+
+
+def yes_no(core: Core, clips: list, number: int, seed: int = 1) -> dict:
+    """Return how calibrated the answers to yes/no questions are; at least `number` of them."""
+    rng, asked = np.random.default_rng(seed), []  # of (kind, clip, log-odds, truth, mass)
+    each = -(-number // sum(len(clip.units) for clip in clips))
+    for i, clip in enumerate(clips):
+        core.session.reset()
+        for n, unit in enumerate(clip.units, 1):
+            questions = [make_question(clip.facts(n), 'verify', rng) for _ in range(each)]
+            readers = [RuleReader(AlertRule('q', q.text), core.session) for q in questions]
+            report = core.session.append(unit, (), [reader.riders[0] for reader in readers])
+            for question, reader, logits in zip(questions, readers, report.riders):
+                reading, is_yes = reader.read([logits]), question.answer == 'yes'
+                asked.append((question.kind, i, reading.log_odds, is_yes, reading.mass))
+    kinds, of_clip, log_odds, held, mass = (np.array(column) for column in zip(*asked))
+    fitted = np.empty(len(held))
+    for kind in set(kinds.tolist()):
+        for half in (0, 1):
+            mine, other = ((kinds == kind) & (of_clip % 2 == h) for h in (half, 1 - half))
+            fitted[mine] = fit(log_odds[other], held[other]).probability(log_odds[mine])
+    return {
+        'ece': calibration_error(fitted, held),
+        'ece_before': calibration_error(Calibration().probability(log_odds), held),
+        'ece_of': len(held),
+        'yes_no_right': float(np.mean((log_odds > 0) == held)),
+        'yes_no_unsure': float(np.mean((fitted > 0.1) & (fitted < 0.9))),
+        'yes_no_mass': float(np.median(mass)),
+        'yes_no_clips': len(clips),
     }
 
 
@@ -139,17 +227,41 @@ def record(found: dict, path: Path = OUT) -> None:
     path.write_text(json.dumps(data, indent=1) + '\n')
 
 
+def measure(given) -> dict:
+    """Return {measured on: {figure: value}}."""
+    options = CoreOptions(device='cpu', n_ctx=N_CTX, max_forks=ALERTS_TOGETHER)
+    core = Core(ModelDirectory.open(given.model), options)
+    try:
+        demo, clips = encode(core, CLIPS), encode(core, given.clips)
+        verify = clips if given.verify == given.clips else encode(core, given.verify)
+        hour = islice(strung(clips, np.random.default_rng(1)), given.seconds)
+        found = {
+            'the demo and blank': begins(core, list(strung(demo)), given.blank),
+            f'{given.seconds} s of {len(clips)} clips': begins(core, list(hour)),
+            'yes/no questions': yes_no(core, verify, given.questions),
+        }
+    finally:
+        core.close()
+    return {f'{given.model.name}, {what}': figures for what, figures in found.items()}
+
+
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--clips', type=Path, default=CLIPS, help='folder of held-out clips')
+    parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+    made = [folder if (folder / 'questions.json').exists() else CLIPS
+            for folder in (HELD_OUT, VERIFY)]  # fmt: skip
+    parser.add_argument('--model', type=Path, default=NANO)
+    parser.add_argument('--clips', type=Path, default=made[0], help='folder of held-out clips')
+    parser.add_argument('--verify', type=Path, default=made[1], help='the same, for yes and no')
+    parser.add_argument('--seconds', type=int, default=3600, help='of the long stream')
     parser.add_argument('--blank', type=int, default=600, help='seconds of a grey image, silence')
-    given = parser.parse_args()
-    found = begins(given.clips, given.blank)
-    print('| figure | nano |\n|---|---:|')
-    for name, value in found.items():
-        print(f'| {name} | {", ".join(value) if name == "rules" else f"{value:.3g}"} |')
-    record({f'nano, {found["watched_s"]} s of clips and blank': found})
+    parser.add_argument('--questions', type=int, default=2000, help='yes/no questions, at least')
+    found = measure(parser.parse_args())
+    print('| figure | measured on | value |\n|---|---|---:|')
+    for measured_on, figures in found.items():
+        for name, value in figures.items():
+            print(f'| {name} | {measured_on} | {value:.4g} |')
+    record(found)
 
 
 if __name__ == '__main__':

@@ -18,9 +18,11 @@ riding_kl             the largest divergence between what the two ways say (Kull
 eight_over_one        a unit with eight such questions, over a unit with one
 none_over_before      one question where four may be answered together, over one where only one may
 forced_over_free      decodes of an answer in JSON over its tokens
-rule_period_s         the longest mean period of eight rules while two people are answered, in
-                      seconds of the stream, with the default alerts.budget_ms
+rule_period_s         the longest mean period of eight rules while two people ask again and again,
+                      at any time, in seconds of a stream at the pace of real time, with the
+                      default alerts.budget_ms
 first_token_beside_rules  the first tokens of these two, in the mean, over those without rules
+                      (wall clock)
 
 Models of random weights are written to build/bench. Writes build/alerts.json, by figure and model,
 beside what else is there.
@@ -62,6 +64,7 @@ QUESTIONS = (
     'what is heard now?',
 )
 TOKENS = 24  # of an answer
+ASKED_EACH = 4  # times that two people ask, for a ratio
 RULES = tuple(
     AlertRule(f'r{i}', QUESTIONS[i % len(QUESTIONS)], ('square',), ('circle',)) for i in range(8)
 )
@@ -199,18 +202,27 @@ def beside_people(path: Path, queries: int, n_ctx: int, repeats: int) -> dict:
         for measured, watch in zip(several, watches, strict=True)
     ]
 
-    def first_token_ms(robot: Lockstep, measured: Measured) -> float:
+    def ask(robot: Lockstep, seed: int) -> float:
+        random, found = np.random.default_rng(seed), []
+        for _ in range(ASKED_EACH):
+            time.sleep(random.uniform(0.2, 1.2))
+            robot.ask_together(list(QUESTIONS[:2]), max_tokens=TOKENS)
+            found.append(mean(answer.first_token_ms for answer in robot.newest))
+        return mean(found)
+
+    def first_token_ms(robot: Lockstep, measured: Measured, seed: int) -> float:
         with ThreadPoolExecutor(1) as people:
-            asked = people.submit(robot.ask_together, list(QUESTIONS[:2]), max_tokens=TOKENS)
+            asked, next_s = people.submit(ask, robot, seed), time.monotonic()
             while not asked.done():
                 robot.read(measured.unit())
-            asked.result()
-        return mean(answer.first_token_ms for answer in robot.newest)
+                next_s = max(next_s + 1.0, time.monotonic())
+                time.sleep(max(0.0, next_s - time.monotonic()))
+            return asked.result()
 
     try:
         ratios = []
-        for _ in range(repeats + 1):  # the first one tells what a rule costs
-            without, beside = map(first_token_ms, robots, several)
+        for seed in range(repeats + 1):  # the first one tells what a rule costs
+            without, beside = map(first_token_ms, robots, several, [seed] * 2)
             ratios.append(beside / without)
         states, dropped = watches[1].states(), robots[1].engine.status().units_dropped
     finally:

@@ -118,6 +118,23 @@ def test_sixty_four_rules_are_read_with_one_second_and_agree(core, units):
     assert len(found) == 1 and found.pop() > 0.9
 
 
+@pytest.mark.parametrize('n_rules', [16, MOST_RULES])
+def test_rules_say_the_same_however_many_rows_are_read_at_once(units, n_rules):
+    rules = [replace(demo.RULES[n % 4], id=f'r{n}') for n in range(n_rules)]
+    found = []
+    for n_ubatch in (32, 1024):  # less than a second alone, and all rules that are read together
+        options = CoreOptions(device='cpu', n_ctx=1024, n_ubatch=n_ubatch, max_forks=8)
+        core = Core(ModelDirectory.open(demo.NANO), options)
+        try:
+            follow(core, watch := AlertWatch(rules), units[:2])
+        finally:
+            core.close()
+        assert {status.evaluated for status in watch.states()} == {2}
+        found.append([status.probability for status in watch.states()])
+    assert found[0] == pytest.approx(found[1], abs=0.01)
+    assert max(found[0]) > 0.9 and min(found[0]) < 0.1
+
+
 def test_a_window_never_learns_of_the_rules(core, units):
     core.session.reset()
     for unit in units:

@@ -6,7 +6,9 @@
 import json
 import math
 import re
+from itertools import islice
 
+import numpy as np
 import pytest
 import yaml
 from scored_clips import START_S, write_test_clip
@@ -222,6 +224,35 @@ def test_a_rule_that_this_model_cannot_read_is_told(run_folder, capsys, tmp_path
     write_rules(tmp_path / 'rules.yaml', [rule])
     assert replay(tmp_path, 'out') == 2
     assert 'at most 384 are allowed' in capsys.readouterr().err
+
+
+def test_clips_are_encoded_once_and_strung_to_a_stream_of_any_length(tmp_path):
+    told = {name: lines for name, lines in demo.told_of(demo.CLIPS).items() if name in CLIPS}
+    (tmp_path / 'questions.json').write_text(json.dumps({'clips': told}))
+    for name in CLIPS:
+        (tmp_path / name).symlink_to(demo.CLIPS / name)
+    core = Core(ModelDirectory.open(demo.NANO), CoreOptions(device='cpu', n_ctx=1024, max_forks=4))
+    try:
+        clips = demo.encode(core, tmp_path)
+        in_order = list(demo.strung(clips))
+        assert [line for _, line in in_order] == [
+            line for lines in told.values() for line in lines
+        ]
+        at_random = list(islice(demo.strung(clips, np.random.default_rng(3)), 40))
+        seconds = [unit.second for unit, _ in at_random]
+        assert seconds == list(range(seconds[0], seconds[0] + 40))
+        assert {line for _, line in at_random} == {line for _, line in in_order}
+        found = demo.begins(core, at_random, blank_s=20)
+        assert found['begins_right'] == found['begins_within_1_s'] == 1 and found['begins'] > 10
+        assert (found['false'], found['watched_s']) == (0, 60)
+        wrong = [(unit, '1 green circle; bell') for unit, _ in at_random]
+        wrong[5] = wrong[5][0], '1 red circle; bell'
+        assert demo.begins(core, wrong)['false'] >= 10
+        asked = demo.yes_no(core, clips, 26)
+        assert asked['ece_of'] == 26 and asked['yes_no_clips'] == 3
+        assert all(0 <= asked[name] <= 1 for name in ('ece', 'yes_no_right', 'yes_no_mass'))
+    finally:
+        core.close()
 
 
 def test_a_minute_of_blank_and_silence_tells_nothing():

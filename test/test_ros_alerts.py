@@ -16,6 +16,7 @@ from std_srvs.srv import Trigger
 from test_nano_graph import play
 
 from benchmarks import alert_truth as demo
+from minicpmo_ros.alerts.monitor import Condition
 from minicpmo_ros.alerts.rules import AlertRule, read_rules, write_rules
 from minicpmo_ros.evaluation.alerts import watch_units
 from minicpmo_ros.evaluation.bags.clip import Clip
@@ -32,7 +33,7 @@ from minicpmo_ros.msg import (
 )
 from minicpmo_ros.msg import AlertRule as RuleMessage
 from minicpmo_ros.notes.store import NoteStore
-from minicpmo_ros.ros.alerts import EVENT_QOS
+from minicpmo_ros.ros.alerts import EVENT_QOS, STATES
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.messages import put_rows
 from minicpmo_ros.srv import AddAlert, ListAlerts, PauseAlerts, RemoveAlert
@@ -68,9 +69,14 @@ def core():
 
 
 @pytest.fixture(scope='module')
-def expected(core, recording):
-    """Give what the core says of it: (rule, kind, end of the second, begin, at_start, text)."""
-    watched = list(watch_units(core, RULES, core.stream(recording)))
+def watched(core, recording):
+    """Give the core's WatchedSeconds of it."""
+    return list(watch_units(core, RULES, core.stream(recording)))
+
+
+@pytest.fixture(scope='module')
+def expected(watched):
+    """Give what the core tells: (rule, kind, end of the second, begin, at_start, text)."""
     return [
         (e.rule, int(e.kind), e.at_s, e.begin_s, e.at_start, e.text)
         for second in watched
@@ -122,8 +128,24 @@ def facts(alert: Alert) -> tuple:
     )  # fmt: skip
 
 
+def check_states(listener, watched) -> None:
+    """Every state that was published is that of the core after as many seconds."""
+    of_core = {rule.id: [one for one in watched if one.rule == rule.id] for rule in RULES}
+    n_compared = 0
+    for message in listener.states:
+        for one in message.alerts:
+            if n_seconds := one.evaluated + one.reused:
+                core = of_core[one.rule][n_seconds - 1]
+                assert one.state == STATES[Condition(core.state)], (one, core)
+                assert (one.probability, one.mass) == pytest.approx(
+                    (core.probability, core.mass), abs=1e-3
+                )
+                n_compared += 1
+    assert n_compared >= len(RULES) * 2
+
+
 def test_the_graph_tells_what_the_core_tells_and_survives_a_kill(
-    graph, recording, expected, tmp_path
+    graph, recording, watched, expected, tmp_path
 ):
     path = tmp_path / 'rules.yaml'
     write_rules(path, RULES)
@@ -149,6 +171,14 @@ def test_the_graph_tells_what_the_core_tells_and_survives_a_kill(
     simulated.until(lambda: len(listener.alerts) == len(expected) + n_described, 'all events')
     told = [facts(alert) for alert in listener.alerts if alert.kind != described]
     assert told == expected
+    n_each = len(watched) // len(RULES)
+
+    def are_judged() -> bool:
+        states = listener.states[-1].alerts
+        return all(one.evaluated + one.reused == n_each for one in states)
+
+    simulated.until(are_judged, 'all seconds to be judged')
+    check_states(listener, watched)
     assert sum(kind == Alert.BEGIN for _, kind, *_ in told) >= 5
     assert [one.rule for one in listener.states[-1].alerts] == [rule.id for rule in RULES]
     for rule in demo.RULES:  # without them, a robot's conditions would need our messages
