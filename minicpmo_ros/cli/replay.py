@@ -70,6 +70,13 @@ def add_replay_arguments(parser) -> None:
     _add_share_arguments(parser)
     _add_core_arguments(parser)
     parser.add_argument(
+        '--memory',
+        default='',
+        metavar='NOTES',
+        help="file of notes for questions with asked_at_s, or 'oracle': the note that belongs to "
+        'each; default: the window alone',
+    )
+    parser.add_argument(
         '--audio',
         choices=('streaming', 'offline'),
         default='streaming',
@@ -248,7 +255,7 @@ def run_replay(arguments) -> int:
     variant = Variant(arguments.input, arguments.audio)
     sources = sources_of(arguments)
     model = ModelDirectory.open(arguments.model)
-    plan = replay.ReplayPlan.make(model, questions, options, variant, sources)
+    plan = replay.ReplayPlan.make(model, questions, options, variant, sources, arguments.memory)
     path = 'graph' if arguments.runner == 'graph' else 'core'
     facts, places = plan.facts(path), None
     if arguments.shard:
@@ -369,6 +376,8 @@ def _answerer(arguments, variant):
         if arguments.record:
             raise InputError('--record is for --runner graph, which has messages to record.')
         return partial(CoreAnswerer, memory_mib=pss_mib)
+    if arguments.memory:
+        raise InputError('--memory is for --runner offline; give a node the file: memory.path.')
     from minicpmo_ros.ros.framework.main import stay_on_this_machine
     from minicpmo_ros.ros.replay.graph import GraphAnswerer, check
 

@@ -12,9 +12,9 @@ an AnswerSet on a subset: {"name", "path", "precision", "audio", "input", "subse
 "families", "chance", "same_as_f32", "questions"}; same_as_f32 is the share of answers that are the
 same text as by the core in f32 with the same audio and input, None where there are none. Short
 rows count windows up to SHORT_S only. Details have `windows` (by seconds) and `kinds` in the
-place of families. Agreements compare two AnswerSets with all input that differ in one of
-path, precision and audio, or in their name alone. Shares are rounded to 4 digits. `markdown`
-prints a report as tables.
+place of families, and `ages` of what those about the past are about (by seconds). Agreements
+compare two AnswerSets with all input that differ in one of path, precision and audio, or in their
+name alone. Shares are rounded to 4 digits. `markdown` prints a report as tables.
 """
 
 import json
@@ -193,12 +193,14 @@ def _row(chosen: list) -> dict:
 def _detail(chosen: list) -> dict:
     windows = _grouped(chosen, lambda question: str(question.seconds))
     kinds = _grouped(chosen, lambda question: f'{question.family}/{question.kind}')
+    late = [entry for entry in chosen if entry[0].asked_at_s is not None]
+    ages = _grouped(late, lambda question: str(question.age_s))
     return {
         name: {
             value: {'right': _right(group), 'questions': len(group)}
             for value, group in groups.items()
         }
-        for name, groups in (('windows', windows), ('kinds', kinds))
+        for name, groups in (('windows', windows), ('kinds', kinds), ('ages', ages))
     }
 
 
@@ -235,7 +237,9 @@ def markdown(found: dict) -> str:
     """Return a report as tables: families, windows, what the senses add, agreements."""
     key = NAMED[0 if len({row['name'] for row in found['rows']}) > 1 else 1 :]
     parts = ['Right answers, percent', _table(found['rows'], key)]
-    parts += ['By window', _window_table(found['details'], key)]
+    parts += ['By window', _seconds_table(found['details'], key, 'windows')]
+    if any(detail['ages'] for detail in found['details']):
+        parts += ['By age of the evidence', _seconds_table(found['details'], key, 'ages')]
     gains = [('Points above the better of image blanked and audio removed', found['rows'])]
     if 0 < len(found['short_rows']) and found['short_rows'] != found['rows']:
         parts += [f'Windows up to {SHORT_S} s', _table(found['short_rows'], key)]
@@ -283,16 +287,16 @@ def _table(rows: list, key: tuple) -> str:
     return _lines((*key, 'subset', 'overall', *families, 'same as f32', 'questions'), lines)
 
 
-def _window_table(details: list, key: tuple) -> str:
-    windows = sorted({w for detail in details for w in detail['windows']}, key=int)
+def _seconds_table(details: list, key: tuple, name: str) -> str:
+    columns = sorted({seconds for detail in details for seconds in detail[name]}, key=int)
     lines = [
         (
-            *(detail[name] for name in (*key, 'subset')),
-            *(_percent(detail['windows'].get(window, {}).get('right')) for window in windows),
+            *(detail[fact] for fact in (*key, 'subset')),
+            *(_percent(detail[name].get(column, {}).get('right')) for column in columns),
         )
         for detail in details
     ]
-    return _lines((*key, 'subset', *(f'{window} s' for window in windows)), lines)
+    return _lines((*key, 'subset', *(f'{column} s' for column in columns)), lines)
 
 
 def _gain_table(rows: list, key: tuple) -> str:

@@ -24,7 +24,14 @@ LONGEST_WINDOW_S = 24 * 3600
 RULES = ('text', 'letter')
 SUBSETS = ('all', 'hard')
 ASKED = ('id', 'clip', 'start_s', 'end_s', 'relative', 'text', 'choices')  # what an answer is to
-RARE = ('rule', 'options', 'relative', 'json_schema')  # written where not at their default
+RARE = (
+    'rule',
+    'options',
+    'relative',
+    'json_schema',
+    'asked_at_s',
+    'note',
+)  # written where not at their default
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class ScoredQuestion:
     options: tuple = ()  # told in the text, for the tolerant reading of a letter
     relative: bool = False  # start_s and end_s count from the clip's first second
     json_schema: str = ''  # the answer is JSON of this schema, and is compared as data
+    asked_at_s: int | None = None  # when it is asked, if its window is then long past
+    note: str = ''  # what an oracle would have noted of its window
 
     @property
     def seconds(self) -> int:
@@ -60,7 +69,8 @@ class ScoredQuestion:
     @property
     def _asked(self) -> list:
         schema = [self.json_schema] if self.json_schema else []
-        return [getattr(self, name) for name in ASKED] + schema
+        late = [] if self.asked_at_s is None else ['asked_at_s', self.asked_at_s, self.note]
+        return [getattr(self, name) for name in ASKED] + schema + late
 
     def is_right(self, text: str) -> bool:
         """Return whether a text answers this question, by its rule."""
@@ -75,13 +85,21 @@ class ScoredQuestion:
 
     @property
     def span(self) -> tuple:
-        """(start_s, end_s), as told."""
+        """The window that it is asked in, as told; of the past's: as long, until asked_at_s."""
+        if self.asked_at_s is not None:
+            return self.asked_at_s - self.seconds, self.asked_at_s
         return self.start_s, self.end_s
+
+    @property
+    def age_s(self) -> int:
+        """How long ago its evidence ended; 0: it is the window."""
+        return 0 if self.asked_at_s is None else self.asked_at_s - self.end_s
 
     def window(self, first_s: int) -> tuple:
         """Return the window in stamps, (start_s, end_s); first_s: the clip's first second."""
         shift_s = first_s if self.relative else 0
-        return self.start_s + shift_s, self.end_s + shift_s
+        start_s, end_s = self.span
+        return start_s + shift_s, end_s + shift_s
 
 
 @dataclass(frozen=True)
@@ -297,6 +315,8 @@ CHECKS: dict[str, tuple[Callable, str]] = {
     'rule': (lambda v: v in RULES, f'one of {", ".join(RULES)}'),
     'options': (_is_lines, 'a list of texts'),
     'relative': (lambda v: isinstance(v, bool), 'true or false'),
+    'asked_at_s': (_is_second, 'a whole number of seconds'),
+    'note': (is_line, 'a text'),
     'json_schema': (lambda v: isinstance(v, (str, dict)), 'a JSON schema, as an object or a text'),
 }
 REQUIRED = tuple(f.name for f in fields(ScoredQuestion) if f.default is MISSING)
@@ -323,6 +343,11 @@ def _read_question(path: Path, index: int, entry) -> ScoredQuestion:
         raise InputError(
             f'{where}: its window is [{question.start_s}, {question.end_s}); 1 to '
             f'{LONGEST_WINDOW_S} s are allowed.'
+        )
+    if question.asked_at_s is not None and question.age_s < question.seconds:
+        raise InputError(
+            f'{where}: asked_at_s is {question.asked_at_s}; its evidence has left a window of '
+            f'{question.seconds} s from {question.end_s + question.seconds} on.'
         )
     strange = [answer for answer in question.answers if not question.can_be(answer)]
     if question.choices and strange:
@@ -358,7 +383,8 @@ def _schema(where: str, entry: dict) -> str:
 def check(question: ScoredQuestion) -> None:
     """Raise InputError where a file with this question would be refused."""
     lists = ('answers', 'choices', 'options')
-    entry = {name: list(v) if name in lists else v for name, v in vars(question).items()}
+    given = {name: v for name, v in vars(question).items() if v is not None}
+    entry = {name: list(v) if name in lists else v for name, v in given.items()}
     _read_question(Path('questions'), 0, entry)
 
 

@@ -20,6 +20,7 @@ from typing import Protocol
 from minicpmo_ros.errors import EngineError, Error, InputError
 from minicpmo_ros.evaluation.bags.clip import Clip, Sources
 from minicpmo_ros.evaluation.bags.clip_reading import read_windows
+from minicpmo_ros.evaluation.past import NoteMemory
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window, in_portions
 from minicpmo_ros.evaluation.results import Given, Results
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_clip
@@ -82,6 +83,7 @@ class ReplayPlan:
     variant: Variant = Variant()
     sources: Sources = Sources()
     refused: dict = field(default_factory=dict)  # id: why a question is not asked
+    memory: str = ''  # a file of notes, or past.ORACLE, for questions about the past
 
     @classmethod
     def make(
@@ -91,6 +93,7 @@ class ReplayPlan:
         options: CoreOptions,
         variant: Variant,
         sources: Sources,
+        memory: str = '',
     ) -> 'ReplayPlan':
         """Check all questions before any work: which cannot be asked, and how long they are.
 
@@ -100,7 +103,7 @@ class ReplayPlan:
         allowed = options.max_question_tokens or lengths.enough
         options = replace(options, max_question_tokens=allowed)
         refused = lengths.refused_within(allowed)
-        return cls(model, questions, options, variant, sources, refused)
+        return cls(model, questions, options, variant, sources, refused, memory)
 
     def refusals(self) -> str:
         """Return a sentence on the questions that will not be asked; '' if all will be."""
@@ -143,6 +146,7 @@ class ReplayPlan:
             'count': len(self.questions.questions),
             'audio': self.variant.audio,
             'input': self.variant.input,
+            **({'memory': self.memory} if self.memory else {}),
             'device': 'cpu' if on_cpu else gpu_name() or 'cpu',
             'options': {
                 **{name: getattr(self.options, name) for name in kept},
@@ -335,9 +339,16 @@ class CoreAnswerer:
     def __init__(self, plan: ReplayPlan, memory_mib: Callable[[], float] = float):
         self._core = Core(plan.model, plan.options, strict=False)
         self._variant, self._memory_mib = plan.variant, memory_mib
+        try:
+            self._core.memory = NoteMemory(plan.memory) if plan.memory else None
+        except Error:
+            self._core.close()
+            raise
 
     def close(self) -> None:
         """Free the model."""
+        if self._core.memory is not None:
+            self._core.memory.close()
         self._core.close()
 
     def answer(self, clip: Clip, asked: list) -> Iterator[Given]:

@@ -26,6 +26,7 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import AUDIO, INPUTS, AnswerSet, precision_name
 from minicpmo_ros.evaluation.bags.clip import Clip, ClipImage
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
+from minicpmo_ros.evaluation.past import answer_window, units_inside
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window
 from minicpmo_ros.families import find_layout
 from minicpmo_ros.ggml.runtime import Backend
@@ -111,6 +112,7 @@ class Core:
         on_product: Callable | None = None,
     ):
         self.model, self.options, self.strict = model, options or CoreOptions(), strict
+        self.memory = None  # a NoteMemory, for questions about the past
         o = self.options
         layout = find_layout(model.family, o.prompt)
         self._backend = Backend(o.device, threads=o.threads)
@@ -332,7 +334,8 @@ def answer_clip(core: Core, clip: Clip, questions: list, variants: list):
             encoded[start_s] = _Encoded(core, clip.between(start_s, max(ends[start_s])), start_s)
         for variant in variants:
             units = encoded[start_s].units(variant, end_s)
-            answers = core.answer(_of_window(units, start_s, end_s, core.strict), asked)
+            inside = units_inside(units, asked, start_s, end_s, core.strict)
+            answers = answer_window(core, inside, asked, end_s)
             yield from ((variant, q, answer) for q, answer in zip(asked, answers))
         ends[start_s].remove(end_s)
         if not ends[start_s]:
@@ -377,16 +380,6 @@ def answer_all(
         )
         for variant in variants
     ]
-
-
-def _of_window(units: list, start_s: int, end_s: int, strict: bool) -> list:
-    inside = [unit for unit in units if start_s <= unit.second < end_s]
-    if not inside or (strict and len(inside) != end_s - start_s):
-        raise InputError(
-            f'{len(inside)} seconds of the window [{start_s}, {end_s}) have an '
-            'image or audio. Correct start_s and end_s.'
-        )
-    return inside
 
 
 def _audio(clip: Clip, silent: bool) -> list:
