@@ -101,8 +101,11 @@ vision: build ## what images cost: area, tiles, still scenes, full windows, a ma
 	@$(in_env) python -m benchmarks.area && python -m benchmarks.tiles && \
 	python -m benchmarks.governor && python -m benchmarks.still
 
-memory: build ## what outlives a crash: the window and nano's answers after kill -9; build/memory.json
-	@$(in_env) python -m benchmarks.black_box
+# MEMORY_MODEL=DIR: another model, for the notes.
+MEMORY_MODEL ?= models/nano
+
+memory: build setup-test ## what outlives a crash, and what notes remember: found, answered from; build/memory.json
+	@$(in_env) python -m benchmarks.black_box && python -m benchmarks.remembering --model $(MEMORY_MODEL)
 
 voice: build setup-test ## spoken questions: found in noise, answered how soon; build/voice.json
 	@$(in_env) python -m benchmarks.voice && python -m benchmarks.speaking

@@ -11,7 +11,7 @@ For every case: a model of random weights is written into build/memory; the inst
 `live` is started on it; another process plays two seconds of picture and sound, waits until they
 are read, asks a question as long as a batch, and ends; then the kernel is asked what `live` takes.
 Its PSS is that of a process alone: the one that played, which has the same libraries open, has
-ended, and this one has none of them. Prints a table, writes build/memory.json. The true size
+ended, and this one has none of them. Prints a table, writes build/plan_memory.json. The true size
 takes minutes and 6 GB of disk and of memory.
 """
 
@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # Nothing that maps a library belongs here: see above. Whatever needs one runs in a child.
-FOLDER, OUT = Path('build/memory'), Path('build/memory.json')
+FOLDER, OUT = Path('build/memory'), Path('build/plan_memory.json')
 CHILD_S = 3600  # what a busy machine takes for the true size
 
 

@@ -117,3 +117,33 @@ def test_questions_about_the_past_are_told_from_those_about_now():
     now = 'What do you see?', 'Is the door open?', 'what color is shown now?'
     assert all(map(is_about_past, past)) and not any(map(is_about_past, now))
     assert content_words('Where did I leave my keys?') == ['leave', 'keys']
+
+
+def test_an_exact_time_ago_is_preferred_and_a_vague_one_found(tmp_path):
+    with NoteStore(tmp_path / 'day.db') as store:
+        for minutes in range(90, 0, -1):
+            end_s = NOW_S - 60 * minutes
+            store.add(Note(end_s - 1, end_s, f'color: red; number {minutes}'))
+
+        def ages(question):
+            return [
+                round((NOW_S - one.note.end_s) / 60)
+                for one in recall(store, question, NOW_S, timezone.utc)
+            ]
+
+        for minutes in (1, 5, 15, 60):
+            assert minutes in ages(f'What color was there {minutes} minutes ago?')[:2]
+        assert ages('What color was there an hour ago?')[0] in range(30, 91)
+        store.forget(Filter(NOW_S - 1000, NOW_S - 800))
+        assert ages('What color was there 15 minutes ago?')
+
+
+def test_the_last_time_is_the_newest_note_with_the_words_and_not_an_answer(tmp_path):
+    with NoteStore(tmp_path / 'day.db') as store:
+        for n in range(60):
+            words = 'a bell rang' if n < 50 else 'a very long silence of the whole house'
+            store.add(Note(NOW_S - 600 + n, NOW_S - 599 + n, f'{words}; {n} ' + 'and so on ' * n))
+        store.add(Note(NOW_S - 5, NOW_S - 4, 'Asked: last bell? Answered: bell', 'answer'))
+        first = recall(store, 'When did you last hear the bell?', NOW_S, timezone.utc)[0].note
+        assert first.end_s == NOW_S - 550
+        assert not recall(store, 'When did you last hear a zebra?', NOW_S, timezone.utc)

@@ -10,12 +10,12 @@ had a reason to write. What is shown is in the order of time and within a budget
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 
 from minicpmo_ros.config import MEMORY
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.notes.note import Filter, Note, Pose
+from minicpmo_ros.notes.note import KINDS, Filter, Note, Pose
 from minicpmo_ros.notes.snapshots import look_again
 from minicpmo_ros.notes.store import NoteStore
 from minicpmo_ros.notes.times import ago, time_span
@@ -25,6 +25,7 @@ NEW, LASTING = 0.5, 0.1  # what a new note gains, and one that is not periodic; 
 NEW_IF_LAST = 2.0  # a new one, where the question asks for the last time
 HERE_M = 2.0
 CANDIDATES = 24
+MOST_NEAR = 256  # notes of the very time that a question names
 HEADING = 'Notes of what was seen and heard before:\n'
 STOP_WORDS = frozenset(
     'a about after again ago all am an and any anybody anyone anything are as at be been before '
@@ -88,12 +89,14 @@ def recall(
         near = here if here is not None and HERE.search(question) else None
         begin_s, end_s = (span.begin_s, span.end_s) if span else (None, None)
         wanted = Filter(begin_s, end_s, near, HERE_M)
-    found = store.search(words, wanted, CANDIDATES)
+    is_last = LAST.search(question) is not None
+    found = _near(store, words, wanted, span) or (is_last and _newest(store, words, wanted))
+    found = found or store.search(words, wanted, CANDIDATES)
     if not found and (span or not words or wanted.near or wanted.begin_s is not None):
         # The time or the place is all that is known of it: what was noted then or there.
         found = [(note, 0.0) for note in store.list(wanted, CANDIDATES)]
     best = max((score for _, score in found), default=0.0) or 1.0
-    weight = NEW_IF_LAST if LAST.search(question) else NEW
+    weight = NEW_IF_LAST if is_last else NEW
     recalled = [
         Recalled(note, score / best + _extra(note, now_s, weight)) for note, score in found
     ]
@@ -171,6 +174,21 @@ class Recaller:
         """Return (Recalled notes, what to look at again, problems)."""
         found = recall(store, question, now_s, self.zone, self.here)
         return found, *(look_again(store, found, self.space) if self.space else ([], ()))
+
+
+def _near(store: NoteStore, words: list, wanted: Filter, span) -> list:
+    """Return [(note, score)] at the very time that a question names, where some are."""
+    if span is None or not span.near or wanted.end_s != span.end_s:
+        return []  # the asker's own time goes before that of the words
+    near = replace(wanted, begin_s=span.near[0], end_s=span.near[1])
+    notes = store.list(near, MOST_NEAR)
+    return [(note, float(sum(word in note.text.casefold() for word in words))) for note in notes]
+
+
+def _newest(store: NoteStore, words: list, wanted: Filter) -> list:
+    """Return [(note, score)] of the newest notes with all words that are no answers, as one."""
+    observed = tuple(kind for kind in wanted.kinds or KINDS if kind != 'answer')
+    return store.newest(words, replace(wanted, kinds=observed), CANDIDATES)
 
 
 def _extra(note: Note, now_s: float, weight: float) -> float:

@@ -155,6 +155,20 @@ class NoteStore:
                         found.setdefault(note.id, (note, score))
         return list(found.values())[:limit]
 
+    def newest(self, words, filter: Filter | None = None, limit: int = 24) -> list:
+        """Return [(note, 1.0)] of the newest notes with all of the words, the newest first."""
+        terms = [f'"{term}"' for word in words for term in _terms(word)]
+        condition, values = (filter or Filter()).sql()
+        if not terms:
+            return []
+        with self._told():
+            rows = self._db.execute(
+                f'SELECT {READ_COLUMNS} FROM words JOIN notes ON notes.id = words.rowid '
+                f'WHERE words MATCH ? AND {condition} ORDER BY words.rowid DESC LIMIT ?',
+                [' AND '.join(terms), *values, limit],
+            )
+            return [(to_note(row), 1.0) for row in rows]
+
     def image(self, note_id: int) -> bytes:
         """Return the JPEG of a note; b'' where it has none."""
         with self._told():

@@ -10,7 +10,7 @@ Rules, tried in this order; what a rule has matched is taken out of the text:
     before noon; after 14:00                    of today: from midnight to then, from then to now
     in the last ten minutes; the past hour      so long until now
     two hours ago                               around then: a quarter of the distance each way,
-                                                at least 2 s
+                                                at least 2 s; `near` is half a unit each way
     today, yesterday, this morning, afternoon,  the parts of the day: from 5, 12, 17 and 21 o'clock
       evening, last night, tonight
     at 9:30; around 5 pm; at noon               ten minutes each way, 'around' thirty
@@ -59,6 +59,7 @@ class TimeSpan:
     begin_s: float
     end_s: float
     rest: str
+    near: tuple = ()  # (begin_s, end_s) of what the words mean if they are exact; (): the span
 
 
 def time_span(text: str, now_s: float, zone: tzinfo) -> TimeSpan | None:
@@ -71,10 +72,9 @@ def time_span(text: str, now_s: float, zone: tzinfo) -> TimeSpan | None:
         match = pattern.search(text)
         if match is None or (span := rule(now, *match.groups())) is None:
             continue
-        begin_s, end_s = (moment.timestamp() for moment in span)
+        begin_s, end_s, *near = (min(moment.timestamp(), now_s) for moment in span)
         rest = ' '.join(f'{text[: match.start()]} {text[match.end() :]}'.split())
-        end_s = min(end_s, now_s)
-        return TimeSpan(min(begin_s, end_s), end_s, rest)
+        return TimeSpan(min(begin_s, end_s), end_s, rest, tuple(near))
     return None
 
 
@@ -141,8 +141,8 @@ def _last(now, number, unit):
 def _ago(now, number, unit):
     distance_s = _value(number) * UNITS_S[unit.casefold()]
     slack_s = max(LEAST_AROUND_S, AROUND * distance_s)
-    then = now - timedelta(seconds=distance_s)
-    return then - timedelta(seconds=slack_s), then + timedelta(seconds=slack_s)
+    then, half = now - timedelta(seconds=distance_s), UNITS_S[unit.casefold()] / 2
+    return tuple(then + timedelta(seconds=s) for s in (-slack_s, slack_s, -half, half))
 
 
 def _day(now, day, part=None):
