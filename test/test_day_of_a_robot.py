@@ -251,7 +251,7 @@ def test_when_the_clock_is_set_back_it_answers_about_the_new_time_only(graph):
 def test_a_sense_with_the_clock_of_tai_is_seen_and_heard_with_the_other(graph, sense):
     process = graph.start('live', *COMMON, *graph.lossless)
     graph.wait_ready()
-    source, scene = Source(graph), Scene.read('012')
+    source, scene = Source(graph), Scene.read('002')
     source.wait_heard()
     image = scene.images[-1][1]
     spoken = np.concatenate([samples for _, samples in scene.audio])[-RATE_HZ:]
@@ -275,9 +275,9 @@ def test_a_sense_with_the_clock_of_tai_is_seen_and_heard_with_the_other(graph, s
         return f'the stamps of the {sense} input' in graph.status.clocks and ends[0] == ends[1] > 0
 
     graph.spin_until(is_mended, 'both senses in one second')
-    asked = graph.ask_client.call_async(Ask.Request(question=QUESTIONS['012-scene']['text']))
+    asked = graph.ask_client.call_async(Ask.Request(question=QUESTIONS['002-scene']['text']))
     graph.spin_until(lambda: drive() or asked.done(), 'the answer')
-    answer = right('012-scene', asked.result())
+    answer = right('002-scene', asked.result())
     assert abs(answer.image_end.sec - answer.audio_end.sec) < TAI_S / 2
     assert answer.window_end.sec <= time.time()
     assert 'the times of arrival are taken' in process.log

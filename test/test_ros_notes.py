@@ -4,11 +4,13 @@
 """Notes of node llm: written while nobody asks, found again, read before questions, forgotten."""
 
 import signal
+from pathlib import Path
 
 import pytest
 from geometry_msgs.msg import PoseStamped
 from ros_source import FIRST, Source, time_of
 
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.msg import Note as NoteMessage
 from minicpmo_ros.notes.store import NoteStore
 from minicpmo_ros.ros.notes import NOTE_QOS
@@ -115,11 +117,21 @@ def test_notes_are_written_found_read_and_forgotten_and_survive_a_kill(graph, tm
         assert b'red box' not in file.read_bytes(), file
 
 
+CLIP = read_clip(Path(__file__).parents[1] / 'demo' / 'clips' / '002.mcap')
+
+
+class WhiteScene(Source):
+    """A camera that shows white shapes all the time, which nano knows."""
+
+    def picture(self, stamp_ns, data):
+        super().picture(stamp_ns, CLIP.images[-1].compressed()[1])
+
+
 def test_a_remembered_second_is_looked_at_again_also_after_a_kill(graph, tmp_path):
     path, asked = tmp_path / 'day.db', 'what color is the shape now?'
     only_by_hand = '-p', 'memory.every_s:=0', '-p', 'memory.answers:=false'
     live = start(graph, path, *only_by_hand)
-    notes, source = Notes(graph), Source(graph)
+    notes, source = Notes(graph), WhiteScene(graph)
     source.wait_heard()
     source.until_read(FIRST)
     seen = notes.call(Ask, question=asked, memory='off').answer

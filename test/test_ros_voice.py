@@ -54,6 +54,10 @@ def speak(source, samples, begin_s, chunk=1600):
         source.sound(begin_s * NS + i * NS // RATE, samples[i : i + chunk])
 
 
+def values(told):
+    return {pair.key: pair.value for pair in told().values}
+
+
 def of_kind(heard, kind):
     return [message for message in heard if message.kind == kind]
 
@@ -73,6 +77,8 @@ def test_a_spoken_question_is_answered_without_a_call(
     source = Source(graph)
     for publisher in (source.audio, source.info):
         graph.spin_until(lambda p=publisher: p.get_subscription_count() >= 2, 'both to listen')
+    graph.spin_until(source.images.get_subscription_count, 'the camera to be seen')
+    graph.spin_until(lambda: told() and values(told)['llm'] == 'there', 'the llm to be there')
     speak(source, question, FIRST)
     graph.spin_until(lambda: answers, 'an answer')
     started, ended = heard
@@ -86,7 +92,7 @@ def test_a_spoken_question_is_answered_without_a_call(
     heard_s = answer.audio_end.sec + answer.audio_end.nanosec / NS
     assert ended_s <= heard_s, 'all that was said'
     graph.spin_until(
-        lambda: told() and {p.key: p.value for p in told().values}['questions answered'] == '1',
+        lambda: values(told)['questions answered'] == '1',
         'voice to know of the answer, for its patience and follow_up_s',
     )
     assert process.is_running
@@ -104,11 +110,8 @@ def test_without_an_llm_a_question_is_told_as_unanswered_and_turns_go_on(
     graph.spin_until(lambda: told() and 'llm is not there' in told().message, 'the diagnosis')
     speak(source, question, FIRST + 5)
     graph.spin_until(lambda: len(of_kind(heard, Speech.ENDED)) == 2, 'another turn')
-    values = {pair.key: pair.value for pair in told().values}
-    assert float(values['cost [ms per second of audio]']) > 0
-    graph.spin_until(
-        lambda: {p.key: p.value for p in told().values}['turns ended'] == '2', 'the count'
-    )
+    assert float(values(told)['cost [ms per second of audio]']) > 0
+    graph.spin_until(lambda: values(told)['turns ended'] == '2', 'the count')
     assert process.end() == 0 and 'Traceback' not in process.log
 
 

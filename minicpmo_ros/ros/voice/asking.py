@@ -37,6 +37,7 @@ class Asker:
 
     def diagnose(self, report) -> None:
         """Report counts, and why the newest turn was not answered."""
+        report.tell('llm', 'there' if self._client.server_is_ready() else 'not there')
         report.tell('questions asked', self.asked)
         report.tell('questions answered', self.answered)
         if self._problem:
