@@ -31,7 +31,10 @@ GROUPS = {
         'docs/speaker': 'Speaking',
         'docs/alerts': 'Standing questions',
         'docs/notes': 'Notes',
+        'docs/sessions': 'Sessions that survive',
         'docs/evaluation': 'Evaluation',
+        'docs/fleet': 'Many bags, many machines',
+        'docs/security': 'Security',
     },
     'Models and machines': {
         'docs/models': 'Models',
