@@ -42,7 +42,7 @@ def test_every_interface_field_has_a_comment():
 def test_every_import_is_declared():
     package = ElementTree.parse(ROOT / 'package.xml').getroot()
     declared = {tag.text for tag in package if tag.tag.endswith('depend')}
-    pages = ('.txt', '-voice.txt', '-speaker.txt', '-fetch.txt')
+    pages = ('.txt', '-voice.txt', '-speaker.txt', '-fetch.txt', '-ray.txt')
     pinned = ''.join((ROOT / 'environment' / f'requirements{page}').read_text() for page in pages)
     named = {'PIL': 'python3-pil', 'yaml': 'python3-yaml'}
     named.update(
@@ -51,7 +51,8 @@ def test_every_import_is_declared():
     pinned_names = ('gguf', 'soxr', 'av', 'rosbags', 'mcap', 'zstandard', 'lz4')
     distributions = {'llama_cpp': 'llama-cpp-python', **{name: name for name in pinned_names}}
     distributions |= {'onnxruntime': 'onnxruntime', 'pymicro_wakeword': 'pymicro-wakeword'}
-    distributions |= {'sounddevice': 'sounddevice'}
+    distributions |= {'sounddevice': 'sounddevice', 'ray': 'ray[client]'}
+    distributions |= {'pywebrtc_audio': 'pywebrtc-audio'}
     used_if_installed = {'hri_msgs'}
     # httpx is one of huggingface_hub's own.
     distributions |= {'huggingface_hub': 'huggingface_hub', 'httpx': 'huggingface_hub'}

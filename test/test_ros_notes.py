@@ -138,7 +138,6 @@ def test_a_remembered_second_is_looked_at_again_also_after_a_kill(graph, tmp_pat
     said = notes.call(Remember, text='The color of the keys.').note
     assert said.snapshot and said.end == seen.window_end
     assert not notes.call(Ask, question=asked).answer.snapshots  # it is about now
-    seen = notes.call(Ask, question=asked, memory='only').answer
 
     live.end(signal.SIGKILL)
     graph.statuses.clear()
