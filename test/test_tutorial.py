@@ -17,6 +17,7 @@ test must not do or does not have is stood in for, and nothing else:
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -171,7 +172,8 @@ def test_the_tutorial_runs_as_it_stands(open_terminal, robot, tmp_path):
     first, second = open_terminal(), open_terminal()
     (beginning,) = step('The first question')
     told = first.run(beginning)
-    assert len(re.findall(r'^A: +\w', told, re.MULTILINE)) == 3  # test_demo looks at the words
+    aloud = shutil.which('espeak-ng') is not None  # the last question
+    assert len(re.findall(r'^A: +\w', told, re.MULTILINE)) == 3 + aloud  # test_demo has the words
 
     serving, asking = step('Your own camera')
     first.serve(serving)
