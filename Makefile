@@ -17,7 +17,7 @@ installed := $(shell find minicpmo_ros msg srv action launch config demo models 
 in_env := source environment/env.sh &&
 
 .PHONY: help build live web web-test test score soak bench alerts memory voice vision scale nano lint clean setup \
-  setup-test setup-web site setup-site
+  setup-test setup-web setup-voice site setup-site
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ setup-test:
 
 setup-web:
 	@environment/setup.sh web
+
+setup-voice:
+	@environment/setup.sh voice
 
 setup-site:
 	@environment/setup.sh site
@@ -44,7 +47,7 @@ build/installed: $(installed) environment/build.sh | setup
 
 build: setup build/installed ## set up the machine, build the interfaces, install the package
 
-live: build ## play the demo clip through the live graph, ask, print the answers and a table
+live: build setup-voice ## play the demo clip through the live graph, ask, print the answers and a table
 	@$(in_env) python -m minicpmo_ros.ros.replay.demo
 
 # MODEL=DIR, PRESET=NAME: another model, and parameters for it; PAGE="port=8081 ...": parameters of the node web.

@@ -8,6 +8,7 @@
 #   environment/setup.sh          what running needs
 #   environment/setup.sh test     and what the tests need
 #   environment/setup.sh web      and what the page in the browser needs
+#   environment/setup.sh voice    and what node voice needs
 #   environment/setup.sh fetch    and what fetches model files
 #   environment/setup.sh site     and what makes a site of the pages
 #   environment/setup.sh ray      and what `replay --cluster` needs (300 MB)
@@ -102,11 +103,19 @@ install_packages() {
     site) files+=(environment/requirements-site.txt) ;;
     ray) files+=(environment/requirements-ray.txt) ;;
   esac
-  key=$(cat "${files[@]}" environment/requirements-voice.txt environment/setup.sh | sha256sum | cut -c1-16)
+  key=$({ echo "${1:-}"; cat "${files[@]}" environment/requirements-voice.txt environment/setup.sh; } | sha256sum | cut -c1-16)
   grep -qx "$key" .venv/.requirements-keys 2>/dev/null && return
   say "Python packages: ${files[*]##*/}"
   "${PIP[@]}" install "${files[@]/#/-r}"
-  [ "${1:-}" != test ] || "${PIP[@]}" install --no-deps -r environment/requirements-voice.txt
+  case "${1:-}" in
+    test) "${PIP[@]}" install --no-deps -r environment/requirements-voice.txt ;;
+    voice)
+      "${PIP[@]}" install --no-deps -r environment/requirements-voice.txt || {
+        say "what node voice needs could not be installed; nothing is asked aloud"
+        return
+      }
+      ;;
+  esac
   echo "$key" >> .venv/.requirements-keys
 }
 
