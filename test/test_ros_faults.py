@@ -321,12 +321,13 @@ def shortage():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 2, hard))
     held = []
-    try:
-        while True:
-            held.append(os.open('/dev/null', os.O_RDONLY))
-    except OSError:
-        pass
-    until(lambda: llm.faults.count)
+    def hold_all():  # again and again: others close files that they had open
+        try:
+            while True:
+                held.append(os.open('/dev/null', os.O_RDONLY))
+        except OSError:
+            return False
+    until(lambda: hold_all() or llm.faults.count)
     for file in held:
         os.close(file)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
