@@ -12,6 +12,7 @@ writer.
 """
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from reprlib import Repr
 
 import yaml
 
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import BusyError, InputError
 
 MOST_TOLD = 100  # characters of a value
 _OF_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
@@ -110,6 +111,24 @@ def require_folder(target: Path) -> None:
         raise InputError(
             f'{target.parent} is no folder; make it, or write {target.name} elsewhere.'
         )
+
+
+def hold_for_writing(path: Path) -> int:
+    """Return a descriptor that keeps a file for one writer, by a lock beside it; to be closed.
+
+    Raises BusyError with the process that writes it, OSError where there can be no lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(f'{path}.lock', os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.pread(descriptor, 32, 0).decode(errors='replace').strip()
+        os.close(descriptor)
+        raise BusyError(f'process {owner or "of another user"}') from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
 
 
 @contextmanager

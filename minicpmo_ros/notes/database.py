@@ -3,7 +3,6 @@
 
 """The SQLite file behind the notes: opened, locked, brought to the newest format, mended."""
 
-import fcntl
 import os
 import re
 import sqlite3
@@ -11,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from minicpmo_ros.errors import Error
+from minicpmo_ros.documents import hold_for_writing
+from minicpmo_ros.errors import BusyError, Error
 from minicpmo_ros.notes.note import Note, Pose, checked
 from minicpmo_ros.units import MIB
 
@@ -79,22 +79,14 @@ def open_writing(path: Path) -> tuple:
 def lock(path: Path) -> int:
     """Return a descriptor that holds the file for one writer; raises StoreError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(f'{path}.lock', os.O_RDWR | os.O_CREAT, 0o600)
+        return hold_for_writing(path)
     except OSError as error:
         raise StoreError(why(path, error)) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.pread(descriptor, 32, 0).decode(errors='replace').strip()
-        os.close(descriptor)
+    except BusyError as error:
         raise StoreError(
-            f'{path} is being written by process {owner or "of another user"}. Give each node a '
-            'file of its own, or ask that node (~/recall, ~/forget).'
+            f'{path} is being written by {error}. Give each node a file of its own, or ask that '
+            'node (~/recall, ~/forget).'
         ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return descriptor
 
 
 def why(path: Path, error: Exception) -> str:

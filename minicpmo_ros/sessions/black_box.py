@@ -12,7 +12,6 @@ damaged header) is begun anew, and `told` says so; a file of another length keep
 """
 
 import errno
-import fcntl
 import os
 import threading
 from collections.abc import Callable
@@ -20,7 +19,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from minicpmo_ros.documents import FULL
+from minicpmo_ros.documents import FULL, hold_for_writing
+from minicpmo_ros.errors import BusyError
 from minicpmo_ros.sessions.session_file import (
     PAGE,
     Geometry,
@@ -217,18 +217,13 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
 def _lock(path: Path) -> int:
     """Return a descriptor that keeps the file for one writer; raises SessionFileError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(f'{path}.lock', os.O_RDWR | os.O_CREAT, 0o600)
+        return hold_for_writing(path)
     except OSError as error:
         raise SessionFileError(_why(path, error)) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
+    except BusyError as error:
         raise InUseError(
-            f'{path} is being written by another node. Give each node a file of its own.'
+            f'{path} is being written by another node ({error}). Give each node a file of its own.'
         ) from error
-    return descriptor
 
 
 def _why(path: Path, error: OSError) -> str:
