@@ -60,13 +60,16 @@ make_venv() {
   echo "$MINICPMO_ROS" > .venv/.mode
 }
 
+# The RPC backend computes on another process's or machine's device; nothing connects unless asked to.
+llama_flags=-DGGML_RPC=on
+
 # llama.cpp is compiled for this machine's processor, so what is kept is kept by its flags.
 llama_key() {
   { grep '^llama-cpp-python' environment/requirements.txt
     grep -m1 -E '^(flags|Features)' /proc/cpuinfo | tr ' ' '\n' | sort
     .venv/bin/python -c 'import sys; print(sys.version_info[:2])'
     g++ -dumpfullversion
-    printf '%s' "$CMAKE_ARGS"
+    printf '%s' "$llama_flags $CMAKE_ARGS"
   } | sha256sum | cut -c1-16
 }
 
@@ -81,7 +84,7 @@ install_llama() {
   if ! ls "$cache"/*.whl >/dev/null 2>&1; then
     say "compiling $pin for this machine, once; about 4 minutes on two cores${CMAKE_ARGS:+ (CMAKE_ARGS=$CMAKE_ARGS)}"
     mkdir -p "$cache"
-    CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} \
+    CMAKE_ARGS="$llama_flags $CMAKE_ARGS" CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} \
       "${PIP[@]}" wheel --no-cache-dir --no-deps --no-binary llama-cpp-python "$pin" -w "$cache" ||
       die "llama.cpp did not compile; see above. A clean try: rm -r $cache"
   fi
