@@ -7,6 +7,7 @@ import threading
 
 from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.ggml.runtime import Backend
+from minicpmo_ros.live.arbiter import DeviceArbiter
 from minicpmo_ros.media.audio.stream import AudioFormat
 from minicpmo_ros.ros import encoder_node
 from minicpmo_ros.ros.audio_node import AudioState, StreamingEncoder
@@ -23,7 +24,8 @@ class AudioWorker:
     def __init__(self, model_dir, monkeypatch):
         monkeypatch.setattr(encoder_node, 'TICK_S', 0.0)
         self.encoder = AudioEncoder.load(model_dir / 'audio.gguf', Backend('cpu', threads=1))
-        self.node = StreamingEncoder()
+        self.arbiter = DeviceArbiter()
+        self.node = StreamingEncoder(arbiter=self.arbiter)
         self.published, self.told = [], []
         self.node.publish = self.published.append
         self.node.tell = lambda key, text: self.told.append(text)
@@ -34,7 +36,7 @@ class AudioWorker:
         """Forget the streams; steady time is `begin_s`."""
         self.instant = Instant(begin_s)
         self.state, self.guard = AudioState(AudioPipeline(self.encoder), 'space'), StampGuard()
-        self.pause = encoder_node.SliceHook(threading.Event(), self.node._arbiter, self.now)
+        self.pause = encoder_node.SliceHook(threading.Event(), self.arbiter, self.now)
         self.published.clear()
         self.told.clear()
 
@@ -51,7 +53,7 @@ class AudioWorker:
 
     def turn(self) -> None:
         """Let the worker have one turn."""
-        self.node._work_once(self.state, self.node.inbox, self.guard, self.pause)
+        self.node.work_once(self.state, self.node.inbox, self.guard, self.pause)
 
     def wait(self, seconds: float, simulated_s: float | None = None, jumps: int = 0) -> None:
         """Let time pass."""

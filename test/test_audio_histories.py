@@ -72,14 +72,14 @@ def test_a_driver_that_is_held_up_is_heard_whole(worker, stall_s, stamped):
     turns(worker, 3.0)
     heard = [second for second, status in worker.seconds if status == AudioEmbedding.OK]
     assert heard == list(range(1000, 1011))
-    assert worker.node._filled_samples == worker.node._left_out_samples == 0
+    assert worker.node.filled_samples == worker.node.left_out_samples == 0
     assert sum(m.restarted for m in worker.published if m.status == AudioEmbedding.OK) == 1
 
 
 def test_audio_that_has_come_and_is_not_read_yet_is_no_silence(worker, monkeypatch):
     """Simulated time and the worker go on while the thread that reads `audio` is held up."""
     source, unread = SimpleNamespace(read_until=worker.instant), []
-    monkeypatch.setattr(worker.node, '_input', source)
+    monkeypatch.setattr(worker.node, 'input', source)
     for k in range(60):
         worker.wait(0.1, 1000.0 + (k + 1) / 10)
         unread.append((1000 * NS + k * NS // 10, tone(k * 1600, 1600)))
@@ -89,7 +89,7 @@ def test_audio_that_has_come_and_is_not_read_yet_is_no_silence(worker, monkeypat
             source.read_until = worker.instant
         worker.turn()
     assert worker.seconds == [(1000 + i, AudioEmbedding.OK) for i in range(5)]
-    assert worker.node._filled_samples == worker.node._left_out_samples == 0
+    assert worker.node.filled_samples == worker.node.left_out_samples == 0
 
 
 def test_a_player_that_is_held_up_while_simulated_time_begins_is_heard_whole(worker):
@@ -103,7 +103,7 @@ def test_a_player_that_is_held_up_while_simulated_time_begins_is_heard_whole(wor
         worker.wait(0.1, 1000.0 + (k + 1) / 10)
         worker.hear(1000 * NS + k * NS // 10, tone(k * 1600, 1600))
     assert worker.seconds == [(1000 + i, AudioEmbedding.OK) for i in range(2)]
-    assert worker.node._filled_samples == worker.node._left_out_samples == 0
+    assert worker.node.filled_samples == worker.node.left_out_samples == 0
 
 
 @pytest.mark.parametrize('stamped', [True, False])
@@ -124,7 +124,7 @@ def test_a_format_that_is_told_late_costs_one_chunk(worker, other, stamped):
     turns(worker, 3.0)
     assert [s for s, status in worker.seconds if status == 0] == list(range(1000, 1006))
     chunk = 1600 * 6  # of the new format, heard in the old one
-    assert worker.node._left_out_samples <= chunk and worker.node._filled_samples <= 1600 * 2
+    assert worker.node.left_out_samples <= chunk and worker.node.filled_samples <= 1600 * 2
 
 
 FORMATS = (

@@ -191,7 +191,7 @@ def test_a_restarted_stream_is_a_fresh_one(files, backend, mel, form):
 
 def test_what_was_not_finite_is_forgotten_by_a_restart(encoder, mel):
     stream, expected = encoder.stream(), encoder.stream().step(step_mel(mel, 0))
-    cache = stream._caches['v.0']
+    cache = stream.caches['v.0']
     cache.write(np.full_like(cache.read(), np.nan))  # also where later keys are masked
     with pytest.raises(EngineError, match='NaN'):
         stream.step(step_mel(mel, 0))

@@ -81,7 +81,7 @@ def test_blanked_pictures_and_removed_sound_change_the_answers(given):
 
 def test_blank_inputs_change_their_own_rows_only(core, questions):
     clip = read_clip(questions.path_of('1.mcap'))
-    encoded = runner._Encoded(core, clip, clip.first_s)
+    encoded = runner.EncodedClip(core, clip, clip.first_s)
     units, grey, silent = (encoded.units(v, clip.first_s + 3) for v in VARIANTS[:3])
     assert len(units) == 3
     for a, g, s in zip(units, grey, silent):
@@ -121,13 +121,13 @@ def test_an_answer_does_not_depend_on_longer_windows_that_are_asked_about(core, 
     """A louder third second would be in the maximum, and after the second one."""
     samples = sound(3) * np.repeat([0.02, 0.02, 1.0], 16000).astype(np.float32)
     clip = Clip((), ((START_S * 10**9, samples),))
-    encoded = runner._Encoded(core, clip, START_S)
+    encoded = runner.EncodedClip(core, clip, START_S)
     long, short, alone = (
         [unit.audio_rows for unit in some.units(Variant(audio=audio), START_S + end)]
         for some, end in (
             (encoded, 3),
             (encoded, 2),
-            (runner._Encoded(core, clip.between(START_S, START_S + 2), START_S), 2),
+            (runner.EncodedClip(core, clip.between(START_S, START_S + 2), START_S), 2),
         )
     )
     assert len(long) == 3 and len(short) == 2

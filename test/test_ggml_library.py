@@ -41,7 +41,7 @@ def test_the_pinned_version_is_the_one_the_environment_installs():
 def test_another_ggml_is_refused(monkeypatch):
     monkeypatch.setattr(lib, 'version', lambda: b'0.99.0')
     with pytest.raises(EngineError, match=r'0\.99\.0 .* Install llama-cpp-python=='):
-        library._check_version()
+        library.check_version()
 
 
 def test_only_one_copy_of_ggml_is_mapped():
@@ -102,7 +102,7 @@ def test_log_lines_arrive_whole_with_their_level(heard):
         (5, b'\n'),
         (4, b'\xff third\n\n'),
     ):
-        library._log.callback(level, piece, None)
+        library.llama_log.callback(level, piece, None)
     assert heard == [('info', 'first'), ('warning', 'second'), ('error', '\ufffd third')]
 
 

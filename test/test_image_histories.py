@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.live.arbiter import DeviceArbiter
 from minicpmo_ros.media.image.compressed import Decoded
 from minicpmo_ros.msg import ImageEmbedding
 from minicpmo_ros.ros import encoder_node
@@ -37,14 +38,15 @@ class Worker:
 
     def __init__(self, monkeypatch):
         monkeypatch.setattr(encoder_node, 'TICK_S', 0.0)
-        self.node, self.published, self.told = VisionNode(), [], []
+        self.arbiter = DeviceArbiter()
+        self.node, self.published, self.told = VisionNode(self.arbiter), [], []
         self.node.publish = self.published.append
         self.node.tell = lambda key, text: self.told.append(text)
         self.node.time = self
 
     def begin(self):
         self.instant, self.guard = Instant(1000.0), StampGuard(self.node.ONE_A_SECOND)
-        self.pause = encoder_node.SliceHook(threading.Event(), self.node._arbiter, self.now)
+        self.pause = encoder_node.SliceHook(threading.Event(), self.arbiter, self.now)
         encoder = VisionOnDemand(lambda between: OneRowEncoder(), 0.0)
         pipeline = ImagePipeline(encoder, 1, 8.0, max_behind=1, device=self.pause.device)
         self.state = VisionState(pipeline, encoder, 'space', self.pause)
@@ -55,7 +57,7 @@ class Worker:
         return self.instant
 
     def turn(self) -> None:
-        self.node._work_once(self.state, self.node.inbox, self.guard, self.pause)
+        self.node.work_once(self.state, self.node.inbox, self.guard, self.pause)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ class Machine:
     def start(self, work, *arguments):
         """Run `work` in a thread, once it holds the device or waits for it."""
         thread = threading.Thread(target=work, args=arguments, daemon=True)
-        n = len(self.arbiter._waiting)
+        n = len(self.arbiter.waiting)
         thread.start()
         until_waiting(self.arbiter, n + 1)
         return thread
@@ -55,9 +55,8 @@ class Machine:
 def until_waiting(arbiter, n):
     """Wait until n turns are queued; polled, because nothing else shows it."""
     for _ in range(10 * 1000):
-        with arbiter._granted:
-            if len(arbiter._waiting) == n:
-                return
+        if len(arbiter.waiting) == n:
+            return
         threading.Event().wait(0.001)
     raise AssertionError(f'{n} turns never waited')
 
@@ -168,7 +167,7 @@ def test_live_work_that_fits_is_never_late_and_the_answer_has_the_rest():
             machine.compute('answer', 0.05)
             turn.between()
         threads.append(machine.start(encode, second))
-    while machine.arbiter._waiting:
+    while machine.arbiter.waiting:
         turn.between()
         machine.compute('answer', 0.05)
     turn.release()
@@ -195,8 +194,7 @@ def test_a_first_token_is_bounded_beside_any_live_work():
                     machine.compute('live', seconds)
 
     def is_waiting(priority):
-        with machine.arbiter._granted:
-            return any(turn.priority == priority for turn in machine.arbiter._waiting)
+        return priority in machine.arbiter.waiting
 
     kinds = (Priority.ENCODER, Priority.UNIT)
     threads = [threading.Thread(target=live, args=(kind,), daemon=True) for kind in kinds]

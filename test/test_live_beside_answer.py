@@ -71,7 +71,7 @@ class SlowMachine:
             for jobs in self.jobs:
                 jobs.put(self.second)
             self.second += 1
-        until(lambda: len(self.arbiter._waiting) == sum(j.unfinished_tasks > 0 for j in self.jobs))
+        until(lambda: len(self.arbiter.waiting) == sum(j.unfinished_tasks > 0 for j in self.jobs))
         if self.now_s >= self.end_s:
             answering.question.asker.asking.cancel()
 

@@ -347,7 +347,7 @@ def test_the_longest_turn_and_a_full_window_both_fit(open_session):
 def spoken(session, pick, **fields):
     """Answer with the tokens that `pick(n)` gives for the n-th."""
     answering = session.ask(Question('what', **fields))
-    answering._sampler.pick = lambda _: pick(len(answering.ids))
+    answering.sampler.pick = lambda _: pick(len(answering.ids))
     deltas = []
     while answering.answer is None:
         deltas.append(answering.step())
@@ -464,7 +464,7 @@ def test_positions_are_used_to_the_very_last(open_session):
 def test_a_context_that_is_full_ends_the_answer_alone(open_session, monkeypatch, at):
     """Room is kept, so llama.cpp never says so; if it did, nothing but the answer would end."""
     session, decode, calls = open_session(), llama.llama_decode, []
-    session._context_options = replace(session._context_options, n_batch=32)
+    session.context_options = replace(session.context_options, n_batch=32)
     session.rebuild()
     session.append(unit(0))
     answering = session.ask(Question('x' * 40, grammar='root ::= [a-z]{20}', remember=True))

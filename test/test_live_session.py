@@ -264,7 +264,7 @@ def test_hundreds_of_units_stay_whole_within_bounds_behind_the_prompt(session):
         if second % 50 == 0:
             assert np.isfinite(first_logits(session)).all()
     assert session.window.seconds[-1] == 299
-    assert llama.llama_memory_seq_pos_min(session.context._memory, LIVE) == 0
+    assert llama.llama_memory_seq_pos_min(session.context.memory, LIVE) == 0
 
 
 def test_the_system_prompt_still_speaks_after_hundreds_of_units(open_session):
@@ -429,7 +429,7 @@ def test_thousands_of_units_keep_positions_and_cells_bounded(open_session):
         assert session.window.end <= capacity
     assert session.context.next_position(LIVE) == session.window.end < session.context.n_ctx
     assert session.evicted == 5000 - len(session.window.seconds)
-    assert llama.llama_memory_seq_pos_min(session.context._memory, LIVE) == 0
+    assert llama.llama_memory_seq_pos_min(session.context.memory, LIVE) == 0
     assert np.isfinite(first_logits(session)).all()
 
 

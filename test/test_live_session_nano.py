@@ -50,7 +50,7 @@ def test_8_bit_keys_and_values_answer_as_16_bit_ones_in_half_the_memory(cores):
     assert cores['q8_0'].session.evicted > 30 and len(same) >= 19 and len(set(said['f16'])) > 5
     assert sum(same) >= 0.9 * len(same)
     sizes = {
-        kv_type: llama.llama_state_seq_get_size(core.session.context._pointer, 0)
+        kv_type: llama.llama_state_seq_get_size(core.session.context.pointer, 0)
         for kv_type, core in cores.items()
     }
     assert cores['f16'].session.window.end == cores['q8_0'].session.window.end

@@ -337,7 +337,7 @@ def test_what_repeats_leaves_no_trace_however_many_ways_there_are(vocabulary, gb
     text = 'see you in the blue one and'
     few, _ = accepted_ms(vocabulary, gbnf, text, 1)
     many, _ = accepted_ms(vocabulary, gbnf, ' '.join([text] * 20), 1)
-    assert len(many._table) <= 2 * len(few._table) + 20
+    assert len(many.states) <= 2 * len(few.states) + 20
     scores = np.zeros(vocabulary.size, np.float32)
     many.mask(scores)
     assert np.isfinite(scores[vocabulary.encode('a')[0]])
@@ -392,7 +392,7 @@ def test_the_states_that_are_kept_are_bounded(vocabulary, monkeypatch):
     monkeypatch.setattr(grammar_module, 'MAX_STATES', 30)
     text = 'see you ' * 40
     grammar, _ = accepted_ms(vocabulary, 'root ::= [a-z ]{0,1900} "."', text, 1)
-    assert len(grammar._table) < 60
+    assert len(grammar.states) < 60
     assert grammar.allows(vocabulary.encode('.')[0])
 
 

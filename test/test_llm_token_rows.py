@@ -25,8 +25,8 @@ def logits_of_ids(model, ids):
     """Ask llama.cpp itself, without any row of ours."""
     context = Context(model, ContextOptions(n_ctx=256))
     tokens = (llama.llama_token * len(ids))(*ids)
-    assert llama.llama_decode(context._pointer, llama.llama_batch_get_one(tokens, len(ids))) == 0
-    pointer = llama.llama_get_logits_ith(context._pointer, len(ids) - 1)
+    assert llama.llama_decode(context.pointer, llama.llama_batch_get_one(tokens, len(ids))) == 0
+    pointer = llama.llama_get_logits_ith(context.pointer, len(ids) - 1)
     logits = np.ctypeslib.as_array(pointer, (model.vocabulary.size,)).copy()
     context.close()
     return logits

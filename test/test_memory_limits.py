@@ -193,7 +193,7 @@ def test_what_stays_answers_as_if_the_context_had_never_been_larger(open_session
         shrunk.window.seconds
     )
     never.window.capacity = shrunk.window.capacity
-    never._evict(never.window.spans_to_evict(0))
+    never.evict(never.window.spans_to_evict(0))
     assert never.window.spans == shrunk.window.spans
     for later in (12, 13):
         assert divergence(first_logits(shrunk), first_logits(never)) < 1e-5

@@ -81,13 +81,8 @@ def test_the_plan_is_of_the_streams_that_ears_have(tiny_model_dir, isolated):
     with closing(Backend('cpu')) as backend:
         encoder = AudioEncoder.load(tiny_model_dir / 'audio.gguf', backend)
         rolling = RollingEncoder(encoder, isolated, Handover())
-        streams = [
-            stream._stream
-            for stream in (rolling._current, rolling._successor)
-            if stream is not None
-        ]
-        computing = sum(stream._graphs.size_bytes for stream in streams)
-        caches = sum(stream._caches.size_bytes for stream in streams)
+        computing = sum(stream.graphs.size_bytes for stream in rolling.streams)
+        caches = sum(stream.caches.size_bytes for stream in rolling.streams)
     assert plan.amount('audio', 'keys and values').host == caches
     assert 0 <= plan.amount('audio', 'computing').host - computing < MIB
 

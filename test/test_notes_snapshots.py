@@ -4,6 +4,7 @@
 """Snapshots of notes: kept within bounds, forgotten whole, and seen again as they were seen."""
 
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import timezone
 from pathlib import Path
@@ -134,7 +135,8 @@ def test_another_models_second_and_a_damaged_one_are_not_read_and_that_is_told(p
     with NoteStore(path) as store:
         store.add(Note(1, 2, 'a red cup', 'user'), Snapshot(unit_of(1), 'nano/2'))
         store.add(Note(3, 4, 'a red cup', 'user'), Snapshot(unit_of(3), SPACE))
-        store._db.execute('UPDATE snapshots SET data = zeroblob(7) WHERE note_id = 2')
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute('UPDATE snapshots SET data = zeroblob(7) WHERE note_id = 2')
         found = recaller(store).recollect('which color is the cup?', 'only', 100)
         assert found.units == () and [note.id for note in found.notes] == [1, 2]
         assert 'damaged' in found.problems[0] and 'made for nano/2' in found.problems[1]

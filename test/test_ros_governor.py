@@ -49,14 +49,14 @@ def eye(graph, monkeypatch):
     node.set_parameters([Parameter('model_dir', value=str(NANO))])
     graph.create_subscription(ImageEmbedding, '/vision_encoder/embedding', seen.append, 50)
     graph.own_executor.add_node(node)
-    graph.spin_until(lambda: node._pause, 'the encoder')
+    graph.spin_until(lambda: node.is_loaded, 'the encoder')
     is_over = threading.Event()
 
     def show():
         """Publish an image in the middle of each second."""
         while not is_over.wait(max(0.0, 1 - (time.time() - 0.5) % 1)):
             second = int(time.time())
-            node._on_image(int(time.time() * NS), partial(decoded_of, second))
+            node.on_image(int(time.time() * NS), partial(decoded_of, second))
 
     camera = threading.Thread(target=show)
     camera.start()

@@ -197,15 +197,15 @@ def test_seconds_whose_pictures_had_to_go_are_overloaded_and_not_empty(graph, ti
     graph.create_subscription(ImageEmbedding, '/vision_encoder/embedding', seen.append, 50)
     graph.own_executor.add_node(node)
     try:
-        graph.spin_until(lambda: node._pause, 'the encoder')
+        graph.spin_until(lambda: node.is_loaded, 'the encoder')
         for second in (FIRST, FIRST + 1):
-            node._on_image(second * NS, partial(decoded_of, second))
+            node.on_image(second * NS, partial(decoded_of, second))
         graph.spin_until(lambda: seen, 'the first second')
         with arbiter.hold(Priority.QUESTION):
             graph.spin_until(lambda: node.busy_s() > 0.2, 'the encoder to wait')
             first = seen[-1].second + 2
             for second in range(first, first + 8):
-                node._on_image(second * NS, partial(decoded_of, second))
+                node.on_image(second * NS, partial(decoded_of, second))
         wait_second(graph, seen, first + 6, ImageEmbedding.OK)
     finally:
         graph.own_executor.remove_node(node)

@@ -264,7 +264,7 @@ def test_only_time_that_goes_back_is_published_again(begins_stream, published):
         state.next_second = heard.second + 1
         out.append(heard.second)
 
-    counts = dict(_filled_samples=0, _left_out_samples=0)
+    counts = dict(filled_samples=0, left_out_samples=0)
     node = Mock(spec=StreamingEncoder, _publish=publish, **counts)
     heard = [
         AudioSecond(n, restarted=n == 28, begins_stream=begins_stream and n == 28)

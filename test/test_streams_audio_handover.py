@@ -180,16 +180,14 @@ def test_a_jump_of_time_begins_both_streams_anew(encoder):
 def test_ten_minutes_cost_a_fifth_more_and_no_memory(encoder, backend):
     calls = []
     pipeline = AudioPipeline(encoder, between=lambda: calls.append(1))
-    streams = [
-        stream._stream for stream in (pipeline._encoder._current, pipeline._encoder._successor)
-    ]
+    streams = pipeline.streams
     assert streams[1].size_bytes < streams[0].size_bytes / 3
     sizes, owned, heard = set(), set(), []
     samples = voice(60)
     for minute in range(10):
         heard += pipeline.push(60 * minute * NS, samples)
         sizes.add(sum(stream.size_bytes for stream in streams))
-        owned.add(sum(other.alive for other in backend._owned))
+        owned.add(backend.n_owned)
     assert len(heard) == 599 and restarts(heard) == [0]
     assert len(sizes) == 1 and len(owned) <= 2, 'what the handover makes goes with it'
     doubled = (len(calls) - LAYERS * 599) / (LAYERS + 1)  # one call more between the streams

@@ -97,13 +97,13 @@ def test_an_encoder_that_fails_says_so_and_the_stream_goes_on(encoder, monkeypat
     samples, pipeline = voice(3), AudioPipeline(encoder)
     wanted, _ = hear(encoder, samples)
     heard = pipeline.push(0, samples[: 2 * RATE + 9000])
-    stream = pipeline._encoder._current._stream
+    stream = pipeline.streams[0]
 
     def fail(*_, **__):
         raise EngineError('the device is gone')
 
     with monkeypatch.context() as patch:
-        patch.setattr(stream._graphs, 'run', fail)
+        patch.setattr(stream.graphs, 'run', fail)
         second, _ = pipeline.peek()
     assert second.rows is None and 'the device is gone' in second.reason
     heard += pipeline.push(2 * NS + 9000 * NS // RATE, samples[2 * RATE + 9000 :])

@@ -328,8 +328,8 @@ def test_an_hour_with_a_gap_in_every_second_keeps_nothing(rng):
     for second in range(3600):
         given = splitter.push(second * NS, ramp(0.7))
         assert len(given) == (second > 1)
-    assert len(splitter._held) < 2 * RATE
-    assert len(splitter._counts) < 3
+    assert len(splitter.held) < 2 * RATE
+    assert len(splitter.counts) < 3
 
 
 def test_any_stamps_give_whole_seconds_in_order_and_every_sample_is_accounted_for(rng):
@@ -344,7 +344,7 @@ def test_any_stamps_give_whole_seconds_in_order_and_every_sample_is_accounted_fo
             )
             seconds += splitter.push(None if kind > 0.97 else stamp_ns, chunk)
             pushed += len(chunk)
-            assert len(splitter._held) < 16_000 + LATEST + LONGEST_START
+            assert len(splitter.held) < 16_000 + LATEST + LONGEST_START
         seconds += splitter.flush() + splitter.push(ns(10**6), ramp(1)) + splitter.flush()
         pushed += 16000
         assert {s.samples.shape for s in seconds} == {(16000,)}

@@ -227,7 +227,8 @@ class Transport:
 def test_a_page_is_let_go_once_it_has_not_answered_for_five_seconds(monkeypatch):
     now_s = 100.0
     monkeypatch.setattr(module, 'monotonic', lambda: now_s)
-    page = module.Page(None, 0, None, Transport())
+    transport = Transport()
+    page = module.Page(None, 0, None, transport)
     now_s += 5.0
     page.check()
     assert page.is_open
@@ -237,9 +238,9 @@ def test_a_page_is_let_go_once_it_has_not_answered_for_five_seconds(monkeypatch)
     assert page.is_open
     now_s += 0.01
     page.check()
-    assert not page.is_open and page._transport.is_aborted
+    assert not page.is_open and transport.is_aborted
     page.put('more')
-    assert not page._waiting  # nothing is kept for it
+    assert not page.n_waiting  # nothing is kept for it
 
 
 def test_pages_that_do_not_answer_are_let_go_and_the_others_stay(served, monkeypatch):
@@ -253,8 +254,7 @@ def test_pages_that_do_not_answer_are_let_go_and_the_others_stay(served, monkeyp
         good, silent = await served.connect(session), await served.connect(session)
         reading = asyncio.ensure_future(read_until(good, 'end'))
         while not served.closed:
-            pages = served.server._pages.copy()
-            if all(page._echoed_s == now_s for number, page in pages.items() if number == 0):
+            if all(page.answered_s == now_s for page in served.server.pages if page.number == 0):
                 now_s += 1.0
             served.server.broadcast(b'\x02' + bytes(50_000), 'image')
             await asyncio.sleep(0.01)
@@ -302,7 +302,7 @@ def test_a_page_that_stops_reading_costs_eight_mebibytes_at_most_and_is_let_go(
 
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
-        while len(served.server._pages[1]._waiting) < 10:
+        while served.server.pages[1].n_waiting < 10:
             await send(60_000)  # until the buffers of the socket are full
         while not served.closed:
             await send(n_bytes)
@@ -310,7 +310,7 @@ def test_a_page_that_stops_reading_costs_eight_mebibytes_at_most_and_is_let_go(
         tracemalloc.stop()
         (gone,) = served.closed
         assert peak - before <= MOST_OF_A_PAGE_BYTES
-        assert gone.number == 1 and not gone._waiting and gone._transport.is_closing()
+        assert gone.number == 1 and not gone.n_waiting and not gone.is_open
         page.close()
 
     run(work)
@@ -322,9 +322,8 @@ def test_what_waits_for_a_page_is_bounded(served, monkeypatch):
     async def work(session):
         await served.connect(session)
         await asyncio.sleep(0)
-        blocked = served.server._loop.call_soon_threadsafe
         for _ in range(20):  # at once: none of them can be sent meanwhile
-            blocked(lambda: [page.put(bytes(10_000)) for page in served.server._pages.values()])
+            served.server.call(lambda: [page.put(bytes(10_000)) for page in served.server.pages])
         while not served.closed:
             await asyncio.sleep(0.01)
 
@@ -337,7 +336,7 @@ def test_of_what_has_a_key_the_newest_is_sent_and_of_the_rest_everything(served)
         assert await read_until(socket, 'hello')
 
         def burst():
-            for page in served.server._pages.values():
+            for page in served.server.pages:
                 for i in range(100):
                     page.put(module.encode({'type': 'status', 'i': i}), 'status')
                     page.put(module.encode({'type': 'delta', 'i': i}))
@@ -371,9 +370,8 @@ def test_the_time_of_a_page_is_told_within_half_of_the_way_there_and_back(served
 
     run(work)
     page, _ = served.requests[0]
-    spent_ms, _ = page._echoes[0]
     error_ms = page.time_ns(500.0) / 1e6 - 1e6 - 500.0
-    assert abs(error_ms) <= spent_ms / 2 + 1.0
+    assert abs(error_ms) <= page.round_trip_ms / 2 + 1.0
 
 
 def test_a_port_that_is_taken_and_a_certificate_that_is_none_are_told(served, tmp_path):

@@ -279,7 +279,7 @@ class Core:
         return answering.answer
 
 
-class _Encoded:
+class EncodedClip:
     """A clip's windows that begin at start_s; each stream is encoded when first asked for.
 
     An image's rows depend on the images before it alone and are shared by all windows. A
@@ -326,12 +326,14 @@ def answer_clip(core: Core, clip: Clip, questions: list, variants: list):
     Windows come in the order of their first question.
     """
     windows = by_window(questions, clip.first_s)
-    ends, encoded = {}, {}  # by start_s: the ends of its windows that are to come; an _Encoded
+    ends, encoded = {}, {}  # by start_s: the ends of its windows that are to come; an EncodedClip
     for start_s, end_s in windows:
         ends.setdefault(start_s, []).append(end_s)
     for (start_s, end_s), asked in windows.items():
         if start_s not in encoded:
-            encoded[start_s] = _Encoded(core, clip.between(start_s, max(ends[start_s])), start_s)
+            encoded[start_s] = EncodedClip(
+                core, clip.between(start_s, max(ends[start_s])), start_s
+            )
         for variant in variants:
             units = encoded[start_s].units(variant, end_s)
             inside = units_inside(units, asked, start_s, end_s, core.strict)

@@ -154,7 +154,7 @@ def set_log(sink: Callable | None) -> None:
     level is 'debug', 'info', 'warning' or 'error'. The sink is called by whatever thread
     computes and must not block. None: the logger `minicpmo_ros.llama_cpp` of Python.
     """
-    _log.sink = sink or _to_logging
+    llama_log.sink = sink or _to_logging
 
 
 @_ABORT_CALLBACK
@@ -163,7 +163,7 @@ def _last_words(message: bytes) -> None:
     os.write(2, b'ggml ends this process: ' + (message or b'') + b'\n')
 
 
-def _check_version() -> None:
+def check_version() -> None:
     version = lib.version().decode()
     if version != GGML_VERSION:
         raise EngineError(
@@ -176,7 +176,7 @@ def _check_version() -> None:
 
 
 def _route_log() -> None:
-    address = ctypes.cast(_log.callback, ctypes.c_void_p)
+    address = ctypes.cast(llama_log.callback, ctypes.c_void_p)
     lib.log_set(address, None)
     set_llama_log = ctypes.CDLL(_llama._lib._name).llama_log_set
     set_llama_log.argtypes, set_llama_log.restype = [ctypes.c_void_p, ctypes.c_void_p], None
@@ -188,6 +188,6 @@ def _route_log() -> None:
     atexit.register(lib.log_set, None, None)
 
 
-_log = _Log()
-_check_version()
+llama_log = _Log()
+check_version()
 _route_log()

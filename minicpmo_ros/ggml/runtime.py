@@ -137,6 +137,12 @@ class Backend:
             self._owned.append(finalizer)
         return finalizer
 
+    @property
+    def n_owned(self) -> int:
+        """Return how many objects on the device are not freed."""
+        with self._owned_lock:
+            return sum(other.alive for other in self._owned)
+
     def close(self) -> None:
         """Free the device and everything made on it; a computation under way ends first."""
         with self.lock, self._owned_lock:

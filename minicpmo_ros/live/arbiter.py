@@ -95,6 +95,12 @@ class DeviceArbiter:
         self._waiting = []  # turns
         self._debt_s = 0.0  # of live work to the answer; negative: the other way round
 
+    @property
+    def waiting(self) -> list:
+        """Return the priorities of the turns that wait."""
+        with self._granted:
+            return [turn.priority for turn in self._waiting]
+
     def acquire(self, priority: Priority, start_by_s: float = math.inf) -> Turn:
         """Wait for the device; the turn must be released."""
         with self._granted:

@@ -70,7 +70,7 @@ class Generation:
             sampling = replace(sampling, temperature=question.temperature)
         if question.seed is not None:
             sampling = replace(sampling, seed=question.seed)
-        self._sampler = Sampler(
+        self.sampler = Sampler(
             sampling, vocabulary.unspoken_ids - session.prompt.stop_ids, self._grammar
         )
         self._stream = Utf8Stream()
@@ -150,7 +150,7 @@ class Generation:
         return unsent + self._pick(logits[-1])
 
     def _pick(self, logits: np.ndarray) -> str:
-        token = self._sampler.pick(logits)
+        token = self.sampler.pick(logits)
         self._last_s = time.monotonic()
         if self._first_s is None:
             self._first_s = self._last_s
@@ -174,7 +174,7 @@ class Generation:
 
     def _say(self, token: int) -> str:
         """Take a token into the answer; return the characters that are complete with it."""
-        self._sampler.accept(token)
+        self.sampler.accept(token)
         self.ids.append(token)
         new = self._stream.push(self._session.model.vocabulary.piece(token))
         self.text += new

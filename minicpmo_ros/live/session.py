@@ -64,7 +64,7 @@ class Session:
         abort: AbortFlag | None = None,
     ):
         self.model, self.options = model, options or SessionOptions()
-        self._context_options = replace(
+        self.context_options = replace(
             context_options or ContextOptions(), n_sequences=1 + self.options.max_forks
         )
         self._abort = abort
@@ -165,7 +165,7 @@ class Session:
         if not self.can_fork(n_positions):
             raise ContextFullError(n_positions, self._n_unreserved(), WAIT)
         limit = self.window.end + self._n_unreserved()
-        self._evict(self.window.spans_to_evict(n_positions, limit))
+        self.evict(self.window.spans_to_evict(n_positions, limit))
         sequence, drop = self._free_sequences()[0], lambda: self._drop(fork)
         shared_end = self.window.prefix if is_empty else self.window.end
         fork = Fork(sequence, shared_end, n_positions, self._n_resets, drop)
@@ -194,13 +194,13 @@ class Session:
     def forget(self, turn: int) -> bool:
         """Take a remembered turn out of the window; return whether it was there."""
         spans = [span for span in self.window.spans if span.turn == turn]
-        self._evict(spans)
+        self.evict(spans)
         return bool(spans)
 
     def keep(self, seconds) -> None:
         """Evict the units of all other seconds."""
         kept = {None, *seconds}
-        self._evict([span for span in self.window.spans if span.second not in kept])
+        self.evict([span for span in self.window.spans if span.second not in kept])
 
     def reset(self) -> None:
         """Empty the window; running answers keep their evidence."""
@@ -218,7 +218,7 @@ class Session:
     def smallest_context(self) -> int:
         """Smallest context that `resize` accepts; its window holds about two seconds."""
         least = len(self.prompt.prefix) + self._reserve + LEAST_ROOM
-        return cells(max(least, self._context_options.n_batch))
+        return cells(max(least, self.context_options.n_batch))
 
     def resize(self, n_ctx: int, max_copy_bytes: float = math.inf) -> None:
         """Replace the context by one of another size; keep the newest units that fit into it.
@@ -230,13 +230,13 @@ class Session:
         """
         if self._forks:
             raise ValueError('a question is being answered; end it first')
-        former, carried = self._context_options, self._pack(n_ctx, max_copy_bytes)
+        former, carried = self.context_options, self._pack(n_ctx, max_copy_bytes)
         self.context.close()
         try:
-            self._context_options = replace(former, n_ctx=n_ctx)
+            self.context_options = replace(former, n_ctx=n_ctx)
             self._open(carried)
         except EngineError:
-            self._context_options = former
+            self.context_options = former
             self._open(carried)
             raise
 
@@ -269,7 +269,7 @@ class Session:
             self.evicted += len(window.seconds)
             return None
         window.capacity = room
-        self._evict(window.spans_to_evict(0, room))
+        self.evict(window.spans_to_evict(0, room))
         end = self.context.next_position(LIVE)
         self.context.read(self.prompt.prefix[-1:], LIVE)  # closes the gaps; removed again
         self.context.remove(LIVE, end, -1)
@@ -279,7 +279,7 @@ class Session:
         """Create a context and a window, empty or with what was `carried` over."""
         self._forks, self._n_resets = [], 0
         self.epoch += 1
-        self.context = Context(self.model, self._context_options, self._abort)
+        self.context = Context(self.model, self.context_options, self._abort)
         prefix, reserve, options = self.prompt.prefix, self._reserve, self.options
         capacity = self.context.n_ctx - reserve
         if len(prefix) >= capacity:
@@ -334,7 +334,7 @@ class Session:
         limit = self._window_limit()
         if self._forks and self.window.prefix + n_rows > limit:
             raise ContextFullError(n_rows, limit - self.window.prefix, WAIT)
-        self._evict(self.window.spans_to_evict(n_rows, limit))
+        self.evict(self.window.spans_to_evict(n_rows, limit))
 
     def _make_room_for(self, unit: Unit, riders) -> tuple:
         """Evict for a unit and what rides with it; return its rows, and whether it is still."""
@@ -347,7 +347,8 @@ class Session:
         has_left = is_still and not self.window.is_still(unit)  # the image that it goes without
         return self._make_room_for(unit, riders) if has_left else (rows, is_still)
 
-    def _evict(self, spans: list) -> None:
+    def evict(self, spans: list) -> None:
+        """Take spans out of the window and of the forks that share them."""
         self.evicted += sum(span.second is not None for span in spans)
         for fork in self._forks:
             fork.evicted += [span for span in spans if span.end <= self._shared_end(fork)]

@@ -107,13 +107,13 @@ class Context:
                 'names the reason. Where memory is short, lower n_ctx or use '
                 'kv_type q8_0.'
             )
-        self._pointer = pointer
+        self.pointer = pointer
         self._free = weakref.finalize(self, llama.llama_free, pointer)
-        self._memory = llama.llama_get_memory(pointer)
+        self.memory = llama.llama_get_memory(pointer)
         # Rounded up it may promise positions that the model does not know.
         self.n_ctx = min(llama.llama_n_ctx(pointer), model.context_length)
         self.n_batch = llama.llama_n_batch(pointer)
-        if not llama.llama_memory_can_shift(self._memory):
+        if not llama.llama_memory_can_shift(self.memory):
             raise EngineError('this context cannot shift positions')
         self._batch = _Batch(self.n_batch, model.width, options.n_sequences)
         self._logits = np.empty((self._n_outputs, model.vocabulary.size), np.float32)
@@ -125,7 +125,7 @@ class Context:
     def next_position(self, sequence: int) -> int:
         """Return the position behind the last one of a sequence; 0 for an empty one."""
         self._check_sequence(sequence)
-        return llama.llama_memory_seq_pos_max(self._memory, sequence) + 1
+        return llama.llama_memory_seq_pos_max(self.memory, sequence) + 1
 
     def decode(self, pieces) -> list:
         """Read pieces, one after the other; return the logits (n_logits, vocabulary) of each.
@@ -169,14 +169,14 @@ class Context:
             raise ValueError(f'sequence {target} is not empty')
         if source == target or not 0 < end <= self.next_position(source):
             raise ValueError(f'cannot copy [0, {end}) of sequence {source} to {target}')
-        llama.llama_memory_seq_cp(self._memory, source, target, 0, end)
+        llama.llama_memory_seq_cp(self.memory, source, target, 0, end)
 
     def remove(self, sequence: int, start: int, end: int) -> None:
         """Forget the positions [start, end) of a sequence; end -1: to its end."""
         self._check_sequence(sequence)
         if start < 0 or not (end == -1 or end >= start):
             raise ValueError(f'[{start}, {end}) is not a range of positions')
-        if start != end and not llama.llama_memory_seq_rm(self._memory, sequence, start, end):
+        if start != end and not llama.llama_memory_seq_rm(self.memory, sequence, start, end):
             raise EngineError(f'llama.cpp cannot remove positions [{start}, {end})')
 
     def close_gap(self, start: int, end: int, source: int, forks: dict) -> None:
@@ -197,12 +197,12 @@ class Context:
         for sequence, own in moved.items():
             if own < self.next_position(sequence):
                 delta = start - min(end, own)
-                llama.llama_memory_seq_add(self._memory, sequence, own, -1, delta)
+                llama.llama_memory_seq_add(self.memory, sequence, own, -1, delta)
 
     def state_bytes(self, sequence: int) -> int:
         """Return the size of what `save` returns."""
         self._check_sequence(sequence)
-        return llama.llama_state_seq_get_size(self._pointer, sequence)
+        return llama.llama_state_seq_get_size(self.pointer, sequence)
 
     def save(self, sequence: int) -> np.ndarray:
         """Return a sequence's keys and values as bytes (n,) uint8, for `restore`.
@@ -211,7 +211,7 @@ class Context:
         """
         state = np.empty(self.state_bytes(sequence), np.uint8)  # (n,)
         pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        written = llama.llama_state_seq_get_data(self._pointer, pointer, state.size, sequence)
+        written = llama.llama_state_seq_get_data(self.pointer, pointer, state.size, sequence)
         if written != state.size:
             raise EngineError(f'llama.cpp saved {written} of {state.size} bytes')
         return state
@@ -221,13 +221,13 @@ class Context:
         if self.next_position(sequence):
             raise ValueError(f'sequence {sequence} is not empty')
         pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if not llama.llama_state_seq_set_data(self._pointer, pointer, state.size, sequence):
+        if not llama.llama_state_seq_set_data(self.pointer, pointer, state.size, sequence):
             raise EngineError(f'llama.cpp does not take back {state.size} bytes that it has saved')
 
     def clear(self) -> None:
         """Forget all sequences, and the numbers in their cells."""
         self._check_sequence(0)
-        llama.llama_memory_clear(self._memory, True)
+        llama.llama_memory_clear(self.memory, True)
 
     def _check_sequence(self, sequence: int) -> None:
         if not self._free.alive:
@@ -275,12 +275,12 @@ class Context:
     def _decode_batch(self, batch: list, positions: dict, out: np.ndarray) -> int:
         """Read one batch of pieces; advance `positions`, put logits into `out`, count them."""
         outputs = self._batch.fill(batch, positions)
-        code = llama.llama_decode(self._pointer, self._batch.struct)
+        code = llama.llama_decode(self.pointer, self._batch.struct)
         watch_error = self._watch and self._watch.error
         if code != 0 or watch_error:
             raise watch_error or self._error(code, self._batch.struct.n_tokens)
         for index, row in enumerate(outputs):
-            pointer = llama.llama_get_logits_ith(self._pointer, row)
+            pointer = llama.llama_get_logits_ith(self.pointer, row)
             if not pointer:
                 raise EngineError('llama.cpp gave no logits')
             np.copyto(out[index], np.ctypeslib.as_array(pointer, out[index].shape))

@@ -95,7 +95,7 @@ class StreamingEncoder(EncoderNode):
         self._own = None  # while the node is active, a SelfSpeechInput
         self._self_speech_ms = 0
         self._channels_problem = ''  # a sentence
-        self._filled_samples = self._left_out_samples = 0  # at 16 kHz
+        self.filled_samples = self.left_out_samples = 0  # at 16 kHz
 
     def on_setup(self, options) -> None:
         """Check the audio parameters, then the files; load in the worker."""
@@ -142,7 +142,7 @@ class StreamingEncoder(EncoderNode):
         super().diagnose(report)
         report.count(
             'milliseconds of audio missing',
-            self._filled_samples // SAMPLES_PER_MS,
+            self.filled_samples // SAMPLES_PER_MS,
             'the stamps cover more time than the audio received, and silence fills the rest. A '
             'microphone that pauses does that; else messages are lost on the way (set the '
             'reliability of both ends to reliable, lower the load), or the stated sample rate is '
@@ -151,7 +151,7 @@ class StreamingEncoder(EncoderNode):
         )
         report.count(
             'milliseconds of audio left out',
-            self._left_out_samples // SAMPLES_PER_MS,
+            self.left_out_samples // SAMPLES_PER_MS,
             'their stamps repeat time that was received already. Do two publishers share the '
             'topic, or is the stated sample rate wrong?',
             NOTABLE_MS,
@@ -162,8 +162,8 @@ class StreamingEncoder(EncoderNode):
             self._own.diagnose(report)
         if self._channels_problem:
             report.warn(self._channels_problem)
-        if self._input is not None and self._input.waiting:
-            report.warn(self._input.waiting)
+        if self.input is not None and self.input.waiting:
+            report.warn(self.input.waiting)
 
     # The worker.
     def encode(self, state: AudioState, arrival: Arrival) -> None:
@@ -299,8 +299,8 @@ class StreamingEncoder(EncoderNode):
         self, state: AudioState, seconds: list, preparing_ms: float = 0.0
     ) -> None:
         for encoded in seconds:
-            self._filled_samples += encoded.gap_samples + max(0, encoded.drift_samples)
-            self._left_out_samples += encoded.overlap_samples + max(0, -encoded.drift_samples)
+            self.filled_samples += encoded.gap_samples + max(0, encoded.drift_samples)
+            self.left_out_samples += encoded.overlap_samples + max(0, -encoded.drift_samples)
             # A second published as empty while the source was silent stays empty: publishing it
             # again would clear the window, and the encoder's own restarts are no reason for that.
             if (

@@ -60,7 +60,7 @@ class EncoderNode(ManagedNode):
     ROLE = 'encoder'
     ONE_A_SECOND = False  # only the newest input of a second matters
     holds_back_input = False  # arrivals with implausible stamps are being verified
-    _worker = _leaving = _input = None
+    _worker = _leaving = input = None
     stamps = None  # while the node is active, a Stamps
 
     def __init__(
@@ -79,6 +79,11 @@ class EncoderNode(ManagedNode):
         self._pause = None  # of the worker, once it has loaded
         self.time = NodeTime(self)
         self.inbox = Inbox(self.INBOX_CAPACITY)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the worker has loaded the model."""
+        return self._pause is not None
 
     def on_setup(self, options) -> None:
         """Check the files, then load in the worker."""
@@ -99,13 +104,13 @@ class EncoderNode(ManagedNode):
         if self.stamps is not None:  # of a start that failed
             self.stamps.close()
         self.stamps = Stamps(self, self.INPUT_NAME, mode)
-        self._input = self.open_input(self._options)
+        self.input = self.open_input(self._options)
 
     def on_stop(self) -> None:
         """Unsubscribe."""
-        if self._input is not None:
-            self._input.close()
-            self._input = None
+        if self.input is not None:
+            self.input.close()
+            self.input = None
         if self.stamps is not None:
             self.stamps.close()
             self.stamps = None
@@ -128,7 +133,7 @@ class EncoderNode(ManagedNode):
 
     def publish(self, message) -> None:
         """Publish an embedding, if the node is active; for the worker."""
-        self.post(lambda: self._input is not None and self._publish_now(message))
+        self.post(lambda: self.input is not None and self._publish_now(message))
 
     def _publish_now(self, message) -> None:
         self._newest = message
@@ -188,7 +193,7 @@ class EncoderNode(ManagedNode):
             guard = StampGuard(self.ONE_A_SECOND)
             while not stop.is_set():
                 with self.faults.guard('the worker'):
-                    self._work_once(state, inbox, guard, pause)
+                    self.work_once(state, inbox, guard, pause)
         except _Stopped:
             pass
         except Error as error:
@@ -198,10 +203,11 @@ class EncoderNode(ManagedNode):
             ended = EngineError(f'the worker ended unexpectedly: {error!r} ({place_of(error)})')
             self.post(lambda: stop.is_set() or self.start_anew(ended))
 
-    def _work_once(self, state, inbox, guard, pause) -> None:
+    def work_once(self, state, inbox, guard, pause) -> None:
+        """Wait for input for a moment, and process what has come."""
         # All that came until this instant is processed below, however long the device is waited
         # for or reading was held up: a source must not seem silent because its reader was busy.
-        source = self._input
+        source = self.input
         now = (source and source.read_until) or self.time.now()
         items = inbox.take(TICK_S)
         pause.begun_s = time.monotonic()

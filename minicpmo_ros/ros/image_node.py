@@ -189,14 +189,15 @@ class VisionNode(EncoderNode):
 
     def open_input(self, options):
         """Subscribe to the camera."""
-        return ImageInput(self, options, self._on_image)
+        return ImageInput(self, options, self.on_image)
 
     def on_stop(self) -> None:
         """Unsubscribe; refuse who waits for a look."""
         super().on_stop()
         self._looks.close()
 
-    def _on_image(self, stamp_ns: int, make_image) -> None:
+    def on_image(self, stamp_ns: int, make_image) -> None:
+        """Put an image into the inbox: `make_image()` decodes it, in the worker."""
         stamp_ns = self.stamps.stamp_ns(stamp_ns)
         arrival, second = self.arrival(stamp_ns, make_image), stamp_ns // NS
         # The first image of a second ends the second before; the others are not urgent, and waking

@@ -109,6 +109,11 @@ class AudioPipeline:
         return [self._process(second) for second in self._splitter.flush(close)]
 
     @property
+    def streams(self) -> list:
+        """The encoder's streams: the current one, then the one that takes over, if any."""
+        return self._encoder.streams
+
+    @property
     def open_end_ns(self) -> int | None:
         """Where the audio of the second that has not ended ends; None: there is none of it."""
         found = self._splitter.peek()
@@ -190,6 +195,11 @@ class RollingEncoder:
         self._pauses = None if isolated else Pauses(handover.pause_below_db)
 
     @property
+    def streams(self) -> list:
+        """The encoder's streams: the current one, then the one that takes over, if any."""
+        return [one.stream for one in (self._current, self._successor) if one is not None]
+
+    @property
     def remembered_s(self) -> int:
         """How many seconds before the next one the encoder remembers."""
         return self._current.seconds
@@ -250,18 +260,18 @@ class EncoderStream:
     """One stream of the encoder and the spectrum it reads; both restart together."""
 
     def __init__(self, stream, isolated: bool = False):
-        self._stream, self._isolated = stream, isolated
+        self.stream, self._isolated = stream, isolated
         self.restart()
 
     @property
     def seconds(self) -> int:
         """How many seconds it has encoded."""
-        return self._stream.seconds
+        return self.stream.seconds
 
     @property
     def max_seconds(self) -> int:
         """How many seconds it can encode; one less if they are isolated."""
-        return self._stream.max_seconds - self._isolated
+        return self.stream.max_seconds - self._isolated
 
     @property
     def is_full(self) -> bool:
@@ -270,13 +280,13 @@ class EncoderStream:
 
     def restart(self) -> None:
         """Forget all seconds and start at the first position."""
-        self._stream.restart()
+        self.stream.restart()
         self._mel = LogMelStream()
         self._before = np.full((2, BANDS), FLOOR, np.float32)  # no audio yet; the encoder knows
 
     def take_over(self, other: 'EncoderStream') -> None:
         """Continue from another stream, which must be restarted afterwards."""
-        self._stream.take_over(other._stream)
+        self.stream.take_over(other.stream)
         self._mel, self._before = other._mel, other._before
 
     def mel_frames(self, second: AudioSecond) -> np.ndarray:
@@ -292,13 +302,13 @@ class EncoderStream:
 
     def step(self, mel: np.ndarray, between) -> np.ndarray:
         """Encode the frames of a second."""
-        return self._stream.step(mel, between=between)
+        return self.stream.step(mel, between=between)
 
     def peek(self, second: AudioSecond, between) -> np.ndarray:
         """Encode a second and stay before it."""
         before = copy.copy(self._mel), self._before  # their arrays are replaced, never changed
         try:
-            return self._stream.peek(self.mel_frames(second), between)
+            return self.stream.peek(self.mel_frames(second), between)
         finally:
             self._mel, self._before = before
 

@@ -66,13 +66,13 @@ class SecondSplitter:
 
     def __init__(self, look_ahead_samples: int = MARGIN):
         self._look_ahead_samples = look_ahead_samples
-        self._held = None  # HeldAudio, from the oldest second that was not returned yet
+        self.held = None  # HeldAudio, from the oldest second that was not returned yet
         self._first_second = self._newest = None  # of the stream; that was returned
         self._first_stamp, self._is_first, self._starts_in_burst = 0, False, False  # the newest
         self._stamps = None
         self._ended_with_padding = True  # the last second was padded with zeros
         self._waiting = []  # (stamp, samples) of doubtful chunks
-        self._counts = defaultdict(Counter)  # by second: what was dropped, as in AudioSecond
+        self.counts = defaultdict(Counter)  # by second: what was dropped, as in AudioSecond
 
     def push(self, stamp_ns: int | None, samples: np.ndarray) -> list[AudioSecond]:
         """Take samples (n,) float32, the first of them recorded at stamp_ns.
@@ -92,16 +92,16 @@ class SecondSplitter:
         if self._starts_in_burst or (self._is_first and len(samples) < SAMPLE_RATE_HZ // 2):
             return ended  # the next chunk tells whether the stream began earlier
         look_ahead = self._look_ahead_samples
-        is_whole = len(self._held) >= SAMPLE_RATE_HZ + look_ahead
-        if is_whole and self._held.has_hole(SAMPLE_RATE_HZ):
+        is_whole = len(self.held) >= SAMPLE_RATE_HZ + look_ahead
+        if is_whole and self.held.has_hole(SAMPLE_RATE_HZ):
             look_ahead = max(look_ahead, LATEST)
         return ended + self._take_whole(look_ahead)
 
     def cut(self, stamp_ns: int) -> None:
         """Discard the samples held that are later than this; they count as overlap_samples."""
         waiting = sum(len(samples) for _, samples in self._take_waiting())
-        if self._held is not None and not self._ended_with_padding:
-            cut = self._held.cut(stamp_ns * SAMPLE_RATE_HZ // NS)
+        if self.held is not None and not self._ended_with_padding:
+            cut = self.held.cut(stamp_ns * SAMPLE_RATE_HZ // NS)
             self._stamps.last -= cut
             self._count('overlap_samples', waiting + cut)
 
@@ -111,14 +111,14 @@ class SecondSplitter:
         It ends where its audio does if that is earlier, or end_ns is None. None: no audio of an
         open second is held. Nothing is changed; chunks in doubt are left out.
         """
-        begin = self._held.begin if self._held is not None else 0
-        end = begin + min(len(self._held or ()), SAMPLE_RATE_HZ)
+        begin = self.held.begin if self.held is not None else 0
+        end = begin + min(len(self.held or ()), SAMPLE_RATE_HZ)
         if end_ns is not None:
             end = min(end, end_ns * SAMPLE_RATE_HZ // NS)
         if end <= begin:
             return None
         samples, number = np.zeros(SAMPLE_RATE_HZ, np.float32), begin // SAMPLE_RATE_HZ
-        samples[: end - begin] = self._held.first(end - begin)
+        samples[: end - begin] = self.held.first(end - begin)
         silence = np.zeros(self._look_ahead_samples, np.float32)
         is_first = number == self._first_second
         return AudioSecond(number, samples, silence, is_first), end * NS // SAMPLE_RATE_HZ
@@ -130,8 +130,8 @@ class SecondSplitter:
         dropped. The stream may go on either way.
         """
         ended = self._place_waiting() if close else []
-        if close and self._held is not None:
-            self._append_zeros(-self._held.end % SAMPLE_RATE_HZ, PADDED)
+        if close and self.held is not None:
+            self._append_zeros(-self.held.end % SAMPLE_RATE_HZ, PADDED)
             self._stamps = StampOffsets(self._stamps.last)
             self._ended_with_padding = True
         return ended + self._take_whole(look_ahead_samples=0)
@@ -153,7 +153,7 @@ class SecondSplitter:
         if abs(offset - length - self._stamps.usual) < min(JUMP, length / 2):
             # They were a glitch, or a burst that has caught up: they lie between.
             for _, waiting in self._take_waiting():
-                self._append_over_edges(waiting, self._held.end)
+                self._append_over_edges(waiting, self.held.end)
             return self._place(stamp, samples)
         if stamp == last and _known(last_samples, samples) == len(samples):
             self._count('overlap_samples', len(samples))
@@ -209,7 +209,7 @@ class SecondSplitter:
     def _place(self, stamp: int | None, samples: np.ndarray) -> list[AudioSecond]:
         """Place a chunk by its stamp; return the seconds of the stream that it ends, if any."""
         ended = []
-        if self._held is None:
+        if self.held is None:
             self._begin(stamp or 0)
         elif stamp is not None and self._is_elsewhere(stamp):
             waiting = self._take_waiting()
@@ -221,13 +221,13 @@ class SecondSplitter:
             stamp, samples = stamp + known, samples[known:]
         if stamp is not None and len(samples):
             self._stamps.samples = samples
-        self._append_over_edges(samples, self._held.end if stamp is None else stamp)
+        self._append_over_edges(samples, self.held.end if stamp is None else stamp)
         self._ended_with_padding = False
         return ended
 
     def _offset(self, stamp: int) -> int:
         """Return by how many samples a stamp is later than the count of samples."""
-        return stamp - (self._held.end - self._stamps.samples_to_drop)
+        return stamp - (self.held.end - self._stamps.samples_to_drop)
 
     def _is_elsewhere(self, stamp: int) -> bool:
         steps_back = stamp < self._stamps.last - LONGEST_STEP_BACK
@@ -242,14 +242,14 @@ class SecondSplitter:
         self._first_second = stamp // SAMPLE_RATE_HZ
         # What was dropped after the last whole second is reported with the first of this stream.
         unreported = Counter()
-        for counts in self._counts.values():
+        for counts in self.counts.values():
             unreported.update(counts)
-        self._counts.clear()
-        self._counts[self._first_second] = unreported
+        self.counts.clear()
+        self.counts[self._first_second] = unreported
         begin = self._first_second * SAMPLE_RATE_HZ
-        if self._held is None:
-            self._held = HeldAudio()
-        self._held.move_to(begin)
+        if self.held is None:
+            self.held = HeldAudio()
+        self.held.move_to(begin)
         self._append_zeros(stamp - begin, PADDED)
 
     def _align(self, stamp: int, samples: np.ndarray) -> int:
@@ -290,7 +290,7 @@ class SecondSplitter:
 
         Mostly all; but if it extends beyond the end, the new samples are to be appended.
         """
-        inserted = self._held.insert(stamp, samples)
+        inserted = self.held.insert(stamp, samples)
         if inserted is not None:
             self._stamps.move_behind(inserted.stamp, inserted.grown)
             self._count('overlap_samples', inserted.left_out)
@@ -311,15 +311,15 @@ class SecondSplitter:
         """
         first = self._first_second
         if self._newest is None or self._newest < first:
-            begin = self._held.begin + self._held.padding(PADDED)
+            begin = self.held.begin + self.held.padding(PADDED)
             most = begin - (self._first_stamp - LONGEST_START)
             if count > most:
                 count, self._is_first, self._starts_in_burst = most, False, False
-            while count > self._held.padding(PADDED) and self._newest != first - 1:
-                self._held.prepend_padding(SAMPLE_RATE_HZ, PADDED)
-                self._counts[first - 1] = self._counts.pop(first)
+            while count > self.held.padding(PADDED) and self._newest != first - 1:
+                self.held.prepend_padding(SAMPLE_RATE_HZ, PADDED)
+                self.counts[first - 1] = self.counts.pop(first)
                 first = self._first_second = first - 1
-        return self._held.cut_padding(count, PADDED)
+        return self.held.cut_padding(count, PADDED)
 
     def _append_over_edges(self, samples: np.ndarray, stamp: int) -> None:
         """Append samples, and correct the drift at each second's edge that they pass."""
@@ -329,7 +329,7 @@ class SecondSplitter:
             stamps.samples_to_drop -= skipped
             self._count(DRIFT, -skipped)
             part, samples = np.split(samples[skipped:], [self._space_left()])
-            self._held.append(part, stamp + skipped)
+            self.held.append(part, stamp + skipped)
             stamp += skipped + len(part)
             if len(part) and self._space_left() == SAMPLE_RATE_HZ:
                 drift = stamps.take_drift()
@@ -337,25 +337,25 @@ class SecondSplitter:
                 stamps.samples_to_drop += max(0, -drift)
 
     def _append_zeros(self, count: int, reason: str) -> None:
-        self._held.append(np.zeros(count, np.float32), reason=reason)
+        self.held.append(np.zeros(count, np.float32), reason=reason)
 
     def _space_left(self) -> int:
         """Return how many samples the open second still takes."""
-        return SAMPLE_RATE_HZ - self._held.end % SAMPLE_RATE_HZ
+        return SAMPLE_RATE_HZ - self.held.end % SAMPLE_RATE_HZ
 
     def _count(self, reason: str, samples: int) -> None:
         if samples:
-            self._counts[self._held.end // SAMPLE_RATE_HZ][reason] += samples
+            self.counts[self.held.end // SAMPLE_RATE_HZ][reason] += samples
 
     def _take_whole(self, look_ahead_samples: int) -> list:
         """Return and remove the whole seconds that are followed by this many samples."""
         seconds = []
-        while self._held is not None and len(self._held) >= SAMPLE_RATE_HZ + look_ahead_samples:
-            number = self._newest = self._held.begin // SAMPLE_RATE_HZ
-            samples, counts = self._held.take(SAMPLE_RATE_HZ)
-            counts.update(self._counts.pop(number, {}))
+        while self.held is not None and len(self.held) >= SAMPLE_RATE_HZ + look_ahead_samples:
+            number = self._newest = self.held.begin // SAMPLE_RATE_HZ
+            samples, counts = self.held.take(SAMPLE_RATE_HZ)
+            counts.update(self.counts.pop(number, {}))
             look_ahead = np.zeros(self._look_ahead_samples, np.float32)
-            follows = self._held.first(self._look_ahead_samples)
+            follows = self.held.first(self._look_ahead_samples)
             look_ahead[: len(follows)] = follows
             seconds.append(
                 AudioSecond(

@@ -78,7 +78,7 @@ class Page:
         self._waiting, self._bytes, self._count = {}, 0, 0  # {key: data}
         self._bell = asyncio.Event()
         self._echoes = deque(maxlen=ECHOES)  # (time there and back, offset of the page's clock)
-        self._echoed_s = monotonic()
+        self.answered_s = monotonic()  # when it last answered the clock
         self._malformed = 0
         self.is_open = True
 
@@ -91,6 +91,17 @@ class Page:
         """Return a time of the page in the server's time, in nanoseconds; None: not known yet."""
         quickest = min(tuple(self._echoes), default=None)
         return None if quickest is None else int(1e6 * (page_ms + quickest[1]))
+
+    @property
+    def round_trip_ms(self) -> float | None:
+        """Return the shortest time there and back; half of it is the error of `time_ns`."""
+        quickest = min(tuple(self._echoes), default=None)
+        return None if quickest is None else quickest[0]
+
+    @property
+    def n_waiting(self) -> int:
+        """Return how many messages wait to be sent."""
+        return len(self._waiting)
 
     def put(self, data: str | bytes, key: str = '') -> None:
         """Queue encoded data; of a page that was let go it is dropped."""
@@ -110,7 +121,7 @@ class Page:
         spent_ms = now_ms - echo.server_ms
         if not 0 <= spent_ms < 1e3 * PATIENCE_S:
             raise InputError('server_ms is not a time that was sent within the last seconds.')
-        self._echoed_s = monotonic()
+        self.answered_s = monotonic()
         self._echoes.append((spent_ms, now_ms - spent_ms / 2 - echo.page_ms))
 
     def refuse(self, reason: str) -> None:
@@ -123,7 +134,7 @@ class Page:
 
     def check(self) -> None:
         """Let the page go if it has not answered for too long; once a second."""
-        if monotonic() - self._echoed_s > PATIENCE_S:
+        if monotonic() - self.answered_s > PATIENCE_S:
             self.let_go(f'it has not answered for {PATIENCE_S:g} s')
 
     def let_go(self, reason: str) -> None:
@@ -184,6 +195,11 @@ class WebServer:
         host = '127.0.0.1' if host in ('0.0.0.0', '::') else host
         host = f'[{host}]' if ':' in host else host
         return f'{scheme}://{host}:{self._port}/?t={self._token}'
+
+    @property
+    def pages(self) -> tuple:
+        """Return the open pages, the oldest first."""
+        return tuple(self._pages.values())
 
     def start(self) -> None:
         """Begin to listen; raise InputError if that is not possible."""

@@ -78,12 +78,10 @@ class AudioStream:
             raise ValueError(f'max_seconds {max_seconds} is not in 1..{facts.max_seconds}')
         kv_type = KV_TYPES[encoder.kv_type]
         shapes = cache_shapes(facts, encoder.attention, kv_type, fixed, self.max_seconds)
-        self._caches = Tensors(encoder.backend, shapes)
-        graph = StepGraph(facts, encoder.weights, self._caches, encoder.attention)
+        self.caches = Tensors(encoder.backend, shapes)
+        graph = StepGraph(facts, encoder.weights, self.caches, encoder.attention)
         seconds = [ALL_SECONDS] if fixed else range(self.max_seconds)
-        self._graphs = GraphCache(
-            encoder.backend, graph.describe, seconds, graph.max_nodes, keep=1
-        )
+        self.graphs = GraphCache(encoder.backend, graph.describe, seconds, graph.max_nodes, keep=1)
 
     @property
     def full(self) -> bool:
@@ -93,13 +91,13 @@ class AudioStream:
     @property
     def size_bytes(self) -> int:
         """Memory of cache and intermediate results; it never changes."""
-        return self._caches.size_bytes + self._graphs.size_bytes
+        return self.caches.size_bytes + self.graphs.size_bytes
 
     def restart(self) -> None:
         """Begin anew at second 0."""
         self.seconds = 0
         # What is masked is multiplied by zero, which leaves NaN what it is.
-        self._caches.clear()
+        self.caches.clear()
 
     def take_over(self, other: 'AudioStream') -> None:
         """Go on where another stream of the same encoder is, as if this one had been it.
@@ -116,9 +114,7 @@ class AudioStream:
             )
         if other.seconds:
             encoder = self.encoder
-            copy_caches(
-                encoder.facts, encoder.attention, other._caches, self._caches, other.seconds
-            )
+            copy_caches(encoder.facts, encoder.attention, other.caches, self.caches, other.seconds)
         self.seconds = other.seconds
 
     def step(self, mel: np.ndarray, between: Callable[[], None] | None = None) -> np.ndarray:
@@ -135,10 +131,10 @@ class AudioStream:
         if self.full:
             raise ContextFullError(POSITIONS_PER_SECOND, 0, 'Restart the audio stream')
         fixed, kind = self.encoder.fixed_graph, self.encoder.attention
-        n_keys = self._caches['k.0'].shape[0] if fixed else n_keys_of(kind, self.seconds)
+        n_keys = self.caches['k.0'].shape[0] if fixed else n_keys_of(kind, self.seconds)
         inputs = step_inputs(mel, self.seconds, self.isolated or not self.seconds, n_keys, fixed)
         key = ALL_SECONDS if fixed else self.seconds
-        found = self._graphs.run(key, inputs, between)
+        found = self.graphs.run(key, inputs, between)
         tokens = found['tokens']
         if not all(np.isfinite(array).all() for array in found.values()):
             raise EngineError('the audio encoder gave NaN or infinite numbers')

@@ -45,7 +45,7 @@ class Grammar:
     ):
         self._between = between
         self._sentences = Sentences(read_gbnf(gbnf))
-        self._table = StateTable(self._sentences)
+        self.states = StateTable(self._sentences)
         self._vocabulary = vocabulary
         self._end_ids = vocabulary.end_ids | stop_ids
         self._state = start = self._sentences.start
@@ -60,7 +60,7 @@ class Grammar:
     def forced(self) -> bytes:
         """Return the first bytes that every sentence goes on with from here."""
         self._limit_work(MAX_WORK)
-        return self._table.forced(self._state)
+        return self.states.forced(self._state)
 
     def forced_tokens(self) -> list:
         """Return tokens of the text that must come next: all if the answer ends with it.
@@ -70,7 +70,7 @@ class Grammar:
         text = self.forced().decode('utf-8', 'ignore')  # whole characters
         ids = self._vocabulary.encode(text) if text else []
         spelled = b''.join(map(self._vocabulary.piece, ids))
-        after = self._table.follow(self._state, spelled)
+        after = self.states.follow(self._state, spelled)
         if spelled != text.encode() or after is None:
             return []  # it was normalised, or the answer is in the middle of a character
         return ids if after.is_sentence and not after.can_go_on else ids[:-1]
@@ -84,7 +84,7 @@ class Grammar:
     def mask(self, scores: np.ndarray) -> None:
         """Set the scores (vocabulary,) of all tokens that cannot come next to -inf, in place."""
         self._limit_work(MASK_WORK)
-        allowed = self._table.allowed(
+        allowed = self.states.allowed(
             self._state, self._vocabulary.trie, self._vocabulary.size, self._between
         )
         ends = list(self._end_ids)
@@ -102,12 +102,12 @@ class Grammar:
     def _after(self, token: int) -> State | None:
         self._limit_work(MAX_WORK)
         piece = self._vocabulary.piece(token)
-        return self._table.follow(self._state, piece) if piece else None
+        return self.states.follow(self._state, piece) if piece else None
 
     def _limit_work(self, n_items: int) -> None:
-        if len(self._table) > MAX_STATES:
+        if len(self.states) > MAX_STATES:
             self._sentences.forget()
-            self._table = StateTable(self._sentences)
+            self.states = StateTable(self._sentences)
         self._sentences.limit_work(n_items)
 
 
