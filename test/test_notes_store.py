@@ -88,6 +88,30 @@ def test_notes_are_in_the_order_in_which_they_were_added_when_the_clock_is_set_b
         assert [note.begin_s for note in store.list()] == [1000, 1010, 20, 30]
 
 
+@pytest.mark.parametrize('seed', range(4))
+def test_a_span_of_time_has_all_its_notes_however_long_they_are_and_whoever_asks(path, seed):
+    draw, notes = random.Random(seed), {}
+    with NoteStore(path) as store, NoteStore(path, is_read_only=True) as reader:
+        for n in range(150):
+            begin_s = draw.uniform(0, 60_000)  # the clock is set to and fro
+            last = notes[max(notes)] if notes and n % 3 == 0 else None
+            if last is not None:  # the same words: the newest one goes on, for hours perhaps
+                begin_s = last.end_s + draw.uniform(0, 3000)
+            end_s = begin_s + draw.choice((1, 10, 9000))
+            note = store.add(Note(begin_s, end_s, last.text if last else f'note {n}'))
+            notes[note.id] = note
+            for asked in (store, reader):
+                at_s, width_s = draw.uniform(0, 60_000), draw.choice((0, 60, 7200, 86_000, 100_000))
+                wanted, limit = Filter(at_s, at_s + width_s), draw.choice((3, 1000))
+                fitting = [
+                    one.id
+                    for one in notes.values()
+                    if one.end_s >= at_s and one.begin_s <= at_s + width_s
+                ]
+                assert [one.id for one in asked.list(wanted, limit)] == sorted(fitting)[-limit:]
+        assert len(notes) < 150  # some were extended
+
+
 def test_after_forget_the_words_are_in_no_file(path):
     with NoteStore(path) as store:
         for n in range(200):

@@ -50,6 +50,7 @@ from minicpmo_ros.units import MIB
 MERGE_AFTER_S = 24 * HOUR_S  # periodic notes that are older are merged by the hour
 PRUNE_EVERY = 64  # added notes
 MERGED_AT_ONCE = 1000  # notes
+SHORT_SPAN_S = 24 * HOUR_S  # whose notes are found by the index of their times
 NEWEST_SEARCHED = 20_000  # notes, for those that have only some of the words
 GONE_AT_ONCE = 256  # notes, when the file is too large
 
@@ -74,6 +75,7 @@ class NoteStore:
         self._most_snapshots = snapshots
         self.problem = ''  # what was mended when it was opened, a sentence
         self._is_read_only, self._added = is_read_only, 0
+        self._longest_s, self._measured = 0.0, 0  # of the notes up to this number
         self._lock = None if is_read_only else lock(self.path)
         try:
             if is_read_only:
@@ -131,8 +133,8 @@ class NoteStore:
 
     def list(self, filter: Filter | None = None, limit: int = 1000) -> list:
         """Return the newest `limit` notes that the filter admits, oldest first."""
-        condition, values = (filter or Filter()).sql()
         with self._told():
+            condition, values = self._in_time(filter or Filter())
             return self._select(f'{condition} ORDER BY id DESC LIMIT ?', [*values, limit])[::-1]
 
     def search(self, words, filter: Filter | None = None, limit: int = 24) -> list:
@@ -217,6 +219,25 @@ class NoteStore:
         return before - len(self)
 
     # Within.
+    def _in_time(self, filter: Filter) -> tuple:
+        """Return (condition, values) of a filter; of a short span with an earliest begin.
+
+        With that, the index of the times gives the notes of the span. Without it, SQLite goes
+        through the notes from the newest on, which is quicker where many of those are admitted.
+        """
+        condition, values = filter.sql()
+        begin_s, end_s = filter.begin_s, filter.end_s
+        if None in (begin_s, end_s) or end_s - begin_s > SHORT_SPAN_S:
+            return condition, values
+        # Also the newest of the last time: it may have been extended since.
+        longest_s, newest = self._db.execute(
+            'SELECT max(end_s - begin_s), max(id) FROM notes WHERE id >= ?', [self._measured]
+        ).fetchone()
+        self._longest_s = max(self._longest_s, longest_s or 0.0)
+        self._measured = newest or 0
+        earliest_s = begin_s - self._longest_s - HOUR_S  # as merged ones are, at most
+        return f'{condition} AND begin_s >= ?', [*values, earliest_s]
+
     def _match(self, match: str, filter: Filter | None, limit: int, after: int = 0) -> list:
         """Return [(note, score)] for a query of FTS5 among the notes numbered above `after`."""
         condition, values = (filter or Filter()).sql()
