@@ -1,19 +1,29 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A recorder whose disk is full goes on, and its bag can be read."""
+"""A recorder whose disk is full goes on, and its bag can be read; the newest seconds are saved."""
 
 import os
 import resource
 from itertools import count
+from pathlib import Path
 
+from rclpy.qos import QoSProfile
 from ros_source import jpeg, picture_of, time_of
+from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.evaluation.bags import writing
 from minicpmo_ros.evaluation.bags.bags import Bag
 from minicpmo_ros.evaluation.bags.clip import IMAGE
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.bags.writing import Recording
+from minicpmo_ros.evaluation.questions import QuestionSet
+from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.srv import SaveBag
+
+ROOT = Path(__file__).parents[1]
 
 
 def limit_files(pid: int, size: int) -> None:
@@ -74,3 +84,137 @@ def test_what_does_not_fit_waits_then_is_lost_and_the_file_stays_whole(tmp_path,
     bag.close()
     whole = Bag(path)
     assert len(list(whole.messages((IMAGE,)))) == 4 and not whole.losses and bag.lost == 6
+
+
+class Saving:
+    """The service of a recorder."""
+
+    def __init__(self, graph):
+        self._graph, self._client = graph, graph.create_client(SaveBag, 'recorder/save_bag')
+        graph.spin_until(self._client.service_is_ready, 'the service')
+
+    def begin(self, path, seconds=0.0):
+        return self._client.call_async(SaveBag.Request(path=str(path), seconds=seconds))
+
+    def __call__(self, path, seconds=0.0):
+        return self._graph.result_of(self.begin(path, seconds), 'the bag')
+
+
+class Camera:
+    """Shows numbered images of a size; the number is the stamp, in seconds."""
+
+    def __init__(self, graph, size):
+        self._message = CompressedImage(format='jpeg')
+        self._message.data.frombytes(bytes(size))
+        qos = QoSProfile(depth=256)
+        self._publisher = graph.create_publisher(CompressedImage, 'image/compressed', qos)
+        self.count = 0
+        graph.spin_until(self._publisher.get_subscription_count, 'the recorder')
+
+    def show(self, n=1):
+        for _ in range(n):
+            self.count += 1
+            self._message.header.stamp = time_of(self.count * 10**9)
+            self._publisher.publish(self._message)
+
+
+def numbers(path) -> list:
+    """Give the numbers of a Camera's images in a bag, with another program's reader."""
+    with AnyReader([path]) as reader:
+        connections = [c for c in reader.connections if c.msgtype == IMAGE]
+        rows = reader.messages(connections)
+        return [reader.deserialize(data, IMAGE).header.stamp.sec for _, _, data in rows]
+
+
+def test_the_newest_seconds_are_saved_while_messages_come_and_none_is_lost(graph, tmp_path):
+    whole = tmp_path / 'whole.mcap'
+    recorder = graph.start(
+        'recorder', '-p', 'keep_s:=600.0', '-p', f'bag:={whole}', '-p', 'inputs:=true'
+    )
+    save, camera = Saving(graph), Camera(graph, 100_000)
+    refused = save(tmp_path / 'empty.mcap')
+    assert not refused.success and 'Nothing has come in the last 600 s' in refused.reason
+    graph.spin_until(lambda: camera.show() or camera.count == 100, 'some images')
+    futures = [save.begin(tmp_path / f'{n}.mcap') for n in range(2)]
+    graph.spin_until(lambda: camera.show() or all(f.done() for f in futures), 'the bags')
+    replies = [future.result() for future in futures]
+    done = [reply for reply in replies if reply.success]
+    assert done and all('A bag is being written' in r.reason for r in replies if not r.success)
+    first = numbers(tmp_path / f'{replies.index(done[0])}.mcap')
+    assert first == list(range(1, len(first) + 1)) and len(first) >= 100
+    assert done[0].messages == len(first) and done[0].begin.sec > 0 and not done[0].reason
+    during = camera.count - len(first)
+    camera.show(20)
+
+    def is_there():
+        path = tmp_path / f'then_{len(list(tmp_path.iterdir()))}.mcap'
+        assert save(path).success
+        return numbers(path) == list(range(1, camera.count + 1))
+
+    graph.spin_until(is_there, f'all images, {during} of them shown while a bag was written')
+    assert recorder.end() == 0 and 'Traceback' not in recorder.log
+    assert numbers(whole) == list(range(1, camera.count + 1))
+
+
+def test_memory_is_bounded_and_the_bag_says_what_had_no_room(graph, tmp_path):
+    recorder = graph.start('recorder', '-p', 'keep_s:=600.0', '-p', 'keep_mib:=1')
+    save, camera = Saving(graph), Camera(graph, 100_000)
+    path = tmp_path / 'fall.mcap'
+    graph.spin_until(lambda: camera.show() or camera.count == 50, 'images')
+    graph.spin_until(lambda: save(tmp_path / f'{camera.show()}{camera.count}.mcap').messages == 10,
+                     'as many as there is room for')  # fmt: skip
+    reply = save(path)
+    found = numbers(path)
+    assert reply.success and 'no room in keep_mib (1). Raise it.' in reply.reason
+    assert len(found) == 10 and found == list(range(found[0], found[0] + 10))
+    assert path.stat().st_size < 1.1 * 2**20
+    few = save(tmp_path / 'few.mcap', seconds=1e-3)
+    assert not few.success and 'in the last 0.001 s' in few.reason
+    assert recorder.is_running and not list(tmp_path.glob('few*'))
+
+
+def test_what_keeps_a_bag_from_being_written_is_told_and_the_recorder_goes_on(graph, tmp_path):
+    recorder = graph.start('recorder', '-p', 'keep_s:=600.0')
+    save, camera = Saving(graph), Camera(graph, 100_000)
+    graph.spin_until(lambda: camera.show() or camera.count == 10, 'images')
+    there = tmp_path / 'there.mcap'
+    there.write_bytes(b'mine')
+    for path, why in ((there, 'it is there already'), (tmp_path / 'no' / 'a.mcap', 'folder that'),
+                      ('a.mcap', 'an absolute one')):  # fmt: skip
+        reply = save(path)
+        assert not reply.success and why in reply.reason, reply
+    for wrong in (-1.0, float('nan'), float('inf')):
+        assert 'seconds is' in save(tmp_path / 'a.mcap', wrong).reason
+    limit_files(recorder.popen.pid, 150_000)
+    reply = save(tmp_path / 'full.mcap')
+    assert not reply.success and 'the messages are still kept' in reply.reason
+    limit_files(recorder.popen.pid, resource.RLIM_INFINITY)
+    assert there.read_bytes() == b'mine' and not (tmp_path / 'full.mcap').exists()
+    reply = save(tmp_path / 'full.mcap')
+    assert reply.success and reply.messages >= 1
+    assert recorder.end() == 0 and 'Traceback' not in recorder.log
+
+
+def test_a_bag_of_what_was_played_live_gives_the_answers_of_its_source(graph, tmp_path):
+    """The format of the audio came once, before the seconds that are kept; it is in the bag."""
+    source, path = ROOT / 'demo' / 'clips' / '002.mcap', tmp_path / '002.mcap'
+    graph.start('recorder', '-p', 'keep_s:=600.0')
+    save = Saving(graph)
+    player = graph.start(
+        'media_player', '-p', f'file:={source}', '-p', 'stamps:=recorded', '-p', 'rate:=4.0', '-p',
+        'wait_for_subscribers:=true', '-p', 'exit_at_end:=true',
+    )  # fmt: skip
+    graph.spin_until(lambda: not player.is_running, 'the end of the clip')
+    reply = save(path)
+    assert reply.success, reply.reason
+    clips = [read_clip(file) for file in (source, path)]
+    seen = [[(image.stamp_ns, image.compressed()[1]) for image in clip.images] for clip in clips]
+    assert seen[0] == seen[1] and len(seen[0]) == 4
+    given = []
+    for file in (source, path):
+        core = Core(ModelDirectory.open(ROOT / 'models' / 'nano'), CoreOptions(threads=1))
+        questions = QuestionSet.read(ROOT / 'demo' / 'clips' / 'questions.json', bag=file)
+        (answers,) = answer_all(core, questions, [Variant()])
+        core.close()
+        given.append(answers.answers)
+    assert given[0] == given[1] and len(set(given[0].values())) > 2

@@ -214,6 +214,7 @@ class Recording:
         for kind, text in definitions.items():
             if kind not in self._types.types:
                 self._types.register(get_types_from_msg(text, kind))
+        self._path = Path(path)
         try:
             self._file = AppendedFile(path)
         except FileExistsError as error:
@@ -257,3 +258,8 @@ class Recording:
             self._file.flush()
         finally:
             self._file.close()
+
+    def discard(self) -> None:
+        """Close the file and remove it."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)

@@ -64,6 +64,7 @@ ARGUMENTS = (
     ('play', '', 'A file to play as camera and microphone'),
     ('record', '', 'A bag to write the answers to, such as answers.mcap'),
     ('record_inputs', 'false', 'Also record images and audio'),
+    ('keep', '0', 'So many newest seconds are kept in memory for recorder/save_bag; 0: none'),
     ('speaker', 'false', 'Also run node speaker, which says the answers aloud (docs/speaker.md)'),
     ('web', 'false', 'Also serve the page that shows what is seen and heard (docs/web.md)'),
 )
@@ -276,12 +277,14 @@ def process_specs(given: dict, config: Path, around: Around = Around()) -> tuple
 
 def _beside(given: dict, use_sim_time: bool, nodes: tuple) -> Iterator[tuple]:
     """Yield (name, parameters) of recorder, speaker, page and player, as far as wanted."""
-    if given['record']:
+    keep_s = whole_number(given, 'keep')
+    if given['record'] or keep_s:
         yield (
             'recorder',
             {
                 'bag': given['record'],
                 'inputs': boolean(given, 'record_inputs'),
+                'keep_s': float(keep_s),
                 'use_sim_time': use_sim_time,
             },
         )

@@ -6,10 +6,14 @@
 The bag is one MCAP file that ros2 bag and rosbags read. Messages are written as they come, stamped
 in the node's time. The recording stays readable if the process is killed, and also on a full disk,
 where the node waits for free space.
+
+With `keep_s` it keeps the newest seconds of inputs, answers and status in memory, with or without
+such a bag, and ~/save_bag writes them to one (save_bag.py).
 """
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
@@ -19,44 +23,69 @@ from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.type_support import check_for_type_support
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.bags.recent import KeptMessage
 from minicpmo_ros.evaluation.bags.writing import Recording
 from minicpmo_ros.ros.audio_input import AUDIO_TYPES, INFO_TYPE, installed_type
 from minicpmo_ros.ros.framework.faults import Throttle, shortage
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import Parameter, ParameterTable
 from minicpmo_ros.ros.framework.topics import LOOK_PERIOD_S
+from minicpmo_ros.ros.playback.save_bag import BagSaver
+from minicpmo_ros.units import MIB
 
-ANSWER, TOPIC = 'minicpmo_ros/msg/Answer', 'llm/answer'
-INPUTS = ('image', 'image/compressed', 'audio', 'audio_info')
+ANSWER, TOPIC, STATUS = 'minicpmo_ros/msg/Answer', 'llm/answer', 'llm/status'
+AUDIO_INFO = 'audio_info'
+INPUTS = ('image', 'image/compressed', 'audio', AUDIO_INFO)
+ENDING_S = 1.0  # to write the end of a bag that is being saved
 PARAMETERS = (
-    Parameter(
-        'bag', '', 'File to write, such as answers.mcap; an existing file is never overwritten'
-    ),
+    Parameter('bag', '',
+              'File to write, such as answers.mcap; an existing file is never overwritten'),
     Parameter('inputs', False, 'Also record images and audio'),
-)
+    Parameter('keep_s', 0.0,
+              'So much of images, audio, answers and status is kept in memory for ~/save_bag; '
+              '0: none', 'seconds', 0.0, 86_400.0),
+    Parameter('keep_mib', 256, 'It is kept in at most so much memory, the newest', 'MiB', 1,
+              1_000_000),
+)  # fmt: skip
 
 
 class Recorder(Node):
     """See the module."""
 
-    _recording = None
+    _recording = _saver = None
 
     def __init__(self):
         super().__init__('recorder')
         options = ParameterTable(self, PARAMETERS).values()
-        if not options.bag:
-            raise InputError('parameter bag is empty; give a file to write: -p bag:=FILE.mcap')
-        self._recording = Recording(options.bag, definitions())
+        if not options.bag and not options.keep_s:
+            raise InputError(
+                'parameter bag is empty; give a file to write: -p bag:=FILE.mcap, or let the '
+                'newest seconds be kept for ~/save_bag: -p keep_s:=60.0'
+            )
         self._throttle, self._is_short = Throttle(), False  # short of room
-        self._open, self._topics = {}, (TOPIC, *(INPUTS if options.inputs else ()))
+        self._open, self._recorded, self._topics = {}, set(), set()  # names, as they are here
         self._skipped = set()  # (topic, type) that was told
+        if options.bag:
+            self._recording = Recording(options.bag, definitions())
+            self._recorded = {TOPIC, *(INPUTS if options.inputs else ())}
+            self.get_logger().info(f'recording to {Path(options.bag).resolve()}')
+        if options.keep_s:
+            self._saver = BagSaver(self, options.keep_s, options.keep_mib, definitions)
+            self._topics = {TOPIC, STATUS, *INPUTS}
+            self.get_logger().info(
+                f'keeping the newest {options.keep_s:g} s in at most {options.keep_mib} MiB; '
+                '~/save_bag writes them to a bag'
+            )
+        self._topics |= self._recorded
         # Steady: simulated time may not run yet.
         self.create_timer(LOOK_PERIOD_S, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._look()
-        self.get_logger().info(f'recording to {Path(options.bag).resolve()}')
 
     def destroy_node(self):
         """Close the file; rclpy also calls this when it is shut down from code."""
+        saver, self._saver = self._saver, None
+        if saver is not None:
+            saver.close(ENDING_S)
         if self._recording is not None:
             recording, self._recording = self._recording, None
             try:
@@ -71,6 +100,8 @@ class Recorder(Node):
 
     def _look(self) -> None:
         """Subscribe to the topics published by now, with their type and quality of service."""
+        if self._saver is not None:
+            self._saver.expire()
         for name in self._topics:
             topic = self.resolve_topic_name(name)
             publishers = self.get_publishers_info_by_topic(topic)
@@ -84,22 +115,26 @@ class Recorder(Node):
                     self._skipped.add((topic, kind))
                     self.get_logger().warning(f'{topic} is not recorded: {error}')
                 continue
-            self._open[topic] = self.create_subscription(
-                message_type,
-                topic,
-                lambda data, topic=topic, kind=kind: self._write(topic, kind, data),
-                fitting(publishers),
-                raw=True,
-            )
+            qos = fitting(publishers)
+            holds = name == AUDIO_INFO or qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
+            take = partial(self._take, name, topic, kind, holds)
+            self._open[topic] = self.create_subscription(message_type, topic, take, qos, raw=True)
 
-    def _write(self, topic: str, kind: str, data: bytes) -> None:
+    def _take(self, name: str, topic: str, kind: str, holds: bool, data: bytes) -> None:
+        now_ns = self.get_clock().now().nanoseconds
+        if name in self._recorded:
+            self._write(topic, kind, now_ns, data)
+        if self._saver is not None:
+            self._tell(self._saver.take(KeptMessage(topic, kind, now_ns, bytes(data), holds)))
+
+    def _write(self, topic: str, kind: str, now_ns: int, data: bytes) -> None:
         if self._recording is None:
             return
         try:
-            self._recording.write(topic, kind, self.get_clock().now().nanoseconds, data)
+            self._recording.write(topic, kind, now_ns, data)
         except OSError as error:
             self._is_short = True
-            waiting_mib = self._recording.waiting / 2**20
+            waiting_mib = self._recording.waiting / MIB
             self._tell(
                 f'nothing more can be written: {why(error)}. The bag can be read up to here; '
                 f'{waiting_mib:.1f} MiB wait for room, {self._recording.lost} messages are lost'
@@ -112,7 +147,7 @@ class Recorder(Node):
             )
 
     def _tell(self, text: str) -> None:
-        if self.context.ok() and self._throttle.allows(text.partition(':')[0]):
+        if text and self.context.ok() and self._throttle.allows(text.partition(':')[0]):
             self.get_logger().error(text)
 
 
@@ -152,7 +187,7 @@ def message_class(kind: str):
 def definitions() -> dict:
     """Return the definitions of message types that not every ROS 2 has, for a Recording."""
     own = Path(get_package_share_directory('minicpmo_ros')) / 'msg'
-    files = [own / 'Answer.msg', own / 'Note.msg']  # an answer holds notes
+    files = [own / f'{name}.msg' for name in ('Answer', 'Note', 'Status')]  # an answer holds notes
     # Of two packages of this name, the one that is installed.
     files += (Path(get_package_share_directory('audio_common_msgs')) / 'msg').glob('*.msg')
     return {
