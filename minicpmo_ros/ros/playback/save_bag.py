@@ -23,10 +23,6 @@ from minicpmo_ros.srv import SaveBag
 from minicpmo_ros.units import MIB, NS
 
 BUSY = 'A bag is being written. Call again when that call has returned.'
-NOTHING = (
-    'Nothing has come in the last {seconds:g} s: no bag is written. Check that camera and '
-    'microphone publish.'
-)
 
 
 class BagSaver:
@@ -94,7 +90,10 @@ class BagSaver:
         begin_ns = self._node.get_clock().now().nanoseconds - int(wanted_s * NS)
         messages = self._recent.since(begin_ns)
         if not messages:
-            raise InputError(NOTHING.format(seconds=wanted_s))
+            raise InputError(
+                f'Nothing has come in the last {wanted_s:g} s: no bag is written. Check that '
+                'camera and microphone publish.'
+            )
         return messages, begin_ns
 
     def _lacking(self, messages: list, begin_ns: int) -> str:
