@@ -51,6 +51,10 @@ class FakeGeneration:
         self.ids, self.answer, self.turn = [], None, None
         self.read = question.text != 'long'
 
+    @property
+    def has_token(self):
+        return bool(self.ids)
+
     def next_read(self):
         return self
 
@@ -91,6 +95,7 @@ class FakeSession:
         self.smallest_context = 1024
         self.diary, self.evicted = [], 0
         self.decodes = []  # which seconds and questions were read together
+        self.reads_apart = False
         self.open, self.n_places = [], 4
         self.options = SessionOptions(max_forks=4)
         self.room, self.prefill_ms = True, 0.0
@@ -416,6 +421,15 @@ def test_four_are_read_in_one_decode_and_the_fifth_waits(engine, session):
     askers = ask_together(engine, session, *'abcde')
     assert [asker.result().text for asker in askers] == ['xxx'] * 5
     assert session.decodes == [['first'], *[list('abcd')] * 3, *[['e']] * 3]
+
+
+def test_where_rows_cost_alike_questions_are_read_in_turn_and_answered_together(engine, session):
+    """The second is read in two parts, and the first gets no second token before the last's."""
+    session.reads_apart = True
+    texts = ['a', 'long', 'c']
+    askers = ask_together(engine, session, *texts)
+    assert [asker.result().text for asker in askers] == ['xxx'] * 3
+    assert session.decodes[1:] == [['a'], ['long'], ['long'], ['c'], texts, texts]
 
 
 def test_a_unit_is_read_in_the_decode_of_the_answers(engine, session):

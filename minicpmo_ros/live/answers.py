@@ -32,13 +32,14 @@ class RunningAnswer:
         self.pending, self._turn = pending, turn
         self._stale, self._is_closing = stale, is_closing
         self._live_s = turn.live_s  # before it
+        self.is_read_alone = session.reads_apart
         asked = pending.question, pending.asked_s, self._between, pending.tail
         self._generation = session.ask(*asked)
 
     @property
     def has_token(self) -> bool:
-        """Whether its first token was generated."""
-        return bool(self._generation.ids)
+        """Whether its first token was generated: its question has been read."""
+        return self._generation.has_token
 
     @property
     def turn(self):
@@ -165,9 +166,14 @@ class RunningAnswers:
         self._turns = deque((one for one in self._turns if not one[1].is_over), MOST_TURNS)
 
     def next_reads(self) -> dict:
-        """Return {answer: the Read that comes next}."""
-        reads = {}
-        for answer in list(self._answers):
+        """Return {answer: the Read that comes next} of those that read together.
+
+        Where the session reads apart, the oldest question that has not been read goes alone: read
+        with others, its first token would come as late as the last of theirs.
+        """
+        reads, answers = {}, list(self._answers)
+        unread = [answer for answer in answers if answer.is_read_alone and not answer.has_token]
+        for answer in unread[:1] or answers:
             try:
                 reads[answer] = answer.next_read()
             except Exception as error:

@@ -6,6 +6,7 @@
 All other threads put work into bounded queues and never wait. Rules:
 * A question goes before waiting units; QuestionQueue says which may begin. If a unit had to wait
   for a question, it is read before another question begins.
+* Questions are read together, or in turn where the session reads apart; answers go on together.
 * During answers, a unit that arrives is read in the same decode as their next tokens, but not
   before the first one of each, and not while the arbiter owes the answers time (arbiter.py).
 * During answers the window grows while there is space; then old units are evicted (session.py).

@@ -119,6 +119,11 @@ class Generation:
             rows.append(session.prompt.unit(image.rows, *tiles, None))
         return np.concatenate([*rows, session.prompt.question(ids)])
 
+    @property
+    def has_token(self) -> bool:
+        """Whether the question has been read, and the first token was chosen."""
+        return self._first_s is not None
+
     def step(self) -> str:
         """Read one chunk of the question or one token alone; return as `take`."""
         (logits,) = self._session.read([self.next_read()])

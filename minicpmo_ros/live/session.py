@@ -126,6 +126,11 @@ class Session:
         """Read what forks read next in one decode; return the logits of each, as `append`."""
         return self._read_together(reads, ())[0]
 
+    @property
+    def reads_apart(self) -> bool:
+        """Whether each question is read in a decode of its own: a CPU's time goes by the rows."""
+        return not self.model.on_gpu
+
     def rewind(self, fork: Fork, n_kept: int) -> None:
         """Forget what a fork has read behind the first `n_kept` positions of its own."""
         self.context.remove(fork.sequence, fork.forked_at + n_kept, -1)
