@@ -106,7 +106,9 @@ def _parsed(data: bytes):
 
 
 def require_folder(target: Path) -> None:
-    """Raise InputError where there is no folder to write a file in; for before what takes long."""
+    """Raise InputError where no file can be written there; for before what takes long."""
+    if target.exists() and not target.is_file():  # a folder, a device, a pipe
+        raise InputError(f'{target} is there, and no file; write elsewhere.')
     if not target.parent.is_dir():
         raise InputError(
             f'{target.parent} is no folder; make it, or write {target.name} elsewhere.'

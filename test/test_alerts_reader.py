@@ -42,6 +42,15 @@ def reader_of(core, rule) -> RuleReader:
     return RuleReader(rule, core.session)
 
 
+def test_a_watch_without_rules_is_followed_once_it_has_some(core, units):
+    watch = AlertWatch()
+    asker = AlertAsker(watch)
+    asker.bind(core.session)
+    assert asker.begin(units[0]) == []
+    watch.add(SQUARE)
+    assert len(asker.begin(units[1])) == 1
+
+
 def test_log_odds_and_mass_are_those_of_the_first_tokens(core, rng):
     vocabulary = core.session.model.vocabulary
     logits = rng.normal(size=vocabulary.size).astype(np.float32)

@@ -55,6 +55,17 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path, kind):
     assert target.read_text() == 'after' and list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize('make', [os.mkdir, os.mkfifo, lambda path: os.symlink('/dev/null', path)])
+def test_what_is_no_file_is_not_replaced(tmp_path, make):
+    target = tmp_path / 'rules.yaml'
+    make(target)
+    before = target.lstat()
+    with pytest.raises(InputError, match='rules.yaml is there, and no file; write elsewhere'):
+        with appearing(target) as sink:
+            sink.write(b'after')
+    assert target.lstat() == before and list(tmp_path.iterdir()) == [target]
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match='nowhere is no folder'):
         with appearing(tmp_path / 'nowhere' / 'rules.yaml'):

@@ -325,6 +325,19 @@ def test_of_gaps_clocks_that_jump_and_scenes_that_stay_exactly_this_is_told(grap
     assert [one.reused for one in listener.states[-1].alerts] == [7] * len(demo.RULES)
 
 
+def test_a_rule_that_is_added_to_a_node_without_any_is_asked(graph, core):
+    graph.start('llm', '-p', 'model_dir:=nano', '-p', 'unit_deadline:=30.0')
+    graph.wait_ready()
+    listener, encoders = Listener(graph), Encoders(graph, core)
+    square = RuleMessage(id='square', question=demo.RULES[0].question)
+    square.positive, square.negative = demo.RULES[0].positive, demo.RULES[0].negative
+    assert listener.call('add_alert', rule=square).success
+    encoders.play(list(core.stream(read_clip(demo.CLIPS / '013.mcap')))[:1], FIRST)
+    graph.spin_until(lambda: listener.alerts, 'an event')
+    assert [(one.rule, one.kind) for one in listener.alerts] == [('square', Alert.BEGIN)]
+    assert listener.state('square').evaluated == 1
+
+
 def check_services(listener, path) -> None:
     """Change the rules by services; the file follows."""
     late = RuleMessage(id='late', question='what shape is shown now?', on_threshold=0.9)

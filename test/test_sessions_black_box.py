@@ -309,7 +309,13 @@ def test_a_saved_session_holds_the_window_and_is_loaded_anywhere(tmp_path):
     assert calls.of(keeper.save, saved, [33, 34, 35]) == (3, '')
     assert saved.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir() if 'saved' in path.name] == ['saved']
-    for path, reason in ((tmp_path / 'box', 'black box itself'), (tmp_path / 'no/x', 'no')):
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)  # which nobody writes: to open it would wait for ever
+    assert calls.of(keeper.load, pipe) == (None, f'{pipe} is no file. Name a saved session.')
+    no_file = pipe, 'is there, and no file'
+    for path, reason in (
+        (tmp_path / 'box', 'black box itself'), (tmp_path / 'no/x', 'no folder'), no_file,
+    ):  # fmt: skip
         result, told = calls.of(keeper.save, path, [33])
         assert result is None and reason in told
     assert keeper.close()

@@ -145,9 +145,6 @@ class AlertWatch:
         for rule in check_together(rules, most_rules):
             self._followed[rule.id] = _Followed(RuleMonitor(rule))
 
-    def __len__(self) -> int:  # noqa: D105
-        return len(self._followed)
-
     # --- the rules ----------------------------------------------------------------------------
 
     @property

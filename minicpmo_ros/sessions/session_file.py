@@ -161,6 +161,8 @@ class SessionReader:
         """Open a file for reading; raises SessionFileError."""
         path = Path(path).expanduser()
         try:
+            if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
+                raise SessionFileError(f'{path} is no file. Name a saved session.')
             return cls(os.open(path, os.O_RDONLY), path)
         except OSError as error:
             raise SessionFileError(f'{path}: {error.strerror}. Name a saved session.') from error
