@@ -3,6 +3,7 @@
 
 """Notes of node llm: written while nobody asks, found again, read before questions, forgotten."""
 
+import math
 import signal
 from pathlib import Path
 
@@ -84,6 +85,8 @@ def test_notes_are_written_found_read_and_forgotten_and_survive_a_kill(graph, tm
     found = notes.call(Recall, text='Where did I leave my keys?', images=True)
     assert found.success and found.notes[0].text == 'The keys are in the red box.'
     assert bytes(found.notes[0].image.data).startswith(b'\xff\xd8')
+    for radius_m in (-1.0, math.nan):
+        assert 'a number above 0' in notes.call(Recall, text='keys', radius_m=radius_m).reason
 
     answer = notes.call(Ask, question='Where did I leave my keys?', memory='only').answer
     assert [note.text for note in answer.recalled] == ['The keys are in the red box.']

@@ -299,10 +299,10 @@ class NoteServer:
 
     def _recalled(self, request, store) -> list:
         begin_s, end_s = (_seconds(time) or None for time in (request.begin, request.end))
-        near = _pose_of(request.near) if request.radius_m > 0 else None
-        wanted, limit = None, request.limit or MEMORY.notes
+        radius_m, wanted = request.radius_m, None
+        near, limit = _pose_of(request.near) if radius_m else None, request.limit or MEMORY.notes
         if near or begin_s or end_s:
-            wanted = Filter(begin_s, end_s, near, request.radius_m or 1.0)
+            wanted = Filter(begin_s, end_s, near, radius_m or 1.0)
         if request.text:
             now_s = self._node.get_clock().now().nanoseconds / NS
             found = recall(store, request.text, now_s, _zone(), self._here(), limit, wanted)
