@@ -335,7 +335,7 @@ def test_a_rule_that_is_added_to_a_node_without_any_is_asked(graph, core):
     encoders.play(list(core.stream(read_clip(demo.CLIPS / '013.mcap')))[:1], FIRST)
     graph.spin_until(lambda: listener.alerts, 'an event')
     assert [(one.rule, one.kind) for one in listener.alerts] == [('square', Alert.BEGIN)]
-    assert listener.state('square').evaluated == 1
+    graph.spin_until(lambda: listener.state('square').evaluated == 1, 'the state')
 
 
 def check_services(listener, path) -> None:
