@@ -16,7 +16,7 @@ installed := $(shell find minicpmo_ros msg srv action launch config demo models 
   -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt package.xml setup.py setup.cfg
 in_env := source environment/env.sh &&
 
-.PHONY: help build live web web-test test score soak bench alerts memory voice vision scale nano lint clean setup \
+.PHONY: help build live web web-test test test-device score soak bench alerts memory voice vision scale nano lint clean setup \
   setup-test setup-web setup-voice site setup-site
 
 help: ## show this
@@ -75,6 +75,9 @@ patient = --reruns 1 --only-rerun 'waited .* s for'
 test: setup-test build/installed lint ## everything that must hold, in under 15 minutes
 	@$(in_env) python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(patient)
 
+test-device: setup-test build/installed ## what device gpu does, on a device whose memory is another process's
+	@$(in_env) python -m pytest test/test_device.py test/device_proof.py
+
 # The large held-out set where it was made (python -m training.heldout build/heldout), else the
 # clips that ship; PyTorch's answers where training.answer left them.
 score_questions = $(or $(wildcard build/heldout/questions.json),demo/clips/questions.json)
@@ -116,7 +119,7 @@ memory: build setup-test ## what outlives a crash, and what notes remember: foun
 voice: build setup-test ## spoken questions: found in noise, answered how soon; build/voice.json
 	@$(in_env) python -m benchmarks.voice && python -m benchmarks.speaking
 
-scale: build ## runs in shards: killed and joined to the same bytes, and what joining many costs; build/scale.json
+scale: build ## runs in shards: killed, joined to the same bytes, what that costs; a device's answers; build/scale.json
 	@$(in_env) python -m benchmarks.scale
 
 build/nano-venv: environment/requirements-training.txt

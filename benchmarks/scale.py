@@ -1,9 +1,9 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Runs cut into shards: the same bytes whatever is killed, and what joining ten thousand costs.
+"""Runs cut into shards, what joining ten thousand costs, and a device that is not this machine's.
 
-    source environment/env.sh && python -m benchmarks.scale [--only shards,merge]
+    source environment/env.sh && python -m benchmarks.scale [--only shards,merge,device]
 
 shards: 960 questions about 192 bags (the clips that ship, under eight names each) are answered by
 nano once in one run, and once in 64 shards by two processes at a time, each shard killed three
@@ -13,6 +13,10 @@ merge: 10,000 shards of 1,000 answers are written, with costs, the places dealt 
 neighbours in the joined file are from different shards: the hardest case. `minicpmo merge` joins
 them in a process of its own, whose time and largest memory are told; the joined file is compared
 with what one run would have written.
+device: nano answers the held-out questions on this process's CPU, and on a device with memory of
+its own: llama.cpp's RPC server of the same CPU, in another process. There it computes in the form
+of a GPU (fused attention, one graph for all seconds), so that few answers may differ.
+`device_same` is the share that are equal.
 Writes build/scale.json.
 """
 
@@ -28,17 +32,22 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 
 import numpy as np
 
+from benchmarks.device_server import DeviceServer
+from benchmarks.streams import question_file
 from minicpmo_ros.cli import main as cli
 from minicpmo_ros.evaluation import replay  # noqa: F401 (for the fork server)
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.results import ANSWERS, COSTS, FORMAT, HEAD
+from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
 from minicpmo_ros.evaluation.shards import Shard
+from minicpmo_ros.modelset.directory import ModelDirectory
 
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT / 'demo' / 'clips'
@@ -215,10 +224,27 @@ def measure_merge(folder: Path, shards: int, each: int) -> dict:
     }
 
 
+def measure_device(limit: int | None = None) -> dict:
+    """Compare nano's answers on a server's device with those on the CPU."""
+    questions = QuestionSet.read(question_file())
+    questions = questions.first(limit) if limit else questions
+    model, texts = ModelDirectory.open(ROOT / 'models' / 'nano'), []
+    with DeviceServer() as server:
+        for device, servers in (('cpu', ''), ('gpu', server.address)):
+            options = CoreOptions(device, threads=1, n_ctx=1024, rpc_servers=servers)
+            with closing(Core(model, options)) as core:
+                texts.append(answer_all(core, questions, [Variant()])[0].answers)
+    same = sum(text == texts[1][name] for name, text in texts[0].items())
+    return {
+        'device_questions': len(texts[0]),
+        'device_same': round(same / len(texts[0]), 4),
+    }
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--only', default='shards,merge', help='of %(default)s')
+    parser.add_argument('--only', default='shards,merge,device', help='of %(default)s')
     parser.add_argument('--many', type=int, default=MANY, help='shards that are joined')
     arguments = parser.parse_args()
     path = ROOT / 'build' / 'scale.json'
@@ -229,6 +255,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=ROOT / 'build') as folder:
             if name == 'shards':
                 found.update(measure_shards(Path(folder)))
+            elif name == 'device':
+                found.update(measure_device())
             else:
                 found.update(measure_merge(Path(folder), arguments.many, ANSWERS_EACH))
         found['load_average'] = round(os.getloadavg()[0], 1)

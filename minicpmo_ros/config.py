@@ -15,6 +15,7 @@ class Computing:
     """Of every part of the model."""
 
     device: str = 'auto'  # auto, cpu, gpu
+    rpc_servers: str = ''  # host:port, separated by commas; their devices are then the GPUs
     threads: int = 0  # of a node; 0: one core less than there are
 
 

@@ -9,7 +9,9 @@ OK, WARN, FAIL = 'ok', 'warn', 'FAIL'  # as it should be; works, with a loss; do
 
 
 class Error(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose; `may_pass`: the same may succeed later."""
+
+    may_pass = False
 
 
 class ModelFileError(Error):
@@ -58,6 +60,12 @@ class ContextFullError(Error):
 
 class EngineError(Error):
     """llama.cpp or ggml failed; what owns the context must be rebuilt."""
+
+
+class ServerAwayError(EngineError):
+    """Another process that computes for this one is not there, or busy."""
+
+    may_pass = True
 
 
 @dataclass(frozen=True)

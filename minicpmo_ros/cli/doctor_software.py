@@ -83,7 +83,7 @@ def llama(path=None) -> Finding:
 def llama_gpu() -> tuple:
     """Load llama.cpp; give (name of the GPU it finds or '', Finding or None)."""
     try:
-        from minicpmo_ros.ggml.runtime import gpu_name
+        from minicpmo_ros.ggml.devices import gpu_name
     except Error as error:
         return '', Finding('llama.cpp', FAIL, str(error), REQUIREMENTS)
     return gpu_name(), None

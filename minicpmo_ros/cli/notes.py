@@ -107,7 +107,12 @@ def run_remember(arguments) -> None:
         raise InputError(f'--every is {arguments.every}; 1 second or more is expected.')
     questions, sources = read_questions(arguments.ask), sources_of(arguments)
     model = ModelDirectory.open(model_path(arguments.model))
-    options = CoreOptions(arguments.device, n_ctx=arguments.n_ctx, max_tokens=MEMORY.max_tokens)
+    options = CoreOptions(
+        arguments.device,
+        n_ctx=arguments.n_ctx,
+        max_tokens=MEMORY.max_tokens,
+        rpc_servers=arguments.rpc_servers,
+    )
     core = Core(model, options, strict=False)
     try:
         with NoteStore(arguments.out) as store:

@@ -52,6 +52,12 @@ def add_device_argument(parser) -> None:
         default=COMPUTING.device,
         help='where the model runs; auto: on the GPU if there is one',
     )
+    parser.add_argument(
+        '--rpc-servers',
+        default=COMPUTING.rpc_servers,
+        metavar='HOST:PORT,...',
+        help='RPC servers of llama.cpp, whose devices are then the GPUs',
+    )
 
 
 def add_speech_argument(parser) -> None:
@@ -115,7 +121,12 @@ def core_options(arguments):
     """Return how the model runs."""
     from minicpmo_ros.evaluation.runner import CoreOptions
 
-    return CoreOptions(device=arguments.device, threads=arguments.threads, speech=arguments.speech)
+    return CoreOptions(
+        device=arguments.device,
+        rpc_servers=arguments.rpc_servers,
+        threads=arguments.threads,
+        speech=arguments.speech,
+    )
 
 
 def progress(what):

@@ -12,7 +12,8 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.units import MIB
 
 # Options of a plan that are no parameter of one node.
-NOT_PARAMETERS = ('device', 'overlap_s', 'llm_precision', 'vision_precision', 'audio_precision',
+COMMON = ('device', 'rpc_servers')  # parameters of every node
+NOT_PARAMETERS = (*COMMON, 'overlap_s', 'llm_precision', 'vision_precision', 'audio_precision',
                   'parts')  # fmt: skip
 CONTEXTS, KV_TYPES = (2048, 4096, 8192), ('f16', 'q8_0')
 
@@ -80,11 +81,12 @@ def _parameters(arguments) -> dict:
     owners = {name: node for node, name in names.values() if name not in NOT_PARAMETERS}
     for text in arguments.set:
         name, equals, value = text.partition('=')
-        if not equals or name not in (*owners, 'device'):
+        if not equals or name not in (*owners, *COMMON):
             raise InputError(
-                f'--set {text!r}: expected is NAME=VALUE, with one of device, {", ".join(owners)}'
+                f'--set {text!r}: expected is NAME=VALUE, with one of '
+                f'{", ".join((*COMMON, *owners))}'
             )
-        for node in NODES if name == 'device' else (owners[name],):
+        for node in NODES if name in COMMON else (owners[name],):
             parameters[node][name] = _value_of(text, value)
     return parameters
 

@@ -23,9 +23,9 @@ from minicpmo_ros.config import EVALUATION, LLM, TILE_RULES, VISION
 from minicpmo_ros.errors import InputError
 
 OPTIONS = (
-    'device', 'threads', 'prompt', 'speech', 'n_ctx', 'kv_type', 'window_policy', 'still',
-    'max_tokens', 'max_question_tokens', 'max_tiles', 'area', 'crop', 'sharp_every', 'look_tiles',
-    'tile_rule', 'tile_alpha', 'unchanged_threshold',
+    'device', 'rpc_servers', 'threads', 'prompt', 'speech', 'n_ctx', 'kv_type', 'window_policy',
+    'still', 'max_tokens', 'max_question_tokens', 'max_tiles', 'area', 'crop', 'sharp_every',
+    'look_tiles', 'tile_rule', 'tile_alpha', 'unchanged_threshold',
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from minicpmo_ros.evaluation.past import NoteMemory
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window, in_portions
 from minicpmo_ros.evaluation.results import Given, Results
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_clip
-from minicpmo_ros.ggml.runtime import gpu_name
+from minicpmo_ros.ggml.devices import REMOTE, gpu_name
 from minicpmo_ros.llm.model import load_vocabulary
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.process import end_with_parent, prepare, visible_gpu
@@ -134,6 +134,7 @@ class ReplayPlan:
             'unchanged_threshold',
         )  # fmt: skip; max_question_tokens decides about refusals alone: a run may outgrow it
         on_cpu = self.options.device == 'cpu'
+        remote = REMOTE if self.options.rpc_servers else ''
         return {
             'path': path,
             'model': self.model.model_id,
@@ -147,7 +148,7 @@ class ReplayPlan:
             'audio': self.variant.audio,
             'input': self.variant.input,
             **({'memory': self.memory} if self.memory else {}),
-            'device': 'cpu' if on_cpu else gpu_name() or 'cpu',
+            'device': 'cpu' if on_cpu else remote or gpu_name() or 'cpu',
             'options': {
                 **{name: getattr(self.options, name) for name in kept},
                 'speech': self.model.speech(self.options.speech),

@@ -94,6 +94,7 @@ class CoreOptions:
     tile_alpha: float = VISION.tile_alpha
     unchanged_threshold: float = VISION.unchanged_threshold
     max_forks: int = 1  # questions that are read at once
+    rpc_servers: str = COMPUTING.rpc_servers
 
 
 class Core:
@@ -115,7 +116,7 @@ class Core:
         self.memory = None  # a NoteMemory, for questions about the past
         o = self.options
         layout = find_layout(model.family, o.prompt)
-        self._backend = Backend(o.device, threads=o.threads)
+        self._backend = Backend(o.device, o.threads, o.rpc_servers)
         self._backend.on_product = on_product
         try:
             batch = min(VISION.batch, o.max_tiles)
@@ -127,6 +128,8 @@ class Core:
                 layout,
                 ModelOptions(
                     0 if on_cpu else -1,
+                    o.device,
+                    o.rpc_servers,
                     pre_tokenizer=model.manifest.pre_tokenizer,
                     repack=o.repack,
                 ),

@@ -33,6 +33,7 @@ __all__ = [
     'GgmlType',
     'QUANTIZABLE',
     'dequantize',
+    'explain_abort',
     'lib',
     'llama_cpp_version',
     'quantize',
@@ -133,6 +134,7 @@ class _Log:
         self.sink: Callable = _to_logging
         self._lock = threading.Lock()
         self._level, self._text = 'info', ''
+        self.explain_abort: Callable[[str], str] = lambda message: ''
         self.callback = _LOG_CALLBACK(self._receive)  # C holds its address: kept for good
 
     def _receive(self, level: int, piece: bytes, _) -> None:
@@ -157,10 +159,17 @@ def set_log(sink: Callable | None) -> None:
     llama_log.sink = sink or _to_logging
 
 
+def explain_abort(explain: Callable[[str], str]) -> None:
+    """Let the last words of this process end in what explain(ggml's message) returns."""
+    llama_log.explain_abort = explain
+
+
 @_ABORT_CALLBACK
 def _last_words(message: bytes) -> None:
     """Show why the process is about to end: abort() follows and cannot be stopped."""
-    os.write(2, b'ggml ends this process: ' + (message or b'') + b'\n')
+    message = (message or b'').decode('utf-8', 'replace')
+    told = f'ggml ends this process: {message}. {llama_log.explain_abort(message)}'
+    os.write(2, told.encode() + b'\n')
 
 
 def check_version() -> None:

@@ -18,11 +18,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from minicpmo_ros.config import COMPUTING
 from minicpmo_ros.errors import EngineError
+from minicpmo_ros.ggml.devices import Devices
 from minicpmo_ros.ggml.library import GgmlType, lib, row_bytes
 from minicpmo_ros.ggml.signatures import InitParams, TensorStruct
 
-_CPU, _GPU, _INTEGRATED_GPU = 0, 1, 2
 _USAGE_WEIGHTS = 1
 MAX_THREADS = 512  # of ggml
 _SOMEWHERE = 1 << 20  # a place that is never looked at; a graph leaves alone what has one
@@ -48,16 +49,20 @@ def storage(shape: tuple, ggml_type: GgmlType) -> tuple:
 class Backend:
     """One device with a compute stream of its own.
 
-    device 'auto' takes a GPU where llama.cpp was built for one and finds it, else the CPU.
-    Several threads may use one backend; their computations follow one another.
+    device, rpc_servers: see Devices, of which it takes the first. Several threads may use one
+    backend; their computations follow one another.
     """
 
-    def __init__(self, device: str = 'auto', threads: int = 1):
-        if device not in ('auto', 'cpu', 'gpu'):
-            raise ValueError(f"device is {device!r}, 'auto', 'cpu' or 'gpu' is allowed")
+    def __init__(
+        self,
+        device: str = COMPUTING.device,
+        threads: int = 1,
+        rpc_servers: str = COMPUTING.rpc_servers,
+    ):
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f'threads is {threads}, 1 to {MAX_THREADS} are allowed')
-        found = _find_device(device)
+        self._devices = Devices(device, rpc_servers)  # which keep a connection open
+        found = self._devices.handles[0]
         handle = lib.backend_dev_init(found, None)
         if not handle:
             raise EngineError(
@@ -70,7 +75,7 @@ class Backend:
         self.lock = threading.Lock()  # held while the device is computing or copying
         self.name = lib.backend_name(handle).decode()
         self.description = lib.backend_dev_description(found).decode()
-        self.is_cpu = found == lib.backend_dev_by_type(_CPU)
+        self.is_cpu = self._devices.is_cpu
         self.threads = threads
         # Sees (name of a weight, rows (n, k) it is multiplied with) of every such product;
         # graphs are then computed product by product, which is slow.
@@ -149,6 +154,7 @@ class Backend:
             while self._owned:
                 self._owned.pop()()
             self._finalizer()
+            self._devices = None
 
 
 class AsGpu(Backend):
@@ -164,38 +170,6 @@ class AsGpu(Backend):
     def extra_buffer_types(self) -> list:
         """Handles of no memories: a GPU has no layouts of its own."""
         return []
-
-
-def check_device(device: str) -> None:
-    """Raise EngineError where the device is 'gpu' and llama.cpp finds none."""
-    _find_device(device)
-
-
-def gpu_name() -> str:
-    """Return what llama.cpp calls the GPU it would compute on; '' where it finds none."""
-    found = _find_gpu()
-    return lib.backend_dev_description(found).decode() if found else ''
-
-
-def _find_gpu() -> int | None:
-    for kind in (_GPU, _INTEGRATED_GPU):
-        found = lib.backend_dev_by_type(kind)
-        if found:
-            return found
-    return None
-
-
-def _find_device(device: str) -> int:
-    if device != 'cpu':
-        found = _find_gpu()
-        if found:
-            return found
-        if device == 'gpu':
-            raise EngineError(
-                'llama.cpp finds no GPU. Install llama-cpp-python built for this '
-                'GPU, or set the device to cpu'
-            )
-    return lib.backend_dev_by_type(_CPU)
 
 
 def _check_arithmetic(backend: Backend) -> None:

@@ -123,37 +123,41 @@ graph_n_nodes i p
 graph_node p pi
 graph_add_node - pp
 graph_plan w pip
-backend_get_default_buffer_type p p
 backend_get_device p p
 backend_name s p
 backend_buft_name s p
 backend_buffer_get_size z p
-backend_alloc_ctx_tensors_from_buft_size z pp
 backend_buffer_set_usage - pi
 backend_dev_by_type p i
 backend_dev_description s p
 backend_dev_backend_reg p p
 backend_dev_supports_op b pp
 backend_reg_get_proc_address p ps
+backend_reg_by_name p s
+backend_reg_dev_count z p
+backend_reg_dev_get p pz
 gallocr_new p p
 gallocr_get_buffer_size z pi
-gallocr_reserve_n_size - ppppp
 """
 
-# These compute, allocate, copy or log: other Python threads go on meanwhile.
+# These compute, allocate, copy, log, or ask another process: other Python threads go on meanwhile.
+# ggml logs from threads of its own, which need the GIL.
 BLOCKING = """
 quantize_chunk z ipplllp
 log_set - pp
 set_abort_callback p p
 backend_dev_init p ps
 backend_free - p
+backend_get_default_buffer_type p p
 backend_alloc_ctx_tensors_from_buft p pp
+backend_alloc_ctx_tensors_from_buft_size z pp
 backend_buffer_clear - pB
 backend_buffer_free - p
 backend_tensor_set - ppzz
 backend_tensor_get - ppzz
 backend_graph_compute i pp
 gallocr_reserve b pp
+gallocr_reserve_n_size - ppppp
 gallocr_alloc_graph b pp
 gallocr_free - p
 """

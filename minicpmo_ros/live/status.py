@@ -134,6 +134,7 @@ class EngineStatus:
     progress: float = 0.0  # of loading, 0 to 1
     reason: str = ''  # why it failed
     remedy: str = ''
+    may_pass: bool = False  # loading may succeed later
     window_start_s: int = 0  # 0 with units 0
     window_end_s: int = 0
     image_end_s: int | None = None  # end of the newest second with an image; None: no image
@@ -374,7 +375,7 @@ class LiveInputs:
 
 
 def why_failed(error: Exception) -> dict:
-    """Return reason and remedy, by name, for the error that ended an engine."""
+    """Return reason, remedy and whether it may pass, by name, for what ended an engine."""
     if isinstance(error, ModelFileError):
         reason, remedy = f'{error.path}: {error.problem}', error.remedy
     elif isinstance(error, MemoryError):
@@ -382,9 +383,11 @@ def why_failed(error: Exception) -> dict:
         remedy = 'Lower n_ctx, take smaller files, or end other programs.'
     elif isinstance(error, InputError):
         reason, remedy = str(error), 'Correct the parameters and configure again.'
+    elif getattr(error, 'may_pass', False):
+        reason, remedy = str(error), 'It is tried again.'
     else:
         reason, remedy = str(error) or repr(error), SEE_LOG
-    return {'reason': reason, 'remedy': remedy}
+    return {'reason': reason, 'remedy': remedy, 'may_pass': getattr(error, 'may_pass', False)}
 
 
 def call_safely(callback: Callable, argument) -> None:

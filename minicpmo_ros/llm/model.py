@@ -7,6 +7,7 @@ The header is read and checked by our own reader before llama.cpp sees the file.
 watched and stopped.
 """
 
+import ctypes
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
 
-from minicpmo_ros.config import LLM
+from minicpmo_ros.config import COMPUTING, LLM
 from minicpmo_ros.errors import CancelledError, ModelFileError
 from minicpmo_ros.ggml import library  # noqa: F401 (routes llama.cpp's log)
+from minicpmo_ros.ggml.devices import Devices
 from minicpmo_ros.ggml.gguf_file import Header, read_header
-from minicpmo_ros.ggml.runtime import gpu_name
 from minicpmo_ros.llm import layout as llm_layout
 from minicpmo_ros.llm.keys import overrides, verify
 from minicpmo_ros.llm.vocabulary import TokenRows, Vocabulary
@@ -28,9 +29,11 @@ READ, MAP, LOCK = 0, 1, 2  # llama.h: enum llama_load_mode; their sums are modes
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How the weights are held."""
+    """How the weights are held, and by what."""
 
     gpu_layers: int = LLM.gpu_layers  # layers on the accelerator; -1: all
+    device: str = COMPUTING.device  # auto, cpu, gpu; see Devices
+    rpc_servers: str = COMPUTING.rpc_servers
     use_mmap: bool = LLM.use_mmap  # False: read into memory; then repacked weights are held once
     use_mlock: bool = LLM.use_mlock  # llama.cpp warns where the system refuses
     # 'qwen2': read it so, whatever the file says, if that proves right.
@@ -39,20 +42,27 @@ class ModelOptions:
 
 
 class _Weights:
-    """A loaded llama_model, freed when nobody holds it any more."""
+    """A loaded llama_model, freed when nobody holds it any more; `devices` outlast it."""
 
-    def __init__(self, pointer: int):
-        self.pointer = pointer
-        self.free = weakref.finalize(self, llama.llama_model_free, pointer)
+    def __init__(self, pointer: int, devices: Devices | None = None):
+        self.pointer, self._devices = pointer, devices
+        self._finalizer = weakref.finalize(self, llama.llama_model_free, pointer)
+
+    def free(self) -> None:
+        """Free it now."""
+        self._finalizer()
+        self._devices = None
 
 
 class LanguageModel:
     """Loaded weights; close it after every context on it, or leave it to the collector."""
 
-    def __init__(self, pointer: int, path: Path, header: Header, gpu_layers: int = 0):
+    def __init__(
+        self, pointer: int, path: Path, header: Header, devices: Devices, gpu_layers: int
+    ):
         self.path, self.pointer = path, pointer
-        self.on_gpu = bool(gpu_layers and gpu_name())  # at least a part of it
-        self._weights = _Weights(pointer)
+        self.on_gpu = bool(gpu_layers and not devices.is_cpu)  # at least a part of it
+        self._weights = _Weights(pointer, devices)
         self.width = llama.llama_model_n_embd(pointer)
         self.context_length = llama.llama_model_n_ctx_train(pointer)  # positions it was made for
         heads = self.width // llama.llama_model_n_head(pointer)
@@ -72,10 +82,13 @@ class LanguageModel:
     ) -> 'LanguageModel':
         """Load a GGUF file; `on_progress(fraction)` returns False to stop.
 
-        Raises ModelFileError for a file that is not a fit model, CancelledError when stopped.
+        Raises ModelFileError for a file that is not a fit model, CancelledError when stopped, and
+        as Devices where there is no such device: llama.cpp would take the CPU without a word.
         """
         path = Path(path)
         options = options or ModelOptions()
+        devices = Devices(options.device, options.rpc_servers)
+        chosen = devices.for_llama()  # an array that C reads while loading
         header = read_header(path)
         _check(path, header, options.pre_tokenizer)
         llama.llama_backend_init()
@@ -87,6 +100,7 @@ class LanguageModel:
             return not stopped
 
         parameters = llama.llama_model_default_params()
+        parameters.devices = ctypes.cast(chosen, ctypes.c_void_p)
         parameters.n_gpu_layers = options.gpu_layers
         parameters.load_mode = MAP if options.use_mmap else READ
         parameters.load_mode += LOCK if options.use_mlock else READ
@@ -105,7 +119,7 @@ class LanguageModel:
                 'Its log names the reason; check that it is complete and that '
                 'the memory suffices.',
             )
-        model = cls(pointer, path, header, options.gpu_layers)
+        model = cls(pointer, path, header, devices, options.gpu_layers)
         if options.pre_tokenizer:
             try:
                 verify(model.vocabulary)

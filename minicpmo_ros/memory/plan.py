@@ -23,8 +23,9 @@ from minicpmo_ros.encoders import EncoderMemory
 from minicpmo_ros.encoders.siglip.encoder import vision_memory
 from minicpmo_ros.encoders.whisper.encoder import audio_memory
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.ggml.devices import gpu_name
 from minicpmo_ros.ggml.gguf_file import Header
-from minicpmo_ros.ggml.runtime import AsGpu, Backend, gpu_name
+from minicpmo_ros.ggml.runtime import AsGpu, Backend
 from minicpmo_ros.llm.context_options import ATTENTION, KV_TYPES, check_n_ctx, is_fused
 from minicpmo_ros.media.image.tiling import MIN_AREA, reserved_area
 from minicpmo_ros.memory import llm_formulas
@@ -42,8 +43,16 @@ GPU_RUNTIME_MIB = 512.0
 FOLDED = 'resampler.attn.q.weight'  # of the vision file, but never on the device
 PLANNED = (*PARTS, 'process')
 OPTIONS_OF = {
-    'vision': ('max_tiles', 'batch', 'area', 'look_tiles', 'vision_device', 'vision_precision'),
-    'audio': ('isolated', 'overlap_s', 'audio_device', 'audio_precision'),
+    'vision': (
+        'max_tiles',
+        'batch',
+        'area',
+        'look_tiles',
+        'vision_device',
+        'vision_rpc_servers',
+        'vision_precision',
+    ),
+    'audio': ('isolated', 'overlap_s', 'audio_device', 'audio_rpc_servers', 'audio_precision'),
 }
 WHAT = ('weights', 'repacked weights', 'keys and values', 'computing', 'output', 'vocabulary',
         'Python and ROS', 'GPU runtime (assumed)')  # fmt: skip
@@ -58,6 +67,8 @@ SOURCES = {
     'isolated': ('streaming_encoder', 'isolated'),
     'vision_device': ('vision_encoder', 'device'),
     'audio_device': ('streaming_encoder', 'device'),
+    'vision_rpc_servers': ('vision_encoder', 'rpc_servers'),
+    'audio_rpc_servers': ('streaming_encoder', 'rpc_servers'),
 }
 CHOICES = {'kv_type': tuple(KV_TYPES), 'attention': ATTENTION, 'device': ('auto', 'cpu', 'gpu')}
 MINIMUM = {
@@ -87,12 +98,29 @@ class PlanOptions:
     device: str = COMPUTING.device  # of the language model
     vision_device: str = COMPUTING.device
     audio_device: str = COMPUTING.device
+    rpc_servers: str = COMPUTING.rpc_servers  # of the language model
+    vision_rpc_servers: str = COMPUTING.rpc_servers
+    audio_rpc_servers: str = COMPUTING.rpc_servers
     overlap_s: int = AUDIO.overlap_s  # of the audio encoder's second stream; 0: none
     # What `minicpmo quantize` would make of the files; '': as they are.
     llm_precision: str = ''
     vision_precision: str = ''
     audio_precision: str = ''
     parts: tuple = PLANNED  # of the model, and 'process': Python, ROS and a GPU's runtime
+
+    def placed(self) -> dict:
+        """Return (device, RPC servers) of each part."""
+        return {
+            'llm': (self.device, self.rpc_servers),
+            'vision': (self.vision_device, self.vision_rpc_servers),
+            'audio': (self.audio_device, self.audio_rpc_servers),
+        }
+
+    @property
+    def served(self) -> set:
+        """The parts that RPC servers compute."""
+        placed = self.placed().items()
+        return {part for part, (device, servers) in placed if servers and device != 'cpu'}
 
 
 @dataclass(frozen=True)
@@ -119,13 +147,14 @@ class Plan:
 
     @property
     def device_mib(self) -> float:
-        """MiB of the GPU's memory; on a board the same memory."""
+        """MiB of the GPU's memory; on a board the same memory, on an RPC server its."""
         return sum(amount.device for amount in self.amounts) / MIB
 
     @property
     def total_mib(self) -> float:
-        """Both: what counts where the GPU computes in the machine's memory."""
-        return self.host_mib + self.device_mib
+        """Both, but for what is on RPC servers: counts where the GPU has the machine's memory."""
+        here = (amount for amount in self.amounts if amount.part not in self.options.served)
+        return self.host_mib + sum(amount.device for amount in here) / MIB
 
     def parts_text(self) -> str:
         """Return the MiB by part, or of a single part by what they are for, in words."""
@@ -156,12 +185,8 @@ def forecast(
     if 'llm' in options.parts:
         check_n_ctx(options.n_ctx, LlmSizes.of(model.headers['llm']).context_length)
     on_gpu = {
-        part: device == 'gpu' or (device == 'auto' and gpu_name())
-        for part, device in (
-            ('llm', options.device),
-            ('vision', options.vision_device),
-            ('audio', options.audio_device),
-        )
+        part: device == 'gpu' or (device == 'auto' and bool(servers or gpu_name()))
+        for part, (device, servers) in options.placed().items()
     }
     with _Devices() as devices:
         amounts = []
@@ -175,7 +200,7 @@ def forecast(
             )
     if 'process' in options.parts:
         amounts.append(Amount('process', 'Python and ROS', int(PROCESS_MIB * MIB)))
-        if any(on_gpu.values()):
+        if any(on_gpu[part] for part in on_gpu if part not in options.served):
             gpu_runtime = int(GPU_RUNTIME_MIB * MIB)
             amounts.append(Amount('process', 'GPU runtime (assumed)', 0, gpu_runtime))
     return Plan(options, tuple(amount for amount in amounts if amount.host or amount.device))

@@ -105,7 +105,7 @@ class StreamingEncoder(EncoderNode):
     def load(self, options, model, pause) -> AudioState:
         """Load the encoder."""
         check_isolated(options.isolated, model.family)
-        backend = Backend(options.device, threads=thread_count(options.threads))
+        backend = Backend(options.device, thread_count(options.threads), options.rpc_servers)
         encoder = self._budget.load(
             'audio', model, partial(AudioEncoder.load, model.audio_path, backend)
         )

@@ -124,7 +124,7 @@ class VisionNode(EncoderNode):
 
     def load(self, options, model, pause) -> VisionState:
         """Load the encoder."""
-        backend = Backend(options.device, threads=thread_count(options.threads))
+        backend = Backend(options.device, thread_count(options.threads), options.rpc_servers)
         batch = min(options.vision_batch, options.vision_max_tiles)
         largest_area = reserved_area(
             options.vision_area, options.vision_max_tiles, options.vision_look_tiles

@@ -218,7 +218,7 @@ class LlmNode(ManagedNode):
     def _on_engine_change(self, engine: Engine, status: EngineStatus) -> None:
         # The status of an engine that was told to end does not concern the current one.
         if engine is self.engine and status.state == 'failed':
-            error = LoadError(status.reason, status.remedy)
+            error = LoadError(status.reason, status.remedy, status.may_pass)
             (self.fail if self._model is None else self.start_anew)(error)
         if engine is self.engine:
             self._memory.on_engine_status(status)

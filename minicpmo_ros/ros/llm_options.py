@@ -9,7 +9,6 @@ from dataclasses import replace
 from minicpmo_ros.config import ALERTS_TOGETHER, LLM
 from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.families import LANGUAGES, find_layout
-from minicpmo_ros.ggml.runtime import check_device
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions
 from minicpmo_ros.live.status import REQUIRED
@@ -133,9 +132,9 @@ PARAMETERS = (
 class LoadError(EngineError):
     """Loading failed in the engine's thread."""
 
-    def __init__(self, reason: str, remedy: str):
+    def __init__(self, reason: str, remedy: str, may_pass: bool = False):
         super().__init__(f'{reason}. {remedy}')
-        self.reason, self.remedy = reason, remedy
+        self.reason, self.remedy, self.may_pass = reason, remedy, may_pass
 
 
 def make_loader(options, checked, leaving: list, budget: MemoryBudget, log, recall=None):
@@ -152,7 +151,6 @@ def make_loader(options, checked, leaving: list, budget: MemoryBudget, log, reca
                 leaving.clear()
             else:
                 log.warning('the model before has not ended yet; loading waits for it')
-        check_device(options.device)  # llama.cpp would take the CPU without a word
         model = checked.result()
         if waits:
             budget.require_llm(model)
@@ -165,6 +163,8 @@ def make_loader(options, checked, leaving: list, budget: MemoryBudget, log, reca
             layout,
             ModelOptions(
                 gpu_layers,
+                options.device,
+                options.rpc_servers,
                 use_mmap=options.use_mmap,
                 use_mlock=options.use_mlock,
                 repack=options.repack,

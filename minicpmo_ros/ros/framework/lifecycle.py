@@ -157,13 +157,14 @@ class ManagedNode(LifecycleNode):
         self.post(end)
 
     def fail(self, error: Error) -> None:
-        """Return to unconfigured after a failure while loading."""
+        """Return to unconfigured after a failure while loading; try again if it may pass."""
         self._refuse(error)
         self._bond.end()
+        goal = self._goal or (self.state if error.may_pass else '')  # '': it never worked
         with self._own_transitions():
             self._go_down()
-        if self._goal:  # it had worked before
-            self._plan_restart(self._goal)
+        if goal:
+            self._plan_restart(goal)
 
     def start_anew(self, error: Error) -> None:
         """Restart because a working worker has ended; for the executor's thread."""

@@ -25,6 +25,10 @@ MODEL_PARAMETERS = (
     Parameter('device', COMPUTING.device,
               'Where this part of the model runs; auto: on the GPU if there is one',
               choices=('auto', 'cpu', 'gpu')),
+    Parameter('rpc_servers', COMPUTING.rpc_servers,
+              'Addresses of RPC servers of llama.cpp (host:port, separated by commas), whose '
+              'devices are then the GPUs. What crosses the network is neither encrypted nor '
+              'protected; empty: nothing connects'),
     Parameter('threads', COMPUTING.threads,
               'CPU threads that compute; 0: all cores except one', '',
               0, 256),

@@ -76,6 +76,7 @@ PARAMETERS = (
 # Of CoreOptions, by node and parameter.
 OPTIONS = {
     'device': ('llm', 'device'),
+    'rpc_servers': ('llm', 'rpc_servers'),
     'prompt': ('llm', 'prompt'),
     'speech': ('llm', 'speech'),
     'n_ctx': ('llm', 'n_ctx'),
@@ -222,6 +223,7 @@ def parameters_of(plan: ReplayPlan, namespace: str) -> dict:
         '/**': {
             'model_dir': str(plan.model.path.resolve()),
             'device': o.device,
+            'rpc_servers': o.rpc_servers,
             'threads': o.threads,
             'use_sim_time': True,
             **reliable_input_overrides(namespace),
