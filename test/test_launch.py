@@ -26,7 +26,7 @@ from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.results import Run
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_clip
-from minicpmo_ros.ggml.runtime import check_device
+from minicpmo_ros.ggml.devices import Devices
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.msg import Status
 from minicpmo_ros.ros.audio_node import StreamingEncoder
@@ -384,7 +384,7 @@ def test_live_starts_with_a_preset_as_launched(graph, tiny_model_dir, name):
 
 def test_a_preset_for_a_gpu_takes_no_cpu_in_silence(graph, tiny_model_dir):
     try:
-        check_device('gpu')
+        Devices('gpu')
     except EngineError:
         pass
     else:
