@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from audio_common_msgs.msg import AudioData, AudioInfo
@@ -136,20 +137,23 @@ def own_files(pid) -> set:
 
 
 @pytest.fixture
-def talkers(ros_domain):
-    """Start two processes that use shared memory; clean up after both."""
+def start_talker(ros_domain):
+    """Return a function that starts a process which uses shared memory; clean up after all."""
     environment = {**os.environ, 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
     environment.pop('FASTDDS_DEFAULT_PROFILES_FILE')
     started, names = [], set()
-    for _ in range(2):
+
+    def start(**more):
         process = subprocess.Popen(
-            [sys.executable, '-c', TALKER], env=environment, text=True,
+            [sys.executable, '-c', TALKER], env={**environment, **more}, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         started.append(process)
         assert process.stdout.readline() == 'ready\n'
-        names |= own_files(process.pid)
-    yield started
+        names.update(own_files(process.pid))
+        return process
+
+    yield start
     for process in started:
         process.kill()
         process.communicate()
@@ -157,6 +161,24 @@ def talkers(ros_domain):
         for path in (f'/dev/shm/{name}', f'/dev/shm/{name}_el', f'/dev/shm/sem.{name}_mutex'):
             if os.path.exists(path):
                 os.unlink(path)
+
+
+@pytest.fixture
+def talkers(start_talker):
+    """Start two processes that use shared memory."""
+    return [start_talker(), start_talker()]
+
+
+def test_with_our_profile_an_image_fits_into_the_shared_memory_of_its_sender(start_talker):
+    """Fast DDS's own has 512 KiB: of a larger image parts are lost, and audio beside it."""
+
+    def largest_bytes(process):
+        return max(os.path.getsize(f'/dev/shm/{name}') for name in own_files(process.pid))
+
+    profile = Path(__file__).parent.parent / 'config/fastdds_large_images.xml'
+    ours = start_talker(FASTDDS_DEFAULT_PROFILES_FILE=str(profile))
+    assert largest_bytes(start_talker()) < 2**20
+    assert largest_bytes(ours) >= 32 * 2**20 > 3840 * 2160 * 3
 
 
 def test_what_a_killed_process_has_left_is_stale_and_a_living_one_has_nothing_stale(talkers):
