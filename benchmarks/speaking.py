@@ -10,6 +10,10 @@ self_turns     turns of speech in a minute of the robot's own, heard with an ech
                `listen` is. `always` is the ratio's other side
 muted_s        how many seconds of that minute and the tail behind it half_duplex does not hear
 echo_left_db   what barge_in leaves of that minute, against what the microphone hears
+own_words_left_s  seconds of that minute in which the window hears anything of it with barge_in, by
+               room; half_duplex hears nothing
+question_kept  share of the energy of eight questions into that minute that the window hears, of
+               what the echo canceller leaves of them, by room
 echo_ms_per_s  processor time of barge_in for a second of audio
 interruptions_found  of eight questions asked into that minute with barge_in, by room
 stop_ms        from a stop to the last sound that is given out, the most of ten, espeak-ng speaking
@@ -26,11 +30,11 @@ import numpy as np
 
 from benchmarks.voice_sounds import QUESTIONS, ROOMS, echo_of, own_speech, say
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
-from minicpmo_ros.speech.self_speech import TAIL_S, EchoRemover, SelfSpeech
+from minicpmo_ros.speech.self_speech import TAIL_S, EchoRemover, ResidueGate, SelfSpeech
 from minicpmo_ros.speech.speaker import Speaker
 from minicpmo_ros.speech.synthesis import ESPEAK, make_synthesiser
 from minicpmo_ros.units import NS
-from minicpmo_ros.voice.detector import load_detector
+from minicpmo_ros.voice.detector import FRAME, load_detector
 from minicpmo_ros.voice.turns import TurnFinder, TurnKind, TurnOptions
 
 OUT = Path(__file__).resolve().parent.parent / 'build' / 'voice.json'
@@ -46,14 +50,9 @@ def self_turns(rng) -> dict:
     for begin_ns, end_ns in spans:
         speech.tell(begin_ns, True)
         speech.tell(end_ns, False)
-    remover, clean = EchoRemover(ECHO_DELAY_MS), []
     begun_s = time.process_time()
-    for at in range(0, len(said), CHUNK):
-        begin_ns = at * NS // SAMPLE_RATE_HZ
-        remover.play(begin_ns, said[at : at + CHUNK])
-        clean.append(remover.hear(begin_ns, heard[at : at + CHUNK])[1])
-    spent_s = time.process_time() - begun_s
-    clean, turns = np.concatenate(clean), {}
+    clean = without_echo(said, heard)
+    spent_s, turns = time.process_time() - begun_s, {}
     for listen, samples in (
         ('always', heard),
         ('half_duplex', speech.silence(0, heard, SAMPLE_RATE_HZ)),
@@ -73,7 +72,10 @@ def self_turns(rng) -> dict:
 
 
 def interruptions_found(rng) -> dict:
-    """Return {room: how many of eight questions that are asked into the robot's speech start}."""
+    """Return how many of eight questions asked into the robot's speech start, by room.
+
+    And how much the window hears of its own words, and of the questions.
+    """
     said, _ = own_speech(SPEECH_S)
     questions = np.zeros(len(said), np.float32)
     begins, at = [], 8 * SAMPLE_RATE_HZ
@@ -82,21 +84,38 @@ def interruptions_found(rng) -> dict:
         questions[at : at + len(part)] = part
         begins.append((at, at + len(part)))
         at += len(part) + 3 * SAMPLE_RATE_HZ
-    found = {}
+    found, kept, own_s = {}, {}, {}
+    asked = np.concatenate([np.arange(begin, end) for begin, end in begins])
     for room in ROOMS:
-        heard, remover = echo_of(rng, said, room) + questions, EchoRemover(ECHO_DELAY_MS)
-        finder, starts = TurnFinder(load_detector(), TurnOptions()), []
+        echo = echo_of(rng, said, room)
+        own_s[room] = np.count_nonzero(windowed(without_echo(said, echo))) / SAMPLE_RATE_HZ
+        clean = without_echo(said, echo + questions)
+        kept[room] = float(np.sum(windowed(clean)[asked] ** 2) / np.sum(clean[asked] ** 2))
+        finder = TurnFinder(load_detector(), TurnOptions())
         finder.robot_speaks = lambda stamp_ns: True
-        for at in range(0, len(said), CHUNK):
-            begin_ns = at * NS // SAMPLE_RATE_HZ
-            remover.play(begin_ns, said[at : at + CHUNK])
-            events = finder.push(begin_ns, remover.hear(begin_ns, heard[at : at + CHUNK])[1])
-            starts += [e.start_ns / NS for e in events if e.kind is TurnKind.STARTED]
+        events = finder.push(0, clean)
+        starts = [e.start_ns / NS for e in events if e.kind is TurnKind.STARTED]
         found[room] = sum(
             any(begin - 0.3 * SAMPLE_RATE_HZ < start * SAMPLE_RATE_HZ < end for start in starts)
             for begin, end in begins
         )
-    return {'interruptions_found': found}
+    return {'interruptions_found': found, 'own_words_left_s': own_s, 'question_kept': kept}
+
+
+def without_echo(said, heard) -> np.ndarray:
+    """Return what the echo canceller leaves, (n,), of what was heard while this was said."""
+    remover, clean = EchoRemover(ECHO_DELAY_MS), []
+    for at in range(0, len(said), CHUNK):
+        begin_ns = at * NS // SAMPLE_RATE_HZ
+        remover.play(begin_ns, said[at : at + CHUNK])
+        clean.append(remover.hear(begin_ns, heard[at : at + CHUNK])[1])
+    return np.concatenate(clean)
+
+
+def windowed(clean: np.ndarray) -> np.ndarray:
+    """Return what of it a window hears, (n,)."""
+    gate = ResidueGate(load_detector(), FRAME)
+    return gate.listen(clean)
 
 
 class _Output:
@@ -145,6 +164,9 @@ def main() -> None:
         print(f'| turns of its own in a minute, listen {listen} | {turns} |')
     for room, count in figures['interruptions_found'].items():
         print(f'| interruptions found of {INTERRUPTIONS}, {room} tail | {count} |')
+        own_s, kept = (figures[name][room] for name in ('own_words_left_s', 'question_kept'))
+        print(f'| seconds of its own words in the window, {room} tail | {own_s:.2f} |')
+        print(f'| of the questions into them the window hears, {room} tail | {kept:.0%} |')
     print(f'| echo that barge_in leaves | {figures["echo_left_db"]:.1f} dB |')
     print(f'| barge_in, ms per second of audio | {figures["echo_ms_per_s"]:.1f} |')
     print(f'| seconds that half_duplex leaves out | {figures["muted_s"]:.1f} |')

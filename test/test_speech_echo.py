@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.voice_sounds import ROOMS, echo_of, own_speech, say
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.speech.self_speech import EchoRemover
-from minicpmo_ros.voice.detector import load_detector
+from minicpmo_ros.speech.self_speech import EchoRemover, ResidueGate
+from minicpmo_ros.voice.detector import FRAME, load_detector
 from minicpmo_ros.voice.turns import TurnFinder, TurnKind, TurnOptions
 
 NS, RATE = 10**9, 16000
@@ -61,6 +61,27 @@ def test_a_question_into_its_words_is_one_turn_where_it_was_asked(speech, rng):
     assert len(started) == 1
     late_s = (started[0].stamp_ns - BEGIN_NS) / NS - QUESTION_AT_S
     assert 0 < late_s < len(question) / RATE
+
+
+def gated(clean, chunk=640):
+    """Give what a window hears of what the echo remover left."""
+    gate = ResidueGate(load_detector(), FRAME)
+    gate.reset()
+    return np.concatenate([gate.listen(clean[i : i + chunk]) for i in range(0, len(clean), chunk)])
+
+
+def test_a_window_hears_nothing_of_its_words_and_the_question_into_them(speech, rng):
+    heard = echo_of(rng, speech, 'short')[: (QUESTION_AT_S + 6) * RATE]
+    question, begin = say('Please tell me what I said.', 'en-gb+f3'), QUESTION_AT_S * RATE
+    clean = listened(speech, heard)
+    assert clean.any() and not gated(clean).any()
+    heard[begin : begin + len(question)] += question
+    clean = listened(speech, heard)
+    window = gated(clean)
+    assert not window[:begin].any() and not window[begin + len(question) + RATE :].any()
+    asked = slice(begin, begin + len(question))
+    assert np.sum(window[asked] ** 2) > 0.7 * np.sum(clean[asked] ** 2)
+    np.testing.assert_array_equal(gated(clean, 250), window)
 
 
 @pytest.mark.parametrize('chunk', [100, 160, 1000, 7000])

@@ -116,7 +116,7 @@ class StreamingEncoder(EncoderNode):
 
     def open_input(self, options):
         """Subscribe to `audio`, and to what the robot says itself."""
-        self._own = SelfSpeechInput(self, options)
+        self._own = SelfSpeechInput(self, options, has_gate=True)
         return AudioInput(self, options, self._on_chunk)
 
     def on_stop(self) -> None:

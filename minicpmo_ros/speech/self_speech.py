@@ -11,6 +11,9 @@ that a recording gives the same.
 The echo is taken out by WebRTC's AEC3, of the optional package pywebrtc-audio. It compares the two
 sounds in blocks of 10 ms, so both lie on one count of samples. Stamps say where a sound begins;
 within it samples are counted, because stamps jitter by more than an echo bears.
+
+What it leaves of the robot's words is faint, yet words. A ResidueGate makes it silence, too, where
+a detector of speech hears nobody in it.
 """
 
 import threading
@@ -31,6 +34,8 @@ BLOCK = SAMPLE_RATE_HZ // 100  # samples; AEC3 takes no others
 ANEW = round(0.15 * SAMPLE_RATE_HZ)  # a stamp that far from the count of samples begins it anew
 AHEAD = 5 * SAMPLE_RATE_HZ  # blocks that come early wait for their turn, up to so much
 FAR_CHUNKS = 1024  # kept of the robot's own sound: 40 s of blocks of 40 ms
+SOMEBODY = 0.35  # probability of speech in what the echo leaves, from which somebody speaks
+HOLD = 10  # frames for which the gate stays open after that
 LACKING = (
     'listen is barge_in, which needs pywebrtc-audio ({}); it is half_duplex until then. Install '
     'it: pip install --no-deps -r environment/requirements-voice.txt'
@@ -113,6 +118,38 @@ class _Count:
             begin = self.end
         self.end = begin + n_samples
         return begin
+
+
+class ResidueGate:
+    """Silences what an EchoRemover leaves, except where somebody speaks.
+
+    detector: has `probability(frame)` of the next frame (frame_samples,) float32, and `reset()`.
+    Each frame is judged by those before it, so chunks of any length give the same; the first 32 to
+    64 ms of what somebody says are lost.
+    """
+
+    def __init__(self, detector, frame_samples: int):
+        self._detector, self._size = detector, frame_samples
+        self._frame, self._open = np.empty(0, np.float32), 0
+
+    def reset(self) -> None:
+        """Forget what was heard: the robot begins to speak."""
+        self._detector.reset()
+        self._frame, self._open = np.empty(0, np.float32), 0
+
+    def listen(self, clean: np.ndarray) -> np.ndarray:
+        """Return samples (n,) float32 without echo, which follow the last, zeros for its rests."""
+        heard, at = np.zeros_like(clean), 0
+        while at < len(clean):
+            part = clean[at : at + self._size - len(self._frame)]
+            if self._open:
+                heard[at : at + len(part)] = part
+            self._frame, at = np.concatenate([self._frame, part]), at + len(part)
+            if len(self._frame) == self._size:
+                is_speech = self._detector.probability(self._frame) >= SOMEBODY
+                self._open = HOLD if is_speech else max(0, self._open - 1)
+                self._frame = self._frame[:0]
+        return heard
 
 
 class EchoRemover:

@@ -19,8 +19,11 @@ from minicpmo_ros.speech.self_speech import (
     LISTEN,
     TAIL_S,
     EchoRemover,
+    ResidueGate,
     SelfSpeech,
 )
+from minicpmo_ros.units import NS
+from minicpmo_ros.voice.detector import FRAME, load_detector
 
 STATE, SOUND = 'speaker/state', 'speaker/audio'
 INPUTS = (STATE, SOUND, f'{SOUND}_info')
@@ -37,19 +40,31 @@ PARAMETERS = (
 )  # fmt: skip
 
 
+def make_gate() -> ResidueGate:
+    """Return a gate; raise InputError without a detector of speech."""
+    try:
+        return ResidueGate(load_detector(), FRAME)
+    except InputError as error:
+        raise InputError(f'listen is barge_in; it is half_duplex until then. {error}') from error
+
+
 class SelfSpeechInput:
     """What a node hears of the robot's own speech, from its start until `close`.
 
-    `problem`: why it is half_duplex although barge_in was wanted, a sentence; or ''.
+    has_gate: with barge_in, what is left of the echo becomes silence unless somebody speaks: for a
+    window, and not for who looks for that somebody. `problem`: why it is half_duplex although
+    barge_in was wanted, a sentence; or ''.
     """
 
-    def __init__(self, node, options):
+    def __init__(self, node, options, has_gate: bool = False):
         self._node, self._speech = node, SelfSpeech(options.listen_tail_s)
         self.listen, self.problem = options.listen, ''
-        self._echo = self._sound = self._decoder = None
+        self._echo = self._sound = self._decoder = self._gate = None
+        self._is_gated = False  # the chunk before was
         self._subscription = node.topics.subscribe(SpeakerState, STATE, self._on_state, STATE_QOS)
         if self.listen == BARGE_IN:
             try:
+                self._gate = make_gate() if has_gate else None
                 self._echo = EchoRemover(options.echo_delay_ms)
                 self._sound = AudioInput(node, None, self._on_sound, SOUND)
             except InputError as error:
@@ -79,8 +94,17 @@ class SelfSpeechInput:
         clean = None
         if self._echo is not None:
             samples, clean = self._echo.hear(begin_ns, samples)
+            clean = clean if self._gate is None else self._gated(begin_ns, clean)
         heard = self._speech.silence(begin_ns, samples, SAMPLE_RATE_HZ, clean)
         return heard, samples if clean is None else heard
+
+    def _gated(self, begin_ns: int, clean):
+        """Return samples without echo as a window hears them."""
+        end_ns = begin_ns + len(clean) * NS // SAMPLE_RATE_HZ
+        was_gated, self._is_gated = self._is_gated, self.has_spoken(begin_ns, end_ns)
+        if self._is_gated and not was_gated:
+            self._gate.reset()
+        return self._gate.listen(clean) if self._is_gated else clean
 
     def muted_ms(self, begin_ns: int, end_ns: int) -> int:
         """Return how many milliseconds of a time are not listened to."""
