@@ -16,12 +16,11 @@ from minicpmo_ros.speech.sentences import SentenceCutter
 from minicpmo_ros.speech.speaker import (
     COMPLETE,
     FAILED,
-    LEAD_S,
     MOST_UTTERANCES,
     STOPPED,
     Speaker,
 )
-from minicpmo_ros.speech.synthesis import ESPEAK, Synthesiser, make_synthesiser
+from minicpmo_ros.speech.synthesis import ESPEAK, LEAD_S, Synthesiser, make_synthesiser
 
 needs_espeak = pytest.mark.skipif(shutil.which(ESPEAK) is None, reason='no espeak-ng here')
 TIMEOUT_S = 60.0

@@ -4,20 +4,19 @@
 """Says utterances one after another, sentence by sentence, and knows exactly what it has said.
 
 One thread turns sentences into sound, at most AHEAD sentences before they are played; another
-plays them in blocks of BLOCK_S at the pace of the sound, so that `stop` silences it within one
-block. `pause` stops the sound too, and `resume` goes on with the sentence that was cut.
+plays them in blocks at the pace of the sound (synthesis.Sound), so that `stop` silences it within
+one block. `pause` stops the sound too, and `resume` goes on with the sentence that was cut.
 """
 
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from minicpmo_ros.errors import EngineError, Error
 from minicpmo_ros.speech.sentences import is_speakable
 from minicpmo_ros.speech.synthesis import Sound
 
-BLOCK_S = 0.04
-LEAD_S = 0.06  # that a block comes before its turn, so that a loudspeaker never runs dry
 AHEAD = 2
 MOST_UTTERANCES = 16
 COMPLETE, STOPPED, FAILED = 'complete', 'stopped', 'failed'
@@ -61,9 +60,9 @@ class SpeakerState:
 class Speaker:
     """See the module.
 
-    `synthesiser.speak(text)` returns a Sound, or None if it was stopped. `output.play(samples,
-    rate_hz)` plays a block of int16 samples; `output.silence()` drops what waits there.
-    `on_change(SpeakerState)`, before the first block and after the last one, and
+    `synthesiser.speak(text)` returns a Sound, or what plays like one, or None if it was stopped.
+    `output.play(samples, rate_hz)` plays a block of int16 samples; `output.silence()` drops what
+    waits there. `on_change(SpeakerState)`, before the first block and after the last one, and
     `on_problem(text)` are called in the threads here.
     """
 
@@ -120,6 +119,11 @@ class Speaker:
         """Go on with the sentence that was cut by `pause`, from its beginning."""
         with self._changed:
             self._is_paused = False
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Look again whether a sound that is played elsewhere is over."""
+        with self._changed:
             self._changed.notify_all()
 
     def close(self, timeout_s: float = 1.0) -> None:
@@ -221,22 +225,13 @@ class Speaker:
             if self._is_paused or utterance.outcome:
                 return 0.0
         self._tell(utterance, text, True)
-        size = max(1, round(BLOCK_S * sound.rate_hz))
-        begun_s, n_samples = time.monotonic(), len(sound.samples)
         try:
-            for at in range(0, n_samples, size):
-                due_s = begun_s + at / sound.rate_hz
-                if self._is_halted(epoch, due_s - LEAD_S):
-                    break
-                self._output.play(sound.samples[at : at + size], sound.rate_hz)
-            else:
-                self._is_halted(epoch, begun_s + sound.duration_s)
-        except EngineError as error:  # the loudspeaker is gone
+            played = sound.play(self._output, partial(self._is_halted, epoch))
+        except EngineError as error:  # the loudspeaker, or who says it, is gone
             utterance.problem = str(error)
             utterance.sounds[utterance.next_sentence] = None
             self._on_problem(str(error))
             return 0.0
-        played = (time.monotonic() - begun_s) / max(sound.duration_s, 1e-3)
         if self._is_cut(epoch):
             self._output.silence()
             return min(played, 0.999)
@@ -246,12 +241,13 @@ class Speaker:
         with self._changed:
             return self._epoch != epoch
 
-    def _is_halted(self, epoch: int, due_s: float) -> bool:
-        """Wait until the next block is due; return whether the sound was to stop before."""
+    def _is_halted(self, epoch: int, due_s: float, is_over=lambda: False) -> bool:
+        """Wait until a time, or `is_over()`; return whether the sound was to stop before."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: self._epoch != epoch, max(0.0, due_s - time.monotonic())
+            self._changed.wait_for(
+                lambda: self._epoch != epoch or is_over(), max(0.0, due_s - time.monotonic())
             )
+            return self._epoch != epoch
 
     def _end(self, utterance: Utterance) -> None:
         with self._changed:

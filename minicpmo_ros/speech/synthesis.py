@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import wave
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,6 +29,8 @@ from minicpmo_ros.process import end_with_parent
 ESPEAK, PIPER = 'espeak-ng', 'piper'
 ENGINES = (ESPEAK, PIPER, 'none')
 ESPEAK_WPM = 165
+BLOCK_S = 0.04
+LEAD_S = 0.06  # that a block comes before its turn, so that a loudspeaker never runs dry
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,20 @@ class Sound:
     def duration_s(self) -> float:
         """How long it is."""
         return len(self.samples) / self.rate_hz
+
+    def play(self, output, halt) -> float:
+        """Play it in blocks at its pace until `halt` comes; return which share was played.
+
+        `halt(due_s)` waits until a monotonic time, or returns True if the sound is to stop before.
+        """
+        size, begun_s = max(1, round(BLOCK_S * self.rate_hz)), time.monotonic()
+        for at in range(0, len(self.samples), size):
+            if halt(begun_s + at / self.rate_hz - LEAD_S):
+                break
+            output.play(self.samples[at : at + size], self.rate_hz)
+        else:
+            halt(begun_s + self.duration_s)
+        return (time.monotonic() - begun_s) / max(self.duration_s, 1e-3)
 
 
 class Synthesiser:

@@ -4,8 +4,9 @@
 """Node `speaker`: says the llm's answers aloud, sentence by sentence, while they are generated.
 
 It cuts `llm/answer_delta` into sentences and publishes each on `~/sentence`, whoever says it. With
-an engine it says them itself: on the topic `~/audio` and, if asked to, on a loudspeaker. `~/state`
-tells when it speaks and what exactly it has said. Whoever speaks meanwhile interrupts it.
+an engine it says them itself: on the topic `~/audio` and, if asked to, on a loudspeaker. With
+`say` another node does. `~/state` tells when it speaks and what exactly it has said. Whoever
+speaks meanwhile interrupts it.
 """
 
 import itertools
@@ -27,6 +28,7 @@ from minicpmo_ros.ros.framework.faults import Throttle
 from minicpmo_ros.ros.framework.lifecycle import ManagedNode
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
+from minicpmo_ros.ros.voice.bridges import SAY, Bridge
 from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.ros.voice.sound_output import AudioTopic, Loudspeaker
 from minicpmo_ros.speech.sentences import SentenceCutter
@@ -39,8 +41,10 @@ LONGEST_TURN_S = 30.0  # after which a turn of speech that nobody ends is a fals
 PARAMETERS = (
     Parameter('engine', ESPEAK, 'Program that speaks; none: only publish ~/sentence',
               choices=ENGINES),
-    Parameter('voice', '', 'Of espeak-ng a name such as en-gb (empty: en); of piper the .onnx '
-              'file of a voice'),
+    Parameter('say', SAY[0], 'Who says it instead of engine: node tts_node of audio_common '
+              '(mgonzs13), or that of sound_play; none: engine', choices=SAY),
+    Parameter('voice', '', 'Of espeak-ng and audio_common a name such as en-gb (empty: en); of '
+              'piper the .onnx file of a voice; of sound_play a voice of festival'),
     Parameter('rate', 1.0, "Speed of the speech, as a multiple of the voice's own", '', 0.5, 3.0),
     Parameter('volume', 1.0, 'Loudness', '', 0.0, 1.0),
     Parameter('synthesis_timeout_s', 10.0, 'After this time without the sound of a sentence, the '
@@ -74,7 +78,7 @@ class SpeakerNode(ManagedNode):
     INPUTS = ('llm/answer_delta',)
     INPUTS_BESIDE = ('voice/speech',)
     ROLE = 'voice of the robot'
-    _speaker = _loudspeaker = None
+    _speaker = _loudspeaker = _bridge = None
     _answers_in = _speech_in = None  # subscriptions
 
     def __init__(self):
@@ -102,23 +106,26 @@ class SpeakerNode(ManagedNode):
         """Look for engine and loudspeaker; what is missing is told, and the rest works."""
         self._engine_problem = self._device_problem = self._newest_problem = ''
         synthesiser = None
+        sounds = options.voice, options.rate, options.volume, options.synthesis_timeout_s
         try:
-            synthesiser = make_synthesiser(
-                options.engine, options.voice, options.rate, options.volume,
-                options.synthesis_timeout_s,
-            )  # fmt: skip
+            if options.say == SAY[0]:
+                synthesiser = make_synthesiser(options.engine, *sounds)
+            else:
+                synthesiser = self._bridge = Bridge(self, options.say, *sounds)
         except InputError as error:
             self._engine_problem = str(error)
             self.get_logger().error(str(error))
         if synthesiser is None:
             return
-        if options.device:
+        if options.device and self._bridge is None:
             try:
                 self._loudspeaker = Loudspeaker(options.device)
             except InputError as error:
                 self._device_problem = str(error)
                 self.get_logger().error(str(error))
         self._speaker = Speaker(synthesiser, self, self._on_change, self._on_problem)
+        if self._bridge is not None:
+            self._bridge.wake, self._bridge.on_sound = self._speaker.wake, self._topic.play
         if self._topic.problem:
             self.get_logger().warning(self._topic.problem)
 
@@ -143,11 +150,14 @@ class SpeakerNode(ManagedNode):
 
     def on_release(self) -> None:
         """End the synthesiser and the loudspeaker."""
+        if self._bridge is not None:  # what it waits for would come to this thread
+            self._speaker.stop()
+            self._bridge.close()
         if self._speaker is not None:
             self._speaker.close()
         if self._loudspeaker is not None:
             self._loudspeaker.close()
-        self._speaker = self._loudspeaker = None
+        self._speaker = self._loudspeaker = self._bridge = None
 
     def on_end(self) -> None:
         """Leave the graph."""
@@ -162,6 +172,8 @@ class SpeakerNode(ManagedNode):
             report.warn(self._topic.problem)
         if self._newest_problem:
             report.warn(self._newest_problem)
+        if self._bridge is not None:
+            self._bridge.diagnose(report)
         speaker = self._speaker
         if speaker is not None:
             report.tell('speaking', speaker.is_speaking)
@@ -239,6 +251,8 @@ class SpeakerNode(ManagedNode):
     def _look(self) -> None:
         """End answers that do not go on, and a pause that nobody ends."""
         now_s = time.monotonic()
+        if self._bridge is not None:
+            self._bridge.look()
         for name, answer in list(self._answers.items()):
             if now_s - answer.newest_s > QUIET_ANSWER_S:
                 self._give(name, answer, [], is_last=True)
