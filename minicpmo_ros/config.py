@@ -108,6 +108,7 @@ class Evaluation:
 
 
 SENSES = ('image', 'audio')
+NOTES_READ = ('auto', 'off', 'only')  # when a question reads notes (its field memory)
 LOOKS = ('live', 'sharp', 'tiles')  # how a question looks at the newest image; live: not at all
 TILE_RULES = ('minicpm', 'relaxed', 'llava_next', 'internvl')
 ALERTS_TOGETHER = 8  # standing questions that are read in one decode

@@ -56,7 +56,25 @@ def test_ask_prints_the_answer_and_what_it_rests_on(robot):
     answer = robot.spin_until(lambda: robot.answers and robot.answers[-1], 'the answer')
     assert answer.question == 'x:=y --ros-args?'  # nothing for ROS
     assert out == f'{answer.text}\n' and answer.text in ('tea', 'cake')
-    assert 'first token' in err and '%' in err
+    assert 'first token' in err
+    for choice, share in zip(('tea', 'cake'), answer.probabilities):
+        assert f'{choice} {100 * share:.0f} %' in err
+
+
+def test_ask_sends_an_image_that_is_read_and_says_which_file_cannot_be(robot, tmp_path):
+    path = tmp_path / 'seen.jpg'
+    path.write_bytes(b'no image')
+    for words, told in (
+        (('what?', '--image', str(path)), 'The image was not read'),
+        (('what?', '--image', str(tmp_path / 'none.jpg')), 'none.jpg: it cannot be read (No such'),
+        (('what?', '--memory', 'only'), 'none are kept'),
+    ):
+        process = start(robot, 'ask', *words)
+        robot.spin_until(lambda p=process: p.poll() is not None, 'the refusal')
+        out, err = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 1 and not out.strip() and told in err, err
+    _, err = finish(robot, start(robot, 'ask', 'what?', '--look', 'sharp'))
+    assert 'not looked at closer: Nobody offers look' in err
 
 
 def test_ask_says_why_there_is_no_answer(robot):

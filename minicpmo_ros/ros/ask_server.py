@@ -17,12 +17,12 @@ from rclpy.qos import QoSProfile
 from rclpy.task import Future
 
 from minicpmo_ros.action import Ask as ActionType
-from minicpmo_ros.config import LOOKS
+from minicpmo_ros.config import LOOKS, NOTES_READ
 from minicpmo_ros.errors import BusyError, CancelledError, Error, InputError
 from minicpmo_ros.live.question import Finish, Question
 from minicpmo_ros.msg import Answer, AnswerDelta, SpeakerState
 from minicpmo_ros.ros.messages import time_ns, to_time
-from minicpmo_ros.ros.notes import MODES, to_message
+from minicpmo_ros.ros.notes import to_message
 from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.srv import Ask
 from minicpmo_ros.units import NS
@@ -94,8 +94,10 @@ class QuestionRouter:
         for name, value in given.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f'{name} is {value}; it must be a number.')
-        if given['memory'] not in MODES:
-            raise InputError(f'memory is {given["memory"]!r}; allowed are {", ".join(MODES[1:])}.')
+        if given['memory'] not in ('', *NOTES_READ):
+            raise InputError(
+                f'memory is {given["memory"]!r}; allowed are {", ".join(NOTES_READ)}.'
+            )
         if given['look'] not in ('', *LOOKS):
             raise InputError(f'look is {given["look"]!r}; allowed are {", ".join(LOOKS)}.')
         temperature = given['temperature']

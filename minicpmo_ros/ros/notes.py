@@ -63,7 +63,6 @@ NOTE_PARAMETERS = (
     Parameter('memory.images', False,
               'A small JPEG of the newest message of image/compressed is kept with each note'),
 )  # fmt: skip
-MODES = ('', 'auto', 'off', 'only')  # of a question; '' is auto
 OFF = 'The node keeps no notes. Set memory.enabled and memory.path, and configure it anew.'
 NOTE_QOS = QoSProfile(depth=100)
 ASK_TIMEOUT_S = 60.0

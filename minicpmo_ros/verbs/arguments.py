@@ -4,6 +4,9 @@
 """Arguments of the verbs about a running robot, and their entry points; quick to import."""
 
 from collections.abc import Callable
+from pathlib import Path
+
+from minicpmo_ros.config import LOOKS, NOTES_READ
 
 VERBS = {  # verb: what it does
     'ask': 'ask the running model a question',
@@ -17,12 +20,29 @@ def add_arguments(verb: str, parser) -> None:
     """Declare the options of a verb."""
     parser.add_argument('--namespace', default='', help='of the nodes, such as /robot1')
     if verb == 'ask':
-        parser.add_argument('question', help="plain text; '' answers what was said")
+        parser.add_argument(
+            'question', nargs='?', default='', help='plain text; left out: answer what was said'
+        )
         parser.add_argument(
             '--choices', nargs='+', default=[], metavar='TEXT', help='the answer is one of these'
         )
         parser.add_argument(
             '--remember', action='store_true', help='later questions know of this one'
+        )
+        parser.add_argument(
+            '--look',
+            choices=LOOKS,
+            default=LOOKS[0],
+            help='at the newest image: sharp: with all of the area; tiles: also in tiles',
+        )
+        parser.add_argument(
+            '--image', type=Path, help='a JPEG, PNG or WebP that is read before the question'
+        )
+        parser.add_argument(
+            '--memory',
+            choices=NOTES_READ,
+            default=NOTES_READ[0],
+            help='whether notes of before are read; only: without the window',
         )
         parser.add_argument('--max-tokens', type=int, default=0, help="0: the node's own")
         parser.add_argument(

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import rclpy
 from rclpy.node import Node
@@ -18,6 +19,7 @@ from rclpy.qos import QoSProfile
 
 from minicpmo_ros.client.calls import FIND_TIMEOUT_S
 from minicpmo_ros.client.client import Client
+from minicpmo_ros.errors import InputError
 from minicpmo_ros.msg import Alert, Answer, AudioEmbedding, ImageEmbedding, Speech, Status
 from minicpmo_ros.ros.alerts import EVENT_QOS
 from minicpmo_ros.ros.framework.main import run_program
@@ -40,6 +42,7 @@ def ask(arguments) -> int:
     """Ask a question, print the words as they come, and say what the answer rests on."""
 
     def work() -> None:
+        image = {'image': bytes_of(arguments.image)} if arguments.image else {}
         with robot(arguments) as (_, client):
             stream = client.stream(
                 arguments.question,
@@ -47,12 +50,15 @@ def ask(arguments) -> int:
                 timeout_s=arguments.timeout,
                 choices=arguments.choices,
                 remember=arguments.remember,
+                look=arguments.look,
+                memory=arguments.memory,
+                **image,
                 max_tokens=arguments.max_tokens,
                 temperature=arguments.temperature,
             )
             answer = stream.result()
             print()
-            print(told_of(answer), file=sys.stderr)
+            print(told_of(answer, arguments.choices), file=sys.stderr)
 
     return run_program('ask', work, args=[])
 
@@ -128,6 +134,14 @@ def top(arguments) -> int:
     return run_program('top', work, args=[])
 
 
+def bytes_of(path: Path) -> bytes:
+    """Return what a file holds; raise InputError."""
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise InputError(f'{path}: it cannot be read ({error.strerror}).') from error
+
+
 @contextmanager
 def robot(arguments):
     """Yield (node, Client) in the namespace that is given."""
@@ -182,10 +196,11 @@ def rows_of_input(newest: dict) -> list:
     return rows
 
 
-def told_of(answer: Answer) -> str:
+def told_of(answer: Answer, choices: list = ()) -> str:
     """Return in a line what an answer rests on."""
     parts = [f'first token {answer.first_token_ms:.0f} ms', f'{answer.units} s in the window']
-    parts += [f'{100 * p:.0f} %' for p in answer.probabilities]
+    percents = [f'{100 * p:.0f} %' for p in answer.probabilities]
+    parts += map(' '.join, zip(choices, percents)) if choices else percents
     return f'[{", ".join(parts)}]' + (f' {answer.reason}' if answer.reason else '')
 
 
