@@ -8,6 +8,7 @@ from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 
+import llama_cpp.llama_cpp as llama
 import numpy as np
 import pytest
 from test_live_engine import ANY, WAIT_S, FakeSession, until
@@ -333,3 +334,150 @@ def test_a_context_that_breaks_while_seconds_are_restored_goes_on_with_the_next(
     assert robot.session.diary == [1, 'rebuild', 3, 10]
     assert '1 could not be read' in robot.engine.status().restoring
     robot.close()
+
+
+def break_once(robot, second):
+    """Let llama.cpp fail when the robot reads a second for the first time."""
+    broken = []
+
+    def at_unit(unit):
+        if unit.second == second and not broken:
+            broken.append(second)
+            raise EngineError('llama.cpp broke')
+
+    robot.session.at_unit = at_unit
+
+
+def hear_and_lose(robot, second):
+    """Hear a second that is lost, and wait until the context is rebuilt."""
+    n = robot.engine.status().rebuilds
+    robot.engine.put_audio(second, SOUND)
+    until(lambda: robot.engine.status().rebuilds > n)
+
+
+def test_a_window_that_llama_cpp_lost_is_read_again_at_once(tmp_path):
+    asked = []
+    robot = Robot(tmp_path / 'box', alerts=Alerts(asked))
+    robot.hear(1, 2, 3)
+    break_once(robot, 4)
+    hear_and_lose(robot, 4)
+    until(lambda: robot.engine.status().restored == 3)  # before another second has come
+    status = robot.engine.status()
+    assert robot.session.diary == [1, 2, 3, 'rebuild', 1, 2, 3] and status.units_read == 3
+    assert '3 seconds' in status.restoring and 'llama.cpp had failed' in status.restoring
+    assert 'window was lost' in status.lost_window
+    robot.hear(5)
+    assert robot.session.diary[-1] == 5 and list(robot.engine.status().seconds) == [1, 2, 3, 5]
+    assert asked == [1, 2, 3, 4, 5]  # no standing question is asked twice
+    break_once(robot, 6)
+    hear_and_lose(robot, 6)
+    until(lambda: robot.engine.status().restored == 4)
+    robot.close()
+    robot = Robot(tmp_path / 'box')  # and nothing of it is twice in the file
+    robot.hear(7)
+    assert robot.session.diary == [1, 2, 3, 5, 7]
+    robot.close()
+
+
+def test_an_answer_that_breaks_the_context_costs_no_second(tmp_path):
+    robot = Robot(tmp_path / 'box')
+    robot.hear(1, 2, 3)
+    done = queue.Queue()
+    robot.engine.ask(Question('break'), on_done=done.put)
+    assert isinstance(done.get(timeout=WAIT_S).error, EngineError)
+    until(lambda: robot.engine.status().restored == 3)
+    assert robot.session.diary[-4:] == ['rebuild', 1, 2, 3]
+    robot.close()
+
+
+def test_a_context_that_breaks_again_before_a_live_second_is_not_filled_for_ever(tmp_path):
+    robot = Robot(tmp_path / 'box')
+    robot.hear(1, 2)
+
+    def at_unit(unit):
+        if not unit.is_restored and unit.second < 7:
+            raise EngineError('llama.cpp broke')
+
+    robot.session.at_unit = at_unit
+    for second in (4, 5, 6):
+        hear_and_lose(robot, second)
+    until(lambda: 'failed twice' in robot.engine.status().restoring)
+    assert robot.session.diary == [1, 2, 'rebuild', 1, 2, 'rebuild', 'rebuild']
+    robot.hear(7, 8)
+    break_once(robot, 9)
+    hear_and_lose(robot, 9)  # it was well again, and what the window then had is back
+    until(lambda: robot.engine.status().restored >= 2)
+    robot.hear(10)
+    assert list(robot.engine.status().seconds)[-3:] == [7, 8, 10]
+    robot.close()
+
+
+def test_after_a_reset_nothing_is_read_again_and_without_a_black_box_nothing_is_told(tmp_path):
+    robot = Robot(tmp_path / 'box')
+    robot.hear(1, 2)
+    robot.engine.reset()
+    until(lambda: robot.engine.status().units == 0)
+    break_once(robot, 3)
+    hear_and_lose(robot, 3)
+    robot.hear(4)
+    assert robot.session.diary == [1, 2, 'reset', 'rebuild', 4]
+    robot.close()
+    robot = Robot(tmp_path / 'none', n_seconds=0)
+    robot.hear(1)
+    break_once(robot, 2)
+    hear_and_lose(robot, 2)
+    robot.hear(3)
+    assert robot.session.diary == [1, 'rebuild', 3] and not robot.engine.status().restoring
+    robot.close()
+
+
+def test_after_a_failed_decode_a_model_answers_as_if_it_had_not_failed(
+    model, tmp_path, monkeypatch
+):
+    """A real context: llama.cpp's decode fails once, in the middle of a live second."""
+    options = SessionOptions(max_tokens=8, max_question_tokens=32)
+
+    def open_session():
+        return Session(model, ENGLISH, ContextOptions(n_ctx=1024), options)
+
+    rng = np.random.default_rng(3)
+    sounds = [rng.normal(size=(25, model.width)).astype(np.float16) for _ in range(8)]
+    ready, keeper = (
+        queue.Queue(),
+        SessionKeeper(tmp_path / 'box', 30, lambda: (SPACE, model.width)),
+    )
+    session = open_session()
+    session.close = session.context.close  # the model is others', too
+    engine = Engine(
+        lambda *_: session, EngineOptions(0.0, evidence=ANY),
+        on_change=lambda status: status.state == 'ready' and ready.put(True), black_box=keeper,
+    )  # fmt: skip
+    engine.start()
+    assert ready.get(timeout=WAIT_S)
+
+    def hear(second):
+        n = engine.status().units_read
+        engine.put_audio(second, sounds[second])
+        until(lambda: engine.status().units_read > n)
+
+    for second in range(5):
+        hear(second)
+    decode, failed = llama.llama_decode, []
+
+    def failing(*given):
+        code = decode(*given)
+        return code if failed else failed.append(True) or -3
+
+    monkeypatch.setattr(llama, 'llama_decode', failing)
+    engine.put_audio(5, sounds[5])
+    until(lambda: engine.status().restored == 5)
+    hear(6)
+    found = queue.Queue()
+    asked = Question('what?', temperature=0.0)
+    engine.ask(asked, on_done=found.put)
+    never = open_session()
+    for second in (0, 1, 2, 3, 4, 6):
+        never.append(Unit(second, None, (0, 0), sounds[second]))
+    assert found.get(timeout=WAIT_S).text == answer_of(never, asked)
+    assert engine.close(WAIT_S) and keeper.close(WAIT_S)
+    never.context.close()

@@ -15,8 +15,8 @@ All other threads put work into bounded queues and never wait. Rules:
 * A question that is cancelled or timed out ends before the next token or chunk of its prefill.
 * A question is refused if the window lacks what the question requires (status.py).
 * Standing questions ride in the decode of the unit that they are asked about (alerts).
-* An error while answering fails only that question. If llama.cpp fails, the context is rebuilt
-  and the window is lost; if the rebuild fails too, the engine fails and reports the reason.
+* An error while answering fails only that question. If llama.cpp fails, the context is rebuilt,
+  and the black box read again; if the rebuild fails too, the engine fails and says why.
 
 Callbacks run in the thread of the engine and must return soon; their exceptions are logged.
 """
@@ -376,6 +376,7 @@ class Engine:
         log.error('the window is lost and the context is rebuilt: %s', error)
         with self._arbiter.hold(Priority.UNIT):
             self._session.rebuild()  # an error here ends the engine
+        self._inputs.read_again(self._status.newest, self._wake)
         self._update_status('rebuilds', lost_window=f'The window was lost: {error}')
         call_safely(self._alerts.lose, 'the window was lost')
 
@@ -394,7 +395,6 @@ class Engine:
 
     def _update_status(self, *counted: str, **facts) -> None:
         """Update the status from the session, count one more of these, and set the facts."""
-        is_answering = len(self._answers) > 0
         with self._wake:
-            self._status = self._status.after(self._session, is_answering, counted, **facts)
+            self._status = self._status.after(self._session, bool(self._answers), counted, **facts)
         call_safely(self._on_change, self.status())

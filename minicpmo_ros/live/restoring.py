@@ -11,6 +11,9 @@ is time for until that queue is full, the newest. How long one takes, and how fa
 is measured with the first. For the first live second is waited, as only its stamp tells how old
 the others are.
 
+A window that was lost within a life, because llama.cpp failed, is read again in the same way, but
+at once. What fails again before a live second was read is not tried a third time.
+
 No threads and no clock; the caller holds the lock of the engine.
 """
 
@@ -33,6 +36,7 @@ class Restoring:
     def __init__(self, max_backlog: int, max_age_s: float):
         self._max_backlog, self._max_age_s = max_backlog, max_age_s
         self.told = ''  # what has been restored, or why not
+        self._may_resume = True  # a live second was read since the last time
         self._clear()
 
     @property
@@ -52,6 +56,25 @@ class Restoring:
         self.told = (
             f'{len(session.seconds)} seconds of {session.reader.path} wait for the first live one.'
         )
+
+    def resume(self, session: StoredSession | None, newest: Unit | None) -> None:
+        """Read the black box again now, because the window was lost.
+
+        `newest`: the newest live unit that was read. If seconds are being restored already, the
+        next of them goes on.
+        """
+        if session is None or self._session is not None:
+            return
+        if not self._may_resume:
+            self.told = (
+                f'{len(session.seconds)} seconds of {session.reader.path} are not read again: '
+                'llama.cpp failed twice, without a live second between.'
+            )
+            return
+        self._clear()
+        self._may_resume, self._session, self._live = False, session, newest
+        self._left, self._ending = deque(session.stored), 'llama.cpp had failed.'
+        self.told = f'{len(session.seconds)} seconds of {session.reader.path} are being read.'
 
     def load(self, session: StoredSession, next_live: int | None, on_done: Callable) -> None:
         """Read a saved session now; `on_done(units, what was left out)` at its end.
@@ -90,7 +113,8 @@ class Restoring:
             path = session.reader.path
             self.told = f'{len(session.seconds)} seconds of {path} are not read: {why}.'
             return
-        self._left, self._live, self._gap_s = deque(session.stored), live, gap_s
+        self._left, self._live = deque(session.stored), live
+        self._ending = f'The newest ended {gap_s} s before the first live second.'
         self.told = f'{len(session.seconds)} seconds of {session.reader.path} are being read.'
 
     def peek(self, live) -> Unit | None:
@@ -132,6 +156,7 @@ class Restoring:
         """Note that a unit was read, in so many seconds of work; `window`: the seconds in it."""
         if unit.restarted:
             self._seconds.clear()
+        self._may_resume |= not unit.is_restored
         if unit.is_restored:
             self._seconds.add(unit.second)
             self._spent_s.append(spent_s)
@@ -145,8 +170,7 @@ class Restoring:
             return
         self._session, on_done = None, self._on_done
         told = [f'{len(self._seconds)} seconds of {session.reader.path} were read again.']
-        if self._live is not None:
-            told.append(f'The newest ended {self._gap_s} s before the first live second.')
+        told += [self._ending] * bool(self._ending)
         left_out = [session.told] * bool(session.told)
         if self._n_left_out:
             left_out.append(
@@ -178,7 +202,8 @@ class Restoring:
         self._session = self._on_done = self._on_refused = self._live = self._next = None
         self._waits = self._has_live = False
         self._left, self._seconds = deque(), set()  # StoredSeconds to be read; seconds that were
-        self._spent_s, self._n_first, self._gap_s = [], None, 0  # of each; live ones that waited
+        self._spent_s, self._n_first = [], None  # of each; live ones that waited
+        self._ending = ''  # of what is told
         self._n_left_out = self._n_lost = 0
 
     def _leave_out(self, n_waiting: int) -> None:

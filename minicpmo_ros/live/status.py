@@ -23,7 +23,6 @@ from minicpmo_ros.streams.pairing import Unit, UnitAssembler, UnitInbox
 from minicpmo_ros.streams.time import Instant
 from minicpmo_ros.voice.hearing import OpenSecond
 
-SEE_LOG = 'See the log; restart the node.'
 log = logging.getLogger(__name__)
 
 MOST_NEWEST = 4  # seconds whose embeddings are at hand for a snapshot
@@ -228,8 +227,7 @@ class LiveInputs:
         self._newest_image = None  # (second, rows, tiles)
         self._told_audio = None  # the second of the newest audio, empty or not
         self._unit_arrived = None  # Instant when the newest unit that was read arrived
-        self._max_backlog = options.max_backlog
-        most = max(options.max_backlog, RESTORING_BACKLOG)
+        self._max_backlog, most = options.max_backlog, max(options.max_backlog, RESTORING_BACKLOG)
         self.restoring = Restoring(most, options.restored_max_age_s)
 
     def put_image(self, second: int, rows, tiles: tuple, now: Instant) -> None:
@@ -270,6 +268,12 @@ class LiveInputs:
         self.clear()
         return self._black_box.clear()
 
+    def read_again(self, newest: tuple, lock) -> None:
+        """Let the black box be read again: the window was lost. Waits, so not under the lock."""
+        stored = self._black_box.stored()
+        with lock:
+            self.restoring.resume(stored, newest[-1] if newest else None)
+
     def offer_black_box(self) -> None:
         """Let what the black box has be read, before live units come; it may wait for a disk."""
         self.restoring.offer(self._black_box.stored(), self._black_box.clear)
@@ -294,10 +298,6 @@ class LiveInputs:
         next_live = units[0].second if units else None if closed is None else closed + 1
         self.restoring.load(session, next_live, on_done)
         self._black_box.clear()
-
-    def staleness(self, status: EngineStatus, now: Instant) -> str:
-        """Return which senses are missing or too old, or ''."""
-        return self.evidence(status, now).staleness(self._options.max_staleness_s)
 
     def has_heard(self, pending, status: EngineStatus) -> bool:
         """Return whether a question does not wait for its audio any more."""
@@ -361,7 +361,7 @@ class LiveInputs:
         """Return a status with what is stale now, and what was lost on the way."""
         return replace(
             status,
-            stale=self.staleness(status, now),
+            stale=self.evidence(status, now).staleness(self._options.max_staleness_s),
             restored=self.restoring.count(status.seconds),
             restoring=self.restoring.told,
             units_dropped=self._inbox.dropped,
@@ -386,7 +386,7 @@ def why_failed(error: Exception) -> dict:
     elif getattr(error, 'may_pass', False):
         reason, remedy = str(error), 'It is tried again.'
     else:
-        reason, remedy = str(error) or repr(error), SEE_LOG
+        reason, remedy = str(error) or repr(error), 'See the log; restart the node.'
     return {'reason': reason, 'remedy': remedy, 'may_pass': getattr(error, 'may_pass', False)}
 
 

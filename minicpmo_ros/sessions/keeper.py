@@ -75,7 +75,7 @@ class SessionKeeper:
         self._model, self._on_problem = model, on_problem
         self._work, self._lost = queue.Queue(), 0
         self._waiting = threading.Semaphore(MOST_WAITING_S)
-        self._box, self._opened, self._until_retry = None, threading.Event(), 0
+        self._box, self._until_retry = None, 0
         self._n_clears, self._is_others = 0, False
         self._thread = threading.Thread(target=self._run, name='sessions', daemon=True)
         if n_seconds:
@@ -83,17 +83,18 @@ class SessionKeeper:
 
     # For an engine.
     def stored(self) -> StoredSession | None:
-        """Return what an engine that begins is to read again; waits for the file, not for ever."""
+        """Return what an engine whose window is empty is to read again, or None.
+
+        Waits until all that was given is written, but not for ever.
+        """
         if not self.n_seconds:
             return None
-        if not self._opened.wait(OPENING_S):
-            self._tell(f'{self.path} could not be opened in {OPENING_S:g} s. Look at the disk.')
+        found, is_done = [], threading.Event()
+        self._work.put(lambda: self._look(found, is_done))
+        if not is_done.wait(OPENING_S):
+            self._tell(f'{self.path} could not be read in {OPENING_S:g} s. Look at the disk.')
             return None
-        box = self._box
-        if box is None:
-            return None
-        stored = newest_run(box.reader.scan()[0])
-        return StoredSession(box.reader, stored, is_black_box=True) if stored else None
+        return found[0] if found else None
 
     def put(self, unit: Unit, window: tuple) -> None:
         """Write a second that the window has read; `window`: the seconds in it since."""
@@ -145,7 +146,6 @@ class SessionKeeper:
     def _run(self) -> None:
         if self.n_seconds:
             self._open()
-        self._opened.set()
         while (work := self._work.get()) is not None:
             try:
                 work()
@@ -168,6 +168,14 @@ class SessionKeeper:
         self._work.put(done)
         if self._thread.ident is None:
             self._thread.start()
+
+    def _look(self, found: list, is_done: threading.Event) -> None:
+        """Put the StoredSession of the black box into `found`, if it has seconds."""
+        try:
+            if self._box is not None and (stored := newest_run(self._box.reader.scan()[0])):
+                found.append(StoredSession(self._box.reader, stored, is_black_box=True))
+        finally:
+            is_done.set()
 
     def _open(self) -> None:
         try:
