@@ -91,6 +91,8 @@ class Memory:
     max_tokens: int = 40
     budget: int = 300  # tokens of notes before a question
     notes: int = 8  # that are recalled at most
+    map_frame: str = 'map'  # by TF; '': no place by TF
+    base_frame: str = 'base_link'
     snapshots: int = 64  # seconds whose embeddings are kept at most; 0.6 MB each at the 7B size
     retention_h: float = 720.0  # a month
     max_mib: float = 256.0

@@ -38,12 +38,12 @@ class Notes:
         return self._graph.result_of(client.call_async(kind.Request(**fields)), kind.__name__)
 
 
-def start(graph, path, *more):
+def start(graph, path, *more, **kwargs):
     """Start a node that keeps notes, and wait until it is ready."""
     node = graph.start(
         'live', '-p', 'model_dir:=nano', '-p', 'memory.enabled:=true', '-p',
         f'memory.path:={path}', '-p', 'memory.every_s:=1', '-p', f'memory.questions:="{ASK}"',
-        *more, *graph.lossless,
+        *more, *graph.lossless, **kwargs,
     )  # fmt: skip
     graph.wait_ready()
     return node

@@ -31,7 +31,8 @@ from minicpmo_ros.notes.periodic import Schedule, read_questions
 from minicpmo_ros.notes.recall import Recaller, Recollection, recall
 from minicpmo_ros.notes.snapshots import PeriodicSnapshots, Snapshot
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
-from minicpmo_ros.ros.messages import stamp_ns_of, to_time
+from minicpmo_ros.ros.messages import to_time
+from minicpmo_ros.ros.places import Places, pose_of
 from minicpmo_ros.srv import Forget, Recall, Remember
 from minicpmo_ros.units import NS
 
@@ -59,6 +60,10 @@ NOTE_PARAMETERS = (
     Parameter('memory.snapshots', MEMORY.snapshots,
               'How many seconds are kept at most so that they can be looked at again: of alerts, '
               'of ~/remember, and of periodic notes; 0: none', 'seconds', 0, 100_000),
+    Parameter('memory.map_frame', MEMORY.map_frame,
+              'Notes have the place of memory.base_frame in this frame, by TF, unless the topic '
+              'pose tells it; empty: not by TF'),
+    Parameter('memory.base_frame', MEMORY.base_frame, 'The frame of the robot, for the same'),
     Parameter('memory.answers', True, 'Questions and their answers become notes', when=ANY_TIME),
     Parameter('memory.images', False,
               'A small JPEG of the newest message of image/compressed is kept with each note'),
@@ -66,7 +71,6 @@ NOTE_PARAMETERS = (
 OFF = 'The node keeps no notes. Set memory.enabled and memory.path, and configure it anew.'
 NOTE_QOS = QoSProfile(depth=100)
 ASK_TIMEOUT_S = 60.0
-POSE_AGE_S = 2.0  # of the newest message of topic pose, at most, by its stamp
 
 
 class NoteServer:
@@ -77,7 +81,7 @@ class NoteServer:
         self._keeper, self._schedule, self._options = None, None, None
         self._asked = self._asking = None  # a PeriodicNote, and its PendingQuestion
         self._unit, self._periodic = None, PeriodicSnapshots()  # its newest second
-        self._pose, self._image, self._inputs = None, None, []
+        self._places, self._image, self._inputs = Places(node), None, []
         self._published = node.topics.publish(NoteMessage, '~/note', NOTE_QOS)
         for kind, name, callback in (
             (Remember, '~/remember', self._on_remember),
@@ -103,7 +107,7 @@ class NoteServer:
             options.memory_snapshots,
             lambda problem: self._node.post(lambda: self._on_problem(problem)),
         )
-        self._inputs = [self._node.topics.subscribe(PoseStamped, 'pose', self._on_pose, NOTE_QOS)]
+        self._places.begin(options.memory_map_frame, options.memory_base_frame)
         if options.memory_images:
             self._inputs.append(
                 self._node.topics.subscribe(
@@ -119,6 +123,7 @@ class NoteServer:
         for subscription in self._inputs:
             self._node.topics.unsubscribe(subscription)
         self._inputs = []
+        self._places.end()
         if keeper is not None and not keeper.close():
             self._node.get_logger().warning(f'{keeper.path} is not closed yet; its disk is slow')
 
@@ -172,7 +177,7 @@ class NoteServer:
         now_s = seconds[-1] + 1 if seconds else self._node.get_clock().now().nanoseconds / NS
         budget = self._node.table.values().memory_budget
         recaller = Recaller(
-            keeper.read, count_tokens, _zone(), budget, self._here(), self._node.exact_space
+            keeper.read, count_tokens, _zone(), budget, self._places.here(), self._node.exact_space
         )
         try:
             return recaller.recollect(question.text, question.memory, now_s)
@@ -227,7 +232,7 @@ class NoteServer:
         if keeper is None:
             return
         written_s = self._node.get_clock().now().nanoseconds / NS
-        note = replace(note, pose=self._here(note.end_s), written_s=written_s)
+        note = replace(note, pose=self._places.here(note.end_s), written_s=written_s)
         image, space = self._image, self._node.exact_space
 
         def write(store):
@@ -299,12 +304,12 @@ class NoteServer:
     def _recalled(self, request, store) -> list:
         begin_s, end_s = (_seconds(time) or None for time in (request.begin, request.end))
         radius_m, wanted = request.radius_m, None
-        near, limit = _pose_of(request.near) if radius_m else None, request.limit or MEMORY.notes
+        near, limit = pose_of(request.near) if radius_m else None, request.limit or MEMORY.notes
         if near or begin_s or end_s:
             wanted = Filter(begin_s, end_s, near, radius_m or 1.0)
         if request.text:
             now_s = self._node.get_clock().now().nanoseconds / NS
-            found = recall(store, request.text, now_s, _zone(), self._here(), limit, wanted)
+            found = recall(store, request.text, now_s, _zone(), self._places.here(), limit, wanted)
             notes = [one.note for one in found]
         else:
             notes = store.list(wanted, limit)[::-1]
@@ -312,9 +317,6 @@ class NoteServer:
         return [to_message(note, image) for note, image in zip(notes, images)]
 
     # Inputs.
-    def _on_pose(self, message: PoseStamped) -> None:
-        self._pose = stamp_ns_of(message) / NS, _pose_of(message)
-
     def _on_image(self, message: CompressedImage) -> None:
         self._image = message
 
@@ -323,13 +325,6 @@ class NoteServer:
         engine = self._node.engine
         units = engine.status().newest if engine is not None else ()
         return next((unit for unit in units[::-1] if unit.second + 1 == end_s), None)
-
-    def _here(self, at_s: float | None = None) -> Pose | None:
-        """Return the newest pose, if it is known, and of about this time."""
-        if self._pose is None:
-            return None
-        stamp_s, pose = self._pose
-        return pose if at_s is None or abs(stamp_s - at_s) <= POSE_AGE_S else None
 
 
 def to_message(note: Note, image: bytes = b'') -> NoteMessage:
@@ -370,12 +365,6 @@ def _to_pose(pose: Pose, stamp) -> PoseStamped:
     message.pose.orientation.z = math.sin(pose.yaw / 2)
     message.pose.orientation.w = math.cos(pose.yaw / 2)
     return message
-
-
-def _pose_of(message: PoseStamped) -> Pose:
-    position, turn = message.pose.position, message.pose.orientation
-    yaw = math.atan2(2 * (turn.w * turn.z + turn.x * turn.y), 1 - 2 * (turn.y**2 + turn.z**2))
-    return Pose(message.header.frame_id, position.x, position.y, position.z, yaw)
 
 
 def _seconds(time) -> float:
