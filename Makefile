@@ -114,7 +114,9 @@ vision: build ## what images cost: area, tiles, still scenes, full windows, a ma
 MEMORY_MODEL ?= models/nano
 
 memory: build setup-test ## what outlives a crash, and what notes remember: found, answered from; build/memory.json
-	@$(in_env) python -m benchmarks.black_box && python -m benchmarks.remembering --model $(MEMORY_MODEL)
+	@$(in_env) python -m benchmarks.black_box && \
+	python -m benchmarks.remembering --model $(MEMORY_MODEL) && \
+	python -m benchmarks.memory_hour --model $(MEMORY_MODEL)
 
 voice: build setup-test ## spoken questions: found in noise, answered how soon; build/voice.json
 	@$(in_env) python -m benchmarks.voice && python -m benchmarks.speaking

@@ -139,6 +139,17 @@ def told_at_s(process, words: str) -> float:
     return float(line.split('[')[2].partition(']')[0])
 
 
+def test_the_newest_seconds_are_kept_with_a_bag_or_without():
+    assert 'recorder' not in [spec.executable for spec in plan()]
+    for given, bag in (({}, ''), ({'record': 'a.mcap'}, 'a.mcap')):
+        (recorder,) = [s for s in plan(keep='60', **given) if s.executable == 'recorder']
+        assert recorder.parameters['recorder']['keep_s'] == 60.0
+        assert recorder.parameters['recorder']['bag'] == bag
+        assert ('image', 'image') in recorder.remappings
+    with pytest.raises(InputError, match='keep is .* takes a whole number'):
+        plan(keep='a minute')
+
+
 def test_playing_begins_when_all_nodes_are_ready_though_a_recorder_listens(
     graph, tiny_model_dir, tmp_path
 ):
