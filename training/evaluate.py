@@ -17,6 +17,7 @@ from .noted import ask_about_notes
 from .pool import Pool
 from .prompt import UNIT_ROWS, Template, pack, take
 from .questions import FAMILIES, Clip, ask_about
+from .reading import SIZES, random_lessons, read
 from .rooms import somewhere
 from .scenes import draw, random_size
 from .sounds import make_stream
@@ -125,6 +126,20 @@ def noted(language, tokenizer, pool: Pool, seconds=4, clips=24, number=8, seed=8
                 for q, t in zip(questions, tokens)
             ]
     return rows
+
+
+@torch.no_grad()
+def read_alone(language, tokenizer, batches=4, seed=81):
+    """Share of right answers to notes without a window, by how many notes there are at most."""
+    template, shares = Template.make(tokenizer), {}
+    for most, _ in SIZES:
+        rng, right = np.random.default_rng(seed), []
+        for _ in range(batches):
+            lessons = random_lessons(tokenizer, rng, most)
+            logits, _ = read(language, template, lessons)
+            right += (logits.argmax(-1) == lessons.answers).tolist()
+        shares[str(most)] = float(np.mean(right))
+    return shares
 
 
 @torch.no_grad()

@@ -109,6 +109,25 @@ class DecoderLayer(nn.Module):
         mixed, looks = self._mix_questions(questions, held, places, units.shape[2])
         return header, units, self._finish(questions, mixed), looks
 
+    def read(self, header, x, turns, hidden):
+        """header (1, h, d), rows x (b, l, d) behind it -> the two; `turns` of both, `hidden`
+        (b, 1, l, h + l).
+        """
+        q, k, v = self._heads(header)
+        k, group = rotate(k, turns[0]), self.config.heads // self.config.kv_heads
+        h = header.shape[1]
+        causal = _far(torch.ones(h, h).triu(1) > 0, header.dtype)
+        repeated = (y.repeat_interleave(group, 1) for y in (k, v))
+        mixed = attend(rotate(q, turns[0]), *repeated, causal)
+        q, k_own, v_own = self._heads(x)
+        seen = ((k, rotate(k_own, turns[1])), (v, v_own))
+        held = (torch.cat([a.expand(len(x), -1, -1, -1), b], 2) for a, b in seen)
+        repeated = (y.repeat_interleave(group, 1) for y in held)
+        own = attend(rotate(q, turns[1]), *repeated, hidden)
+        return (
+            self._finish(y, m.transpose(1, 2).flatten(2)) for y, m in ((header, mixed), (x, own))
+        )
+
     def _heads(self, x):
         """(b, n, d) -> q (b, heads, n, 64), k and v (b, kv_heads, n, 64), not turned yet."""
         c, y = self.config, self.norm1(x)
@@ -233,6 +252,22 @@ class Language(nn.Module):
             header, units, questions, looks = layer(header, units, questions, places)
             for out, one in zip(outs, (units, questions, looks)):
                 out.append(one)
+        return outs
+
+    def read(self, header, x, positions, sees):
+        """header (1, h, d), rows x (b, l, d) behind it at `positions` (b, l), each seeing the
+        header and the rows `sees` (b, l, l) -> every layer's output for x.
+
+        For text without units: notes and questions about them in one row, blind to each other.
+        """
+        h = header.shape[1]
+        table = _turns(self.config, h + int(positions.max()) + 1, header.dtype)
+        turns = tuple(t[:h] for t in table), tuple(t[h + positions][:, None] for t in table)
+        hidden = F.pad(_far(~sees, header.dtype), (h, 0))[:, None]
+        outs = []
+        for layer in self.layers:
+            header, x = layer.read(header, x, turns, hidden)
+            outs.append(x)
         return outs
 
     def logits(self, hidden):

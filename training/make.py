@@ -11,6 +11,7 @@ the schedules, so a busy machine makes the same nano, later.
 """
 
 import argparse
+import copy
 import os
 import sys
 from pathlib import Path
@@ -62,9 +63,16 @@ def _arguments():
         help='train the nano of this directory further, at 0.4 of the rate and with fewer steps, '
         'instead of one from nothing',
     )
-    parser.add_argument('--vision-steps', type=int, help='3000, with --start 1500')
-    parser.add_argument('--audio-steps', type=int, help='5000, with --start 2500')
+    parser.add_argument(
+        '--vision-steps', type=int, help='3000, with --start 1500; 0 with --start: it stays'
+    )
+    parser.add_argument(
+        '--audio-steps', type=int, help='5000, with --start 2500; 0 with --start: it stays'
+    )
     parser.add_argument('--llm-steps', type=int, help='2600, with --start 1100')
+    parser.add_argument(
+        '--read-first', type=int, default=0, help='of these, the first that only read notes; 0'
+    )
     parser.add_argument(
         '--without',
         choices=MAKERS,
@@ -149,8 +157,11 @@ def _llm_stage(options):
         torch.from_numpy(codes.frame(f)) for f in (codes.TEXT, codes.SOUND, codes.PICTURE)
     )
     language.match(senses, text)
+    teacher = None
     if options.start:
         start_language(language, options.start, tokenizer)
+        if not (options.vision_steps or options.audio_steps):  # others' rows it does not know
+            teacher = copy.deepcopy(language).requires_grad_(False)
     stored, held_out = (pool.Pool.load(options.out / f'{name}.pt') for name in ('pool', 'unseen'))
 
     def check(language):
@@ -168,6 +179,7 @@ def _llm_stage(options):
         figures['noted'] = evaluate.summary(evaluate.noted(language, tokenizer, held_out))[
             'families'
         ]
+        figures['read'] = evaluate.read_alone(language, tokenizer)
         return figures
 
     train_llm.train(
@@ -177,7 +189,23 @@ def _llm_stage(options):
         _run(options, 'llm'),
         check,
         options.llm_steps,
+        read_first=options.read_first,
+        teacher=teacher,
     )
+
+
+def _keep_encoders(options):
+    """Save the encoders that are not trained at all as they are in the nano that was given."""
+    config = Config()
+    for name, kind, start in (
+        ('vision', Vision, start_vision),
+        ('audio', Audio, start_audio),
+    ):
+        path = options.out / f'{name}.pt'
+        if options.start and not getattr(options, f'{name}_steps') and not path.exists():
+            module = kind(config)
+            start(module, options.start)
+            torch.save({'module': module.state_dict(), 'step': 0, 'seed': options.seed}, path)
 
 
 def _make_pools(options):
@@ -235,6 +263,7 @@ def main():
     wanted = {'audio': options.audio_steps, 'vision': options.vision_steps}
     jobs = [['--stage', s] for s, n in wanted.items() if _steps_done(options, s) < n]
     _run_side_by_side(jobs)
+    _keep_encoders(options)
     _make_pools(options)
     if _steps_done(options, 'llm') < options.llm_steps:
         (options.out / 'meet').unlink(missing_ok=True)

@@ -4,7 +4,8 @@
 """Questions about notes: what was seen and heard before the window, read in front of a question.
 
 The notes are told by the package's own words (notes/recall.py). What they say is drawn by itself:
-the window of the question knows nothing of it.
+the window of the question knows nothing of it. Reading notes needs tens of thousands of lessons
+before it begins to work, so most of them are read without a window, many behind the same notes.
 """
 
 from dataclasses import replace
@@ -21,19 +22,22 @@ LABELS = {'shape': SHAPES, 'color': COLORS, 'count': COUNTS, 'sound': KINDS, 'wo
 MOST_NOTES = 4
 AGES_S = (1, 60, 3600)  # of seconds, minutes, hours
 P_NOW = 0.25  # of the questions, that are about the window for all that
+P_ANY = 0.3  # of the notes of lessons, that hold any word for every label: only who reads is right
 MIDNIGHT = datetime(2026, 3, 1, tzinfo=timezone.utc)
 
 
-def _content(rng):
-    """Return label -> value of one note, two to five labels in the order of LABELS."""
+def _content(rng, words=None):
+    """Return label -> value of one note, two to five labels in the order of LABELS. `words`: what
+    all values are drawn from instead of what fits the label.
+    """
     number = int(rng.integers(2, len(LABELS) + 1))
     kept = set(rng.choice(list(LABELS), number, replace=False))
-    return {label: choose(rng, pool) for label, pool in LABELS.items() if label in kept}
+    return {label: choose(rng, words or pool) for label, pool in LABELS.items() if label in kept}
 
 
-def _notes(rng):
-    """Return the text of one to four notes, and (content, how long ago in words) of each."""
-    number = int(rng.integers(1, MOST_NOTES + 1))
+def _notes(rng, most=MOST_NOTES, words=None, p_any=0.0):
+    """Return the text of one to `most` notes, and (content, how long ago in words) of each."""
+    number = int(rng.integers(1, most + 1))
     now_s = (MIDNIGHT + timedelta(seconds=int(rng.integers(6 * 3600, 86400)))).timestamp()
     unit_s = choose(rng, AGES_S)
     ages_s = sorted(
@@ -41,7 +45,7 @@ def _notes(rng):
     )
     lines, found = [], []
     for age_s in ages_s:
-        content = _content(rng)
+        content = _content(rng, words if rng.random() < p_any else None)
         text = '; '.join(f'{label}: {value}' for label, value in content.items())
         end_s = int(now_s - age_s)
         line = told(Note(end_s - 1, end_s, text), now_s, timezone.utc)
@@ -72,11 +76,13 @@ def _about(found, rng):
     return f'what {label} was noted {which}?', label, content[label]
 
 
-def ask_about_notes(clip, number, rng):
-    """Return `number` Questions that are read behind notes; some are about the clip itself."""
+def ask_about_notes(clip, number, rng, most=MOST_NOTES):
+    """Return `number` Questions that are read behind one to `most` notes; some are about the clip
+    itself.
+    """
     made = []
     while len(made) < number:
-        notes, found = _notes(rng)
+        notes, found = _notes(rng, most)
         if rng.random() < P_NOW:
             (question,) = ask_about(clip, 1, rng)
             made.append(replace(question, notes=notes))
@@ -89,3 +95,16 @@ def ask_about_notes(clip, number, rng):
         chance = 1 / (1 + len(near) + len(far))
         made.append(Question('noted', f'{label}_noted', text, value, chance, notes=notes))
     return made
+
+
+def lesson(number, rng, most, words):
+    """Return the text of notes and `number` (question, answer) about them; `words`: what notes
+    say that hold any word.
+    """
+    notes, found = _notes(rng, most, words, P_ANY)
+    asked = []
+    while len(asked) < number:
+        about = _about(found, rng)
+        if about is not None:
+            asked.append((about[0], about[2]))
+    return notes, asked

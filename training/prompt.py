@@ -17,6 +17,7 @@ from .tokenizer import SYSTEM_TEXT
 QUERIES, AUDIO_TOKENS = 16, 25
 UNIT_ROWS = QUERIES + AUDIO_TOKENS + 5
 STILL_ROWS = AUDIO_TOKENS + 2  # of a second without an image
+TAIL = '<|im_end|>\n<|im_start|>assistant\n'  # of a question
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Packed:
 
 def pack(tokenizer, asked_of):
     """asked_of: for every stream and moment n Questions (answers are single tokens)."""
-    tail = tokenizer.encode_template('<|im_end|>\n<|im_start|>assistant\n')
+    tail = tokenizer.encode_template(TAIL)
     end = tokenizer.ids['<|im_end|>']
     flat = [q for moments in asked_of for row in moments for q in row]
     texts = [tokenizer.encode(q.notes) + tokenizer.encode(asked(q)) + tail for q in flat]
@@ -95,7 +96,7 @@ def turn_ids(tokenizer, question):
     """Token ids of a question with its answer, as a session remembers them."""
     return (
         tokenizer.encode(asked(question))
-        + tokenizer.encode_template('<|im_end|>\n<|im_start|>assistant\n')
+        + tokenizer.encode_template(TAIL)
         + tokenizer.encode(question.answer)
         + tokenizer.encode_template('<|im_end|>\n<|im_start|>user\n')
     )

@@ -135,7 +135,7 @@ class Tokenizer:
         self.normal = len(self.pieces)
         self.pieces += SPECIAL
         self.ids = {piece: i for i, piece in enumerate(self.pieces)}
-        self._known = {}
+        self._known, self._words = {}, {}
 
     @classmethod
     def learn(cls):
@@ -154,10 +154,15 @@ class Tokenizer:
             parts = _join(parts, best)
         return [self.ids[p] for p in parts]
 
+    def _ids_of(self, word):
+        if word not in self._words:
+            self._words[word] = self._encode_word(word)
+        return self._words[word]
+
     def encode(self, text):
         """Ids of plain text; special tokens are never read out of it."""
         if text not in self._known:
-            self._known[text] = [i for word in CUT.findall(text) for i in self._encode_word(word)]
+            self._known[text] = [i for word in CUT.findall(text) for i in self._ids_of(word)]
         return self._known[text]
 
     def encode_template(self, text):

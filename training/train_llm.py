@@ -8,7 +8,8 @@ of the streams then are longer than their window, which seconds leave by the pac
 and are asked about at several moments. Only the answer is learned, with four helpers that are gone
 afterwards: at every <|audio_end|> small heads read what this second holds (after layer 2) and what
 came before it (after layer 3); one head of layer 4 is told which second to look at; and the answer
-must be readable after layer 5 already.
+must be readable after layer 5 already. With every batch of streams goes one of notes that are read
+without a window.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from . import codes
 from .noted import ask_about_notes
 from .prompt import UNIT_ROWS, Packed, Template, pack, take, turn_ids
 from .questions import FAMILIES, Clip, ask_about
+from .reading import random_lessons, reading_loss
 from .runs import Run, autocast, optimizers
 from .train_audio import slot_labels as sound_labels
 from .train_vision import slot_labels as picture_labels
@@ -47,8 +49,10 @@ FAMILY_WEIGHTS = (0.7, 0.9, 2.0, 1.6, 1.0, 1.2, 1.3, 1.3)
 STILL, TURN = 0.3, 0.35
 STAYS = 0.7  # of the seconds of such a window
 NOTED = 0.45  # of these batches: questions behind notes
-NOTED_ROWS, NOTED_NUMBER = 150, 4
+# Notes at most, rows and number of the questions behind them.
+NOTED_SIZES = ((1, 85, 6), (2, 110, 5), (4, 170, 4))
 LONGEST_STILL = 20  # seconds
+LIKE = 4.0  # what a row like the teacher's weighs against a right answer
 COUNTED = ('beep', 'speech', 'tone')
 BEFORE = ('color', 'shape', 'kind', 'word')
 
@@ -196,7 +200,8 @@ def make_batch(pool, tokenizer, fraction, rng, rows=4400, number=10):
     still = [windows.rows[i] != UNIT_ROWS for i in windows.units]
     is_noted = len(moments) == 1 and fraction >= CURRICULUM[0][0] and rng.random() < NOTED
     if is_noted:
-        number, asked_rows = NOTED_NUMBER, NOTED_NUMBER * NOTED_ROWS
+        most, asked_rows, number = choose(rng, NOTED_SIZES)
+        asked_rows *= number
     else:
         asked_rows = len(moments) * number * (34 if with_options else 20)
     count = max(2, rows // (UNIT_ROWS * total + asked_rows))
@@ -206,7 +211,7 @@ def make_batch(pool, tokenizer, fraction, rng, rows=4400, number=10):
 
     def ask(clip):
         if is_noted:
-            return ask_about_notes(clip, number, rng)
+            return ask_about_notes(clip, number, rng, most)
         return ask_about(clip, number, rng, with_options, FAMILY_WEIGHTS)
 
     asked_of = [[ask(kept(clip, windows.seconds_of(m))) for m in moments] for clip in clips]
@@ -231,8 +236,10 @@ def forward(language, template, batch):
     return language(*rows, batch.windows, batch.moments, batch.gap)
 
 
-def loss_of(language, template, helpers, batch, help_weight=1.0):
-    """-> loss, (family, whether it was told right) of every question"""
+def loss_of(language, template, helpers, batch, help_weight=1.0, teacher=None):
+    """-> loss, (family, whether it was told right) of every question. `teacher`: a Language that
+    this one is to stay like, but for what it reads in notes.
+    """
     packed = batch.packed
     with autocast():
         seen, forked, looks = forward(language, template, batch)
@@ -252,14 +259,49 @@ def loss_of(language, template, helpers, batch, help_weight=1.0):
         take(looks[3], packed.answer_at), batch.asked_of, batch.windows, batch.moments
     )
     loss = loss + help_weight * (0.4 * early + 0.5 * helping + 0.3 * pointing)
+    if teacher is not None:
+        loss = loss + unlikeness(teacher, template, batch, seen, forked, answers)
     right = (answers.argmax(-1) == packed.answer).flatten().tolist()
     asked = [q for stream in batch.asked_of for row in stream for q in row]
     return loss, [(q.family, ok) for q, ok in zip(asked, right)]
 
 
-def train(language, tokenizer, pool, run: Run, check, steps, peak=3e-3, rows=4400):
+def unlikeness(teacher, template, batch, seen, forked, answers):
+    """How far a model is from its teacher: in every row of every layer that both read, and in the
+    answers. What was learned before is so lost far less than by right answers alone.
+    """
+    with torch.no_grad(), autocast():
+        wanted_seen, wanted_forked, _ = forward(teacher, template, batch)
+        wanted = teacher.logits(take(wanted_forked[-1], batch.packed.answer_at)).float()
+    is_noted = any(q.notes for stream in batch.asked_of for row in stream for q in row)
+    pairs = [(seen, wanted_seen)] if is_noted else [(seen, wanted_seen), (forked, wanted_forked)]
+    loss = sum(
+        F.mse_loss(x.float(), y.float()) / y.float().square().mean() / len(outs)
+        for outs, teachers in pairs
+        for x, y in zip(outs, teachers)
+    )
+    if is_noted:
+        return LIKE * loss
+    kept = F.kl_div(
+        answers.log_softmax(-1), wanted.log_softmax(-1), reduction='none', log_target=True
+    )
+    return LIKE * loss + kept.sum(-1).mean()
+
+
+def train(
+    language,
+    tokenizer,
+    pool,
+    run: Run,
+    check,
+    steps,
+    peak=3e-3,
+    rows=4400,
+    read_first=0,
+    teacher=None,
+):
     """Train in place; `check(language)` -> figures, now and then; resumes from the run's
-    checkpoint.
+    checkpoint. The first `read_first` steps are of notes alone; `teacher` as in loss_of.
     """
     helpers = Helpers(language.config.width)
     both = nn.ModuleDict({'model': language, 'heads': helpers})
@@ -267,12 +309,19 @@ def train(language, tokenizer, pool, run: Run, check, steps, peak=3e-3, rows=440
     template, lately = Template.make(tokenizer), []
     for step in run.steps(both, optimizer, steps, peak):
         rng = np.random.default_rng((run.seed, 3, run.rank, step))
-        batch = make_batch(pool, tokenizer, run.fraction, rng, rows)
-        loss, told = loss_of(language, template, helpers, batch, 1 - 0.8 * run.fraction)
+        help_weight = 1 - 0.8 * run.fraction
+        loss, right = reading_loss(language, template, random_lessons(tokenizer, rng), help_weight)
+        told = [('read', ok) for ok in right]
+        if step >= read_first:
+            batch = make_batch(pool, tokenizer, run.fraction, rng, rows)
+            loss_of_batch, more = loss_of(language, template, helpers, batch, help_weight, teacher)
+            loss, told = loss + loss_of_batch, told + more
         run.update(loss, both, optimizer)
         lately = (lately + told)[-3000:]
         if (step + 1) % 50 == 0 and run.rank == 0:
-            shares = {f: np.mean([ok for g, ok in lately if g == f]) for f in (*FAMILIES, 'noted')}
+            names = (*FAMILIES, 'noted', 'read')
+            found = {name: [ok for family, ok in lately if family == name] for name in names}
+            shares = {name: np.mean(rights) for name, rights in found.items() if rights}
             print('  lately', ' '.join(f'{f} {s:.2f}' for f, s in shares.items()), flush=True)
         if run.due(step, 300) and run.rank == 0:
             run.report(step, check(language))
