@@ -100,6 +100,7 @@ install_packages() {
     test)
       files+=(environment/requirements-test.txt environment/requirements-web.txt)
       files+=(environment/requirements-fetch.txt environment/requirements-site.txt)
+      files+=(environment/requirements-sound.txt)
       ;;
     fetch) files+=(environment/requirements-fetch.txt) ;;
     web) files+=(environment/requirements-web.txt) ;;

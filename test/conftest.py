@@ -120,3 +120,20 @@ def shared_graph(ros, tmp_path_factory, request):
     graph = Graph(tmp_path_factory.mktemp(name), f'/t{abs(hash(name)) % 10**8}')
     yield graph
     graph.close()
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Give a function that writes a video and serves it; its servers end with the test."""
+    from rtsp_camera import RtspServer, write_video
+
+    servers = []
+
+    def start(images, samples, codec='libx264', credentials=''):
+        write_video(tmp_path / 'camera.mkv', images, samples, codec)
+        servers.append(RtspServer(tmp_path / 'camera.mkv', credentials))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()

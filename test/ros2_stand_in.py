@@ -17,7 +17,8 @@ import rclpy
 import yaml
 from ament_index_python.packages import get_package_prefix, get_package_share_directory
 
-from minicpmo_ros.ros.launch.process_specs import ARGUMENTS, process_specs, write
+from minicpmo_ros.ros.launch.parameter_sources import write
+from minicpmo_ros.ros.launch.process_specs import ARGUMENTS, process_specs
 
 
 def launch(package: str, file: str, *words: str) -> int:

@@ -31,14 +31,13 @@ from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.msg import Status
 from minicpmo_ros.ros.audio_node import StreamingEncoder
 from minicpmo_ros.ros.image_node import VisionNode
+from minicpmo_ros.ros.launch.parameter_sources import ParameterSource, write
 from minicpmo_ros.ros.launch.process_specs import (
     ARGUMENTS,
     REPLAY_ARGUMENTS,
     Around,
-    ParameterSource,
     process_specs,
     replay_specs,
-    write,
 )
 from minicpmo_ros.ros.llm_node import LlmNode
 
@@ -372,6 +371,20 @@ def test_only_what_plays_without_a_robot_makes_time():
     stamped = plan(audio_topic='/audio/audio_stamped')[0].remappings  # audio_capture's names
     assert ('audio_info', '/audio/audio_info') in stamped
     assert ('audio_info', 'format') in plan(audio_info_topic='format')[0].remappings
+
+
+def test_a_camera_and_a_microphone_without_a_driver_are_read_beside_the_nodes(tmp_path):
+    file, url = tmp_path / 'camera.yaml', 'rtsp://camera/live'
+    file.write_text('/**/media_capture:\n  ros__parameters:\n    transport: udp\n')
+    asked = {'source': url, 'microphone': 'default', 'image_topic': 'front'}
+    live, capture = plan(**asked, params_file=str(file), model_dir='nano')
+    assert capture.executable == 'media_capture' and set(live.parameters) == set(NODES)
+    assert capture.parameters['media_capture'] == {
+        'transport': 'udp', 'source': url, 'microphone': 'default', 'use_sim_time': False
+    }  # fmt: skip
+    assert ('image/compressed', 'front/compressed') in capture.remappings
+    with pytest.raises(InputError, match='play and source are given'):
+        plan(source=url, play='clip.mp4')
 
 
 @pytest.mark.parametrize('name', ['orin_nano_8gb', 'desktop_gpu'])  # all others start with nano's

@@ -42,7 +42,7 @@ def test_every_interface_field_has_a_comment():
 def test_every_import_is_declared():
     package = ElementTree.parse(ROOT / 'package.xml').getroot()
     declared = {tag.text for tag in package if tag.tag.endswith('depend')}
-    pages = ('.txt', '-voice.txt', '-speaker.txt', '-fetch.txt', '-ray.txt')
+    pages = ('.txt', '-voice.txt', '-sound.txt', '-fetch.txt', '-ray.txt')
     pinned = ''.join((ROOT / 'environment' / f'requirements{page}').read_text() for page in pages)
     named = {'PIL': 'python3-pil', 'yaml': 'python3-yaml'}
     named.update(

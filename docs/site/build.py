@@ -26,6 +26,7 @@ GROUPS = {
         'docs/troubleshooting': 'Troubleshooting',
     },
     'Use': {
+        'docs/cameras': 'Cameras and microphones',
         'docs/clients': 'Ask from programs',
         'docs/voice': 'Spoken questions',
         'docs/speaker': 'Speaking',

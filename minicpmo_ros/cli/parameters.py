@@ -58,18 +58,22 @@ def page() -> str:
     from minicpmo_ros.ros.llm_node import LlmNode
     from minicpmo_ros.ros.playback import player as media_player
     from minicpmo_ros.ros.playback import recorder
+    from minicpmo_ros.ros.playback.capture import MediaCapture
     from minicpmo_ros.ros.replay import graph as replay
     from minicpmo_ros.ros.voice.node import VoiceNode
     from minicpmo_ros.ros.voice.speaker import SpeakerNode
     from minicpmo_ros.ros.web import node as web
 
-    tables = [('`llm`, both encoders, `voice` and `speaker`', COMMON_PARAMETERS, None)]
+    tables = [
+        ('`llm`, both encoders, `voice`, `speaker` and `media_capture`', COMMON_PARAMETERS, None)
+    ]
     for name, node in (
         ('llm', LlmNode),
         ('streaming_encoder', StreamingEncoder),
         ('vision_encoder', VisionNode),
         ('voice', VoiceNode),
         ('speaker', SpeakerNode),
+        ('media_capture', MediaCapture),
     ):
         tables.append((f'`{name}`', node.PARAMETERS, None))
     for name, module in (

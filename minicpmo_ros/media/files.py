@@ -94,6 +94,14 @@ def read_audio(path, mixer: ChannelMixer | None = None) -> tuple:
     return stream.rate, _chunks(container, stream, path, mixer or ChannelMixer())
 
 
+def samples_of(frame, mixer: ChannelMixer) -> np.ndarray:
+    """Return the samples of a decoded frame as one channel, (n,) float32 in [-1, 1]."""
+    values = frame.to_ndarray()  # (channels, n), or interleaved (1, n * channels)
+    if not frame.format.is_planar:
+        values = values.reshape(-1, len(frame.layout.channels)).T
+    return mixer.mix(scale_to_float(values.T))
+
+
 def _images(container, stream, path):
     interval_s = 1 / (stream.average_rate or Fraction(25))
     next_s = Fraction(0)
@@ -109,10 +117,7 @@ def _images(container, stream, path):
 def _chunks(container, stream, path, mixer: ChannelMixer):
     next_s = Fraction(0)
     for frame in _decode(container, stream, path):
-        values = frame.to_ndarray()  # (channels, n), or interleaved (1, n * channels)
-        if not frame.format.is_planar:
-            values = values.reshape(-1, len(frame.layout.channels)).T
-        samples = mixer.mix(scale_to_float(values.T))  # (n,)
+        samples = samples_of(frame, mixer)  # (n,)
         at_s = _time_s(container, frame, next_s)
         next_s = at_s + Fraction(len(samples), frame.sample_rate)
         early = max(0, -int(at_s * frame.sample_rate))  # before the start: not to be heard

@@ -94,6 +94,17 @@ def audio_types() -> tuple:
     return tuple(message_type for message_type, _ in found)
 
 
+def info_message(info_type, rate_hz: int, channels: int = 1):
+    """Return the AudioInfo of raw 16-bit audio."""
+    return info_type(
+        channels=channels,
+        sample_rate=rate_hz,
+        sample_format='S16LE',
+        bitrate=rate_hz * 16 * channels,
+        coding_format='wave',
+    )
+
+
 def cost_s(audio_format: AudioFormat, size: int) -> float:
     """Return as how many seconds a chunk of `size` bytes counts while it waits."""
     return max(audio_format.duration_s(size), size / MOST_BYTES_PER_S, SHORTEST_CHUNK_S)

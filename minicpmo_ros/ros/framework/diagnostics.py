@@ -149,7 +149,7 @@ class Diagnostics:
             report.tell(f'{topic} rate [1/s]', stats.rate_hz())
             report.tell(f'{topic} age [s]', stats.age_s() if stats.count else 'none has come')
             report.tell(f'{topic} messages', stats.count)
-        if state != 'active':
+        if state != 'active' or not self._node.INPUTS:
             return
         own = {self._node.resolve_topic_name(name) for name in self._node.INPUTS}
         input_stats = {topic: stats for topic, stats in input_stats.items() if topic in own}

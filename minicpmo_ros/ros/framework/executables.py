@@ -56,6 +56,11 @@ def media_player() -> int:
     return _start('playback.player')
 
 
+def media_capture() -> int:
+    """Run node `media_capture`."""
+    return _start('playback.capture')
+
+
 def recorder() -> int:
     """Run node `recorder`."""
     return _start('playback.recorder')

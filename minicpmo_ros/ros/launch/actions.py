@@ -11,7 +11,8 @@ from launch.actions import DeclareLaunchArgument, GroupAction, LogInfo, OpaqueFu
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from minicpmo_ros.ros.launch.process_specs import Around, ParameterSource, write
+from minicpmo_ros.ros.launch.parameter_sources import ParameterSource, write
+from minicpmo_ros.ros.launch.process_specs import Around
 
 
 def describe(arguments: tuple, make_specs) -> LaunchDescription:

@@ -9,26 +9,17 @@ a ROS 2 distribution has.
 Parameters come from these sources, and later ones win: the preset, the including launch file
 (SetParameter), `params_file`, the given arguments. In `launch`, an argument takes the value of an
 including file's argument of the same name; so a `params_file` meant for other nodes must not
-replace the preset.
-
-Given several files, rcl does not go by their order but by that of their keys: what a preset says
-for /**/llm goes before what any other file, or a -p, says for /**, once a key /** has come before.
-So a launch resolves what holds for each of its nodes itself, and each process gets one file.
+replace the preset (parameter_sources.py).
 """
 
-import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from minicpmo_ros.config import NODES
-from minicpmo_ros.documents import parse_yaml
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.ros.launch.parameter_sources import ParameterSource, resolve
 
-PARAMETERS = 'ros__parameters'
 # Name, default, description. An argument left empty is not given: it overrides nothing.
 ARGUMENTS = (
     ('preset', 'nano', 'Name of a preset, a YAML file in share/minicpmo_ros/config'),
@@ -62,6 +53,18 @@ ARGUMENTS = (
         'Topic with the format of the audio; empty: x_info for audio_topic x or x_stamped',
     ),
     ('play', '', 'A file to play as camera and microphone'),
+    (
+        'source',
+        '',
+        'A camera to read that has no ROS driver: rtsp://HOST/PATH, or a device such as '
+        '/dev/video0 (docs/cameras.md)',
+    ),
+    (
+        'microphone',
+        '',
+        'A microphone of this machine to read: default, or a name or number of python -m '
+        'sounddevice',
+    ),
     ('record', '', 'A bag to write the answers to, such as answers.mcap'),
     ('record_inputs', 'false', 'Also record images and audio'),
     ('keep', '0', 'So many newest seconds are kept in memory for recorder/save_bag; 0: none'),
@@ -107,117 +110,8 @@ EMBEDDINGS = (
     ('read_audio', 'streaming_encoder/read_audio'),
     ('look', 'vision_encoder/look'),
 )
+CAPTURE = 'media_capture'
 BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
-
-
-@dataclass(frozen=True)
-class ParameterSource:
-    """Where parameters come from: a file, or values that hold for every node."""
-
-    name: str  # as it is told
-    path: str = ''
-    values: tuple = ()  # of (name, value)
-
-    def told(self, nodes: dict) -> str:
-        """Return what it is and, of a file, whether it says anything for these nodes."""
-        if not self.path:
-            return f'{self.name} ({", ".join(name for name, _ in self.values)})'
-        is_used = any(self.of(fqn) for fqn in nodes.values())
-        nothing = '' if is_used else ', in which nothing is for these nodes'
-        return f'{self.name} ({self.path}{nothing})'
-
-    def of(self, fqn: str) -> dict:
-        """Return {parameter: value} of a node, by its whole name."""
-        found = dict(self.values)
-        for pattern, values in _read(self.path) if self.path else ():
-            if _matches(pattern, fqn):
-                found.update(values)
-        return found
-
-
-def resolve(sources, nodes: dict) -> dict:
-    """Return {name: {parameter: value}} for nodes {name: whole name}; the later sources win."""
-    return {
-        name: {key: value for source in sources for key, value in source.of(fqn).items()}
-        for name, fqn in nodes.items()
-    }
-
-
-def write(parameters: dict) -> str:
-    """Write {node: {parameter: value}} as a file for rcl, and give its path; /tmp keeps it."""
-    sections = {
-        f'/**/{node}': {PARAMETERS: {name: _quoted(value) for name, value in values.items()}}
-        for node, values in parameters.items()
-        if values
-    }
-    text = yaml.dump(sections or {'/**': {PARAMETERS: {}}}, Dumper=_Dumper)
-    with tempfile.NamedTemporaryFile(
-        'w', prefix='minicpmo_ros_', suffix='.yaml', delete=False, encoding='utf-8'
-    ) as file:
-        file.write(text)
-    return file.name
-
-
-def _read(path: str) -> list:
-    """Return [(pattern of a node's name, {parameter: value})] in the order of the file."""
-    try:
-        record = parse_yaml(Path(path).read_text(encoding='utf-8'), _Loader) or {}
-        return list(_sections(record, ''))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f'{path} is no file of ROS parameters ({" ".join(str(error).split())}); expected is '
-            f'/**/llm: with {PARAMETERS}: below it'
-        ) from None
-
-
-def _sections(record: dict, prefix: str):
-    for key, value in record.items():
-        if key == PARAMETERS:
-            yield prefix or '/', dict(_flat(value or {}, ''))
-        else:
-            yield from _sections(value, f'{prefix}/{str(key).strip("/")}')
-
-
-def _flat(values: dict, prefix: str):
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f'{prefix}{key}.')
-        elif value is not None:
-            yield f'{prefix}{key}', value
-
-
-def _matches(pattern: str, fqn: str) -> bool:
-    """Return whether a key of a file is for a node: * is one part of a name, ** any number."""
-    parts = [re.escape(part) for part in pattern.strip('/').split('/')]
-    wild = {r'\*': r'/\w+', r'\*\*': r'(/\w+)*'}
-    return bool(re.fullmatch(''.join(wild.get(part, f'/{part}') for part in parts), fqn))
-
-
-class _Text(str):
-    """Is quoted, or rcl would make a number of the text 7."""
-
-
-class _Dumper(yaml.SafeDumper):
-    pass
-
-
-class _Loader(yaml.SafeLoader):
-    pass
-
-
-_Dumper.add_representer(
-    _Text, lambda dumper, text: dumper.represent_scalar('tag:yaml.org,2002:str', text, style='"')
-)
-# 1e-3 is a number for rcl.
-_Loader.add_implicit_resolver(
-    'tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+[eE][-+]?[0-9]+$'), list('-+0123456789')
-)
-
-
-def _quoted(value):
-    if isinstance(value, str):
-        return _Text(value)
-    return [_quoted(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -258,7 +152,11 @@ def process_specs(given: dict, config: Path, around: Around = Around()) -> tuple
     own = {name: boolean(given, name) for name in ('use_sim_time', 'autostart') if given[name]}
     common = dict(respawn=boolean(given, 'respawn'))
     voices = ('voice',) * boolean(given, 'voice')
-    parameters, told = parameters_of(given, config, around, own, NODES + voices)
+    captures = (CAPTURE,) if given['source'] or given['microphone'] else ()
+    parameters, told = parameters_of(given, config, around, own, NODES + voices + captures)
+    # What a file says of it alone: what holds for all nodes is of models and devices.
+    own_of_capture = parameters.pop(CAPTURE, {}).items()
+    captured = {name: value for name, value in own_of_capture if name not in parameters['llm']}
     common['told'] = told
     if boolean(given, 'composed'):
         arguments = tuple(f'--{name}' for name in voices)
@@ -271,12 +169,15 @@ def process_specs(given: dict, config: Path, around: Around = Around()) -> tuple
     use_sim_time = bool(parameters['llm'].get('use_sim_time', False))
     return nodes + tuple(
         ProcessSpec(name, {name: values}, inputs, name=name)
-        for name, values in _beside(given, use_sim_time, NODES + voices)
+        for name, values in _beside(given, use_sim_time, NODES + voices, captured)
     )
 
 
-def _beside(given: dict, use_sim_time: bool, nodes: tuple) -> Iterator[tuple]:
-    """Yield (name, parameters) of recorder, speaker, page and player, as far as wanted."""
+def _beside(given: dict, use_sim_time: bool, nodes: tuple, captured: dict) -> Iterator[tuple]:
+    """Yield (name, parameters) of all that is wanted beside the `nodes`: recorder, camera, ...
+
+    `captured`: parameters of media_capture.
+    """
     keep_s = whole_number(given, 'keep')
     if given['record'] or keep_s:
         yield (
@@ -292,6 +193,14 @@ def _beside(given: dict, use_sim_time: bool, nodes: tuple) -> Iterator[tuple]:
         yield 'speaker', {'use_sim_time': use_sim_time}
     if boolean(given, 'web'):
         yield 'web', {'use_sim_time': use_sim_time}
+    senses = {name: given[name] for name in ('source', 'microphone') if given[name]}
+    if senses and given['play']:
+        raise InputError(
+            f'play and {" and ".join(senses)} are given, and both are camera or microphone; give '
+            'only one of them'
+        )
+    if senses:
+        yield CAPTURE, {**captured, **senses, 'use_sim_time': use_sim_time}
     if given['play']:
         yield (
             'media_player',

@@ -34,7 +34,7 @@ from minicpmo_ros.errors import Error, InputError
 from minicpmo_ros.evaluation.bags.clip import Sources
 from minicpmo_ros.evaluation.bags.media_source import LONGEST_GAP_S, MediaSource, open_source
 from minicpmo_ros.media.audio.stream import MEAN
-from minicpmo_ros.ros.audio_input import audio_types
+from minicpmo_ros.ros.audio_input import audio_types, info_message
 from minicpmo_ros.ros.framework.diagnostics import Awaited
 from minicpmo_ros.ros.framework.faults import Throttle
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
@@ -241,13 +241,7 @@ class MediaPlayer(Node):
 
     def _audio_items(self, media: MediaSource, begin_ns: int):
         rate_hz = media.rate_hz
-        info = self._info_type(
-            channels=1,
-            sample_rate=rate_hz,
-            sample_format='S16LE',
-            bitrate=rate_hz * 16,
-            coding_format='wave',
-        )
+        info = info_message(self._info_type, rate_hz)
         yield Item(begin_ns, begin_ns, self._info, info, begin_ns)
         for offset_ns, samples in rechunked(media.audio, rate_hz, self._options.chunk_ms):
             message = self._audio_type()

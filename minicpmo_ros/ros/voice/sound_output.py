@@ -6,7 +6,8 @@
 from rclpy.qos import QoSProfile
 
 from minicpmo_ros.errors import EngineError, InputError
-from minicpmo_ros.ros.audio_input import INFO_TYPE, PACKAGE, installed_type
+from minicpmo_ros.media.microphone import device_of, portaudio
+from minicpmo_ros.ros.audio_input import INFO_TYPE, PACKAGE, info_message, installed_type
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 
 AUDIO_OUT_QOS = QoSProfile(depth=200)
@@ -51,14 +52,7 @@ class AudioTopic:
     def _publish(self, message, rate_hz: int) -> None:
         if self._info is not None and rate_hz != self._rate_hz:
             self._rate_hz = rate_hz
-            info = self._info_type(
-                channels=1,
-                sample_rate=rate_hz,
-                sample_format='S16LE',
-                bitrate=rate_hz * 16,
-                coding_format='wave',
-            )
-            self._info.publish(info)
+            self._info.publish(info_message(self._info_type, rate_hz))
         self._audio.publish(message)
 
 
@@ -70,21 +64,13 @@ class Loudspeaker:
     """
 
     def __init__(self, device: str):
+        self._library = portaudio(
+            f'device is {device!r}, and the loudspeaker', 'leave device empty and play ~/audio'
+        )
+        self._stream, self._rate_hz, self._device = None, 0, device_of(device)
         try:
-            import sounddevice
-        except (ImportError, OSError) as error:  # OSError: without PortAudio
-            raise InputError(
-                f'device is {device!r}, and the loudspeaker needs sounddevice and PortAudio '
-                f'({error}). Install them (pip install sounddevice; sudo apt install '
-                'libportaudio2), or leave device empty and play ~/audio'
-            ) from None
-        self._library, self._stream, self._rate_hz = sounddevice, None, 0
-        self._device = int(device) if device.isdigit() else device
-        if device == 'default':
-            self._device = None
-        try:
-            sounddevice.query_devices(self._device, 'output')
-        except (ValueError, sounddevice.PortAudioError) as error:
+            self._library.query_devices(self._device, 'output')
+        except (ValueError, self._library.PortAudioError) as error:
             raise InputError(
                 f'device is {device!r}: {error}. python -m sounddevice lists the devices; or '
                 'leave it empty and play ~/audio'

@@ -14,7 +14,7 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
 from minicpmo_ros.media.image.caption import Caption, Captioner
 from minicpmo_ros.media.image.compressed import encode_jpeg
-from minicpmo_ros.ros.audio_input import audio_types
+from minicpmo_ros.ros.audio_input import audio_types, info_message
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
 from minicpmo_ros.ros.llm_options import PARAMETERS
@@ -37,16 +37,7 @@ class SensePublisher:
         self._images = node.topics.publish(CompressedImage, 'image/compressed', CAMERA_QOS)
         self._audio = node.topics.publish(self._audio_type, 'audio', MICROPHONE_QOS)
         info = node.topics.publish(info_type, 'audio_info', LATCHED)
-        rate_hz = SAMPLE_RATE_HZ
-        info.publish(
-            info_type(
-                channels=1,
-                sample_rate=rate_hz,
-                sample_format='S16LE',
-                bitrate=rate_hz * 16,
-                coding_format='wave',
-            )
-        )
+        info.publish(info_message(info_type, SAMPLE_RATE_HZ))
 
     def take(self, page: Page, kind: int) -> None:
         """Note whose camera and microphone it is; raise InputError if it is another page's."""

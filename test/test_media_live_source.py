@@ -1,0 +1,56 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What is no camera is told with what to do, and no password is."""
+
+import time
+
+import pytest
+from rtsp_camera import flashes, needs_rtsp_server
+
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.media.live_source import LiveImage, LiveOptions, LiveSource, read_credentials
+
+NO_CAMERA = {
+    'clip.mp4': 'it takes rtsp://HOST/PATH',
+    'http://user:s3cr3t@camera/video': 'it takes rtsp://HOST/PATH',
+    'rtsp:///live': 'it takes rtsp://HOST/PATH',
+    'rtsp://user:s3cr3t@127.0.0.1:9/live': 'nobody listens there',
+    'rtsp://camera.invalid/live': 'no host of this name',
+    '/dev/video97': 'there is no such device',
+    '/dev/null': 'it is no camera',
+}
+
+
+@pytest.mark.parametrize('address', NO_CAMERA)
+def test_what_is_no_camera_is_told_without_a_password(address):
+    with pytest.raises(InputError, match=NO_CAMERA[address]) as raised:
+        LiveSource(LiveOptions(address), time.time_ns)
+    assert 's3cr3t' not in str(raised.value)
+
+
+@pytest.mark.parametrize('text', [None, '', 'no colon', 'user:one\nuser:two', 'user:\udc80'])
+def test_a_file_without_a_user_and_a_password_is_refused(tmp_path, text):
+    file = tmp_path / 'credentials'
+    if text is not None:
+        file.write_bytes(text.encode(errors='surrogateescape'))
+    with pytest.raises(InputError, match='credentials_file'):
+        read_credentials(str(file))
+
+
+@needs_rtsp_server
+def test_a_camera_with_a_password_says_what_it_wants(serve):
+    server = serve(*flashes(4), credentials='robot:s3cr3t wörd')
+    for path, user, password, words in (
+        ('h264', '', '', 'asks for a user and a password'),
+        ('h264', 'other:wr0ng@', '', 'asks for a user and a password'),
+        ('h264', 'other:right@', 'robot:wr0ng', 'asks for a user and a password'),
+        ('none', '', 'robot:s3cr3t wörd', 'has no stream of this path'),
+    ):
+        with pytest.raises(InputError, match=words) as raised:
+            LiveSource(LiveOptions(server.url(path, user), password), time.time_ns)
+        assert 'wr0ng' not in str(raised.value)
+    options = LiveOptions(server.url(user='other:one@'), 'robot:s3cr3t wörd', wants_audio=False)
+    source = LiveSource(options, time.time_ns)
+    assert isinstance(next(source.read()), LiveImage) and not source.has_audio
+    source.close()
