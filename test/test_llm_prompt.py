@@ -59,6 +59,19 @@ def test_the_prefix_is_a_users_system_turn_and_an_open_turn(model, language):
     )
 
 
+def test_each_of_several_cameras_is_read_behind_its_name(model, prompt, rows):
+    pictures, sound = rows(2 * QUERIES), rows(TOKENS)
+    np.testing.assert_array_equal(
+        prompt.unit(pictures, 0, 0, sound, ('front', 'arm/wrist')),
+        expected(
+            model, '<unit>front: <image>', pictures[:QUERIES], '</image>arm/wrist: <image>',
+            pictures[QUERIES:], '</image><|audio_start|>', sound, '<|audio_end|>',
+        ),
+    )  # fmt: skip
+    with pytest.raises(InputError, match='no|not 3 equal parts, one for each camera'):
+        prompt.unit(pictures, 0, 0, sound, ('a', 'b', 'c'))
+
+
 def test_a_unit_is_picture_then_sound_with_nothing_between(model, prompt, rows):
     picture, sound = rows(QUERIES), rows(TOKENS)
     unit = prompt.unit(picture, 0, 0, sound)

@@ -50,10 +50,11 @@ def recaller(store, space=SPACE):
     return Recaller(lambda read: read(store), len, timezone.utc, 10_000, space=space)
 
 
+@pytest.mark.parametrize('tiles', ((3, 1), (0, 0, 'front', 'left')))
 @pytest.mark.parametrize('missing', ('', 'image_rows', 'audio_rows'))
-def test_a_second_comes_back_as_it_was_kept(path, rng, missing):
+def test_a_second_comes_back_as_it_was_kept(path, rng, missing, tiles):
     rows = rng.normal(size=(4, 8)).astype(np.float16).astype(np.float32)
-    unit = unit_of(7, image_rows=rows, tiles=(3, 1))
+    unit = unit_of(7, image_rows=rows, tiles=tiles)
     if missing:
         unit = replace(unit, **{missing: None})
     with NoteStore(path) as store:
@@ -62,7 +63,7 @@ def test_a_second_comes_back_as_it_was_kept(path, rng, missing):
         assert [note.snapshot for note in store.list()] == [True] and added.snapshot
         found = store.snapshot(added.id)
         assert store.snapshot(added.id + 1) is None
-    assert (found.space, found.unit.second, found.unit.tiles) == (SPACE, 7, (3, 1))
+    assert (found.space, found.unit.second, found.unit.tiles) == (SPACE, 7, tiles)
     for name in ('image_rows', 'audio_rows'):
         np.testing.assert_equal(getattr(found.unit, name), getattr(unit, name))
 

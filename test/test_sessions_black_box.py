@@ -39,6 +39,8 @@ def unit_of(second: int, kind: int = 0, restarted: bool = False) -> Unit:
         audio = None
     elif kind == 3:
         tiles, image = (2, 1), rng.normal(size=(3 * 64, WIDTH))
+    elif kind == 4:
+        tiles, image = (0, 0, 'front', 'left'), rng.normal(size=(2 * 64, WIDTH))
     halves = [None if half is None else half.astype(np.float16) for half in (image, audio)]
     return Unit(second, halves[0], tiles, halves[1], restarted=restarted)
 
@@ -76,7 +78,7 @@ def test_any_history_restores_exactly_the_window_of_the_last_seconds(tmp_path, s
         else:
             restarted = act == 2
             second = second - 30 if restarted else second + int(rng.integers(1, 4))
-            unit = unit_of(second, int(rng.integers(0, 4)), restarted)
+            unit = unit_of(second, int(rng.integers(0, 5)), restarted)
             if restarted:
                 window, taken = [], []
             window = [*window, second][-int(rng.integers(3, 8)) :]
@@ -204,11 +206,11 @@ def test_of_what_is_forgotten_no_byte_is_left(tmp_path):
     path = tmp_path / 'box'
     box = open_box(path)
     for second in range(20, 28):
-        box.append(unit_of(second, second % 4), tuple(range(20, second + 1)))
+        box.append(unit_of(second, second % 5), tuple(range(20, second + 1)))
     bytes_of = {
         second: half[3].tobytes()
         for second in range(20, 28)
-        for half in [unit_of(second, second % 4).audio_rows]
+        for half in [unit_of(second, second % 5).audio_rows]
         if half is not None
     }
     kept = seconds_of(box.window())
@@ -305,7 +307,7 @@ def test_a_saved_session_holds_the_window_and_is_loaded_anywhere(tmp_path):
     calls, saved = Calls(), tmp_path / 'saved'
     keeper = keeper_of(tmp_path / 'box', calls)
     for second in range(30, 36):
-        keeper.put(unit_of(second, second % 4), tuple(range(30, second + 1)))
+        keeper.put(unit_of(second, second % 5), tuple(range(30, second + 1)))
     assert calls.of(keeper.save, saved, [33, 34, 35]) == (3, '')
     assert saved.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir() if 'saved' in path.name] == ['saved']
@@ -323,7 +325,7 @@ def test_a_saved_session_holds_the_window_and_is_loaded_anywhere(tmp_path):
     session, reason = calls.of(other.load, saved)
     assert session.seconds == [33, 34, 35] and not session.told and not reason
     for one in session.stored:
-        assert is_same(session.reader.read(one), unit_of(one.second, one.second % 4))
+        assert is_same(session.reader.read(one), unit_of(one.second, one.second % 5))
     session.close()
     data = bytearray(saved.read_bytes())
     data[FIRST_PLACE + PAGE + 10] ^= 1

@@ -27,6 +27,7 @@ class PromptLayout:
     user_open: str = '<|im_start|>user\n'
     unit_open: str = '<unit>'  # only where the unit has a picture
     picture: tuple = ('<image>', '</image>')
+    camera_label: str = '{name}: '  # before each image, where there are several cameras
     tile: tuple = ('<slice>', '</slice>')
     tile_row_break: str = '\n'
     sound: tuple = ('<|audio_start|>', '<|audio_end|>')

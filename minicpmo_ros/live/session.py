@@ -308,7 +308,7 @@ class Session:
     def unit_rows(self, unit: Unit, is_still: bool = False) -> np.ndarray:
         """Return what is read of a unit, (n, width); raise InputError if it does not fit."""
         image_rows = None if is_still else unit.image_rows
-        return self.prompt.unit(image_rows, *unit.tiles, unit.audio_rows)
+        return self.prompt.unit(image_rows, *unit.tiles[:2], unit.audio_rows, unit.cameras)
 
     def _free_sequences(self) -> list:
         taken = {LIVE, *(fork.sequence for fork in self._forks)}

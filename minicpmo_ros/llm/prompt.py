@@ -46,6 +46,7 @@ class CompiledPrompt:
         )
         self._unit_open = self._rows(layout.unit_open)
         self._picture = [self._rows(text) for text in layout.picture]
+        self._camera_label = layout.camera_label
         self._tile = [self._rows(text) for text in layout.tile]
         self._tile_row_break = self._rows(layout.tile_row_break)
         self._sound = [self._rows(text) for text in layout.sound]
@@ -60,14 +61,18 @@ class CompiledPrompt:
         tiles_wide: int,
         tiles_high: int,
         sound: np.ndarray | None,
+        cameras: tuple = (),
     ) -> np.ndarray:
         """Return the rows of one second.
 
-        picture: overview, then tiles row by row, (queries * (1 + tiles), width); sound:
+        picture: overview, then tiles row by row, (queries * (1 + tiles), width); of several
+        `cameras` their overviews, each of which is read behind the name of its camera; sound:
         (tokens, width); either may be None. Raises InputError where rows and grid disagree.
         """
         parts = []
-        if picture is not None:
+        if picture is not None and cameras:
+            parts += [self._unit_open, *self._camera_parts(picture, cameras)]
+        elif picture is not None:
             parts += [self._unit_open, *self._picture_parts(picture, tiles_wide, tiles_high)]
         if sound is not None:
             parts += [self._sound[0], self._checked(sound), self._sound[1]]
@@ -89,6 +94,18 @@ class CompiledPrompt:
         closes = end_id == self._speech_close_id or end_id is None and self._speech
         rows = [self.question(question_ids), self._token_rows.rows(answer_ids)]
         return np.concatenate([*rows, *([self._speech_close] if closes else []), self._turn_join])
+
+    def _camera_parts(self, pictures: np.ndarray, cameras: tuple) -> list:
+        if not len(pictures) or len(pictures) % len(cameras):
+            raise InputError(
+                f'{len(pictures)} rows of picture are not {len(cameras)} equal parts, one for '
+                f'each camera ({", ".join(cameras)}). Check the encoder that made them.'
+            )
+        parts = []
+        for name, picture in zip(cameras, np.split(self._checked(pictures), len(cameras))):
+            label = self._vocabulary.encode(self._camera_label.format(name=name))
+            parts += [self._token_rows.rows(label), self._picture[0], picture, self._picture[1]]
+        return parts
 
     def _picture_parts(self, picture: np.ndarray, tiles_wide: int, tiles_high: int) -> list:
         n_pictures = 1 + tiles_wide * tiles_high

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.streams.pairing import Unit
+from minicpmo_ros.streams.pairing import Unit, cameras_of
 
 PERIODIC_S = 300  # between snapshots of periodic notes: 64 reach back five hours, at 5 KB a second
 MOST_AGAIN = 3  # seconds that are looked at again for a question
@@ -33,22 +33,25 @@ class Snapshot:
         present = [np.ascontiguousarray(rows, '<f2') for rows in halves if rows is not None]
         counts = [0 if rows is None else len(rows) for rows in halves]
         data = b''.join(rows.tobytes() for rows in present)
-        return unit.second, self.space, *unit.tiles, *counts, present[0].shape[1], data
+        data += ','.join(unit.cameras).encode()
+        return unit.second, self.space, *unit.tiles[:2], *counts, present[0].shape[1], data
 
     @classmethod
     def read_row(cls, row: tuple) -> 'Snapshot':
         """Return the snapshot of a row; raises InputError where it is damaged."""
         second, space, tiles_wide, tiles_high, n_image, n_audio, width, data = row
-        rows = np.frombuffer(data, '<f2') if len(data) % 2 == 0 else np.zeros(0)
-        is_whole = min(n_image, n_audio) >= 0 and 0 < rows.size == (n_image + n_audio) * width
+        size = 2 * (n_image + n_audio) * width
+        is_whole = min(n_image, n_audio) >= 0 and 0 < size <= len(data)
+        rows = np.frombuffer(data[:size] if is_whole else b'', '<f2')
         if not is_whole or not np.isfinite(rows).all():
             raise InputError(f'the snapshot of second {second} is damaged')
+        cameras = cameras_of(bytes(data[size:]).decode(errors='replace'))
         rows = rows.reshape(-1, width).astype(np.float32)
         image_rows, audio_rows = rows[:n_image], rows[n_image:]
         unit = Unit(
             second,
             image_rows if n_image else None,
-            (tiles_wide, tiles_high),
+            (tiles_wide, tiles_high, *cameras),
             audio_rows if n_audio else None,
         )
         return cls(unit, space)

@@ -109,14 +109,42 @@ class ImageChoice:
         return is_new
 
 
+def camera_topics(camera: str) -> dict:
+    """Return {kind: topic} of a camera; '': the only one."""
+    return {kind: f'{camera}/{topic}'.lstrip('/') for kind, topic in TOPICS.items()}
+
+
+class CameraInputs:
+    """Subscriptions to several cameras; `on_image(stamp_ns, (name, make_image))`."""
+
+    def __init__(self, node, options, on_image, names: tuple):
+        def take(name: str, stamp_ns: int, make_image) -> None:
+            on_image(stamp_ns, (name, make_image))
+
+        self._inputs = [ImageInput(node, options, partial(take, name), name) for name in names]
+
+    @property
+    def read_until(self):
+        """As ImageInput; of the camera that is read last."""
+        known = [each.read_until for each in self._inputs]
+        return None if None in known else min(known, key=lambda instant: instant.steady_s)
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        for each in self._inputs:
+            each.close()
+
+
 class ImageInput:
     """Subscription to the camera that calls `on_image(stamp_ns, make_image)`.
 
-    `make_image(needed)` decodes the image; see ImagePipeline.offer with `as_needed`.
+    `make_image(needed)` decodes the image; see ImagePipeline.offer with `as_needed`. `camera`:
+    the name before its topics, of several; '': none.
     """
 
-    def __init__(self, node, options, on_image):
+    def __init__(self, node, options, on_image, camera: str = ''):
         self._node, self._on_image = node, on_image
+        self._topics = camera_topics(camera)
         self._transport, self._meaning = options.image_transport, options.image_single_channel
         self._choice, self._subscription, self._is_open = ImageChoice(), None, True
         self._told = set()
@@ -160,7 +188,7 @@ class ImageInput:
 
     def _present(self) -> list:
         """Return [(topic, kind)] of the readable topics, the preferred first."""
-        types = {topic: self._types_of(topic) for topic in TOPICS.values()}
+        types = {topic: self._types_of(topic) for topic in self._topics.values()}
         found = [
             (topic, kind)
             for kind in TYPES
@@ -169,7 +197,7 @@ class ImageInput:
         ]
         if found or self._transport == 'auto':
             return found
-        return [(TOPICS[self._transport], self._transport)]  # before it is published
+        return [(self._topics[self._transport], self._transport)]  # before it is published
 
     def _types_of(self, topic: str) -> set:
         """Return the types that a topic is published as; log those that are no images."""
@@ -182,7 +210,7 @@ class ImageInput:
                 'and image/compressed) to such a topic, or have image_transport republish this '
                 'one as raw'
             )
-        is_chosen = topic == TOPICS.get(self._transport)
+        is_chosen = topic == self._topics.get(self._transport)
         if types and is_chosen and NAMES[self._transport] not in types:
             self._tell_once(
                 f'{name} is published as {", ".join(sorted(types))}, and image_transport is '
@@ -241,7 +269,7 @@ class ImageInput:
         if not self._choice.others():
             self._tell_once(
                 f'{self._name(source)}: {reason}. Publish raw images on '
-                f'{self._node.resolve_topic_name("image")} too, or set the encoding '
+                f'{self._node.resolve_topic_name(self._topics["raw"])} too, or set the encoding '
                 '(pixel_format) of the driver to rgb8'
             )
         return reason

@@ -14,6 +14,7 @@ from functools import partial
 
 from minicpmo_ros.config import TILE_RULES, VISION
 from minicpmo_ros.encoders.siglip.encoder import VisionEncoder
+from minicpmo_ros.errors import InputError
 from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.media.image.tiling import MIN_AREA, Crop, TileRule, reserved_area
 from minicpmo_ros.memory.proc import give_back
@@ -24,13 +25,15 @@ from minicpmo_ros.ros.framework.loading import MODEL_PARAMETERS, thread_count
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
 from minicpmo_ros.ros.image_input import PARAMETERS as INPUT_PARAMETERS
-from minicpmo_ros.ros.image_input import ImageInput
+from minicpmo_ros.ros.image_input import CameraInputs, ImageInput, camera_topics
 from minicpmo_ros.ros.looking import LookServer
 from minicpmo_ros.ros.messages import image_message
 from minicpmo_ros.ros.stamps import stamps_parameter
 from minicpmo_ros.streams import Status
+from minicpmo_ros.streams.cameras import CameraPipelines
 from minicpmo_ros.streams.image import KEPT, ImagePipeline
 from minicpmo_ros.streams.on_demand import VisionOnDemand
+from minicpmo_ros.streams.pairing import cameras_of
 from minicpmo_ros.streams.time import Arrival, Instant, StreamClock
 from minicpmo_ros.units import NS
 
@@ -70,6 +73,9 @@ class VisionNode(EncoderNode):
         *MODEL_PARAMETERS,
         *INPUT_PARAMETERS,
         stamps_parameter('image'),
+        Parameter('cameras', '', 'Names of several cameras, as a list or separated by commas: '
+                  'each second has the image of each, from NAME/image or NAME/image/compressed; '
+                  'empty: one, on image or image/compressed', or_list=True),
         Parameter('vision.max_tiles', VISION.max_tiles,
                   'The most tiles an image is cut into, in addition to the overview; 1: '
                   'overview only. Each tile costs 64 positions of the context',
@@ -114,6 +120,8 @@ class VisionNode(EncoderNode):
                   'levels of 255', 0, 255),
     )  # fmt: skip
 
+    _cameras = ()  # names, of several
+
     def __init__(self, arbiter=None, budget=None):
         self._state = lambda: None  # a weak reference: only the worker owns it
         self._dropped = deque(maxlen=1000)  # seconds whose images were dropped
@@ -121,6 +129,20 @@ class VisionNode(EncoderNode):
         self._count = 0  # of images
         super().__init__('vision_encoder', ImageEmbedding, arbiter, budget)
         self._looks = LookServer(self)
+
+    def on_setup(self, options) -> None:
+        """Check the names of the cameras; then as EncoderNode."""
+        self._cameras = cameras_of(options.cameras)
+        if self._cameras and options.vision_max_tiles > 1:
+            raise InputError(
+                f'cameras are {", ".join(self._cameras)} and vision.max_tiles is '
+                f'{options.vision_max_tiles}: images of several cameras are not cut into tiles. '
+                'Set vision.max_tiles to 1'
+            )
+        topics = [camera_topics(name).values() for name in self._cameras]
+        self.INPUTS = tuple(topic for pair in topics for topic in pair) or VisionNode.INPUTS
+        self.topics.check(self.INPUTS)
+        super().on_setup(options)
 
     def load(self, options, model, pause) -> VisionState:
         """Load the encoder."""
@@ -135,7 +157,9 @@ class VisionNode(EncoderNode):
             options.vision_release_after_s,
         )
         is_governed = options.vision_governor and not self.get_clock().ros_time_is_active
-        pipeline = ImagePipeline(
+        is_governed &= not self._cameras
+        make_pipeline = partial(
+            ImagePipeline,
             encoder,
             options.vision_max_tiles,
             options.vision_unchanged_threshold,
@@ -149,6 +173,10 @@ class VisionNode(EncoderNode):
             largest_area=largest_area,
             sharp_every=options.vision_sharp_every,
         )
+        if self._cameras:
+            pipeline = CameraPipelines(self._cameras, make_pipeline)
+        else:
+            pipeline = make_pipeline()
         state = VisionState(pipeline, encoder, model.space, pause, is_governed)
         self._state = weakref.ref(state)
         return state
@@ -189,6 +217,8 @@ class VisionNode(EncoderNode):
 
     def open_input(self, options):
         """Subscribe to the camera."""
+        if self._cameras:
+            return CameraInputs(self, options, self.on_image, self._cameras)
         return ImageInput(self, options, self.on_image)
 
     def on_stop(self) -> None:
@@ -197,15 +227,20 @@ class VisionNode(EncoderNode):
         self._looks.close()
 
     def on_image(self, stamp_ns: int, make_image) -> None:
-        """Put an image into the inbox: `make_image()` decodes it, in the worker."""
+        """Put an image into the inbox: `make_image()` decodes it, in the worker.
+
+        With several cameras it comes as (name of the camera, make_image).
+        """
         stamp_ns = self.stamps.stamp_ns(stamp_ns)
         arrival, second = self.arrival(stamp_ns, make_image), stamp_ns // NS
         # The first image of a second ends the second before; the others are not urgent, and waking
         # the worker costs as much as all the rest of an unused image.
         wakes, self._reached = second != self._reached, second
         self._count += 1
-        key = second, self._count % KEPT
-        for dropped in self.inbox.put(arrival, key, 1 / KEPT, wakes):
+        # Of each camera the newest images wait.
+        key = second, make_image[0] if self._cameras else '', self._count % KEPT
+        share = 1 / KEPT / max(1, len(self._cameras))
+        for dropped in self.inbox.put(arrival, key, share, wakes):
             self._dropped.append(dropped.stamp_ns // NS)
 
     # The worker.

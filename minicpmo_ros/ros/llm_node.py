@@ -274,7 +274,7 @@ class LlmNode(ManagedNode):
         self._forward(message, lambda rows: self.engine.put_audio(message.second, rows, level))
 
     def _on_image(self, message: ImageEmbedding) -> None:
-        tiles = message.tiles_wide, message.tiles_high
+        tiles = (message.tiles_wide, message.tiles_high, *message.cameras)
         if message.status == ImageEmbedding.OK:
             self._seen = message
         self._forward(message, lambda rows: self.engine.put_image(message.second, rows, tiles))

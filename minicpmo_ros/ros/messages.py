@@ -21,6 +21,7 @@ from minicpmo_ros.units import NS
 if TYPE_CHECKING:
     from minicpmo_ros.live.status import EngineStatus
     from minicpmo_ros.streams.image import ImageSecond
+from minicpmo_ros.streams.pairing import check_cameras
 
 
 def to_time(stamp_ns: int) -> Time:
@@ -51,6 +52,7 @@ def image_message(space: str, seen: 'ImageSecond') -> ImageEmbedding:
     message = ImageEmbedding(model=space, second=seen.second, status=int(seen.status))
     message.header.stamp = to_time(seen.second * NS)
     message.picture_stamp = to_time(seen.image_stamp_ns)
+    message.cameras = list(seen.cameras)
     for name in ('reused', 'source_width', 'source_height', 'area', 'tiles_wide', 'tiles_high',
                  'preprocess_ms', 'encode_ms'):  # fmt: skip
         setattr(message, name, getattr(seen, name))
@@ -94,10 +96,20 @@ def take_rows(message, model: str, width: int) -> np.ndarray | None:
             f'embedding of {message.tokens} x {message.width} float16 in {len(message.data)} '
             f'bytes; allowed are rows of {width}, all of them and at least one'
         )
+    _check_cameras(message)
     rows = np.frombuffer(message.data, '<f2').reshape(-1, width).astype(np.float32)
     if not np.isfinite(rows).all() or np.abs(rows).max() >= LARGEST:
         raise InputError(f'embedding of second {message.second} is not finite or not below 6e4')
     return rows  # (tokens, width)
+
+
+def _check_cameras(message) -> None:
+    cameras = check_cameras(tuple(getattr(message, 'cameras', ())))
+    if cameras and (message.tokens % len(cameras) or message.tiles_wide or message.tiles_high):
+        raise InputError(
+            f'embedding of {message.tokens} rows of the cameras {", ".join(cameras)}; allowed are '
+            'equal shares without tiles'
+        )
 
 
 def diagnose_engine(report, status: 'EngineStatus', n_refused: int) -> None:

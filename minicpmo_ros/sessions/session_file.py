@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minicpmo_ros.errors import Error
+from minicpmo_ros.errors import Error, InputError
 from minicpmo_ros.streams import LARGEST
-from minicpmo_ros.streams.pairing import Unit
+from minicpmo_ros.streams.pairing import Unit, cameras_of
 from minicpmo_ros.units import MIB
 
 FORMAT_VERSION = 1
@@ -104,6 +104,7 @@ def encode_unit(geometry: Geometry, number: int, unit: Unit, window: tuple) -> l
     """
     rows = [rows for rows in (unit.image_rows, unit.audio_rows) if rows is not None]
     data = b''.join(np.ascontiguousarray(part, '<f2').tobytes() for part in rows)
+    data += ','.join(unit.cameras).encode()
     size = geometry.payload_bytes
     pieces = [data[at : at + size] for at in range(0, len(data), size)] or [b'']
     if len(pieces) > min(geometry.n_places, 0xFFFF):
@@ -116,7 +117,7 @@ def encode_unit(geometry: Geometry, number: int, unit: Unit, window: tuple) -> l
     counts = [-1 if part is None else len(part) for part in (unit.image_rows, unit.audio_rows)]
     places = []
     for part, piece in enumerate(pieces):
-        facts = (number + part, unit.second, part, len(pieces), *unit.tiles, *counts)
+        facts = (number + part, unit.second, part, len(pieces), *unit.tiles[:2], *counts)
         sizes = len(piece), len(back) // 4
         head = FACTS.pack(MARK_OF_UNIT, 0, *facts, *sizes) + back
         crc = zlib.crc32(piece, zlib.crc32(head[CRC_FROM:]))
@@ -234,18 +235,24 @@ class SessionReader:
 
     def _unit(self, parts: list, window: tuple) -> Unit | None:
         first = parts[0]
-        rows = np.frombuffer(b''.join(part.payload for part in parts), '<f2')
+        payload = b''.join(part.payload for part in parts)
         counts = [max(0, first.image), max(0, first.audio)]
-        if rows.size != sum(counts) * self.geometry.width or not rows.size:
+        size = 2 * sum(counts) * self.geometry.width
+        if len(payload) < size or not size:
             return None
-        rows = rows.reshape(-1, self.geometry.width).astype(np.float32)
+        try:
+            cameras = cameras_of(payload[size:].decode())
+        except (InputError, UnicodeDecodeError):
+            return None
+        rows = np.frombuffer(payload[:size], '<f2').reshape(-1, self.geometry.width)
+        rows = rows.astype(np.float32)
         if not np.isfinite(rows).all() or np.abs(rows).max() >= LARGEST:
             return None  # a stranger's file: a CRC alone vouches for nothing
         image, audio = np.split(rows, [counts[0]])
         return Unit(
             first.second,
             image if counts[0] else None,
-            first.tiles,
+            (*first.tiles, *cameras),
             audio if counts[1] else None,
             window=window,
         )

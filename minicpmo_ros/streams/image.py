@@ -59,6 +59,7 @@ class ImageSecond:
     preprocess_ms: float = 0.0  # decoding, comparing, slicing
     encode_ms: float = 0.0
     reused: bool = False
+    cameras: tuple = ()  # whose images are in the rows, in equal shares; (): one, without a name
 
 
 class ImagePipeline:

@@ -31,14 +31,17 @@ No threads and no clock: the caller passes the time.
 """
 
 import math
+import re
 from collections import deque
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from minicpmo_ros.config import LLM
+from minicpmo_ros.errors import InputError
 from minicpmo_ros.streams.time import LIMITS, OTHER, Instant
 
+MOST_CAMERAS, CAMERA = 8, re.compile(r'[A-Za-z]\w{0,31}(/\w{1,32})*', re.ASCII)
 # What a second waits for: the streams that come, always both, or only one of them.
 WAIT_FOR = {'auto': None, 'both': ('image', 'audio'), 'image': ('image',), 'audio': ('audio',)}
 
@@ -49,7 +52,8 @@ class Unit:
 
     second: int
     image_rows: np.ndarray | None = None  # overview, then tiles: (queries * images, width)
-    tiles: tuple = (0, 0)  # columns and rows of the grid; no tiles: (0, 0)
+    # Columns and rows of the grid; no tiles: (0, 0). Of several cameras their names as well.
+    tiles: tuple = (0, 0)
     audio_rows: np.ndarray | None = None  # (tokens, width)
     level_dbfs: float = math.inf  # of the audio, as AudioSecond; inf: not known
     restarted: bool = False  # time went back: earlier units belong to another time
@@ -58,9 +62,30 @@ class Unit:
     window: tuple | None = None
 
     @property
+    def cameras(self) -> tuple:
+        """Names of the cameras whose images are in the rows, in equal shares; (): one camera."""
+        return self.tiles[2:]
+
+    @property
     def is_restored(self) -> bool:
         """Whether it is read again from a file."""
         return self.window is not None
+
+
+def check_cameras(names: tuple) -> tuple:
+    """Return the names of cameras; raise InputError if they are none, or too many."""
+    wrong = [name for name in names if not CAMERA.fullmatch(name)]
+    if wrong or len(set(names)) < len(names) or len(names) > MOST_CAMERAS:
+        raise InputError(
+            f'cameras are {", ".join(map(repr, names))}; up to {MOST_CAMERAS} different names of '
+            'letters, digits, _ and / are allowed, such as front, left'
+        )
+    return names
+
+
+def cameras_of(text: str) -> tuple:
+    """Return the names in a text, separated by commas; raise InputError as `check_cameras`."""
+    return check_cameras(tuple(name.strip() for name in text.split(',') if name.strip()))
 
 
 class _Time:

@@ -47,12 +47,14 @@ class Parameter:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     when: str = CONFIGURE
+    or_list: bool = False  # a text that may be written as a list of texts, which commas join
     or_number: bool = False  # a text that may be written as a whole number: `:=0` is one to ROS
 
     def descriptor(self) -> ParameterDescriptor:
         """Return the ROS description with range, choices and unit."""
         descriptor = ParameterDescriptor(
-            description=self.sentence(), dynamic_typing=self.or_number or self.takes_bool
+            description=self.sentence(),
+            dynamic_typing=self.or_number or self.or_list or self.takes_bool,
         )
         if self.minimum is not None:
             if isinstance(self.default, float):
@@ -80,6 +82,8 @@ class Parameter:
         """Return a given value, converted to text if the parameter is text."""
         if self.takes_bool and isinstance(given, bool):
             return str(given).lower()
+        if self.or_list and not isinstance(given, str):
+            return ','.join(given)
         return str(given) if self.or_number else given
 
     def sentence(self) -> str:
@@ -91,6 +95,10 @@ class Parameter:
         """Return why `value` is refused, or '' if it is not."""
         if self.or_number and (isinstance(value, bool) or not isinstance(value, (int, str))):
             return f'{self.name} is {value!r}; allowed are a text and a whole number'
+        if self.or_list and not isinstance(value, str):
+            is_list = isinstance(value, list | tuple) or hasattr(value, 'tolist')
+            if not is_list or not all(isinstance(each, str) for each in value):
+                return f'{self.name} is {value!r}; allowed are a text and a list of texts'
         value = self.value_of(value)
         if self.choices and value not in self.choices:
             allowed = ', '.join(map(repr, self.choices))
