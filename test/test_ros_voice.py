@@ -3,6 +3,8 @@
 
 """Node `voice`: a spoken question is answered without a call, and what fails is told."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
@@ -11,6 +13,9 @@ from ros_source import DEEP, FIRST, Source, jpeg, picture_of
 
 from benchmarks.voice_sounds import say
 from minicpmo_ros.msg import Answer, Speech
+from minicpmo_ros.ros.framework.polling import PERIOD_S
+from minicpmo_ros.ros.voice.node import VoiceNode
+from minicpmo_ros.voice.turns import TurnState
 
 RATE, NS = 16000, 10**9
 
@@ -156,3 +161,16 @@ def test_the_same_audio_gives_the_same_turns_at_any_pace(graph, question, heard)
             for m in heard[-2:]
         ])  # fmt: skip
     assert found[0] == found[1] == found[2]
+
+
+def test_audio_is_looked_for_often_when_a_turn_may_end_and_rarely_while_nobody_speaks():
+    looks, node = {}, SimpleNamespace()
+    for state in TurnState:
+        finder = SimpleNamespace(turns=SimpleNamespace(state=state))
+        node._input = SimpleNamespace(
+            look_every=lambda period_s, s=state: looks.update({s: period_s})
+        )
+        VoiceNode._look_as_needed(node, SimpleNamespace(finder=finder))
+    assert max(looks, key=looks.get) is TurnState.QUIET
+    assert min(looks, key=looks.get) is TurnState.PAUSE
+    assert looks[TurnState.SPEAKING] == PERIOD_S

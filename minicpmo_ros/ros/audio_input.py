@@ -152,6 +152,10 @@ class AudioInput:
         """The Instant until which all that arrived has been called back; None: none yet."""
         return self._poller.read_until
 
+    def look_every(self, period_s: float) -> None:
+        """Look for audio so often; for any thread."""
+        self._poller.period_s = period_s
+
     @property
     def _info_topic(self) -> str:
         return f'{self._topic}_info'

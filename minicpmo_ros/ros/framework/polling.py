@@ -42,12 +42,13 @@ class Poller:
     """Subscribes for a node and calls back from one thread, in the order of subscribing.
 
     All that had arrived at the instant `read_until`, by `now()`, has been called back; None: the
-    first look is not over. It lags behind while this thread is held up.
+    first look is not over. It lags behind while this thread is held up. `period_s`, between two
+    looks, may be changed by any thread.
     """
 
     def __init__(self, node, now=time.monotonic):
         self._node, self._subscriptions = node, []
-        self._now, self.read_until = now, None
+        self._now, self.read_until, self.period_s = now, None, PERIOD_S
         self._faults = faults_of(node)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name='poller', daemon=True)
@@ -74,7 +75,7 @@ class Poller:
             self._node.topics.unsubscribe(subscription)
 
     def _poll(self) -> None:
-        while not self._stop.wait(PERIOD_S):
+        while not self._stop.wait(self.period_s):
             began = self._now()
             for subscription in list(self._subscriptions):
                 if not self._node.context.ok():

@@ -27,7 +27,7 @@ from minicpmo_ros.ros.framework.faults import Throttle
 from minicpmo_ros.ros.framework.lifecycle import ManagedNode
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
-from minicpmo_ros.ros.framework.polling import TICK_S, Inbox
+from minicpmo_ros.ros.framework.polling import PERIOD_S, TICK_S, Inbox
 from minicpmo_ros.ros.messages import to_time
 from minicpmo_ros.ros.stamps import Stamps, stamps_parameter
 from minicpmo_ros.ros.voice.asking import Asker
@@ -38,9 +38,11 @@ from minicpmo_ros.ros.voice.self_speech import SelfSpeechInput
 from minicpmo_ros.streams.time import Arrival, SampleClock
 from minicpmo_ros.units import NS
 from minicpmo_ros.voice.detector import WAKE_WORDS, WakeWord, load_detector
-from minicpmo_ros.voice.turns import FRAME_S, TurnFinder, TurnKind, TurnOptions
+from minicpmo_ros.voice.turns import FRAME_S, TurnFinder, TurnKind, TurnOptions, TurnState
 
 SPEECH_QOS = QoSProfile(depth=50)
+# Between two looks for audio: rarely while nobody speaks, often when a turn may end.
+LOOKS_S = {TurnState.QUIET: 0.1, TurnState.PAUSE: 0.02}
 SILENT_S = 1.5  # without a chunk: the audio has stopped
 NONE, STOP = 'none', 'stop'
 TURNS = TurnOptions()
@@ -233,7 +235,14 @@ class VoiceNode(ManagedNode):
                     self._attempt(audio.push, item)
                 if not items and audio.newest is not None:
                     self._stop_turn(audio, now)
+                self._look_as_needed(audio)
                 audio.cpu_s += time.thread_time() - begun_s
+
+    def _look_as_needed(self, audio: _Audio) -> None:
+        """Look for audio as often as the state of the turn at hand wants it."""
+        audio_input = self._input
+        if audio_input is not None:
+            audio_input.look_every(LOOKS_S.get(audio.finder.turns.state, PERIOD_S))
 
     def _stop_turn(self, audio: _Audio, now) -> None:
         """Discard the turn at hand if the audio has stopped."""
