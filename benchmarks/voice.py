@@ -15,8 +15,14 @@ end_to_first_token_ms  from the end of the speech to the first token of the answ
 phase_spread_ms        between the slowest and the quickest phase
 cpu_share, rss_mib     of node `voice` as a process of its own, meanwhile
 replay_same_turns      whether a recording gives the same turns at rates 0.5, 1 and 2
-commands               share of right answers to empty questions of a question file (--commands),
-                       whose clips end with a spoken question word
+commands               share of right answers to empty questions about fresh clips of the held-out
+                       generator that end with a spoken question word, or to those of --commands
+words_heldout_voices   share of right answers to what word was said, about other fresh clips, whose
+                       voices of espeak-ng nano has never heard
+
+Figures that need a training or earlier weights are in benchmarks/voice_measured.json, with the
+command, the day and what they were measured of: words_heldout_synth, words_left_out and
+text_families_loss. They are copied, and told as such.
 
 Nodes run nano through topics, audio comes in real time. Writes build/voice.json, beside what else
 is there.
@@ -44,6 +50,7 @@ from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
 from minicpmo_ros.units import MIB, NS  # noqa: E402
 from minicpmo_ros.voice.detector import load_detector  # noqa: E402
 from minicpmo_ros.voice.turns import TurnFinder, TurnKind, TurnOptions  # noqa: E402
+from training.heldout.clips import make_set  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO, OUT = ROOT / 'models' / 'nano', ROOT / 'build' / 'voice.json'
@@ -54,6 +61,8 @@ SAID = 'purple'  # a word that nano knows
 PHASES_S, CHUNK, LEAD_S = (0.0, 0.25, 0.5, 0.75), 640, 2
 NAMESPACE = '/voice_benchmark'
 RATES = (1.0, 0.5, 2.0)
+FRESH_CLIPS, FRESH_SEED = {'command': 100, 'source': 200}, 5
+MEASURED = ROOT / 'benchmarks' / 'voice_measured.json'
 
 
 def ended(detector, samples: np.ndarray) -> list:
@@ -90,19 +99,45 @@ def false_turns(detector, rng) -> dict:
     return {kind: len(ended(detector, NOISE_RMS * noise(rng, kind, FALSE_S))) for kind in NOISES}
 
 
-def commands(path: Path) -> dict:
-    """Return the share of right answers to the empty questions of a file, by the core."""
-    questions = QuestionSet.read(path)
-    spoken = tuple(question for question in questions.questions if not question.text.strip())
+def commands(path: Path | None) -> dict:
+    """Return the share of right answers to empty questions, of a file or about fresh clips."""
+    path = path or fresh('command')
+    spoken = [each for each in QuestionSet.read(path).questions if not each.text.strip()]
     if not spoken:
         raise SystemExit(f'{path} has no question with an empty text')
+    return {'commands': right_share(path, spoken), 'commands_asked': len(spoken)}
+
+
+def words() -> dict:
+    """Return the share of words that nano tells of voices that it has never heard."""
+    path = fresh('source')
+    asked = [each for each in QuestionSet.read(path).questions if each.kind == 'word_at']
+    return {'words_heldout_voices': right_share(path, asked), 'words_asked': len(asked)}
+
+
+def fresh(family: str) -> Path:
+    """Return a file of questions of one family about fresh clips of the held-out generator."""
+    folder = OUT.parent / 'voice_clips' / family
+    make_set(folder, FRESH_CLIPS[family], FRESH_SEED, (family,), print)
+    return folder / 'questions.json'
+
+
+def right_share(path: Path, asked: list) -> float:
+    """Return which share of some questions of a file nano answers right, by the core."""
     core = Core(ModelDirectory.open(NANO), CoreOptions(device='cpu'))
     try:
-        (answers,) = answer_all(core, replace(questions, questions=spoken), [Variant()])
+        questions = replace(QuestionSet.read(path), questions=tuple(asked))
+        (answers,) = answer_all(core, questions, [Variant()])
     finally:
         core.close()
-    right = sum(answers.answers[question.id].strip() in question.answers for question in spoken)
-    return {'commands': right / len(spoken), 'commands_asked': len(spoken)}
+    return sum(answers.answers[each.id].strip() in each.answers for each in asked) / len(asked)
+
+
+def measured_earlier() -> dict:
+    """Return the figures that were measured earlier, and all that is known of them."""
+    measured = json.loads(MEASURED.read_text())
+    values = {name: each['value'] for name, each in measured.items()}
+    return values | {'measured_earlier': {name: each['how'] for name, each in measured.items()}}
 
 
 class Stage:
@@ -265,7 +300,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--commands', type=Path, help='question file with empty questions')
-    parser.add_argument('--only', choices=('turns', 'live', 'commands'))
+    parser.add_argument('--only', choices=('turns', 'live', 'commands', 'words'))
     given = parser.parse_args()
     rng, found = np.random.default_rng(7), {}
     if given.only in (None, 'turns'):
@@ -275,8 +310,10 @@ def main() -> None:
     if given.only in (None, 'live'):
         OUT.parent.mkdir(exist_ok=True)
         found |= live(rng)
-    if given.commands:
+    if given.only in (None, 'commands'):
         found |= commands(given.commands)
+    if given.only in (None, 'words'):
+        found |= words() | measured_earlier()
     print('| figure | value |\n|---|---:|')
     for name, value in found.items():
         rows = value.items() if isinstance(value, dict) else [('', value)]
