@@ -9,13 +9,13 @@ from itertools import count
 from pathlib import Path
 
 from rclpy.qos import QoSProfile
-from ros_source import jpeg, picture_of, time_of
+from ros_source import Source, jpeg, picture_of, time_of
 from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.evaluation.bags import writing
 from minicpmo_ros.evaluation.bags.bags import Bag
-from minicpmo_ros.evaluation.bags.clip import IMAGE
+from minicpmo_ros.evaluation.bags.clip import AUDIO_INFO, IMAGE
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.bags.writing import Recording
 from minicpmo_ros.evaluation.questions import QuestionSet
@@ -156,6 +156,26 @@ def test_the_newest_seconds_are_saved_while_messages_come_and_none_is_lost(graph
     assert numbers(whole) == list(range(1, camera.count + 1))
 
 
+def test_the_format_of_the_audio_is_in_the_bag_although_it_came_once_and_long_ago(graph, tmp_path):
+    graph.start('recorder', '-p', 'keep_s:=1.0')
+    save, source, camera = Saving(graph), Source(graph), Camera(graph, 100)
+    first = graph.spin_until(
+        lambda: camera.show() or (one := save(tmp_path / f'{camera.count}.mcap')).success and one,
+        'a bag',
+    )
+
+    def is_long_ago():
+        camera.show()
+        path = tmp_path / f'later_{camera.count}.mcap'
+        reply = save(path)
+        return reply.success and reply.begin.sec > first.end.sec + 2 and path
+
+    bag = Bag(graph.spin_until(is_long_ago, 'a bag without the first seconds'))
+    messages = list(bag.messages())
+    assert [m.log_ns for m in bag.messages((AUDIO_INFO,))] == [messages[0].log_ns]
+    graph.destroy_publisher(source.info)
+
+
 def test_memory_is_bounded_and_the_bag_says_what_had_no_room(graph, tmp_path):
     recorder = graph.start('recorder', '-p', 'keep_s:=600.0', '-p', 'keep_mib:=1')
     save, camera = Saving(graph), Camera(graph, 100_000)
@@ -196,7 +216,6 @@ def test_what_keeps_a_bag_from_being_written_is_told_and_the_recorder_goes_on(gr
 
 
 def test_a_bag_of_what_was_played_live_gives_the_answers_of_its_source(graph, tmp_path):
-    """The format of the audio came once, before the seconds that are kept; it is in the bag."""
     source, path = ROOT / 'demo' / 'clips' / '002.mcap', tmp_path / '002.mcap'
     graph.start('recorder', '-p', 'keep_s:=600.0')
     save = Saving(graph)

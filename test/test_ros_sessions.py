@@ -105,7 +105,7 @@ def test_a_saved_session_is_read_by_another_node_and_refused_by_reason(graph, tm
 
     start(graph, tmp_path / 'other.session', seconds=0)
     for wrong, reason in (('relative', 'absolute'), (str(tmp_path / 'no'), 'No such file'),
-                          (str(tmp_path), 'directory')):  # fmt: skip
+                          (str(tmp_path), 'is no file')):  # fmt: skip
         reply = call(graph, LoadSession, 'llm/load', path=wrong)
         assert not reply.success and reason in reply.reason
     reply = call(graph, LoadSession, 'llm/load', path=str(saved))
