@@ -464,7 +464,7 @@ def test_positions_are_used_to_the_very_last(open_session):
 def test_a_context_that_is_full_ends_the_answer_alone(open_session, monkeypatch, at):
     """Room is kept, so llama.cpp never says so; if it did, nothing but the answer would end."""
     session, decode, calls = open_session(), llama.llama_decode, []
-    session.context_options = replace(session.context_options, n_batch=32)
+    session.shared.options = replace(session.shared.options, n_batch=32)
     session.rebuild()
     session.append(unit(0))
     answering = session.ask(Question('x' * 40, grammar='root ::= [a-z]{20}', remember=True))

@@ -117,6 +117,14 @@ class FakeSession:
         self.decodes.append([generation.question.text for generation in reads])
         return [None for _ in reads]
 
+    def appending(self, *what):
+        return self.append(*what)
+        yield  # it needs no decode
+
+    def reading(self, reads):
+        return self.read(reads)
+        yield
+
     def can_append(self, unit):
         return self.room
 

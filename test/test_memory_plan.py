@@ -382,3 +382,21 @@ def test_giving_up_looks_is_offered_where_it_saves_memory(true_size):
         with pytest.raises(DoesNotFitError) as problem:
             require_fit(true_size, plan, tight)
         assert ('vision.look_tiles from 9 to 0' in str(problem.value)) is is_offered
+
+
+@pytest.mark.parametrize('options', [ON_GPU, replace(ON_CPU, kv_type='q8_0')])
+def test_a_second_robot_takes_its_keys_and_values(true_size, options):
+    plans = [forecast(true_size, replace(options, n_robots=n)) for n in (1, 2, 4)]
+    kv_mib = sum(
+        (amount.host + amount.device) / MIB
+        for amount in plans[0].amounts
+        if (amount.part, amount.what) == ('llm', 'keys and values')
+    )
+    assert kv_mib > 100
+    assert plans[1].total_mib - plans[0].total_mib == pytest.approx(kv_mib, rel=0.02)
+    assert plans[2].total_mib - plans[0].total_mib == pytest.approx(3 * kv_mib, rel=0.02)
+
+
+def test_robots_are_counted_by_their_namespaces():
+    for given, n in (([''], 1), (['a', 'b'], 2), ([], 1), ('auto', 1)):
+        assert plan_options({'llm': {'robots': given}}).n_robots == n

@@ -34,6 +34,7 @@ GROUPS = {
         'docs/notes': 'Notes',
         'docs/sessions': 'Sessions that survive',
         'docs/evaluation': 'Evaluation',
+        'docs/robots': 'Several robots',
         'docs/fleet': 'Many bags, many machines',
         'docs/security': 'Security',
     },

@@ -129,4 +129,5 @@ def _allowed(row) -> str:
         return ', '.join(f'`{choice}`' for choice in row.choices)
     if row.minimum is not None:
         return f'{row.minimum} to {row.maximum}'
-    return {bool: '`True`, `False`', str: 'any text'}.get(type(row.default), 'any number')
+    kinds = {bool: '`True`, `False`', str: 'any text', list: 'texts'}
+    return kinds.get(type(row.default), 'any number')

@@ -180,10 +180,10 @@ class RunningAnswers:
                 self._end(answer, Finish.ERROR, error)
         return reads
 
-    def read(self, session, reads: dict) -> None:
-        """Read and go on with the logits."""
+    def reading(self, session, reads: dict):
+        """Read and go on with the logits; in steps, as Session.reading."""
         try:
-            logits = session.read(list(reads.values()))
+            logits = yield from session.reading(list(reads.values()))
         except (CancelledError, EngineError):
             raise
         except Exception as error:
@@ -191,7 +191,7 @@ class RunningAnswers:
                 if len(reads) == 1:
                     self._end(answer, Finish.ERROR, error)
                 else:  # one of them is to blame
-                    self.read(session, {answer: read})
+                    yield from self.reading(session, {answer: read})
         else:
             self.take(reads, logits)
 

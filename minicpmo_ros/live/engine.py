@@ -1,9 +1,9 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The thread that owns the language model: it loads the model, reads units and answers questions.
+"""What is done for one robot: its units are read into its window and its questions answered.
 
-All other threads put work into bounded queues and never wait. Rules:
+An EngineThread does the work; all other threads fill bounded queues and never wait. Rules:
 * A question goes before waiting units; QuestionQueue says which may begin. If a unit had to wait
   for a question, it is read before another question begins.
 * Questions are read together, or in turn where the session reads apart; answers go on together.
@@ -40,7 +40,8 @@ from minicpmo_ros.errors import (
     InputError,
 )
 from minicpmo_ros.live.answers import RunningAnswers
-from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
+from minicpmo_ros.live.arbiter import DeviceArbiter
+from minicpmo_ros.live.engine_thread import EngineThread
 from minicpmo_ros.live.question import Answer, Finish, PendingQuestion, Question, QuestionQueue
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.status import (
@@ -59,12 +60,11 @@ from minicpmo_ros.voice.hearing import OpenSecond, hear
 
 log = logging.getLogger(__name__)
 
-SHORTEST_WAIT_S = 0.01  # for a deadline in simulated time, which may be slow
-
 
 class Engine:
     """Reads units and answers questions; started once, used from any thread.
 
+    `thread`: the EngineThread that it shares with other robots; None: one of its own.
     `load(on_progress, abort)` returns the Session; it is called in the thread of the engine and
     must stop when on_progress returns False or the AbortFlag is set. `on_change(status)` is called
     in that thread after every change of the status by a state, a unit, a question or a reset.
@@ -82,32 +82,35 @@ class Engine:
         alerts: AlertAsker | None = None,  # standing questions
         listen: Callable = lambda until_ns, timeout_s, take: take(OpenSecond()),
         black_box: SessionKeeper | None = None,
+        thread: EngineThread | None = None,
     ):
-        self._now = now
+        self._now, self.thread = now, thread or EngineThread()
         self.options = options or EngineOptions()
         self._alerts, self._listen = alerts or AlertAsker(), listen
         self._load, self._on_change = load, on_change or (lambda _: None)
-        self._arbiter = arbiter or DeviceArbiter()
-        self._arbiter.unit_deadline_s = self.options.unit_deadline_s
-        self._abort = AbortFlag()
-        self._wake = threading.Condition()  # guards everything below it
+        self.arbiter = arbiter or DeviceArbiter()
+        self.arbiter.unit_deadline_s = self.options.unit_deadline_s
+        self._abort = self.thread.abort
+        self._wake = self.thread.wake  # guards everything below it
         self._status = EngineStatus()
         self._inputs = LiveInputs(self.options, black_box)
         self._questions = QuestionQueue(self.options.max_waiting, self.options.max_parallel)
         self._reset_is_due = False  # before anything else is done
-        self._new_size = None  # (positions, bytes) that were requested
         self._closing = False
-        self._session = None  # used in the thread of the engine only, as the next
-        self._answers = RunningAnswers(self._arbiter, self._finish, lambda: self._closing)
-        self._begun_s = None  # monotonic: the start of the present piece of work
+        self._ended = threading.Event()  # set while the thread has nothing to do with it
+        self._ended.set()
+        self.session = None  # used in the thread of the engine only, as the next
+        self._answers = RunningAnswers(self.arbiter, self._finish, lambda: self._closing)
         self._sampling = None  # replaces that of the session
-        self._thread = threading.Thread(target=self._run, name='llm', daemon=True)
 
     # --- for any thread -----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread, which loads the model."""
-        self._thread.start()
+        """Let the thread load the model."""
+        with self._wake:
+            self._ended.clear()
+            self._status = replace(self._status, state='loading')  # others may load before it
+            self.thread.add(self)
 
     def put_image(self, second: int, rows: np.ndarray | None, tiles: tuple = (0, 0)) -> None:
         """Add the image embeddings (queries * images, width) of a second; None if it has none."""
@@ -156,15 +159,14 @@ class Engine:
             self._wake.notify_all()
 
     def resize(self, n_ctx: int, max_copy_bytes: float) -> None:
-        """Resize the context when the current answer has ended; see Session.resize."""
-        with self._wake:
-            self._new_size = n_ctx, max_copy_bytes
-            self._wake.notify_all()
+        """Resize the context when the current answers have ended; see Session.resize."""
+        self.thread.resize(n_ctx, max_copy_bytes)
 
     def pause_questions(self, reason: str) -> None:
-        """Reject new questions with this reason; accept them again when it is ''."""
+        """Reject new questions with this reason, of all robots of the thread; '': accept them."""
         with self._wake:
-            self._questions.pause_reason = reason
+            for engine in self.thread.engines:
+                engine._questions.pause_reason = reason
 
     def wait_for(self, senses: str) -> None:
         """Set which senses a second waits for, a key of pairing.WAIT_FOR."""
@@ -177,20 +179,26 @@ class Engine:
     def status(self) -> EngineStatus:
         """Return a snapshot of the status."""
         with self._wake:
-            now_s = time.monotonic()
-            busy_s = max(0.0, now_s - (self._begun_s or now_s))
             known = self._inputs.reported(self._status, self._now())
-            return replace(known, busy_s=busy_s, waiting=len(self._questions))
+            return replace(known, busy_s=self.thread.busy_s, waiting=len(self._questions))
 
     def close(self, timeout_s: float = 2.0) -> bool:
-        """Stop everything, even a load or a decode; return whether the thread ended in time."""
+        """Stop everything, even a load or a decode; return whether it ended in time.
+
+        A decode that reads for other robots, too, is not stopped.
+        """
         with self._wake:
             self._closing = True
-            self._abort.set()
+            self.thread.stop_decode_for_nobody()
             self._wake.notify_all()
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if not self.thread.is_current:
+            self._ended.wait(timeout_s)
+        return self._ended.is_set()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._closing
 
     def _put(self, put: Callable[[Instant], None]) -> None:
         with self._wake:
@@ -202,94 +210,80 @@ class Engine:
             self._wake.notify_all()
 
     def _collect(self, now: Instant) -> None:
-        self._arbiter.closed_second = self._inputs.collect(now)
+        self.arbiter.closed_second = self._inputs.collect(now)
 
     # --- the engine's thread ------------------------------------------------------------------
 
-    def _run(self) -> None:
-        self._update_status(state='loading')
-        try:
-            self._session = self._load(self._progress, self._abort)
-            self._alerts.bind(self._session)
-            self._inputs.offer_black_box()
-            with self._wake:
-                most = min(self.options.max_parallel, self._session.options.max_forks)
-                self._questions.max_parallel = most
-            self._update_status(state='ready', progress=1.0)
-            while self._work():
-                self._begun_s = None
-        except CancelledError:
-            pass
-        except Exception as error:
-            if not isinstance(error, Error):
-                log.exception('the engine failed')
-            self._update_status(state='failed', **why_failed(error))
+    def open(self) -> None:
+        """Load; raise what that raises."""
+        self.update_status(state='loading')
+        self.session = self._load(self._progress, self._abort)
+        self._alerts.bind(self.session)
+        self._inputs.offer_black_box()
+        with self._wake:
+            most = min(self.options.max_parallel, self.session.options.max_forks)
+            self._questions.max_parallel = most
+        self.update_status(state='ready', progress=1.0)
+
+    def end(self, error: Exception | None = None) -> None:
+        """End all questions and free the window, because of an error or because it is closed."""
+        if error is not None:
+            self.update_status(state='failed', **why_failed(error))
         self._end_all()
-        if self._session is not None:
-            self._session.close()
-        self._begun_s = None
-        if self._status.state != 'failed':
-            self._update_status(state='unloaded')
+        try:
+            if self.session is not None:
+                self.session.close()
+            if error is None:
+                self.update_status(state='unloaded')
+        finally:
+            self._ended.set()
 
     def _progress(self, fraction: float) -> bool:
         with self._wake:
             self._status = replace(self._status, progress=fraction)
         return not self._closing
 
-    def _work(self) -> bool:
-        """Do one piece of work, or wait for some; return False when closing."""
-        self._wait_for_work()
-        if self._closing:
-            return False
-        self._reset_window()
-        self._resize_context()
-        self._end_expired_questions()
-        self._begin_questions()
-        self._read_unit_and_answers()
-        return True
-
-    def _wait_for_work(self) -> None:
-        with self._wake:
-            while not self._has_work():
-                due_s = self._inputs.due_s  # any news may bring it nearer, and notify
-                self._wake.wait(None if due_s is None else max(SHORTEST_WAIT_S, due_s))
-            self._begun_s = time.monotonic()
-
-    def _has_work(self) -> bool:
+    @property
+    def has_work(self) -> bool:
         """Close the units that are due; return whether there is something to do now."""
         if self._inputs.due_s is not None:
             self._collect(self._now())
-        is_asked = self._reset_is_due or self._new_size is not None or bool(self._questions)
-        return is_asked or self._closing or len(self._answers) > 0 or self._inputs.has_unit
+        is_asked = self._reset_is_due or bool(self._questions)
+        return is_asked or self._closing or self.needs_device
 
-    def _reset_window(self) -> None:
+    @property
+    def needs_device(self) -> bool:
+        """Whether there is something to be read."""
+        return len(self._answers) > 0 or self._inputs.has_unit
+
+    @property
+    def due_s(self) -> float | None:
+        """Time until a unit is closed if nothing comes; None: none is open."""
+        return self._inputs.due_s  # any news may bring it nearer, and notify
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a question is being answered."""
+        return len(self._answers) > 0
+
+    def reset_window(self) -> None:
+        """Empty the window if that was requested."""
         with self._wake:
             is_due, self._reset_is_due = self._reset_is_due, False
         if is_due:
-            self._session.reset()
-            self._update_status()
+            self.session.reset()
+            self.update_status()
             call_safely(self._alerts.lose, 'the window was reset')
 
-    def _resize_context(self) -> None:
-        with self._wake:
-            if self._new_size is None or self._answers:
-                return
-            size, self._new_size = self._new_size, None
-        with self._arbiter.hold(Priority.UNIT):
-            try:
-                self._session.resize(*size)
-            except EngineError as error:  # unless that fails too, in the former size it goes on
-                log.warning('the context does not become one of %d positions: %s', size[0], error)
-        self._update_status('resizes')
-
-    def _end_expired_questions(self) -> None:
+    def end_expired_questions(self) -> None:
+        """End those that nobody is waiting for any more."""
         with self._wake:
             expired = self._questions.take_expired()
         for pending in expired:
             self._finish(pending, Answer(pending.question.text, '', Finish.CANCELLED))
         self._answers.end_expired()
 
-    def _begin_questions(self) -> None:
+    def begin_questions(self) -> None:
         """Begin the questions that may be answered now, oldest first."""
         while (pending := self._next_question()) is not None:
             with self._wake:
@@ -298,10 +292,10 @@ class Engine:
                 self._refuse(pending, InputError(refused), bool(stale))
                 continue
             if self._sampling is not None:
-                self._session.options = replace(self._session.options, sampling=self._sampling)
+                self.session.options = replace(self.session.options, sampling=self._sampling)
             try:
-                self._answers.begin(self._session, pending, stale)
-                self._update_status()
+                self._answers.begin(self.session, pending, stale)
+                self.update_status()
             except Exception as error:
                 if not isinstance(error, ContextFullError) or not self._answers:
                     self._refuse(pending, error)
@@ -312,51 +306,56 @@ class Engine:
     def _next_question(self) -> PendingQuestion | None:
         with self._wake:
             # A reset that came since `_reset_window` goes before what was asked after it.
-            if self._reset_is_due or self._new_size is not None or self._answers.unit_is_owed:
+            if self._reset_is_due or self.thread.new_size or self._answers.unit_is_owed:
                 return None
             return self._questions.begin(lambda one: self._inputs.has_heard(one, self._status))
 
-    def _read_unit_and_answers(self) -> None:
-        """Read in one decode what the answers read next, and the oldest unit if it is its turn."""
-        try:
-            reads = self._answers.next_reads()
-            unit = self._take_unit()
-            if unit is not None:
-                self._read_unit(unit, reads)
-            elif reads:
-                self._answers.read(self._session, reads)
-        except CancelledError:
-            pass  # the engine is closing
-        except EngineError as error:
-            self._rebuild(error)
+    def reading(self, room: float = math.inf):
+        """Read what the answers read next, and the oldest unit if it is its turn.
+
+        In steps, as Session.appending; nothing is read where that is more than `room` rows.
+        """
+        reads = self._answers.next_reads()
+        room -= sum(len(read.rows) for read in reads.values()) if room < math.inf else 0
+        if room < 0:
+            return
+        unit = self._take_unit(room)
+        if unit is not None:
+            yield from self._reading_unit(unit, reads)
+        elif reads:
+            yield from self._answers.reading(self.session, reads)
+
+    def let_others(self) -> None:
+        """Let others use the device."""
         self._answers.let_others()
 
-    def _take_unit(self) -> Unit | None:
+    def _take_unit(self, room: float) -> Unit | None:
         """Take the oldest waiting unit if it is its turn."""
         with self._wake:
             if self._reset_is_due:
                 return None  # it may be of the time after the reset
             unit = self._inputs.peek()
-            has_room = unit is not None and self._session.can_append(unit)
-            is_let = self._answers.lets_unit(unit is not None, has_room)
+            has_room = unit is not None and self.session.can_append(unit)
+            fits = room == math.inf or (has_room and len(self.session.unit_rows(unit)) <= room)
+            is_let = self._answers.lets_unit(unit is not None and fits, has_room)
             return self._inputs.take(unit) if is_let else None
 
-    def _read_unit(self, unit: Unit, reads: dict) -> None:
+    def _reading_unit(self, unit: Unit, reads: dict):
         riders = self._alerts.try_begin(unit)
         try:
             with self._answers.hold_for_unit():
-                report = self._session.append(unit, list(reads.values()), riders)
+                report = yield from self.session.appending(unit, list(reads.values()), riders)
                 self._answers.settle_turns()
         except (CancelledError, EngineError):
             raise
         except Exception as error:
             log.warning('second %d is not read: %s', unit.second, error)
             is_too_large = isinstance(error, ContextFullError)
-            return self._update_status('units_too_large' if is_too_large else 'units_refused')
+            return self.update_status('units_too_large' if is_too_large else 'units_refused')
         with self._wake:
-            window = () if self._reset_is_due else self._session.window.seconds
+            window = () if self._reset_is_due else self.session.window.seconds
             self._inputs.note_read(unit, report, window)
-        self._update_status(**self._status.after_reading(unit, report))
+        self.update_status(**self._status.after_reading(unit, report))
         self._alerts.try_end(report)
         self._answers.take(reads, report.logits)
 
@@ -368,16 +367,17 @@ class Engine:
         with self._wake:
             self._questions.end(pending)
         is_dropped = answer.finish == Finish.CANCELLED and pending.why_over() is not None
-        self._update_status(*['questions_dropped'] * is_dropped, **facts)
+        self.update_status(*['questions_dropped'] * is_dropped, **facts)
         pending.finish(answer)
 
-    def _rebuild(self, error: EngineError) -> None:
+    def lose_answers(self, error: EngineError) -> None:
+        """End all answers, because the context has failed."""
         self._answers.end_all(Finish.ERROR, error)
-        log.error('the window is lost and the context is rebuilt: %s', error)
-        with self._arbiter.hold(Priority.UNIT):
-            self._session.rebuild()  # an error here ends the engine
+
+    def note_rebuild(self, error: EngineError) -> None:
+        """Tell that the window was lost with the context, and read what the black box has."""
         self._inputs.read_again(self._status.newest, self._wake)
-        self._update_status('rebuilds', lost_window=f'The window was lost: {error}')
+        self.update_status('rebuilds', lost_window=f'The window was lost: {error}')
         call_safely(self._alerts.lose, 'the window was lost')
 
     def _end_all(self) -> None:
@@ -393,8 +393,8 @@ class Engine:
         for pending in waiting:
             pending.finish(Answer(pending.question.text, '', finish, error))
 
-    def _update_status(self, *counted: str, **facts) -> None:
+    def update_status(self, *counted: str, **facts) -> None:
         """Update the status from the session, count one more of these, and set the facts."""
         with self._wake:
-            self._status = self._status.after(self._session, bool(self._answers), counted, **facts)
+            self._status = self._status.after(self.session, bool(self._answers), counted, **facts)
         call_safely(self._on_change, self.status())

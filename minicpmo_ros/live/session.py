@@ -3,9 +3,9 @@
 
 """One live window in a language model, and the forks on which questions about it are answered.
 
-Sequence 0 holds the system prompt and the units. A question is read and answered on a fork of it,
-a sequence that shares the window as it was and is dropped afterwards: the window never sees it. Up
-to `max_forks` live at once, and what they read next is read in one decode, alone or with a unit:
+One sequence holds the system prompt and the units. A question is read and answered on a fork of
+it, which shares the window as it was and is dropped afterwards: the window never sees it. Up to
+`max_forks` live at once, and what they read next is read in one decode, alone or with a unit:
 
     generations = [session.ask(question) for question in questions]
     while generations:  # a tick of the engine
@@ -22,38 +22,39 @@ logits behind each; None for one that there was no sequence or no room for.
 Space for the longest question and answer is reserved. A fork takes what its own question and
 answer can need; the window may borrow the rest, riders too. When that is used up old units are
 evicted, also from the forks that share them. A question has to wait where forks would leave less
-than half of the window (`can_fork`). One thread uses it.
+than half of the window (`can_fork`). Sessions in one SharedContext may read in one decode what
+`appending` and `reading` yield. One thread uses them.
 """
 
 import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
-from minicpmo_ros.errors import ContextFullError, EngineError, InputError
+from minicpmo_ros.errors import ContextFullError, InputError
 from minicpmo_ros.families.base import PromptLayout
 from minicpmo_ros.live.generation import Generation
 from minicpmo_ros.live.question import Question
 from minicpmo_ros.live.session_options import SessionOptions, UnitReport
+from minicpmo_ros.live.shared_context import SharedContext, read_alone
 from minicpmo_ros.live.window import Fork, Window, grouped
-from minicpmo_ros.llm.context import AbortFlag, Context, Piece
+from minicpmo_ros.llm.context import AbortFlag, Piece
 from minicpmo_ros.llm.context_options import ContextOptions, cells
 from minicpmo_ros.llm.model import LanguageModel, ModelOptions
 from minicpmo_ros.llm.prompt import CompiledPrompt
 from minicpmo_ros.streams.pairing import Unit
 from minicpmo_ros.voice.hearing import Tail
 
-LIVE = 0  # the sequence of the window; the others are for forks
+LIVE = 0  # the sequence of the first window; those behind the windows' are for forks
 LEAST_ROOM = 256  # positions of the smallest window: two seconds of images and audio
 WAIT = 'The answers that are being given hold the room; wait.'
 
 
 class Session:
-    """A window over a loaded model; the session owns both."""
+    """A window over a loaded model; the session owns both, with the others in `shared`."""
 
     def __init__(
         self,
@@ -62,12 +63,12 @@ class Session:
         context_options: ContextOptions | None = None,
         options: SessionOptions | None = None,
         abort: AbortFlag | None = None,
+        shared: SharedContext | None = None,
     ):
         self.model, self.options = model, options or SessionOptions()
-        self.context_options = replace(
-            context_options or ContextOptions(), n_sequences=1 + self.options.max_forks
+        self.shared = shared or SharedContext(
+            model, context_options or ContextOptions(), self.options.max_forks, abort
         )
-        self._abort = abort
         self._n_turns = 0  # that were remembered
         self.epoch = 0  # grows whenever the window begins anew
         self.evicted = 0  # units, to make room for newer ones or for a remembered turn
@@ -78,7 +79,13 @@ class Session:
             self.options.speech,
             self.options.system_text or None,
         )
-        self._open()
+        self.context = None  # once it is open
+        self.sequence = self.shared.add(self)  # of the window
+        try:
+            self.open()
+        except BaseException:
+            self.shared.remove(self)
+            raise
 
     @classmethod
     def load(
@@ -105,6 +112,13 @@ class Session:
         All is read completely or nothing is. Raises InputError for embeddings that do not fit,
         ContextFullError when there is no space (see `can_append`), CancelledError, EngineError.
         """
+        return read_alone(self.context, self.appending(unit, reads, riders))
+
+    def appending(self, unit: Unit, reads=(), riders=()):
+        """As `append`, in steps: yield Pieces to decode, take their logits, return the report.
+
+        Until it has ended nothing else may be done with the session.
+        """
         if unit.restarted:
             self.reset()
         if unit.window is not None:
@@ -112,19 +126,25 @@ class Session:
         started_s = time.perf_counter()
         rows, is_still = self._make_room_for(unit, riders)
         room = self._n_unreserved() - len(rows)
-        groups = grouped(riders, len(self._free_sequences()), room)
-        logits, riding = self._read_together(reads, next(groups, []), rows)
+        groups = grouped(riders, self.shared.n_free(self), room)
+        logits, riding = yield from self._reading(reads, next(groups, []), rows)
         self.window.append_unit(unit, len(rows), is_still)
         for group in groups:
             logits = [found.copy() for found in logits]
-            riding = [found.copy() for found in riding] + self._read_together((), group)[1]
+            riding = [found if found is None else found.copy() for found in riding]
+            riding += (yield from self._reading((), group))[1]
         riding += [None] * (len(riders) - len(riding))
         spent_ms = 1e3 * (time.perf_counter() - started_s)
         return UnitReport(unit.second, len(rows), spent_ms, logits, riding)
 
     def read(self, reads) -> list:
         """Read what forks read next in one decode; return the logits of each, as `append`."""
-        return self._read_together(reads, ())[0]
+        return read_alone(self.context, self.reading(reads))
+
+    def reading(self, reads):
+        """As `read`, in steps as `appending`."""
+        logits, _ = yield from self._reading(reads, ())
+        return logits
 
     @property
     def reads_apart(self) -> bool:
@@ -165,23 +185,24 @@ class Session:
         ContextFullError where forks would leave less than half of the window, ValueError if there
         are `max_forks` already.
         """
-        if not self._free_sequences():
+        if len(self._forks) >= self.options.max_forks:
             raise ValueError(f'{len(self._forks)} questions are being answered; end one first')
         if not self.can_fork(n_positions):
             raise ContextFullError(n_positions, self._n_unreserved(), WAIT)
         limit = self.window.end + self._n_unreserved()
         self.evict(self.window.spans_to_evict(n_positions, limit))
-        sequence, drop = self._free_sequences()[0], lambda: self._drop(fork)
+        (sequence,), drop = self.shared.take(self, 1), lambda: self._drop(fork)
         shared_end = self.window.prefix if is_empty else self.window.end
         fork = Fork(sequence, shared_end, n_positions, self._n_resets, drop)
-        self.context.copy(LIVE, fork.sequence, fork.forked_at)
+        self.context.copy(self.sequence, fork.sequence, fork.forked_at)
         self._forks.append(fork)
         return fork
 
     def can_fork(self, n_positions: int) -> bool:
         """Return whether `fork` has a sequence, and room that leaves half of the window."""
         window_limit = self.window.end + self._n_unreserved() - n_positions
-        return bool(self._free_sequences()) and window_limit >= self.window.capacity // 2
+        has_sequence = self.shared.n_free(self) > 0
+        return has_sequence and window_limit >= self.window.capacity // 2
 
     def remember(self, question_ids: list, answer_ids: list, end_id: int | None = None) -> int:
         """Read a question and its answer at the live end, as the next turn of the conversation.
@@ -191,7 +212,7 @@ class Session:
         """
         rows = self.prompt.turn(question_ids, answer_ids, end_id)
         self._make_room(len(rows))
-        self._read_together((), (), rows)
+        read_alone(self.context, self._reading((), (), rows))
         self._n_turns += 1
         self.window.append_turn(len(rows), self._n_turns)
         return self._n_turns
@@ -212,43 +233,32 @@ class Session:
         self._n_resets += 1
         self.epoch += 1
         self.window.remove(self.window.spans)
-        self.context.remove(LIVE, self.window.prefix, -1)
+        self.context.remove(self.sequence, self.window.prefix, -1)
 
     def rebuild(self) -> None:
-        """Create a new context after an EngineError; the window is lost."""
-        self.context.close()
-        self._open()
+        """Create a new context after an EngineError; all windows in it are lost."""
+        self.shared.reopen()
 
     @cached_property
     def smallest_context(self) -> int:
         """Smallest context that `resize` accepts; its window holds about two seconds."""
         least = len(self.prompt.prefix) + self._reserve + LEAST_ROOM
-        return cells(max(least, self.context_options.n_batch))
+        return cells(max(least, self.shared.options.n_batch))
 
     def resize(self, n_ctx: int, max_copy_bytes: float = math.inf) -> None:
         """Replace the context by one of another size; keep the newest units that fit into it.
 
         This is the only way to return memory, because llama.cpp allocates keys and values in one
-        piece. The units that stay are copied aside; those beyond `max_copy_bytes` are evicted.
-        After an EngineError the session continues in its former size; if that fails too, the
-        session must not be used any more.
+        piece, for all windows. The units that stay are copied aside; those beyond
+        `max_copy_bytes` are evicted. After an EngineError the session continues in its former
+        size; if that fails too, the session must not be used any more.
         """
-        if self._forks:
-            raise ValueError('a question is being answered; end it first')
-        former, carried = self.context_options, self._pack(n_ctx, max_copy_bytes)
-        self.context.close()
-        try:
-            self.context_options = replace(former, n_ctx=n_ctx)
-            self._open(carried)
-        except EngineError:
-            self.context_options = former
-            self._open(carried)
-            raise
+        self.shared.resize(n_ctx, max_copy_bytes)
 
     def close(self) -> None:
-        """Free the context and the model."""
-        self.context.close()
-        self.model.close()
+        """Free the window, and with the last one the context and the model."""
+        if self.shared.remove(self):
+            self.model.close()
 
     def _drop(self, fork: Fork) -> None:
         """Free the cells of a fork; after the last one, evict what the window has borrowed."""
@@ -256,6 +266,7 @@ class Session:
             return  # dropped before, or lost with its context
         self._forks.remove(fork)
         self.context.remove(fork.sequence, 0, -1)
+        self.shared.give_back([fork.sequence])
         if not self._forks:
             self._make_room(0)
 
@@ -265,54 +276,45 @@ class Session:
         options = self.options
         return len(self.prompt.question([])) + options.max_question_tokens + options.max_tokens
 
-    def _pack(self, n_ctx: int, max_copy_bytes: float) -> tuple | None:
+    def pack(self, n_ctx: int, max_copy_bytes: float) -> tuple | None:
         """Evict what will not fit; return (state, spans) of the rest, or None if nothing fits."""
         window, prefix = self.window, self.window.prefix
-        per_position = self.context.state_bytes(LIVE) / window.end
+        per_position = self.context.state_bytes(self.sequence) / window.end
         room = int(min(n_ctx - self._reserve, max_copy_bytes / per_position))
         if room < prefix:
             self.evicted += len(window.seconds)
             return None
         window.capacity = room
         self.evict(window.spans_to_evict(0, room))
-        end = self.context.next_position(LIVE)
-        self.context.read(self.prompt.prefix[-1:], LIVE)  # closes the gaps; removed again
-        self.context.remove(LIVE, end, -1)
-        return self.context.save(LIVE), window.spans
+        end = self.context.next_position(self.sequence)
+        self.context.read(self.prompt.prefix[-1:], self.sequence)  # closes the gaps; removed again
+        self.context.remove(self.sequence, end, -1)
+        return self.context.save(self.sequence), window.spans
 
-    def _open(self, carried: tuple | None = None) -> None:
-        """Create a context and a window, empty or with what was `carried` over."""
+    def open(self, carried: tuple | None = None) -> None:
+        """Begin a window in the shared context, empty or with what was `carried` over."""
         self._forks, self._n_resets = [], 0
         self.epoch += 1
-        self.context = Context(self.model, self.context_options, self._abort)
+        self.context = self.shared.context()
         prefix, reserve, options = self.prompt.prefix, self._reserve, self.options
         capacity = self.context.n_ctx - reserve
         if len(prefix) >= capacity:
-            self.context.close()
             raise InputError(
                 f'n_ctx is {self.context.n_ctx}, but the system prompt takes '
                 f'{len(prefix)} positions and a question with its answer {reserve}. '
                 'Raise n_ctx, or lower max_tokens or max_question_tokens.'
             )
         self.window = Window(len(prefix), capacity, options.window_policy, options.still)
-        try:
-            if carried is None:
-                self.context.read(prefix, LIVE)
-            else:
-                state, self.window.spans = carried
-                self.context.restore(LIVE, state)
-        except BaseException:
-            self.context.close()
-            raise
+        if carried is None:
+            self.context.read(prefix, self.sequence)
+        else:
+            state, self.window.spans = carried
+            self.context.restore(self.sequence, state)
 
     def unit_rows(self, unit: Unit, is_still: bool = False) -> np.ndarray:
         """Return what is read of a unit, (n, width); raise InputError if it does not fit."""
         image_rows = None if is_still else unit.image_rows
         return self.prompt.unit(image_rows, *unit.tiles[:2], unit.audio_rows, unit.cameras)
-
-    def _free_sequences(self) -> list:
-        taken = {LIVE, *(fork.sequence for fork in self._forks)}
-        return [n for n in range(self.context.options.n_sequences) if n not in taken]
 
     def _n_unreserved(self) -> int:
         """Return how many positions neither the window nor a fork has or may come to need."""
@@ -360,14 +362,14 @@ class Session:
         for start, end in self.window.remove(spans):
             shared_ends = {fork: self._shared_end(fork) for fork in self._forks}
             own = {fork.sequence: shared_end for fork, shared_end in shared_ends.items()}
-            self.context.close_gap(start, end, LIVE, own)
+            self.context.close_gap(start, end, self.sequence, own, self.shared.strangers(self))
             for fork, shared_end in shared_ends.items():
                 fork.forked_at -= max(0, min(end, shared_end) - start)
 
-    def _read_together(self, reads, riders, live_rows: np.ndarray | None = None) -> tuple:
+    def _reading(self, reads, riders, live_rows: np.ndarray | None = None):
         """Read what forks read, rows at the live end, and riders behind them, in one decode.
 
-        Returns the logits of the reads and of the riders.
+        Steps, as `appending`; returns the logits of reads and of riders (None: no sequence left).
         """
         for fork, rows, _ in reads:
             if fork not in self._forks:
@@ -377,19 +379,22 @@ class Session:
         with self._riding(len(riders)) as sequences:
             pieces = [Piece(rows, (fork.sequence,), n) for fork, rows, n in reads]
             if live_rows is not None:
-                pieces.append(Piece(live_rows, (LIVE, *sequences)))
+                pieces.append(Piece(live_rows, (self.sequence, *sequences)))
+            n_before = len(pieces)
             pieces += [Piece(rows, (sequence,), 1) for rows, sequence in zip(riders, sequences)]
-            logits = self.context.decode(pieces)
-        return logits[: len(reads)], [found[0] for found in logits[len(logits) - len(riders) :]]
+            logits = yield pieces
+        riding = [found[0] for found in logits[n_before:]]
+        return logits[: len(reads)], riding + [None] * (len(riders) - len(riding))
 
     @contextmanager
     def _riding(self, n: int):
         """Give sequences that share the window as it is now, and forget them at the end."""
-        sequences = self._free_sequences()[:n] if n else []
+        sequences = self.shared.take(self, min(n, self.shared.n_free(self)))
         try:
             for sequence in sequences:
-                self.context.copy(LIVE, sequence, self.window.end)
+                self.context.copy(self.sequence, sequence, self.window.end)
             yield sequences
         finally:
             for sequence in sequences:
                 self.context.remove(sequence, 0, -1)
+            self.shared.give_back(sequences)

@@ -25,6 +25,7 @@ from minicpmo_ros.ggml.graph import ProductWatch
 from minicpmo_ros.llm.context_options import (
     KV_TYPES,
     ContextOptions,
+    cells,
     check_options,
     is_fused,
 )
@@ -84,6 +85,8 @@ class Context:
         self.is_fused = is_fused(options.attention, options.kv_type, model.on_gpu)
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = options.n_ctx
+        if options.n_windows > 1:
+            parameters.n_ctx = options.n_windows * cells(options.n_ctx)
         parameters.n_batch = parameters.n_ubatch = options.n_batch
         parameters.n_seq_max = options.n_sequences
         parameters.n_outputs_max = self._n_outputs = max(options.n_outputs, options.n_sequences)
@@ -110,8 +113,8 @@ class Context:
         self.pointer = pointer
         self._free = weakref.finalize(self, llama.llama_free, pointer)
         self.memory = llama.llama_get_memory(pointer)
-        # Rounded up it may promise positions that the model does not know.
-        self.n_ctx = min(llama.llama_n_ctx(pointer), model.context_length)
+        # Of a window; rounded up it may promise positions that the model does not know.
+        self.n_ctx = min(llama.llama_n_ctx(pointer) // options.n_windows, model.context_length)
         self.n_batch = llama.llama_n_batch(pointer)
         if not llama.llama_memory_can_shift(self.memory):
             raise EngineError('this context cannot shift positions')
@@ -179,15 +182,16 @@ class Context:
         if start != end and not llama.llama_memory_seq_rm(self.memory, sequence, start, end):
             raise EngineError(f'llama.cpp cannot remove positions [{start}, {end})')
 
-    def close_gap(self, start: int, end: int, source: int, forks: dict) -> None:
+    def close_gap(self, start: int, end: int, source: int, forks: dict, strangers=()) -> None:
         """Forget the positions [start, end) of a sequence and its forks, and move up what follows.
 
         A shared cell has one position, and is moved once for all that share it. `forks` has of
         each other sequence that lives the position from which on it shares nothing with the
-        source: what is its own moves by what it loses before. ValueError where one is missing.
+        source: what is its own moves by what it loses before. ValueError where one is missing,
+        but for `strangers`, the sequences of other windows.
         """
         for other in range(self.options.n_sequences):
-            if other not in (source, *forks) and self.next_position(other):
+            if other not in (source, *forks, *strangers) and self.next_position(other):
                 raise ValueError(f'sequence {other} may share cells with sequence {source}')
         if not 0 <= start < end <= self.next_position(source):
             raise ValueError(f'[{start}, {end}) is no gap in sequence {source}')

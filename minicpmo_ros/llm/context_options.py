@@ -25,7 +25,7 @@ ATTENTION = ('auto', 'fused', 'plain')
 class ContextOptions:
     """Sizes of a context."""
 
-    n_ctx: int = LLM.n_ctx  # positions of all sequences together; see `cells`
+    n_ctx: int = LLM.n_ctx  # positions of all sequences of a window together; see `cells`
     n_batch: int = LLM.n_ubatch  # rows that llama.cpp reads at once; a decode may have more
     n_sequences: int = 2
     n_outputs: int = 8  # rows read at once that may have logits; at least n_sequences
@@ -35,6 +35,7 @@ class ContextOptions:
     offload_kv: bool = True  # use the accelerator where there is one, also for keys and values
     # Sees (name of a weight, rows (n, k) it is multiplied with) of every such product: slow.
     on_product: Callable[[str, np.ndarray], None] | None = None
+    n_windows: int = 1  # each with n_ctx positions, in one pool of cells
 
 
 def is_fused(attention: str, kv_type: str, on_gpu: bool) -> bool:
@@ -43,7 +44,9 @@ def is_fused(attention: str, kv_type: str, on_gpu: bool) -> bool:
     On a CPU llama.cpp's fused attention sums the values of a generated token in f16 where keys and
     values are f16: the longer the context, the farther from exact. Plain attention is exact and
     no slower, and takes a larger compute buffer; but it does not read quantised values. So `auto`
-    is plain on a CPU but for quantised ones, and fused on a GPU, where sums are f32.
+    is plain on a CPU but for quantised ones, and fused on a GPU, where sums are f32. With several
+    windows, plain attention computes, and has room for, the scores of each row with the cells of
+    all of them; fused attention leaves out those of the others.
     """
     is_quantised = kv_type == 'q8_0'
     if attention not in ATTENTION:

@@ -26,7 +26,7 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.ggml.devices import gpu_name
 from minicpmo_ros.ggml.gguf_file import Header
 from minicpmo_ros.ggml.runtime import AsGpu, Backend
-from minicpmo_ros.llm.context_options import ATTENTION, KV_TYPES, check_n_ctx, is_fused
+from minicpmo_ros.llm.context_options import ATTENTION, KV_TYPES, cells, check_n_ctx, is_fused
 from minicpmo_ros.media.image.tiling import MIN_AREA, reserved_area
 from minicpmo_ros.memory import llm_formulas
 from minicpmo_ros.memory.llm_formulas import LlmSizes
@@ -64,6 +64,7 @@ SOURCES = {
     'area': ('vision_encoder', 'vision.area'),
     'look_tiles': ('vision_encoder', 'vision.look_tiles'),
     'max_rules': ('llm', 'alerts.max_rules'),
+    'n_robots': ('llm', 'robots'),
     'isolated': ('streaming_encoder', 'isolated'),
     'vision_device': ('vision_encoder', 'device'),
     'audio_device': ('streaming_encoder', 'device'),
@@ -82,6 +83,7 @@ class PlanOptions:
     """The nodes' parameters that memory depends on; the defaults are the nodes'."""
 
     n_ctx: int = LLM.n_ctx
+    n_robots: int = 1  # that share one engine, each with a window of n_ctx positions
     kv_type: str = LLM.kv_type
     attention: str = LLM.attention
     n_ubatch: int = LLM.n_ubatch
@@ -248,15 +250,17 @@ def _llm_amounts(header: Header, options: PlanOptions, on_gpu: bool, devices: _D
     repacked = 0
     if options.repack and options.use_mmap and n_cpu == facts.layers + 1:
         repacked = llm_formulas.repacked_bytes(header, devices.get(False))
-    kv = llm_formulas.keys_and_values(facts, options.n_ctx, options.kv_type, n_gpu)
-    # The window, and a fork of it for each question.
-    n_sequences = 1 + options.max_parallel + min(ALERTS_TOGETHER, options.max_rules)
+    n_ctx = options.n_robots * cells(options.n_ctx)
+    kv = llm_formulas.keys_and_values(facts, n_ctx, options.kv_type, n_gpu)
+    # The windows, and the forks for questions (live/shared_context.py).
+    n_forks = options.max_parallel + min(ALERTS_TOGETHER, options.max_rules)
+    n_sequences = options.n_robots + max(n_forks, options.n_robots)
     n_outputs = min(options.n_ubatch, max(llm_formulas.OUTPUTS, n_sequences))
     fused = is_fused(options.attention, options.kv_type, bool(n_gpu))
-    computing = llm_formulas.compute(facts, options.n_ctx, options.n_ubatch, n_outputs, fused)
+    computing = llm_formulas.compute(facts, n_ctx, options.n_ubatch, n_outputs, fused)
     on_host = computing + llm_formulas.work(facts, options.n_ubatch) if n_cpu else 0
     if n_gpu:
-        on_host += llm_formulas.gpu_inputs(facts, options.n_ctx, options.n_ubatch)
+        on_host += llm_formulas.gpu_inputs(facts, n_ctx, options.n_ubatch)
     return [
         Amount('llm', 'weights', host_weights, weights.device),
         Amount('llm', 'repacked weights', repacked),
@@ -334,7 +338,10 @@ def plan_options(parameters: dict) -> PlanOptions:
     for row in fields(PlanOptions):
         node, name = SOURCES.get(row.name, ('llm', row.name))
         if name in parameters.get(node, {}):
-            given[row.name] = _checked(name, parameters[node][name], row.default)
+            value = parameters[node][name]
+            if name == 'robots':  # their namespaces; none: one robot
+                value = max(1, sum(map(bool, value)) if isinstance(value, list | tuple) else 1)
+            given[row.name] = _checked(name, value, row.default)
     return PlanOptions(**given)
 
 

@@ -8,6 +8,7 @@ results come back through `post`, in order.
 """
 
 import time
+from functools import partial
 
 from rclpy.qos import QoSProfile
 from std_srvs.srv import Trigger
@@ -24,24 +25,30 @@ from minicpmo_ros.ros.framework.clock import NodeTime
 from minicpmo_ros.ros.framework.lifecycle import LATCHED, ManagedNode
 from minicpmo_ros.ros.framework.loading import model_path, open_model
 from minicpmo_ros.ros.framework.main import run
+from minicpmo_ros.ros.launch.process_specs import EMBEDDINGS
 from minicpmo_ros.ros.llm_options import (
     PARAMETERS,
+    Loader,
     LoadError,
     check,
-    make_loader,
     sampling_options,
 )
 from minicpmo_ros.ros.looking import Looker
 from minicpmo_ros.ros.memory import MemoryBudget, MemoryLimiter
-from minicpmo_ros.ros.messages import diagnose_engine, take_image, take_rows, to_time
-from minicpmo_ros.ros.model_watch import ModelWatch, last_end, record_path
+from minicpmo_ros.ros.messages import (
+    diagnose_engine,
+    status_message,
+    take_image,
+    take_rows,
+)
+from minicpmo_ros.ros.model_watch import ModelFiles
 from minicpmo_ros.ros.notes import NoteServer
+from minicpmo_ros.ros.robots import RobotGroup, refuse_robots, robot_namespaces
 from minicpmo_ros.ros.sessions import SessionServer
 from minicpmo_ros.ros.stamps import ClockProblems
 from minicpmo_ros.ros.voice.read_audio import ReadAudioClient
 from minicpmo_ros.streams.image import ImageSecond
 from minicpmo_ros.streams.time import Instant
-from minicpmo_ros.units import NS
 
 EMBEDDING_QOS = QoSProfile(depth=32)
 ANSWER_QOS = QoSProfile(depth=10)
@@ -54,27 +61,26 @@ ALONE = (
     'planned together. The executable live (composed:=true) does both'
 )
 INACTIVE = 'The node is inactive: it takes in nothing new and answers no questions.'
-STATES = {
-    'unloaded': Status.UNLOADED,
-    'loading': Status.LOADING,
-    'ready': Status.READY,
-    'failed': Status.FAILED,
-}
 
 
 class LlmNode(ManagedNode):
-    """See the module."""
+    """See the module. `group`: of the robots that it shares an engine with; None: it has none."""
 
     PARAMETERS = PARAMETERS
     INPUTS = ('audio_embedding', 'image_embedding')
     ROLE = 'engine'
     engine = None
     _inputs = ()
-    _action = _leaving = _files = None
+    _action = _leaving = None
 
     def __init__(
-        self, arbiter: DeviceArbiter | None = None, budget: MemoryBudget | None = None, **kwargs
+        self,
+        arbiter: DeviceArbiter | None = None,
+        budget: MemoryBudget | None = None,
+        group: RobotGroup | None = None,
+        **kwargs,
     ):
+        self.group = group
         super().__init__('llm', **kwargs)
         self._is_alone = arbiter is None
         self._arbiter, self._budget = arbiter or DeviceArbiter(), budget or MemoryBudget()
@@ -82,8 +88,8 @@ class LlmNode(ManagedNode):
         self._model = None  # a ModelDirectory, once the engine is ready
         self._refused, self._warned_s = 0, -60.0
         self._seen = ImageEmbedding()  # the newest second that had an image
-        self._files = None  # a ModelWatch, once the engine is ready
-        self._memory = MemoryLimiter(self, self._look_at_files)
+        self._files = ModelFiles(self)
+        self._memory = MemoryLimiter(self, self._files.look, group)
         self._time, self._jumps = NodeTime(self), 0
         self.answers = self.topics.publish(Answer, '~/answer', ANSWER_QOS)
         self.deltas = self.topics.publish(AnswerDelta, '~/answer_delta', DELTA_QOS)
@@ -102,17 +108,22 @@ class LlmNode(ManagedNode):
     def on_setup(self, options) -> None:
         """Check the files, then load in the engine's thread."""
         check(options)
-        self._tell_last_end()
+        refuse_robots(options.robots, self.group)
+        if self.group is not None:
+            self.group.enter(self.get_fully_qualified_name(), options)
+        self._files.tell_last_end()
         if self._is_alone:
             self.get_logger().info(ALONE)
         alerts, recall = self._alerts.set_up(options), self.notes.set_up(options)
         leaving, self._leaving = [self._leaving] if self._leaving else [], None
         # Behind an engine that still has its memory, the loader asks once it has ended.
+        checks_later = bool(leaving) or self.group is not None
         checked = open_model(
-            model_path(options.model_dir), None if leaving else self._budget.require_llm
+            model_path(options.model_dir), None if checks_later else self._budget.require_llm
         )
+        loader = Loader(options, checked, self._budget, self.get_logger(), recall, self.group)
         engine = Engine(
-            make_loader(options, checked, leaving, self._budget, self.get_logger(), recall),
+            partial(loader.load, leaving),
             EngineOptions(
                 unit_deadline_s=options.unit_deadline,
                 max_backlog=options.max_backlog,
@@ -127,6 +138,7 @@ class LlmNode(ManagedNode):
             alerts=alerts,
             listen=self._listen,
             black_box=self.sessions.set_up(options, checked),
+            thread=self.group.thread if self.group is not None else None,
         )
         self._checked, self.engine = checked, engine
         engine.start()
@@ -156,8 +168,10 @@ class LlmNode(ManagedNode):
             self.notes.release()
             self.sessions.release()
             self._memory.end()
-            self._unwatch()
+            self._files.unwatch()
             self._leaving, self.engine, self._model = self.engine, None, None
+        if self.group is not None:
+            self.group.leave(self.get_fully_qualified_name())
 
     def join(self, timeout_s: float) -> None:
         """Wait for the engine that was told to end."""
@@ -187,8 +201,8 @@ class LlmNode(ManagedNode):
 
     def on_end(self) -> None:
         """End the action and the memory watch."""
-        self._unwatch()
         if self._action is not None:
+            self._files.unwatch()
             self._action.destroy()
             self._memory.close()
 
@@ -237,36 +251,6 @@ class LlmNode(ManagedNode):
         """Publish an answer, and let it become a note."""
         self.answers.publish(message)
         self.notes.note_answer(message)
-
-    # The model's files.
-    def _tell_last_end(self) -> None:
-        """Log why the previous process ended, if it did not end properly."""
-        record = record_path(self)
-        if told := last_end(record):
-            self.get_logger().error(told)
-            record.unlink(missing_ok=True)
-
-    def _watch_files(self) -> None:
-        paths = {role: header.path for role, header in self._model.headers.items()}
-        mapped = frozenset(['llm'] if self.table.values().use_mmap else [])
-        self._files = ModelWatch(paths, mapped, record_path(self))
-
-    def _unwatch(self) -> None:
-        files, self._files = self._files, None
-        if files is not None:
-            files.close()
-
-    def _look_at_files(self) -> None:
-        """Check whether the files have changed; runs in the memory watch's thread."""
-        files = self._files
-        for is_dangerous, told in files.changes() if files is not None else ():
-            self.post(lambda how=is_dangerous, text=told: self._tell_change(how, text))
-
-    def _tell_change(self, is_dangerous: bool, text: str) -> None:
-        if is_dangerous:
-            self.get_logger().error(text)
-        else:
-            self.get_logger().warning(text)
 
     # Input.
     def _on_audio(self, message: AudioEmbedding) -> None:
@@ -335,14 +319,13 @@ class LlmNode(ManagedNode):
         if status.state == 'ready' and self._model is None:
             self._model = self._checked.result()
             self._memory.begin(self.engine, self._model.headers['llm'])
-            self._watch_files()
+            self._files.watch(self._model)
             self.get_logger().info(f'ready: {self._model.space}')
         self._statuses.publish(self._status_message(status))
 
     def _status_message(self, status: EngineStatus) -> Status:
-        message = Status(state=STATES[status.state], progress=status.progress)
+        message = status_message(status)
         message.header.stamp = self.get_clock().now().to_msg()
-        message.reason, message.remedy = status.reason, status.remedy
         if (failure := self.failure) is not None:
             message.state = Status.FAILED
             if isinstance(failure, ModelFileError):
@@ -353,16 +336,8 @@ class LlmNode(ManagedNode):
             else:
                 message.reason = str(failure)
         message.model = self._model.space if self._model is not None else ''
-        message.window_start = to_time(status.window_start_s * NS)
-        message.window_end = to_time(status.window_end_s * NS)
-        message.image_end = to_time((status.image_end_s or 0) * NS)
         message.image_area, message.image_period_s = self._seen.area, self._seen.period_s
         message.image_slowed = self._seen.slowed
-        message.audio_end = to_time((status.audio_end_s or 0) * NS)
-        for name in ('units', 'seconds', 'still', 'positions', 'context_size', 'waiting',
-                     'answering', 'stale', 'questions_dropped', 'units_read', 'units_dropped',
-                     'late', 'evicted', 'prefill_ms', 'restored'):  # fmt: skip
-            setattr(message, name, getattr(status, name))
         message.restoring = self.sessions.told(status)
         message.refused = self._refused + status.units_refused + status.units_too_large
         message.memory_mib = self._memory.used_mib
@@ -390,9 +365,27 @@ class LlmNode(ManagedNode):
             report.warn(f'loading, {status.progress:.0%} is done')
 
 
+def make_nodes():
+    """Yield the node, or with parameter `robots` one in the namespace of each robot."""
+    node = LlmNode()
+    namespaces = robot_namespaces(node.table.values().robots, node.get_namespace())
+    if not namespaces:
+        yield node
+        return
+    node.destroy_node()
+    group, budget = RobotGroup(namespaces), MemoryBudget()
+    for namespace in namespaces:
+        yield LlmNode(
+            budget=budget,
+            group=group,
+            remappings={'__ns': namespace, **dict(EMBEDDINGS)},
+            parameters={'robots': list(namespaces)},
+        )
+
+
 def main(args=None) -> int:
-    """Run the node."""
-    return run(lambda: [LlmNode()], args)
+    """Run the node, or those of several robots."""
+    return run(make_nodes, args)
 
 
 if __name__ == '__main__':

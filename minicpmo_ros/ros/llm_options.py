@@ -23,11 +23,13 @@ from minicpmo_ros.ros.framework.loading import MODEL_PARAMETERS, thread_count
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
 from minicpmo_ros.ros.memory import MemoryBudget
 from minicpmo_ros.ros.notes import NOTE_PARAMETERS
+from minicpmo_ros.ros.robots import ROBOTS_PARAMETER
 from minicpmo_ros.ros.sessions import SESSION_PARAMETERS
 from minicpmo_ros.streams.pairing import WAIT_FOR
 
 PARAMETERS = (
     *MODEL_PARAMETERS,
+    ROBOTS_PARAMETER,
     Parameter('prompt', LLM.prompt, 'Language of the system prompt', choices=LANGUAGES),
     Parameter('system_text', LLM.system_text,
               'Replaces the system prompt of the model; empty: keep it'),
@@ -137,28 +139,50 @@ class LoadError(EngineError):
         self.reason, self.remedy, self.may_pass = reason, remedy, may_pass
 
 
-def make_loader(options, checked, leaving: list, budget: MemoryBudget, log, recall=None):
-    """Return the function that the engine calls in its thread to load the session.
+class Loader:
+    """Loads the session of one engine, in its thread.
 
-    `leaving` holds the engine before, if there was one: two models at a time may not fit into
-    memory, so its end is waited for.
+    `group`: a RobotGroup whose robots have their windows in one context, over one model.
     """
 
-    def load(on_progress, abort) -> Session:
+    def __init__(self, options, checked, budget: MemoryBudget, log, recall=None, group=None):
+        self._options, self._checked, self._budget = options, checked, budget
+        self._log, self._recall, self._group = log, recall, group
+
+    def load(self, leaving: list, on_progress, abort) -> Session:
+        """Return the session, loaded or over what other robots have loaded.
+
+        `leaving` holds the engine before, if there was one: two models at a time may not fit into
+        memory, so its end is waited for.
+        """
         waits = bool(leaving)
         while leaving:
             if leaving[0].close(timeout_s=5.0):
                 leaving.clear()
             else:
-                log.warning('the model before has not ended yet; loading waits for it')
-        model = checked.result()
-        if waits:
-            budget.require_llm(model)
-        if options.use_mlock and (refusal := lock_refusal(model.headers['llm'].size_bytes)):
-            log.warning(refusal)
+                self._log.warning('the model before has not ended yet; loading waits for it')
+        options = self._options
+        model = self._checked.result()
         layout = find_layout(model.family, options.prompt)
+        session_is = session_options(options, model.speech(options.speech))
+        session_is = replace(session_is, recall=self._recall)
+        shared = self._group.shared_context() if self._group is not None else None
+        if shared is not None:
+            return Session(shared.model, layout, options=session_is, shared=shared)
+        if waits or self._group is not None:
+            self._budget.require_llm(model)
+        session = self._load_model(model, layout, session_is, on_progress, abort)
+        if self._group is not None:
+            self._group.note_session(session)
+        self._log.info(attention_told(session.context))
+        return session
+
+    def _load_model(self, model, layout, session_is, on_progress, abort) -> Session:
+        options = self._options
+        if options.use_mlock and (refusal := lock_refusal(model.headers['llm'].size_bytes)):
+            self._log.warning(refusal)
         gpu_layers = 0 if options.device == 'cpu' else options.gpu_layers
-        session = Session.load(
+        return Session.load(
             model.llm_path,
             layout,
             ModelOptions(
@@ -172,20 +196,17 @@ def make_loader(options, checked, leaving: list, budget: MemoryBudget, log, reca
             ),
             ContextOptions(
                 n_ctx=options.n_ctx,
+                n_windows=len(self._group.namespaces) if self._group is not None else 1,
                 n_batch=options.n_ubatch,
                 kv_type=options.kv_type,
                 attention=options.attention,
                 threads=thread_count(options.threads),
                 offload_kv=options.device != 'cpu',
             ),
-            replace(session_options(options, model.speech(options.speech)), recall=recall),
+            session_is,
             on_progress,
             abort,
         )
-        log.info(attention_told(session.context))
-        return session
-
-    return load
 
 
 def attention_told(context: Context) -> str:

@@ -112,11 +112,12 @@ class MemoryBudget:
 class MemoryLimiter:
     """Keeps one node's engine within the memory bounds of its parameters; `verdict` is the newest.
 
-    beside(): called after each measurement, in the watch's thread.
+    beside(): called after each measurement, in the watch's thread. `group`: a RobotGroup, of which
+    one node does it for all.
     """
 
-    def __init__(self, node, beside: Callable[[], None] = lambda: None):
-        self._node, self._beside = node, beside
+    def __init__(self, node, beside: Callable[[], None] = lambda: None, group=None):
+        self._node, self._beside, self._group = node, beside, group
         self._engine = self._guard = None
         self.verdict = Verdict(0)
         self._pending = False  # the engine has been asked for another size
@@ -136,7 +137,9 @@ class MemoryLimiter:
         """Guard an engine that has become ready."""
         status, kv_type = engine.status(), self._node.table.values().kv_type
         sizes = context_sizes(status.context_size, status.smallest_context)
-        self._guard = MemoryGuard(sizes, kv_mib_per_position(LlmSizes.of(header), kv_type))
+        n_windows = len(self._group.namespaces) if self._group is not None else 1
+        per_position_mib = n_windows * kv_mib_per_position(LlmSizes.of(header), kv_type)
+        self._guard = MemoryGuard(sizes, per_position_mib)
         self._engine, self._pending, self._resizes = engine, False, status.resizes
         self.verdict = Verdict(status.context_size)
 
@@ -174,6 +177,9 @@ class MemoryLimiter:
     def _look(self, begun_s: float, used_mib: float, available_mib: float) -> None:
         if self._guard is None or self._pending or begun_s < self._changed_s:
             return  # measured before the last change
+        name = self._node.get_fully_qualified_name()
+        if self._group is not None and not self._group.is_guard(name):
+            return
         before, bounds = self.verdict, bounds_of(self._node.table.values())
         self.verdict = verdict = self._guard.look(used_mib, available_mib, bounds)
         if verdict.n_ctx != before.n_ctx:

@@ -14,7 +14,7 @@ import numpy as np
 from builtin_interfaces.msg import Time
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.msg import ImageEmbedding
+from minicpmo_ros.msg import ImageEmbedding, Status
 from minicpmo_ros.streams import LARGEST
 from minicpmo_ros.units import NS
 
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from minicpmo_ros.live.status import EngineStatus
     from minicpmo_ros.streams.image import ImageSecond
 from minicpmo_ros.streams.pairing import check_cameras
+
+STATES = {
+    'unloaded': Status.UNLOADED,
+    'loading': Status.LOADING,
+    'ready': Status.READY,
+    'failed': Status.FAILED,
+}
 
 
 def to_time(stamp_ns: int) -> Time:
@@ -151,3 +158,18 @@ def diagnose_engine(report, status: 'EngineStatus', n_refused: int) -> None:
     report.tell('questions dropped', status.questions_dropped)
     report.tell('prefill of the newest unit [ms]', status.prefill_ms)
     report.tell('live seconds took of the newest answer [s]', status.answer_live_s)
+
+
+def status_message(status: 'EngineStatus') -> Status:
+    """Return what an engine tells of itself."""
+    message = Status(state=STATES[status.state], progress=status.progress)
+    message.reason, message.remedy = status.reason, status.remedy
+    message.window_start = to_time(status.window_start_s * NS)
+    message.window_end = to_time(status.window_end_s * NS)
+    message.image_end = to_time((status.image_end_s or 0) * NS)
+    message.audio_end = to_time((status.audio_end_s or 0) * NS)
+    for name in ('units', 'seconds', 'still', 'positions', 'context_size', 'waiting',
+                 'answering', 'stale', 'questions_dropped', 'units_read', 'units_dropped',
+                 'late', 'evicted', 'prefill_ms', 'restored'):  # fmt: skip
+        setattr(message, name, getattr(status, name))
+    return message

@@ -74,6 +74,44 @@ class ModelWatch:
                 self._record.unlink()
 
 
+class ModelFiles:
+    """The files of the model that a node has loaded, as far as the node tells of them."""
+
+    def __init__(self, node):
+        self._node, self._watch = node, None
+
+    def tell_last_end(self) -> None:
+        """Log why the previous process ended, if it did not end properly."""
+        record = record_path(self._node)
+        if told := last_end(record):
+            self._node.get_logger().error(told)
+            record.unlink(missing_ok=True)
+
+    def watch(self, model) -> None:
+        """Watch the files of a ModelDirectory that has been loaded."""
+        paths = {role: header.path for role, header in model.headers.items()}
+        mapped = frozenset(['llm'] if self._node.table.values().use_mmap else [])
+        self._watch = ModelWatch(paths, mapped, record_path(self._node))
+
+    def unwatch(self) -> None:
+        """Forget them: the model is unloaded."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
+
+    def look(self) -> None:
+        """Check whether the files have changed; runs in the memory watch's thread."""
+        watch = self._watch
+        for is_dangerous, told in watch.changes() if watch is not None else ():
+            self._node.post(lambda how=is_dangerous, text=told: self._tell(how, text))
+
+    def _tell(self, is_dangerous: bool, text: str) -> None:
+        if is_dangerous:
+            self._node.get_logger().error(text)
+        else:
+            self._node.get_logger().warning(text)
+
+
 def _change(path: Path, before: list, now: list, is_mapped: bool) -> tuple:
     if not now:
         return False, f'{path} is no longer there; what is loaded goes on. Put it back'

@@ -29,6 +29,7 @@ from contextlib import contextmanager
 
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 
 from minicpmo_ros.errors import EngineError, Error
@@ -67,9 +68,13 @@ class ManagedNode(LifecycleNode):
     _goal = ''  # the state that a start by itself leads to; '': none is going on
     _is_own = False  # this transition is part of one
 
-    def __init__(self, name: str, remappings: dict | None = None):
+    def __init__(self, name: str, remappings: dict | None = None, parameters: dict | None = None):
         remaps = [part for rule in (remappings or {}).items() for part in ('-r', ':='.join(rule))]
-        super().__init__(name, cli_args=['--ros-args', *remaps] if remaps else None)
+        super().__init__(
+            name,
+            cli_args=['--ros-args', *remaps] if remaps else None,
+            parameter_overrides=[RosParameter(k, value=v) for k, v in (parameters or {}).items()],
+        )
         self._configured = False
         self.faults = Faults(self, self._on_row)
         self.restarts = Waits()
