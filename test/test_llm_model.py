@@ -6,11 +6,17 @@
 import resource
 
 import gguf
+import llama_cpp.llama_cpp as llama
+import numpy as np
 import pytest
 
 from minicpmo_ros.errors import CancelledError, ModelFileError
+from minicpmo_ros.ggml import library
 from minicpmo_ros.llm import model as language_model
+from minicpmo_ros.llm.context import Context
+from minicpmo_ros.llm.context_options import ContextOptions
 from minicpmo_ros.llm.model import LanguageModel, ModelOptions
+from minicpmo_ros.modelset.gguf_layouts import SHAPES
 from minicpmo_ros.synthetic import model as synthetic
 
 
@@ -22,6 +28,39 @@ def test_every_way_of_holding_weights_loads(tiny_model_dir, use_mmap, repack):
     assert (model.width, model.context_length, model.head_width) == (256, 32768, 64)
     assert model.size_bytes > 1 << 20
     model.close()
+
+
+@pytest.mark.parametrize('use_mmap', [True, False])
+def test_what_is_reordered_for_the_cpu_is_chosen_by_us_and_computes_the_same(
+    tmp_path, monkeypatch, use_mmap
+):
+    """llama.cpp would use AMX wherever it is announced; a machine without it is ended by that."""
+    path, lines, told = tmp_path / 'llm.gguf', [], []
+    synthetic.write_llm(path, SHAPES['tiny'], 1, 'q4_0')
+    load = llama.llama_model_load_from_file
+
+    def spied(path, parameters):
+        told.append(parameters.use_extra_bufts)
+        return load(path, parameters)
+
+    monkeypatch.setattr(llama, 'llama_model_load_from_file', spied)
+    library.set_log(lambda level, text: lines.append(text))
+    try:
+        found = {}
+        for repack in (False, True):
+            lines.clear()
+            model = LanguageModel.load(path, ModelOptions(use_mmap=use_mmap, repack=repack))
+            assert any('CPU_REPACK model buffer' in line for line in lines) == repack
+            context = Context(model, ContextOptions(256, threads=1))
+            rows = np.random.default_rng(1).standard_normal((9, model.width)).astype(np.float32)
+            found[repack] = context.read(rows, 0, want_logits=True)
+            context.close()
+            model.close()
+    finally:
+        library.set_log(None)
+    assert not any(told)
+    distance = np.linalg.norm(found[True] - found[False]) / np.linalg.norm(found[False])
+    assert distance < 0.2
 
 
 def locked_bytes() -> int:

@@ -8,6 +8,7 @@ watched and stopped.
 """
 
 import ctypes
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from minicpmo_ros.errors import CancelledError, ModelFileError
 from minicpmo_ros.ggml import library  # noqa: F401 (routes llama.cpp's log)
 from minicpmo_ros.ggml.devices import Devices
 from minicpmo_ros.ggml.gguf_file import Header, read_header
+from minicpmo_ros.ggml.runtime import Backend
+from minicpmo_ros.ggml.weights import is_repacked
 from minicpmo_ros.llm import layout as llm_layout
 from minicpmo_ros.llm.keys import overrides, verify
-from minicpmo_ros.llm.vocabulary import TokenRows, Vocabulary
+from minicpmo_ros.llm.vocabulary import TABLE, TokenRows, Vocabulary
 
 READ, MAP, LOCK = 0, 1, 2  # llama.h: enum llama_load_mode; their sums are modes too
 
@@ -38,7 +41,35 @@ class ModelOptions:
     use_mlock: bool = LLM.use_mlock  # llama.cpp warns where the system refuses
     # 'qwen2': read it so, whatever the file says, if that proves right.
     pre_tokenizer: str = ''
-    repack: bool = LLM.repack  # reorder weights for the CPU
+    repack: bool = LLM.repack  # reorder weights for the CPU; not beside a GPU
+
+
+class _Placed(ctypes.Structure):
+    """llama.h: struct llama_model_tensor_buft_override."""
+
+    _fields_ = (('pattern', ctypes.c_char_p), ('buffer_type', ctypes.c_void_p))
+
+
+def _repacked(header: Header):
+    """Return which matrices llama.cpp shall reorder for the CPU, an array that ends in NULL.
+
+    Left to itself it would use AMX where a CPU announces that, and a virtual machine that does so
+    without having it ends the process. So each kind of matrix gets its place by name.
+    """
+    backend = Backend('cpu')
+    try:
+        layouts = backend.extra_buffer_types()[:1]
+        kinds, fits = {}, {}
+        for name, info in header.tensors.items() if layouts else ():
+            if name != TABLE and name.endswith('.weight') and len(info.shape) == 2:
+                form = info.shape, info.type
+                fits[form] = fits[form] if form in fits else is_repacked(backend, *form)
+                kind = re.sub(r'\d+', '[0-9]+', re.escape(name))  # of all layers
+                kinds[kind] = kinds.get(kind, True) and fits[form]
+    finally:
+        backend.close()
+    patterns = [f'^{kind}$'.encode() for kind, is_fit in kinds.items() if is_fit]
+    return (_Placed * (len(patterns) + 1))(*((pattern, layouts[0]) for pattern in patterns))
 
 
 class _Weights:
@@ -104,7 +135,10 @@ class LanguageModel:
         parameters.n_gpu_layers = options.gpu_layers
         parameters.load_mode = MAP if options.use_mmap else READ
         parameters.load_mode += LOCK if options.use_mlock else READ
-        parameters.use_extra_bufts = options.repack
+        parameters.use_extra_bufts = False
+        on_gpu = options.gpu_layers and not devices.is_cpu
+        placed = _repacked(header) if options.repack and not on_gpu else (_Placed * 1)()
+        parameters.tensor_buft_overrides = ctypes.addressof(placed)  # C reads it while loading
         parameters.kv_overrides = overrides(options.pre_tokenizer)
         parameters.progress_callback = llama.llama_progress_callback(progress)
         pointer = llama.llama_model_load_from_file(str(path).encode(), parameters)

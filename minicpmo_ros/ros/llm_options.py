@@ -47,8 +47,9 @@ PARAMETERS = (
               'less memory. The limit of locked memory (ulimit -l) must be as large as the '
               'weights'),
     Parameter('repack', LLM.repack,
-              'Reorder weights for the CPU: reading is faster with q4_0 and slower with q4_K. '
-              'With use_mmap the weights are then held twice'),
+              'Reorder weights for the CPU, not beside a GPU: all is faster with q4_0; with q4_K '
+              'it depends on the CPU (minicpmo bench). With use_mmap the weights are then held '
+              'twice'),
     Parameter('n_ctx', LLM.n_ctx,
               'Size of the context; one second of image and audio takes 94 positions',
               'positions', 256, 1_048_576),
