@@ -13,6 +13,7 @@ from contextlib import contextmanager
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 M_ARENA_MAX, ARENAS = -8, 2  # of mallopt(3)
 VISIBLE = 'CUDA_VISIBLE_DEVICES'
+NO_REUSE = 'LLAMA_GRAPH_REUSE_DISABLE'
 DEFAULTS = {
     # Spinning OpenMP barriers cost a factor of 5 to 60 beside any other load.
     'OMP_WAIT_POLICY': 'passive',
@@ -32,19 +33,33 @@ def prepare() -> None:
         mallopt(M_ARENA_MAX, ARENAS)
 
 
-@contextmanager
 def visible_gpu(number: str | None):
     """Let a process that is started meanwhile see this GPU only; None: what this one sees."""
-    before = os.environ.get(VISIBLE)
-    if number is not None:
-        os.environ[VISIBLE] = number
+    return _set(VISIBLE, number)
+
+
+def graph_reuse(is_allowed: bool):
+    """Let a context of llama.cpp that is made meanwhile send its graph again for every decode.
+
+    Unless it `is_allowed` to compute the last one again: an RPC server has one last graph for all
+    parts of a process, and forgets it when any of them frees memory; asked for it, it hangs up.
+    """
+    return _set(NO_REUSE, None if is_allowed else '1')
+
+
+@contextmanager
+def _set(name: str, value: str | None):
+    """Set a variable of the environment meanwhile; None: leave it."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
     try:
         yield
     finally:
         if before is not None:
-            os.environ[VISIBLE] = before
-        elif number is not None:
-            del os.environ[VISIBLE]
+            os.environ[name] = before
+        elif value is not None:
+            os.environ.pop(name, None)
 
 
 def end_with_parent() -> None:

@@ -30,6 +30,7 @@ from minicpmo_ros.llm.context_options import (
     is_fused,
 )
 from minicpmo_ros.llm.model import LanguageModel
+from minicpmo_ros.process import graph_reuse
 
 PLAIN, FUSED = 0, 1  # llama.h: enum llama_flash_attn_type
 NO_SLOT, ABORTED = 1, 2  # return codes of llama_decode
@@ -103,7 +104,8 @@ class Context:
             parameters.cb_eval = ctypes.cast(
                 self._watch.callback, llama.ggml_backend_sched_eval_callback
             )
-        pointer = llama.llama_init_from_model(model.pointer, parameters)
+        with graph_reuse(not model.is_remote):
+            pointer = llama.llama_init_from_model(model.pointer, parameters)
         if not pointer:
             raise EngineError(
                 f'llama.cpp made no context of {options.n_ctx} positions; its log '

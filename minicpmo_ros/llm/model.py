@@ -93,6 +93,7 @@ class LanguageModel:
     ):
         self.path, self.pointer = path, pointer
         self.on_gpu = bool(gpu_layers and not devices.is_cpu)  # at least a part of it
+        self.is_remote = devices.is_remote
         self._weights = _Weights(pointer, devices)
         self.width = llama.llama_model_n_embd(pointer)
         self.context_length = llama.llama_model_n_ctx_train(pointer)  # positions it was made for
