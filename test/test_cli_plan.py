@@ -80,7 +80,18 @@ def test_a_preset_is_taken_by_name_or_as_a_file_with_its_limit(tiny_model_dir, t
 @pytest.mark.parametrize('given', ['n_ctx', 'context=1', 'overlap=2'])
 def test_what_is_no_parameter_is_refused(tiny_model_dir, capsys, given):
     assert main(['plan', str(tiny_model_dir), '--set', given]) == 2
-    assert 'expected is NAME=VALUE, with one of device, n_ctx' in capsys.readouterr().err
+    assert (
+        'expected is NAME=VALUE, with one of device, rpc_servers, n_ctx' in capsys.readouterr().err
+    )
+
+
+def test_what_a_server_computes_takes_no_memory_here(tiny_model_dir, capsys):
+    taken = []
+    for more in ((), ('--set', 'rpc_servers=10.0.0.2:50052')):
+        main(['plan', str(tiny_model_dir), '--set', 'device=gpu', *more])
+        table, verdict = capsys.readouterr().out, r'MiB in all'
+        taken.append(float(re.search(rf'(\d+) {verdict}', table)[1]))
+    assert taken[1] < taken[0] - 512  # of a GPU's runtime
 
 
 def test_values_of_another_kind_are_refused(tiny_model_dir, capsys):
