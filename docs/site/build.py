@@ -36,6 +36,7 @@ GROUPS = {
         'docs/evaluation': 'Evaluation',
         'docs/robots': 'Several robots',
         'docs/fleet': 'Many bags, many machines',
+        'docs/network': 'Robot and model on two machines',
         'docs/security': 'Security',
     },
     'Models and machines': {

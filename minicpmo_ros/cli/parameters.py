@@ -59,14 +59,14 @@ def page() -> str:
     from minicpmo_ros.ros.playback import player as media_player
     from minicpmo_ros.ros.playback import recorder
     from minicpmo_ros.ros.playback.capture import MediaCapture
+    from minicpmo_ros.ros.relay import RelayNode
     from minicpmo_ros.ros.replay import graph as replay
     from minicpmo_ros.ros.voice.node import VoiceNode
     from minicpmo_ros.ros.voice.speaker import SpeakerNode
     from minicpmo_ros.ros.web import node as web
 
-    tables = [
-        ('`llm`, both encoders, `voice`, `speaker` and `media_capture`', COMMON_PARAMETERS, None)
-    ]
+    common = '`llm`, both encoders, `voice`, `speaker`, `media_capture` and `relay`'
+    tables = [(common, COMMON_PARAMETERS, None)]
     for name, node in (
         ('llm', LlmNode),
         ('streaming_encoder', StreamingEncoder),
@@ -74,6 +74,7 @@ def page() -> str:
         ('voice', VoiceNode),
         ('speaker', SpeakerNode),
         ('media_capture', MediaCapture),
+        ('relay', RelayNode),
     ):
         tables.append((f'`{name}`', node.PARAMETERS, None))
     for name, module in (

@@ -13,6 +13,7 @@ An image is passed on undecoded, as its stamp and a callable: only one image of 
 ever decoded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -59,6 +60,19 @@ class ImageSource:
     reason: str = ''
     judged: int = 0  # the newer, the higher
     failed: int = 0  # images in a row
+
+
+@dataclass(frozen=True)
+class CameraImage:
+    """An image as it came; called with `needed` (see decode_as_needed), it decodes itself."""
+
+    source: ImageSource
+    message: object  # CompressedImage or Image
+    decode: Callable
+
+    def __call__(self, needed):
+        """Return it as Decoded, and judge its source by it; for the worker."""
+        return self.decode(self.source, self.message, needed)
 
 
 class ImageChoice:
@@ -136,10 +150,10 @@ class CameraInputs:
 
 
 class ImageInput:
-    """Subscription to the camera that calls `on_image(stamp_ns, make_image)`.
+    """Subscription to the camera that calls `on_image(stamp_ns, CameraImage)`.
 
-    `make_image(needed)` decodes the image; see ImagePipeline.offer with `as_needed`. `camera`:
-    the name before its topics, of several; '': none.
+    The image is called to be decoded; see ImagePipeline.offer with `as_needed`. `camera`: the name
+    before its topics, of several; '': none.
     """
 
     def __init__(self, node, options, on_image, camera: str = ''):
@@ -231,13 +245,10 @@ class ImageInput:
     def _on_message(self, source, message) -> None:
         # A publisher without a clock sends a stamp of zero: then the arrival is the stamp.
         stamp_ns = stamp_ns_of(message) or self._node.get_clock().now().nanoseconds
-        self._on_image(stamp_ns, partial(self._decode, source, message))
+        self._on_image(stamp_ns, CameraImage(source, message, self._decode))
 
     def _decode(self, source, message, needed):
-        """Return the decoded image of a message, and judge its source by it; for the worker.
-
-        needed: see decode_as_needed.
-        """
+        """Return the decoded image of a message; see CameraImage."""
         is_raw, topic = source.kind == 'raw', self._node.resolve_topic_name(source.topic)
         stated = message.encoding if is_raw else message.format
         stated = stated_encoding(stated, topic, self._meaning)

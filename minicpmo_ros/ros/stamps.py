@@ -4,10 +4,12 @@
 """Chooses the stamps of one input, header or arrival, in agreement with the other input.
 
 The encoder nodes exchange their inputs' clock offsets on `input_clock`, whether they are in one
-process or not. Problems with an input's clock are reported there, in the log and on /diagnostics.
+process or not. Problems with an input's clock are reported there, in the log and on /diagnostics;
+and so is a skew of both: the clock of another machine.
 """
 
 import time
+from collections import deque
 
 from rclpy.qos import QoSProfile
 
@@ -19,6 +21,9 @@ from minicpmo_ros.units import NS
 TOPIC = 'input_clock'
 CLOCK_QOS = QoSProfile(depth=10)
 CLOCK_PERIOD_S = 1.0
+SKEW_NS = NS // 2  # between the clocks of two machines, which is told
+SKEW_LOOKS = 10  # so many seconds: messages may be late, but not all of them
+RECORDING_NS = 600 * NS  # stamps further behind are of a recording
 
 
 def stamps_parameter(name: str) -> Parameter:
@@ -33,12 +38,52 @@ def stamps_parameter(name: str) -> Parameter:
     )
 
 
+class SkewWatch:
+    """Notices that the header stamps of an input are of a clock that differs from this machine's.
+
+    The offset is the largest of SKEW_LOOKS seconds: a message may be late, never early. Stamps
+    that are ahead are of a wrong clock. Stamps that are a little behind are of a wrong clock, too,
+    or everything comes late; far behind, they are of a recording.
+    """
+
+    def __init__(self, name: str):
+        self._name, self._offsets_ns = name, deque(maxlen=SKEW_LOOKS)
+
+    def look(self, offset_ns: int) -> None:
+        """Take the newest offset, stamps minus arrivals; once a second."""
+        self._offsets_ns.append(offset_ns)
+
+    def forget(self) -> None:
+        """Begin anew: nothing has come."""
+        self._offsets_ns.clear()
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, a sentence that says what to do; or ''."""
+        if len(self._offsets_ns) < SKEW_LOOKS:
+            return ''
+        largest_ns, least_ns = max(self._offsets_ns), min(self._offsets_ns)
+        stamps = f"the stamps of the {self._name} input are {{}} this machine's clock"
+        if least_ns > SKEW_NS:
+            return (
+                f'{stamps.format("ahead of")}: by {least_ns / NS:.1f} s. Set the clocks of both '
+                'machines by one source (chrony)'
+            )
+        if -RECORDING_NS < largest_ns < -SKEW_NS:
+            return (
+                f'{stamps.format("behind")}: by {-largest_ns / NS:.1f} s. Set the clocks of both '
+                'machines by one source (chrony); if they agree, all of it comes so late: look at '
+                'the network'
+            )
+        return ''
+
+
 class Stamps:
     """Stamps for one input of an encoder node; `name` is image or audio."""
 
     def __init__(self, node, name: str, mode: str):
         self._node, self.clock = node, InputClock(name, mode)
-        self._told, self._told_s = '', 0.0
+        self._skew, self._told, self._told_s = SkewWatch(name), '', 0.0
         self._publisher = node.create_publisher(InputClockMessage, TOPIC, CLOCK_QOS)
         # Not one of the node's inputs: it carries no images or audio.
         self._subscription = node.create_subscription(
@@ -61,8 +106,9 @@ class Stamps:
         arrived_ns = clock.now().nanoseconds
         begun_ns = arrived_ns - duration_ns
         said_ns = begun_ns if header_ns is None else header_ns
+        # What lasts comes when it is over: it was not late by that.
         is_believed = self.clock.is_believed(
-            said_ns, arrived_ns, time.monotonic(), clock.ros_time_is_active
+            said_ns, arrived_ns and begun_ns, time.monotonic(), clock.ros_time_is_active
         )
         return header_ns if is_believed or header_ns is None else begun_ns
 
@@ -71,15 +117,21 @@ class Stamps:
         report.tell('dated by', 'arrival' if self.clock.takes_arrival else 'header')
         if (offset := self.clock.offset) is not None:
             report.tell('header stamps minus arrival [s]', offset.offset_ns / NS)
-        if self.clock.problem:
-            report.warn(self.clock.problem)
+        if self.problem:
+            report.warn(self.problem)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the stamps of this input, a sentence; or ''."""
+        return self.clock.problem or self._skew.problem
 
     def _on_clock(self, message) -> None:
         if message.input != self.clock.name:
             self.clock.on_other_offset(int(message.offset * NS), time.monotonic())
 
     def _tell(self) -> None:
-        problem, log = self.clock.problem, self._node.get_logger()
+        self._look_for_skew()
+        problem, log = self.problem, self._node.get_logger()
         if problem != self._told:
             if problem.partition(':')[0] != self._told.partition(':')[0]:
                 log.warning(
@@ -97,6 +149,13 @@ class Stamps:
             )
             message.header.stamp = self._node.get_clock().now().to_msg()
             self._publisher.publish(message)
+
+    def _look_for_skew(self) -> None:
+        offset, is_simulated = self.clock.offset, self._node.get_clock().ros_time_is_active
+        if offset is None or is_simulated:
+            self._skew.forget()
+        elif offset.at_s != self._told_s:  # something has come
+            self._skew.look(offset.offset_ns)
 
 
 class ClockProblems:

@@ -29,6 +29,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations in which width and height change places
 # The least that is left of a JPEG decoded at a part of its size, over what it will be resized to:
 # then the result is within 50 dB of what the whole gives, also where edges are hard.
 LEAST_LEFT = 3
+_JPEG = b'\xff\xd8\xff'
 _PNG, _COLORS = b'\x89PNG\r\n\x1a\n', (2, 4, 6)  # kinds of PNG with several samples a pixel
 
 
@@ -111,6 +112,11 @@ def _deep_colors(data: memoryview) -> np.ndarray:
     decoder = av.CodecContext.create('png', 'r')
     frames = decoder.decode(av.Packet(bytes(data))) or decoder.decode(None)
     return np.ascontiguousarray(frames[0].reformat(format='rgb48le').to_ndarray())
+
+
+def is_jpeg(data) -> bool:
+    """Return whether bytes begin as a JPEG does."""
+    return bytes(data[: len(_JPEG)]) == _JPEG
 
 
 def is_grey(data) -> bool:

@@ -69,3 +69,8 @@ def recorder() -> int:
 def web() -> int:
     """Run node `web`."""
     return _start('web.node')
+
+
+def relay() -> int:
+    """Run node `relay`."""
+    return _start('relay')

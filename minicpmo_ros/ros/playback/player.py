@@ -42,6 +42,7 @@ from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import Parameter, ParameterTable
 from minicpmo_ros.ros.framework.topics import Topics
 from minicpmo_ros.ros.messages import to_time
+from minicpmo_ros.streams.relay import Rechunker
 from minicpmo_ros.units import NS
 
 PUBLISH_PERIOD_S = 0.01
@@ -349,21 +350,10 @@ def to_s16(samples):
 
 def rechunked(pieces, rate_hz: int, chunk_ms: int):
     """Return (stamp_ns, samples) of `chunk_ms` each of pieces of any length; a gap ends one."""
-    chunk = max(1, rate_hz * chunk_ms // 1000)
-    held, held_ns = np.empty(0, np.float32), None
+    rechunker = Rechunker(rate_hz, chunk_ms)
     for stamp_ns, samples in pieces:
-        if held_ns is None:
-            held_ns = stamp_ns
-        elif abs(stamp_ns - (held_ns + len(held) * 1_000_000_000 // rate_hz)) > 5_000_000:
-            if len(held):
-                yield held_ns, held
-            held, held_ns = np.empty(0, np.float32), stamp_ns
-        held = np.concatenate((held, samples))  # (n,)
-        while len(held) >= chunk:
-            yield held_ns, held[:chunk]
-            held, held_ns = held[chunk:], held_ns + chunk * 1_000_000_000 // rate_hz
-    if len(held):
-        yield held_ns, held
+        yield from rechunker.push(stamp_ns, samples)
+    yield from rechunker.flush()
 
 
 def main(args=None) -> int:

@@ -9,6 +9,7 @@ from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.media.microphone import device_of, portaudio
 from minicpmo_ros.ros.audio_input import INFO_TYPE, PACKAGE, info_message, installed_type
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
+from minicpmo_ros.ros.messages import to_time
 
 AUDIO_OUT_QOS = QoSProfile(depth=200)
 INT16 = 8  # PortAudio's number for it, in mgonzs13's AudioInfo
@@ -17,7 +18,7 @@ INT16 = 8  # PortAudio's number for it, in mgonzs13's AudioInfo
 class AudioTopic:
     """Publishes blocks on `~/audio`, and their format on `~/audio_info`; see audio_input."""
 
-    def __init__(self, node):
+    def __init__(self, node, qos: QoSProfile = AUDIO_OUT_QOS):
         self._node, self._rate_hz, self._info = node, 0, None
         self.problem = ''
         stamped, self.problem = installed_type(f'{PACKAGE}AudioDataStamped')
@@ -28,16 +29,18 @@ class AudioTopic:
             if stamped is None:
                 return
         self.problem, self._type = '', stamped
-        self._audio = node.topics.publish(stamped, '~/audio', AUDIO_OUT_QOS)
+        self._audio = node.topics.publish(stamped, '~/audio', qos)
         if not self._has_arrays:
             self._info = node.topics.publish(self._info_type, '~/audio_info', LATCHED)
 
-    def play(self, samples, rate_hz: int) -> None:
-        """Publish a block of samples (n,) int16, stamped with now; from any thread."""
+    def play(self, samples, rate_hz: int, stamp_ns: int | None = None) -> None:
+        """Publish a block of samples (n,) int16 of this time, None: now; from any thread."""
         if self.problem:
             return
         message = self._type()
-        message.header.stamp = self._node.get_clock().now().to_msg()
+        if stamp_ns is None:
+            stamp_ns = self._node.get_clock().now().nanoseconds
+        message.header.stamp = to_time(stamp_ns)
         if self._has_arrays:
             message.audio.audio_data.int16_data.frombytes(samples.tobytes())
             info = message.audio.info
