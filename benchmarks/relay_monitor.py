@@ -79,7 +79,8 @@ class Brain(Node):
             self.ends.append((time.time(), message.window_end.sec))
 
     def ask(self, number: int, question: str) -> None:
-        """Ask; the answer is printed."""
+        """Ask; the answer is printed, with the age of its newest second when it was asked."""
+        asked_s = time.time()
 
         def tell(future) -> None:
             answer = future.result().answer
@@ -87,7 +88,7 @@ class Brain(Node):
                 'number': number,
                 'text': answer.text,
                 'success': future.result().success,
-                'age_s': time.time() - answer.window_end.sec,
+                'age_s': asked_s - answer.window_end.sec,
                 'stale': answer.stale,
                 'reason': future.result().reason,
             }

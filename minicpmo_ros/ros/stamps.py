@@ -63,17 +63,16 @@ class SkewWatch:
         if len(self._offsets_ns) < SKEW_LOOKS:
             return ''
         largest_ns, least_ns = max(self._offsets_ns), min(self._offsets_ns)
-        stamps = f"the stamps of the {self._name} input are {{}} this machine's clock"
         if least_ns > SKEW_NS:
             return (
-                f'{stamps.format("ahead of")}: by {least_ns / NS:.1f} s. Set the clocks of both '
-                'machines by one source (chrony)'
+                f"the stamps of the {self._name} input are ahead of this machine's clock: by "
+                f'{least_ns / NS:.1f} s. Set the clocks of both machines by one source (chrony)'
             )
         if -RECORDING_NS < largest_ns < -SKEW_NS:
             return (
-                f'{stamps.format("behind")}: by {-largest_ns / NS:.1f} s. Set the clocks of both '
-                'machines by one source (chrony); if they agree, all of it comes so late: look at '
-                'the network'
+                f"the stamps of the {self._name} input are behind this machine's clock: by "
+                f'{-largest_ns / NS:.1f} s. Set the clocks of both machines by one source '
+                '(chrony); if they agree, all of it comes so late: look at the network'
             )
         return ''
 

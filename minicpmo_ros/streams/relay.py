@@ -103,7 +103,7 @@ class NewestOfSecond:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class SmallJpeg:
     """A JPEG that is small enough."""
 
     data: bytes
@@ -124,7 +124,7 @@ class JpegFitter:
         """Return (width, height) of an image at the best step."""
         return self._scaled(width, height, 1.0)
 
-    def fit(self, pixels: np.ndarray, most_bytes: float) -> Fitted | None:
+    def fit(self, pixels: np.ndarray, most_bytes: float) -> SmallJpeg | None:
         """Return an image (H, W, 3) uint8 at the best step that is at most so large; None: none.
 
         A better step than the newest is tried if that left room.
@@ -138,7 +138,7 @@ class JpegFitter:
         self.step = len(STEPS) - 1
         return None
 
-    def _encode(self, pixels: np.ndarray, of_side: float, of_quality: float) -> Fitted:
+    def _encode(self, pixels: np.ndarray, of_side: float, of_quality: float) -> SmallJpeg:
         height, width = pixels.shape[:2]
         size, quality = (
             self._scaled(width, height, of_side),
@@ -148,7 +148,7 @@ class JpegFitter:
             pixels = np.asarray(
                 Image.fromarray(pixels).resize(size, Image.BICUBIC, reducing_gap=3)
             )
-        return Fitted(encode_jpeg(pixels, quality), *size, quality)
+        return SmallJpeg(encode_jpeg(pixels, quality), *size, quality)
 
     def _scaled(self, width: int, height: int, of_side: float) -> tuple:
         share = min(1.0, self.longest_side * of_side / max(width, height))
