@@ -181,7 +181,7 @@ class Ends:
             holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._holders.append(holder)
             holder.stdout.readline()
-        pids = [str(holder.pid) for holder in self._holders]
+        pids = map(str, self.pids)
         self._link = subprocess.Popen(
             [sys.executable, __file__, *pids, *self._options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -189,9 +189,14 @@ class Ends:
         assert self._link.stdout.readline() == 'ready\n', 'the link did not begin'
         return self
 
+    @property
+    def pids(self) -> list:
+        """The processes that hold the namespaces."""
+        return [holder.pid for holder in self._holders]
+
     def inside(self, end: int) -> tuple:
         """Return the command before which a program runs at an end, 0 or 1."""
-        return 'nsenter', '--target', str(self._holders[end].pid), '--net', '--'
+        return 'nsenter', '--target', str(self.pids[end]), '--net', '--'
 
     def tell(self, line: str) -> None:
         """Tell the link something; see the module."""

@@ -50,21 +50,24 @@ class Machines:
 
     def __init__(self, ends: Ends, folder: Path, domain: int):
         self._ends, self._folder, self._processes = ends, folder, []
-        self._env = {
-            **os.environ,
-            'ROS_DOMAIN_ID': str(domain),
+        own = {**os.environ, 'ROS_DOMAIN_ID': str(domain)}
+        own.pop('FASTDDS_DEFAULT_PROFILES_FILE', None)
+        self._inside = {**own, 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
+        self._outside = {
+            **own,
             'FASTDDS_DEFAULT_PROFILES_FILE': str(NETWORK / 'fastdds_wifi.xml'),
             'ROBOT_ADDRESS': '10.77.0.1',
             'BRAIN_ADDRESS': '10.77.0.2',
             'ROS_AUTOMATIC_DISCOVERY_RANGE': 'SUBNET',
         }
 
-    def start(self, end: int, *command: str, **kwargs):
-        """Start a program of this Python at an end."""
+    def start(self, end: int, *command: str, crosses: bool = True, **kwargs):
+        """Start a program of this Python at an end; crosses: it uses the link."""
         log = open(self._folder / f'{len(self._processes)}.log', 'wb')
         process = subprocess.Popen(
             [*self._ends.inside(end), sys.executable, '-m', *command],
-            env=self._env, cwd=ROOT, stderr=log, stdin=subprocess.PIPE, text=True, **kwargs,
+            env=self._outside if crosses else self._inside, cwd=ROOT, stderr=log,
+            stdin=subprocess.PIPE, text=True, **kwargs,
         )  # fmt: skip
         log.close()
         self._processes.append(process)
@@ -96,7 +99,7 @@ class Monitor:
 
     def __init__(self, machines: Machines, end: int, role: str):
         self._process = machines.start(
-            end, 'benchmarks.relay_monitor', NAMESPACE, role, stdout=subprocess.PIPE
+            end, 'benchmarks.relay_monitor', NAMESPACE, role, crosses=False, stdout=subprocess.PIPE
         )
 
     def tell(self, line: str) -> None:
@@ -131,7 +134,7 @@ def start_all(machines: Machines, file: Path) -> tuple:
     parameters = ('--params-file', str(NETWORK / 'brain.yaml'))
     machines.start(
         0, f'{ros}.playback.player', *names, '-p', f'file:={file}', '-p', 'loop:=true',
-        '-p', 'wait_for_subscribers:=true', '-p', 'jpeg_quality:=95',
+        '-p', 'wait_for_subscribers:=true', '-p', 'jpeg_quality:=95', crosses=False,
     )  # fmt: skip
     machines.start(0, f'{ros}.relay', *names)
     machines.start(1, f'{ros}.live', *names, *inputs, '-p', 'model_dir:=nano', *parameters)

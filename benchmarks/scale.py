@@ -1,9 +1,9 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Runs cut into shards, what joining ten thousand costs, and a device that is not this machine's.
+"""Beyond one machine: runs in shards, a device of another process, a robot over a bad network.
 
-    source environment/env.sh && python -m benchmarks.scale [--only shards,merge,device]
+    source environment/env.sh && python -m benchmarks.scale [--only shards,merge,device,relay]
 
 shards: 960 questions about 192 bags (the clips that ship, under eight names each) are answered by
 nano once in one run, and once in 64 shards by two processes at a time, each shard killed three
@@ -17,6 +17,7 @@ device: nano answers the held-out questions on this process's CPU, and on a devi
 its own: llama.cpp's RPC server of the same CPU, in another process. There it computes in the form
 of a GPU (fused attention, one graph for all seconds), so that few answers may differ.
 `device_same` is the share that are equal.
+relay: what a bad network between the two machines costs; see relay.py.
 Writes build/scale.json.
 """
 
@@ -39,6 +40,7 @@ from subprocess import PIPE, Popen
 
 import numpy as np
 
+from benchmarks import relay
 from benchmarks.device_server import DeviceServer
 from benchmarks.streams import question_file
 from minicpmo_ros.cli import main as cli
@@ -244,7 +246,8 @@ def measure_device(limit: int | None = None) -> dict:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--only', default='shards,merge,device', help='of %(default)s')
+    only = 'shards,merge,device,relay'
+    parser.add_argument('--only', default=only, help='of %(default)s')
     parser.add_argument('--many', type=int, default=MANY, help='shards that are joined')
     arguments = parser.parse_args()
     path = ROOT / 'build' / 'scale.json'
@@ -257,6 +260,9 @@ def main() -> None:
                 found.update(measure_shards(Path(folder)))
             elif name == 'device':
                 found.update(measure_device())
+            elif name == 'relay':
+                found.pop('relay_skipped', None)
+                found.update(relay.measure_relay(list(relay.RUNS)))
             else:
                 found.update(measure_merge(Path(folder), arguments.many, ANSWERS_EACH))
         found['load_average'] = round(os.getloadavg()[0], 1)

@@ -9,6 +9,7 @@ import pytest
 from ros_source import RATE_HZ, Source, jpeg, picture_of, sound_of
 
 from minicpmo_ros.msg import AudioEmbedding, ImageEmbedding
+from minicpmo_ros.ros.stamps import SKEW_LOOKS, SkewWatch
 from minicpmo_ros.streams.time import OTHER
 
 NS = 10**9
@@ -20,10 +21,14 @@ WRONG = {
 
 
 class Live:
-    """A camera and a microphone of now, at the pace of real time; one has another clock."""
+    """A camera and a microphone of now, at the pace of real time; one has another clock.
 
-    def __init__(self, graph, wrong: str = '', clock=None):
+    ahead_s: of the clock of both, another machine's.
+    """
+
+    def __init__(self, graph, wrong: str = '', clock=None, ahead_s: float = 0.0):
         self._source, self.wrong, self.clock = Source(graph), wrong, clock
+        self._ahead_ns = int(ahead_s * NS)
         self._next_s = time.monotonic()
         self.seconds = {'image': {}, 'audio': {}}  # by input: {second: newest status}
         for kind, name, node in (
@@ -41,17 +46,17 @@ class Live:
         """Publish what is due."""
         while self._next_s <= time.monotonic():
             self._next_s += 0.1
-            now_ns = time.time_ns()
+            now_ns = time.time_ns() + self._ahead_ns
             stamps = {'image': now_ns, 'audio': now_ns - NS // 10}
             if self.wrong:
                 stamps[self.wrong] = self.clock(stamps[self.wrong])
             self._source.picture(stamps['image'], jpeg(picture_of(now_ns // NS)))
             self._source.sound(stamps['audio'], sound_of(now_ns // NS)[: RATE_HZ // 10])
 
-    def are_together(self) -> bool:
+    def are_together(self, ahead_s: int = 0) -> bool:
         """Say whether one of the newest seconds has both an image and audio."""
         self.play()
-        now_s = time.time_ns() // NS
+        now_s = time.time_ns() // NS + ahead_s
         return any(
             self.seconds['image'].get(s) == self.seconds['audio'].get(s) == 0
             for s in range(now_s - 20, now_s + 1)
@@ -119,4 +124,41 @@ def test_a_clock_that_is_to_rule_is_told_and_one_that_is_not_is_not_read(graph, 
     graph.spin_until(
         lambda: live.play() or 'set image.stamps to arrival' in graph.status.clocks, 'a word'
     )
+    assert process.end() == 0
+
+
+def watched(*offsets_s):
+    watch = SkewWatch('audio')
+    for offset_s in offsets_s:
+        watch.look(int(offset_s * NS))
+    return watch.problem
+
+
+def test_a_clock_that_is_ahead_or_behind_is_told_and_a_recording_is_not():
+    assert "ahead of this machine's clock: by 0.7 s" in watched(*[0.7] * SKEW_LOOKS)
+    assert "behind this machine's clock: by 0.8 s" in watched(*[-0.8] * SKEW_LOOKS)
+    assert not watched(*[0.4] * SKEW_LOOKS) and not watched(*[-0.4] * SKEW_LOOKS)
+    assert not watched(*[-86_400.0] * SKEW_LOOKS)
+
+
+def test_messages_that_are_late_for_a_while_are_no_skew():
+    assert not watched(*[0.9] * (SKEW_LOOKS - 1))
+    assert not watched(*[-3.0] * (SKEW_LOOKS - 1), -0.1)
+    assert not watched(*[-3.0] * (SKEW_LOOKS - 1), -0.1, -3.0)
+
+
+def test_the_clock_of_another_machine_is_told_and_its_seconds_are_paired(graph, tiny_model_dir):
+    process = graph.start('live', '-p', f'model_dir:={tiny_model_dir}', *graph.lossless)
+    graph.wait_ready()
+    live = Live(graph, ahead_s=2.0)
+    graph.spin_until(lambda: live.are_together(2), 'a second of both')
+
+    def is_told():
+        live.play()
+        return all(f"{name} input are ahead of this machine's clock" in graph.status.clocks
+                   for name in ('image', 'audio'))  # fmt: skip
+
+    graph.spin_until(is_told, 'a word on the status')
+    assert 'chrony' in graph.status.clocks and graph.status.units_read > 5
+    assert 'the times of arrival are taken' not in process.log
     assert process.end() == 0
