@@ -13,7 +13,7 @@ way. A question is asked every other second; in `down` the link is down for 10 s
 
 Figures, into build/scale.json (or why there are none, as `relay_skipped`):
 units_add_up   whether read + late + lost is what was sent, in all runs
-back_after_s   from the return of the link until a second behind it is read
+back_after_s   from the return of the link until the window has reached that moment
 relay_mbit     all bytes from robot to model, as Ethernet, of a camera whose images are so large
                that only max_mbit limits them
 """
