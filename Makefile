@@ -121,7 +121,7 @@ memory: build setup-test ## what outlives a crash, and what notes remember: foun
 voice: build setup-test ## spoken questions: found in noise, answered how soon; build/voice.json
 	@$(in_env) python -m benchmarks.voice && python -m benchmarks.speaking
 
-scale: build ## runs in shards: killed, joined to the same bytes; a device's answers; a bad network; build/scale.json
+scale: build ## shards killed and joined; a device's answers; a bad network; several robots on one engine; build/scale.json
 	@$(in_env) python -m benchmarks.scale && python -m benchmarks.robots
 
 build/nano-venv: environment/requirements-training.txt
