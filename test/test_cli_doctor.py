@@ -383,7 +383,8 @@ def test_memory_that_the_running_robot_has_is_not_missed(put, true_size, command
 def test_doctor_and_plan_say_the_same(put, true_size, gpu):
     put({**meminfo(), 'etc/nv_tegra_release': ''})
     plan = forecast(
-        true_size, PlanOptions(8192, 'q8_0', **dict.fromkeys(DEVICES, 'gpu' if gpu else 'cpu'))
+        true_size,
+        PlanOptions(n_ctx=8192, kv_type='q8_0', **dict.fromkeys(DEVICES, 'gpu' if gpu else 'cpu')),
     )
     found = model.memory(put({}), true_size, 8192, 'q8_0', gpu)
     assert f'{plan.total_mib:.0f} MiB are needed' in found.fact

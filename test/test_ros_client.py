@@ -172,7 +172,7 @@ def test_a_node_that_is_spun_elsewhere_asks_from_threads_and_callbacks(
 
     async def on_polite(_):
         await asker.ready_async()
-        ended['polite'] = await asker.ask_async('What?', max_tokens=4)
+        ended['polite'] = await asker.ask_async('What?', max_tokens=2)
 
     async def on_impatient(_):
         try:
@@ -201,7 +201,7 @@ def test_a_node_that_is_spun_elsewhere_asks_from_threads_and_callbacks(
 
     texts = []
     threads = [
-        threading.Thread(target=lambda: texts.append(asker.ask('What?', max_tokens=4).text))
+        threading.Thread(target=lambda: texts.append(asker.ask('What?', max_tokens=2).text))
         for _ in range(4)
     ]
     for thread in threads:
