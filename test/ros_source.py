@@ -58,13 +58,18 @@ def time_of(stamp_ns: int) -> Time:
 class Source:
     """Publishes in the namespace of the test's graph."""
 
-    def __init__(self, graph):
+    def __init__(self, graph, sample_rate: int = RATE_HZ, channels: int = 1):
         self._graph = graph
         self.images = graph.create_publisher(CompressedImage, 'image/compressed', DEEP)
         self.audio = graph.create_publisher(AudioDataStamped, 'audio', DEEP)
         self.info = graph.create_publisher(AudioInfo, 'audio_info', LATCHED)
         self.info.publish(
-            AudioInfo(channels=1, sample_rate=RATE_HZ, sample_format='S16LE', coding_format='wave')
+            AudioInfo(
+                channels=channels,
+                sample_rate=sample_rate,
+                sample_format='S16LE',
+                coding_format='wave',
+            )
         )
 
     def wait_heard(self, image: bool = True, audio: bool = True) -> None:
