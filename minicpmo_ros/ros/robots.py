@@ -93,7 +93,7 @@ def refuse_robots(robots, group: RobotGroup | None) -> None:
         raise InputError(
             f'robots is {robots!r}, and this process answers for one robot: it encodes, too. '
             'Start executable llm with it, and the encoders of each robot in its namespace '
-            '(docs/fleet.md); or leave robots empty'
+            '(docs/robots.md); or leave robots empty'
         )
 
 

@@ -5,7 +5,8 @@
 
     page 0      header: magic, version, sizes, the model; with a CRC
     page 1      the lowest number that is valid: what came before was forgotten; with a CRC
-    place 0..   each a page of facts and up to ROWS rows of float16, with a CRC over both
+    place 0..   each a page of facts and up to ROWS rows of float16, with a CRC over both; behind
+                the last row the names of the cameras, where there are several
 
 A second takes one place; one with tiles takes as many as its rows need, numbered in sequence. The
 numbers tell the order in which seconds were written, wherever they lie. A place that a killed
