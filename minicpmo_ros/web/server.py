@@ -89,14 +89,17 @@ class Page:
 
     def time_ns(self, page_ms: float) -> int | None:
         """Return a time of the page in the server's time, in nanoseconds; None: not known yet."""
-        quickest = min(tuple(self._echoes), default=None)
+        quickest = self._quickest
         return None if quickest is None else int(1e6 * (page_ms + quickest[1]))
 
     @property
     def round_trip_ms(self) -> float | None:
         """Return the shortest time there and back; half of it is the error of `time_ns`."""
-        quickest = min(tuple(self._echoes), default=None)
-        return None if quickest is None else quickest[0]
+        return None if self._quickest is None else self._quickest[0]
+
+    @property
+    def _quickest(self) -> tuple | None:
+        return min(tuple(self._echoes), default=None)
 
     @property
     def n_waiting(self) -> int:
