@@ -105,7 +105,7 @@ def _parsed(data: bytes):
     return json.loads(data, object_pairs_hook=without_repeats)
 
 
-def require_folder(target: Path) -> None:
+def require_place(target: Path) -> None:
     """Raise InputError where no file can be written there; for before what takes long."""
     if target.exists() and not target.is_file():  # a folder, a device, a pipe
         raise InputError(f'{target} is there, and no file; write elsewhere.')
@@ -142,7 +142,7 @@ def appearing(target: Path, n_bytes: int = 0) -> Iterator:
     one, which the next writer of the file removes.
     n_bytes: what it will take; InputError where the disk has no room for it, or no such folder.
     """
-    require_folder(target)
+    require_place(target)
     free = shutil.disk_usage(target.parent).free
     if n_bytes > free:
         raise InputError(

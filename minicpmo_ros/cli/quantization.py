@@ -116,7 +116,7 @@ def run_quantize(arguments) -> None:
     tensor by tensor, and comes before the rules of --rules. Rules apply to tensors of two and more
     dimensions whose names end in '.weight'.
     """
-    from minicpmo_ros.documents import require_folder
+    from minicpmo_ros.documents import require_place
     from minicpmo_ros.quantize.importance import Importance
     from minicpmo_ros.quantize.quantizer import QuantizeOptions
     from minicpmo_ros.quantize.report import HEAD, check_path, write_report
@@ -124,7 +124,7 @@ def run_quantize(arguments) -> None:
 
     for path in (arguments.write_rules, arguments.report):
         if path not in (None, PRINTED) and path.parent != arguments.target:  # which is made
-            require_folder(path)
+            require_place(path)
     filed = RulesFile.read(arguments.rules) if arguments.rules else RulesFile()
     options = QuantizeOptions(
         [*(Rule.parse(text) for text in arguments.rule), *filed.rules],
@@ -235,11 +235,11 @@ def run_importance(arguments) -> None:
     `minicpmo quantize --importance FILE` then spends its bits on the columns that matter.
     llama.cpp's own tools read the file too.
     """
-    from minicpmo_ros.documents import require_folder
+    from minicpmo_ros.documents import require_place
     from minicpmo_ros.evaluation.precision_search import collect
     from minicpmo_ros.modelset.directory import ModelDirectory
 
-    require_folder(arguments.out)
+    require_place(arguments.out)
     model, questions = ModelDirectory.open(arguments.directory), asked_questions(arguments)
     importance = collect(model, questions, core_options(arguments), progress(model.path))
     end_progress()
