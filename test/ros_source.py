@@ -107,11 +107,12 @@ class Source:
             self.sound(second * 10**9 + i * 10**9 // CHUNKS, part)
 
     def until_read(self, second: int, simulated=None) -> int:
-        """Publish seconds from this one on until the llm has read one, and all that follow it.
+        """Publish seconds from this one on until the llm has read image and audio, and all that follow.
 
         Return the second in which the streams are then. Encoders and an llm in several processes
-        find each other in their own time, and what is given before that is lost. `simulated`: the
-        SimulatedTime, where time is simulated.
+        find each other in their own time, one topic before the other, and what is given before that
+        is lost: the first second read may lack a part. `simulated`: the SimulatedTime, where time
+        is simulated.
         """
         wait = simulated.pass_until if simulated else self._graph.spin_until
         now_s = (lambda: simulated.now_s) if simulated else time.monotonic
@@ -120,7 +121,8 @@ class Source:
 
         def is_read():
             nonlocal next_s, published_s, last
-            if graph.status.units_read > before:
+            ends = graph.status.image_end.sec, graph.status.audio_end.sec
+            if graph.status.units_read > before and min(ends) > second:
                 return True
             if time.monotonic() >= next_s:
                 next_s, published_s, last = time.monotonic() + 0.5, now_s(), last + 1
