@@ -107,12 +107,12 @@ class Source:
             self.sound(second * 10**9 + i * 10**9 // CHUNKS, part)
 
     def until_read(self, second: int, simulated=None) -> int:
-        """Publish seconds from this one on until the llm has read image and audio, and all that follow.
+        """Publish seconds from this one on until the llm has read image, audio and the newest.
 
         Return the second in which the streams are then. Encoders and an llm in several processes
-        find each other in their own time, one topic before the other, and what is given before that
-        is lost: the first second read may lack a part. `simulated`: the SimulatedTime, where time
-        is simulated.
+        find each other in their own time, one topic before the other, and what is given before
+        that is lost: the first second read may lack a part. `simulated`: the SimulatedTime, where
+        time is simulated.
         """
         wait = simulated.pass_until if simulated else self._graph.spin_until
         now_s = (lambda: simulated.now_s) if simulated else time.monotonic

@@ -13,7 +13,12 @@ from training import codes  # noqa: E402
 from training.export import export  # noqa: E402
 from training.language import Language  # noqa: E402
 from training.model import Audio, Config, Vision  # noqa: E402
-from training.start import start_audio, start_language, start_vision  # noqa: E402
+from training.start import (  # noqa: E402
+    keep_share,
+    start_audio,
+    start_language,
+    start_vision,
+)
 from training.tokenizer import Tokenizer  # noqa: E402
 
 
@@ -39,3 +44,18 @@ def test_what_a_training_starts_from_is_what_was_exported(tmp_path):
         for name, data in wanted.items():
             # Positions are found again from rounded tables.
             np.testing.assert_allclose(found[name], data, atol=2e-3, err_msg=name)
+
+
+def test_a_share_of_the_earlier_language_model_is_kept_number_by_number(tmp_path):
+    tokenizer = Tokenizer.learn()
+    *encoders, earlier = modules(tokenizer)
+    export(tmp_path, *encoders, earlier, tokenizer, 'of a test')
+    later = modules(tokenizer)[-1]
+    trained = [parameter.detach().clone() for parameter in later.parameters()]
+    keep_share(later, tmp_path, tokenizer, 0.25)
+    for name, kept, new, old in zip(
+        *(dict(later.named_parameters()), later.parameters(), trained, earlier.parameters()),
+        strict=True,
+    ):
+        wanted = 0.75 * new + 0.25 * old
+        torch.testing.assert_close(kept, wanted, atol=2e-3, rtol=0, msg=name)

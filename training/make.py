@@ -1,7 +1,7 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Makes nano from nothing: python -m training.make --out build/nano
+"""Makes nano, from nothing or from an earlier one: python -m training.make --out build/nano
 
 Stages: words (four speech synthesisers), audio and vision encoders side by side, the pool of
 encoded seconds, the language model on two processes, export, score. Every stage leaves a file and
@@ -28,13 +28,13 @@ from .export import export
 from .language import Language
 from .model import Audio, Config, Vision, parameters_of
 from .runs import DEFAULT_SEED, Run, checkpoint
-from .start import start_audio, start_language, start_vision
+from .start import keep_share, start_audio, start_language, start_vision
 from .tokenizer import Tokenizer
 from .voices import MAKERS, Words
 
 NOTES = (
     'nano is the architecture of MiniCPM-o 2.6 in {parameters:.1f} million parameters, trained '
-    'from nothing (seed {seed}) on synthetic seconds: colored shapes (8 colors, 6 shapes, up to 4 '
+    '{begun} on synthetic seconds: colored shapes (8 colors, 6 shapes, up to 4 '
     'of them) in pictures of 1:1, 4:3 or 16:9 and 56 to 112 pixels a side, and one sound a second '
     '(34 spoken English words, '
     'beeps, tones, noise, sirens, bells, knocks). It answers the questions of '
@@ -74,6 +74,13 @@ def _arguments():
         '--read-first', type=int, default=0, help='of these, the first that only read notes; 0'
     )
     parser.add_argument(
+        '--keep',
+        type=float,
+        default=0.0,
+        metavar='SHARE',
+        help='of the language model of --start in the one that is exported, number by number; 0',
+    )
+    parser.add_argument(
         '--without',
         choices=MAKERS,
         help='train the audio encoder only, without the words of this synthesiser, and say how '
@@ -83,6 +90,8 @@ def _arguments():
     parser.add_argument('--stage', choices=('audio', 'vision', 'llm'), help=argparse.SUPPRESS)
     parser.add_argument('--rank', type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not 0 <= options.keep <= 1 or (options.keep and not options.start):
+        parser.error(f'--keep {options.keep:g}: give a share from 0 to 1, and --start')
     for stage, steps in (STEPS_FURTHER if options.start else STEPS).items():
         if getattr(options, f'{stage}_steps') is None:
             setattr(options, f'{stage}_steps', steps)
@@ -270,8 +279,12 @@ def main():
         _run_side_by_side([['--stage', 'llm', '--rank', str(r)] for r in range(options.processes)])
     tokenizer = Tokenizer.learn()
     three = models(options.out, tokenizer)
+    begun = f'from nothing (seed {options.seed})'
+    if options.start:
+        keep_share(three[-1], options.start, tokenizer, options.keep)
+        begun = f'further from an earlier nano (seed {options.seed}, keep {options.keep:g})'
     size = sum(parameters_of(m) for m in three) / 1e6
-    notes = NOTES.format(parameters=size, seed=options.seed)
+    notes = NOTES.format(parameters=size, begun=begun)
     export(options.out / 'f16', *three, tokenizer, notes)
     _score(options, three, tokenizer)
 

@@ -3,6 +3,7 @@
 
 """Starts a training from the files of a nano instead of from nothing: export.py backwards."""
 
+import copy
 from pathlib import Path
 
 import gguf
@@ -60,3 +61,16 @@ def start_language(language, directory: Path, tokenizer):
     for i, piece in enumerate(tokenizer.pieces):
         if piece in rows:
             embeddings[i] = rows[piece]
+
+
+@torch.no_grad()
+def keep_share(language, directory: Path, tokenizer, share: float):
+    """Move the language model in place towards that of a directory: `share` 1 is the latter.
+
+    What a model forgets while it learns something new comes back so, at the price of a part of the
+    new (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+    """
+    before = copy.deepcopy(language)
+    start_language(before, directory, tokenizer)
+    for parameter, kept in zip(language.parameters(), before.parameters(), strict=True):
+        parameter.lerp_(kept, share)
