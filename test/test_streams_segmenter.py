@@ -185,11 +185,11 @@ def test_longer_copy_gives_what_is_new_in_it():
 
 
 def test_drift_that_outlasts_a_chunk_is_corrected_once():
-    # 3000 samples too many, found 100 samples before the end of a chunk.
-    stamps = [100] + [100 + 16000 * i - 3000 for i in range(1, 6)]
+    # 2900 samples too many, found 100 samples after the begin of a second.
+    stamps = [0, 100 + 16000] + [100 + 16000 * i - 3000 for i in range(2, 7)]
     chunks = [(-(-stamp * NS // RATE), ramp(1)) for stamp in stamps]
     seconds = feed(SecondSplitter(), chunks)
-    assert counts(seconds, 'drift_samples') == [0, 0, -3000, 0, 0, 0]
+    assert counts(seconds, 'drift_samples') == [0, 0, 0, -2900, 0, 0, 0]
 
 
 def test_drift_before_a_gap_ends_with_the_gap():

@@ -64,6 +64,33 @@ def test_a_driver_that_stamps_on_arrival_and_is_held_up_loses_nothing(
         holds(stamped_on_arrival(samples, length, rng, stall_s, apart_s=apart_s), samples)
 
 
+@pytest.mark.parametrize('stall_s', [0.15, 0.3, 0.5, 1.0, 1.6])
+@pytest.mark.parametrize('length', [320, 800])
+def test_a_driver_that_polls_its_device_and_is_held_up_loses_nothing(length, stall_s, rng):
+    """Each chunk is some milliseconds late by itself, the first one too."""
+    samples = recording(14)
+    for _ in range(20):
+        chunks, now_s = [], 0.0
+        while len(chunks) * length < len(samples):
+            stalled = any(0 <= now_s - at_s < stall_s for at_s in (3.0, 6.0, 9.0))
+            while not stalled and (len(chunks) + 1) * length <= min(now_s * RATE, len(samples)):
+                part = samples[len(chunks) * length :][:length]
+                chunks.append((BEGIN_S + now_s, part))
+                now_s += rng.random() * 2e-4
+            now_s += 0.01 + rng.exponential(0.01)
+        holds(chunks, samples)
+
+
+@pytest.mark.parametrize('late_s', [0.03, 0.06, 0.09])
+def test_a_stream_whose_first_chunk_is_late_alone_begins_earlier(late_s):
+    samples = recording(5)
+    chunks = [(BEGIN_S + late_s * (not i) + i / RATE, samples[i : i + 1600])
+              for i in range(0, len(samples), 1600)]  # fmt: skip
+    holds(chunks, samples)
+    (first, *_) = push_all(SecondSplitter(), chunks)
+    assert np.argmax(first.samples > 0) == round(BEGIN_S % 1 * RATE)
+
+
 @pytest.mark.parametrize('length', [320, 1024])
 def test_a_burst_that_catches_up_slowly_loses_nothing(length, rng):
     samples = recording(20)  # after a stall, twice as fast as recorded

@@ -4,10 +4,11 @@
 """Cuts a stamped audio stream into the seconds of its stamps.
 
 Second n holds the samples of [n, n + 1) s. The first stamp, rounded down to 1 / 16000 s, positions
-sample 0, or if the first chunks come in a burst, the end of that; the start of the first second is
-zero-padded. From there on samples are counted and the stamps are checked against the count. Stamps
-may be recording times, or arrival times at a driver that is sometimes delayed: its chunks then
-arrive late and in a burst, but none is missing. Relative to the count, a chunk that begins
+sample 0, or if the first chunks come in a burst, the end of that; if it was late, the first that
+was not. The start of the first second is zero-padded. From there on samples are counted and the
+stamps are checked against the count. Stamps may be recording times, or arrival times at a driver
+that is sometimes delayed: its chunks then arrive late and in a burst, but none is missing.
+Relative to the count, a chunk that begins
 
 - within 20 ms of it: is appended, stamps jitter;
 - within 0.2 s: is appended; but if all chunks of a second are late by over 20 ms, or half of them
@@ -150,7 +151,8 @@ class SecondSplitter:
         first, (last, last_samples) = self._waiting[0][0], self._waiting[-1]
         length = sum(len(waiting) for _, waiting in self._waiting)
         offset, later = self._offset(stamp), stamp - last - len(last_samples)
-        if abs(offset - length - self._stamps.usual) < min(JUMP, length / 2):
+        late = offset - length  # if they lie between
+        if late <= JUMP and abs(late - self._stamps.usual) < min(JUMP, length / 2):
             # They were a glitch, or a burst that has caught up: they lie between.
             for _, waiting in self._take_waiting():
                 self._append_over_edges(waiting, self.held.end)
@@ -261,9 +263,12 @@ class SecondSplitter:
         known = _known(stamps.samples, samples) if is_copy else 0
         offset = self._offset(stamp)
         is_burst = self._is_burst(stamp)
-        if offset < -TOLERANCE and not known and (is_burst or self._starts_in_burst):
+        if offset < -TOLERANCE and not known:
             # The first chunks were late themselves: the stream began earlier.
-            offset += self._begin_earlier(-offset)
+            if is_burst or self._starts_in_burst:
+                offset += self._begin_earlier(-offset)
+            elif offset >= -JUMP and self._newest_is_before_stream():
+                offset += self.held.cut_padding(-offset, PADDED)
         self._starts_in_burst = is_burst and (self._is_first or self._starts_in_burst)
         self._is_first = False
         if is_copy:
@@ -300,6 +305,10 @@ class SecondSplitter:
         self._count('overlap_samples', known)
         return known
 
+    def _newest_is_before_stream(self) -> bool:
+        """Return whether no second of this stream was returned yet."""
+        return self._newest is None or self._newest < self._first_second
+
     def _is_burst(self, stamp: int) -> bool:
         last = self._stamps.samples
         return last is not None and stamp - self._stamps.last < len(last) // 4
@@ -310,7 +319,7 @@ class SecondSplitter:
         While no second of it was returned, the stream may begin in a second before its first one.
         """
         first = self._first_second
-        if self._newest is None or self._newest < first:
+        if self._newest_is_before_stream():
             begin = self.held.begin + self.held.padding(PADDED)
             most = begin - (self._first_stamp - LONGEST_START)
             if count > most:
