@@ -26,10 +26,11 @@ from minicpmo_ros.errors import (
 )
 from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
 from minicpmo_ros.live.engine import Engine
+from minicpmo_ros.live.evidence import EvidenceOptions
 from minicpmo_ros.live.question import Answer, Finish, Question
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions, UnitReport
-from minicpmo_ros.live.status import EngineOptions, EvidenceOptions
+from minicpmo_ros.live.status import EngineOptions
 from minicpmo_ros.llm.context import ContextOptions
 from minicpmo_ros.llm.sampling import SamplingOptions
 from minicpmo_ros.streams.time import Instant
@@ -89,7 +90,7 @@ class FakeSession:
 
     def __init__(self):
         self.window = SimpleNamespace(
-            seconds=[], spans=[], end=10, image_end_s=None, audio_end_s=None
+            seconds=[], spans=[], end=10, image_end_s=None, audio_end_s=None, camera_ends_s={}
         )
         self.context = SimpleNamespace(n_ctx=4096)
         self.smallest_context = 1024

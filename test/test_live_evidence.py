@@ -7,9 +7,16 @@ import re
 
 import pytest
 
-from minicpmo_ros.live.status import Evidence, EvidenceOptions
+from minicpmo_ros.live.evidence import Evidence, EvidenceOptions
 
 BOTH = {'image': 0.1, 'audio': 0.1}
+
+
+def of_cameras(ends_s, since_s):
+    """What is known at 30 s, of these cameras and of audio that comes."""
+    image_end_s = max(filter(None, ends_s.values()), default=None)
+    since_arrival_s = {'image': min(since_s.values()), 'audio': 0.1}
+    return Evidence(image_end_s, 30, 30, 0.5, since_arrival_s, ends_s, since_s)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +34,15 @@ BOTH = {'image': 0.1, 'audio': 0.1}
         (Evidence(None, 30, 30, 0.5, {'audio': 0.1}), ''),
         (Evidence(None, None, 0, 0.0, BOTH), ''),
         (Evidence(), ''),
+        # What only the window has came in a life before this one.
+        (Evidence(8, 30, 30, 0.5, {'audio': 0.1}), 'The newest image is 22 s old.'),
+        # Several cameras: each is named; one whose first image is on its way is no fault.
+        (of_cameras({'a': 30, 'b': 8}, {'a': 0.1, 'b': 22.0}), '^The newest image of camera b is'),
+        (of_cameras({'a': 30, 'b': 8}, {'a': 0.1}), 'image of camera b is 22 s old.'),
+        (of_cameras({'a': 30, 'b': None}, {'a': 0.1, 'b': 40.0}), 'camera b has come for 40 s'),
+        (of_cameras({'a': 30, 'b': None}, {'a': 0.1, 'b': 0.1}), ''),
+        (of_cameras({'a': None, 'b': None}, {'a': 40.0, 'b': 40.0}), 'No image has come for 40 s'),
+        (of_cameras({'a': None, 'b': None}, {'a': 0.1, 'b': 0.1}), 'although image comes'),
     ],
 )
 def test_a_sense_that_is_missing_or_old_is_told(evidence, told):

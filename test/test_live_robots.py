@@ -19,11 +19,12 @@ from minicpmo_ros.errors import CancelledError, ContextFullError, EngineError, I
 from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
 from minicpmo_ros.live.engine import Engine
 from minicpmo_ros.live.engine_thread import SLACK_S, EngineThread, Shares
+from minicpmo_ros.live.evidence import EvidenceOptions
 from minicpmo_ros.live.question import Finish, Question
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions
 from minicpmo_ros.live.shared_context import SharedContext, read_together
-from minicpmo_ros.live.status import EngineOptions, EvidenceOptions
+from minicpmo_ros.live.status import EngineOptions
 from minicpmo_ros.llm.context_options import ContextOptions
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.streams.pairing import Unit

@@ -14,6 +14,7 @@ from sensor_msgs.msg import CompressedImage
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.msg import ImageEmbedding
 from minicpmo_ros.units import NS
+from minicpmo_ros.verbs.robot import rows_of
 
 CLIPS = Path(__file__).parents[1] / 'demo' / 'clips'
 QUESTION, CHOICES = 'what shape is shown now?', ['star', 'ring', 'circle', 'square']
@@ -97,6 +98,8 @@ def test_nano_reads_two_cameras_in_one_unit_and_says_what_each_lacks(graph):
         cameras.show(lambda: graph.status.units >= 3, 'three seconds', front=stars, left=left)
         reply = graph.ask(QUESTION, choices=CHOICES)
         assert reply.success, reply.reason
+        assert tuple(reply.answer.cameras) == CAMERAS and not reply.answer.stale
+        assert [end.sec for end in reply.answer.camera_ends] == [reply.answer.image_end.sec] * 2
         probabilities.append(np.array(reply.answer.probabilities))
     assert np.abs(probabilities[0] - probabilities[1]).max() > 0.01
     # Two images a second: more positions than one takes.
@@ -106,6 +109,33 @@ def test_nano_reads_two_cameras_in_one_unit_and_says_what_each_lacks(graph):
     alone = cameras.show(partial(cameras.newest, ('front',)), 'one camera', front=stars)
     assert alone.tokens == message.tokens // 2 and alone.status == ImageEmbedding.OK
     graph.spin_until(lambda: 'camera left has no image for a second' in process.log, 'the words')
+
+
+def test_a_camera_that_dies_is_named_and_a_question_that_wants_all_fresh_is_refused(
+    graph, tiny_model_dir
+):
+    graph.start(
+        'live', '-p', f'model_dir:={tiny_model_dir}', '-p', 'cameras:=[front, left]', '-p',
+        'wait_for:=image', '-p', 'required_evidence:=fresh', '-p', 'n_ctx:=8192',
+    )  # fmt: skip
+    graph.wait_ready()
+    cameras, grey = TwoCameras(graph), np.full((48, 64, 3), 128, np.uint8)
+    cameras.show(lambda: graph.status.units >= 2, 'both', front=grey, left=grey)
+    assert tuple(graph.status.cameras) == CAMERAS
+    both_s = [end.sec for end in graph.status.camera_ends]
+    assert both_s[0] == both_s[1] == graph.status.image_end.sec
+    cameras.show(lambda: 'of camera left is' in graph.status.stale, 'the status', front=grey)
+    front, left = graph.status.camera_ends
+    told = dict(rows_of(graph.status))['cameras']
+    behind_s = graph.status.window_end.sec - graph.status.camera_ends[1].sec
+    assert told == f'front 0 s ago, left {behind_s} s ago'
+    assert front.sec > left.sec and left.sec >= both_s[1]
+    reply = graph.ask('What is it?', max_tokens=1)
+    assert not reply.success and reply.answer.stale
+    assert 'newest image of camera left is' in reply.reason
+    assert 'required_evidence is fresh' in reply.reason
+    cameras.show(lambda: not graph.status.stale, 'the end of it', front=grey, left=grey)
+    assert graph.status.camera_ends[1].sec > front.sec
 
 
 def test_cameras_in_tiles_are_refused(graph, tiny_model_dir):

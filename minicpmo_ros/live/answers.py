@@ -60,8 +60,13 @@ class RunningAnswer:
 
     def end(self, finish: Finish, error: Exception | None = None) -> Answer:
         """Drop the fork and return the answer."""
-        live_s = self._turn.live_s - self._live_s
-        answer = replace(self._generation.end(finish, error), live_s=live_s)
+        ends_s = self.pending.camera_ends_s
+        answer = replace(
+            self._generation.end(finish, error),
+            live_s=self._turn.live_s - self._live_s,
+            cameras=tuple(ends_s),
+            camera_ends_s=tuple(ends_s.values()),
+        )
         missed = self.pending.hearing.note() if self.pending.hearing else ''
         notes = tuple(filter(None, (self._stale, missed)))
         return replace(answer, stale=bool(self._stale), notes=notes + answer.notes)

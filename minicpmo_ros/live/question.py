@@ -70,6 +70,8 @@ class Answer:
     seconds: tuple = ()  # which ones, oldest first
     image_end_s: int | None = None  # end of the newest second with an image; None: no image
     audio_end_s: int | None = None  # end of the newest second with audio; None: no audio
+    cameras: tuple = ()  # of several cameras: names of those that came before
+    camera_ends_s: tuple = ()  # of each: end of the newest second with its image; None: none
     prompt_tokens: int = 0  # positions read: system prompt, units, question
     answer_tokens: int = 0
     first_token_ms: float = 0.0  # from the question's arrival
@@ -115,6 +117,7 @@ class PendingQuestion:
         self.question, self.asked_s = question, time.monotonic()
         self.cancelled = False
         self.hearing = self.tail = None  # Hearing of a question about audio; the Tail it found
+        self.camera_ends_s = {}  # of several cameras, as Evidence, when it was begun
         self.said = None  # of the answer, aloud; see note_said
         self._why_cancelled = None
         self._on_delta, self._on_done, self._wake = on_delta, on_done, wake

@@ -1,25 +1,20 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What an engine is given and what it reports: bounds, units that wait, evidence, status.
-
-Answers rest on evidence: the newest second of each sense, and whether it is missing or old. The
-age of a sense is how far its newest second lies behind the newest second of the window, plus the
-time since that arrived. Stamps are compared with stamps and waiting with waiting, so no clock need
-agree with any other.
-"""
+"""What an engine is given and what it reports: bounds, units that wait, status."""
 
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from minicpmo_ros.config import LLM, MEMORY, SENSES
+from minicpmo_ros.config import LLM, MEMORY
 from minicpmo_ros.errors import BusyError, InputError, ModelFileError
+from minicpmo_ros.live.evidence import Evidence, EvidenceOptions
 from minicpmo_ros.live.restoring import Restoring
 from minicpmo_ros.live.session_options import UnitReport
 from minicpmo_ros.sessions.keeper import SessionKeeper, StoredSession
-from minicpmo_ros.streams.pairing import Unit, UnitAssembler, UnitInbox
+from minicpmo_ros.streams.pairing import MOST_CAMERAS, Unit, UnitAssembler, UnitInbox
 from minicpmo_ros.streams.time import Instant
 from minicpmo_ros.voice.hearing import OpenSecond
 
@@ -27,85 +22,6 @@ log = logging.getLogger(__name__)
 
 MOST_NEWEST = 4  # seconds whose embeddings are at hand for a snapshot
 RESTORING_BACKLOG = 16  # live units that may wait while others are restored, at least
-REQUIRED = ('none', 'some', 'fresh')  # what a question may require of the window
-
-
-@dataclass(frozen=True)
-class EvidenceOptions:
-    """What a question requires of the window before it is answered.
-
-    none   Nothing: the model answers from its words alone.
-    some   At least one second of images or audio.
-    fresh  As `some`, and no sense that has come is missing or older than max_staleness_s.
-    """
-
-    required: str = LLM.required_evidence
-    max_staleness_s: float = LLM.max_staleness_s  # older than this, a sense is told as stale
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of the senses at one moment."""
-
-    image_end_s: int | None = None  # end of the newest second in the window that has an image
-    audio_end_s: int | None = None  # the same for audio
-    window_end_s: int = 0  # end of the newest second in the window
-    since_newest_s: float = 0.0  # since that second arrived
-    since_arrival_s: dict = field(default_factory=dict)  # by sense that ever came: since its last
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is in the window."""
-        return self.image_end_s is None and self.audio_end_s is None
-
-    def staleness(self, max_staleness_s: float) -> str:
-        """Return which senses are missing or older than allowed, or ''.
-
-        A sense that never came is not expected: a robot without a microphone is not stale.
-        """
-        return ' '.join(
-            reason
-            for sense, end_s in zip(SENSES, (self.image_end_s, self.audio_end_s), strict=True)
-            if sense in self.since_arrival_s
-            and (reason := self._problem(sense, end_s, max_staleness_s))
-        )
-
-    def why_refused(self, options: EvidenceOptions, asks_what_was_said: bool) -> str:
-        """Return why a question about this evidence is not answered, or ''."""
-        if asks_what_was_said and self.audio_end_s is None:
-            return (
-                'An empty question asks the model to answer what was said, but there is no audio '
-                'in the window. Give a question, or check the microphone and audio_topic.'
-            )
-        if options.required == 'none':
-            return ''
-        if self.is_empty:
-            return (
-                'Nothing has been seen or heard: the window is empty. Check that the camera or '
-                'the microphone publishes and that its topic is the one of the parameters; '
-                'required_evidence: none answers all the same.'
-            )
-        stale = self.staleness(options.max_staleness_s)
-        if options.required == 'fresh' and stale:
-            return (
-                f'{stale} required_evidence is fresh: such questions are refused. Raise '
-                f'max_staleness_s ({options.max_staleness_s:g} s), or set required_evidence: some.'
-            )
-        return ''
-
-    def _problem(self, sense: str, end_s: int | None, max_staleness_s: float) -> str:
-        if end_s is not None:
-            age_s = self.window_end_s - end_s + self.since_newest_s
-            return f'The newest {sense} is {age_s:.0f} s old.' if age_s > max_staleness_s else ''
-        since_s = self.since_arrival_s[sense]
-        if since_s > max_staleness_s:
-            return f'No {sense} has come for {since_s:.0f} s, and none is left in the window.'
-        if self.is_empty:
-            return ''  # the first second is on its way
-        return (
-            f'There is no {sense} in the window, although {sense} comes: it comes too late, or '
-            'its stamps are of another clock than those of the other sense.'
-        )
 
 
 @dataclass(frozen=True)
@@ -138,6 +54,7 @@ class EngineStatus:
     window_end_s: int = 0
     image_end_s: int | None = None  # end of the newest second with an image; None: no image
     audio_end_s: int | None = None  # end of the newest second with audio; None: no audio
+    camera_ends_s: dict = field(default_factory=dict)  # as Evidence
     stale: str = ''  # which senses are missing or too old, in words
     units: int = 0  # in the window
     seconds: tuple = ()  # which ones, oldest first
@@ -183,6 +100,7 @@ class EngineStatus:
             window_end_s=seconds[-1] + 1 if seconds else 0,
             image_end_s=session.window.image_end_s,
             audio_end_s=session.window.audio_end_s,
+            camera_ends_s=session.window.camera_ends_s,
             answering=is_answering,
             **{name: getattr(self, name) + 1 for name in counted},
             **facts,
@@ -224,6 +142,7 @@ class LiveInputs:
         self.units = self._inbox.units  # closed, oldest first
         self.due_s = None  # time until a unit is closed if nothing comes; None: none is open
         self._newest = {}  # Instant of the newest content, by sense
+        self._newest_of_cameras = {}  # of the newest image, by the name of a camera
         self._newest_image = None  # (second, rows, tiles)
         self._told_audio = None  # the second of the newest audio, empty or not
         self._unit_arrived = None  # Instant when the newest unit that was read arrived
@@ -232,14 +151,15 @@ class LiveInputs:
 
     def put_image(self, second: int, rows, tiles: tuple, now: Instant) -> None:
         """Add the image embeddings of a second; see Engine.put_image."""
-        self._note_arrival('image', rows, now)
         if rows is not None:
             self._newest_image = second, rows, tiles
+            self._note_arrival(now, 'image', tiles[2:])
         self._assembler.add_image(second, rows, tiles, now)
 
     def put_audio(self, second: int, rows, now: Instant, level_dbfs: float) -> None:
         """Add the audio embeddings of a second; see Engine.put_audio."""
-        self._note_arrival('audio', rows, now)
+        if rows is not None:
+            self._note_arrival(now, 'audio')
         self._told_audio = second
         self._assembler.add_audio(second, rows, now, level_dbfs)
 
@@ -313,10 +233,11 @@ class LiveInputs:
         return told >= before and not is_open and all(u.second > before for u in self.units)
 
     def judge(self, pending, status: EngineStatus, now: Instant) -> tuple:
-        """Set the tail of a question that begins; return (what is stale, why it is refused)."""
+        """Set tail and cameras of a question; return (what is stale, why it is refused)."""
         if pending.question.is_past:
             return '', ''
         options, evidence, refused = self._options, self.evidence(status, now), ''
+        pending.camera_ends_s = evidence.camera_ends_s
         if (hearing := pending.hearing) is not None:
             refused = hearing.why_refused(status.audio_end_s)
             pending.tail = hearing.tail(status.audio_end_s, self._fresh_image(hearing.found))
@@ -341,6 +262,8 @@ class LiveInputs:
         `window`: the seconds in it since, for the black box; (): a reset has come meanwhile.
         """
         self._unit_arrived = unit.arrived
+        if unit.is_restored and unit.arrived is not None:
+            self._note_restored(unit)
         if window:
             if not self.restoring.is_recorded(unit):
                 self._black_box.put(unit, tuple(window))
@@ -348,20 +271,24 @@ class LiveInputs:
 
     def evidence(self, status: EngineStatus, now: Instant) -> Evidence:
         """Return what is known of the senses now; `status` says what the window holds."""
-        newest = self._unit_arrived
+        newest, ends_s = self._unit_arrived, status.camera_ends_s
         return Evidence(
             status.image_end_s,
             status.audio_end_s,
             status.window_end_s,
             max(0.0, now.waited_s(newest)) if newest is not None else 0.0,
             {sense: now.waited_s(arrived) for sense, arrived in self._newest.items()},
+            {name: ends_s.get(name) for name in sorted({*ends_s, *self._newest_of_cameras})},
+            {name: now.waited_s(arrived) for name, arrived in self._newest_of_cameras.items()},
         )
 
     def reported(self, status: EngineStatus, now: Instant) -> EngineStatus:
         """Return a status with what is stale now, and what was lost on the way."""
+        evidence = self.evidence(status, now)
         return replace(
             status,
-            stale=self.evidence(status, now).staleness(self._options.max_staleness_s),
+            stale=evidence.staleness(self._options.max_staleness_s),
+            camera_ends_s=evidence.camera_ends_s,
             restored=self.restoring.count(status.seconds),
             restoring=self.restoring.told,
             units_dropped=self._inbox.dropped,
@@ -369,9 +296,22 @@ class LiveInputs:
             jumps=self._assembler.jumps,
         )
 
-    def _note_arrival(self, sense: str, rows, now: Instant) -> None:
-        if rows is not None:
-            self._newest[sense] = now
+    def _note_arrival(self, at: Instant, sense: str, cameras: tuple = ()) -> None:
+        """Note that something came, unless it has come later, too."""
+        newest = self._newest_of_cameras
+        named = [(self._newest, sense), *((newest, name) for name in cameras)]
+        for arrivals, name in named:
+            if name not in arrivals or arrivals[name].steady_s < at.steady_s:
+                arrivals[name] = at
+        while len(newest) > MOST_CAMERAS:
+            del newest[min(newest, key=lambda name: newest[name].steady_s)]
+
+    def _note_restored(self, unit: Unit) -> None:
+        """Expect what came in the life before this one."""
+        if unit.image_rows is not None:
+            self._note_arrival(unit.arrived, 'image', unit.cameras)
+        if unit.audio_rows is not None:
+            self._note_arrival(unit.arrived, 'audio')
 
 
 def why_failed(error: Exception) -> dict:

@@ -49,6 +49,7 @@ class Span:
     has_audio: bool = False
     is_still: bool = False  # its image is that of the newest one before it
     turn: int | None = None  # number of a remembered turn
+    cameras: tuple = ()  # names of those whose images it shows; (): one camera
 
     @property
     def rows(self) -> int:
@@ -91,9 +92,15 @@ class Window:
         """End of the newest second that has audio; None if there is none."""
         return _newest_end_s(span for span in self.spans if span.has_audio)
 
-    def append(self, second: int | None, n_rows: int, *senses: bool) -> Span:
+    @property
+    def camera_ends_s(self) -> dict:
+        """Of several cameras, by name: end of the newest second that has its image."""
+        spans = [span for span in self.spans if span.cameras]
+        return {name: span.second + 1 for span in spans for name in span.cameras}
+
+    def append(self, second: int | None, n_rows: int, *senses: bool, cameras=()) -> Span:
         """Add a span at the end and return it; senses: has_image, has_audio, is_still."""
-        self.spans.append(Span(second, self.end, self.end + n_rows, *senses))
+        self.spans.append(Span(second, self.end, self.end + n_rows, *senses, cameras=cameras))
         return self.spans[-1]
 
     def append_turn(self, n_rows: int, turn: int) -> None:
@@ -103,7 +110,7 @@ class Window:
     def append_unit(self, unit: Unit, n_rows: int, is_still: bool = False) -> None:
         """Add the span of a unit, whose image was left out if `is_still`."""
         has_image, has_audio = unit.image_rows is not None, unit.audio_rows is not None
-        self.append(unit.second, n_rows, has_image, has_audio, is_still)
+        self.append(unit.second, n_rows, has_image, has_audio, is_still, cameras=unit.cameras)
         if has_image and not is_still:
             self._shown = unit
 

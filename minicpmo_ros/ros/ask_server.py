@@ -21,11 +21,10 @@ from minicpmo_ros.config import LOOKS, NOTES_READ
 from minicpmo_ros.errors import BusyError, CancelledError, Error, InputError
 from minicpmo_ros.live.question import Finish, Question
 from minicpmo_ros.msg import Answer, AnswerDelta, SpeakerState
-from minicpmo_ros.ros.messages import time_ns, to_time
+from minicpmo_ros.ros.messages import seconds_to_time, time_ns
 from minicpmo_ros.ros.notes import to_message
 from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.srv import Ask
-from minicpmo_ros.units import NS
 
 # With the default depth of 10, questions that come at the same moment are lost without an answer.
 SERVICE_QOS = QoSProfile(depth=256)
@@ -122,8 +121,10 @@ class QuestionRouter:
         message.header.stamp = self._node.get_clock().now().to_msg()
         for field, kind in message.get_fields_and_field_types().items():
             if kind == 'builtin_interfaces/Time':
-                seconds = getattr(answer, f'{field}_s')
-                setattr(message, field, to_time(round((seconds or 0) * NS)))
+                setattr(message, field, seconds_to_time(getattr(answer, f'{field}_s')))
+            elif kind == 'sequence<builtin_interfaces/Time>':
+                ends_s = getattr(answer, f'{field}_s')
+                setattr(message, field, [seconds_to_time(end_s) for end_s in ends_s])
             elif field not in ('header', 'id', 'finish', 'live_ms', 'recalled'):
                 setattr(message, field, getattr(answer, field))
         return message

@@ -9,9 +9,9 @@ from dataclasses import replace
 from minicpmo_ros.config import ALERTS_TOGETHER, LLM
 from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.families import LANGUAGES, find_layout
+from minicpmo_ros.live.evidence import REQUIRED
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions
-from minicpmo_ros.live.status import REQUIRED
 from minicpmo_ros.live.window import POLICIES
 from minicpmo_ros.llm.context import Context
 from minicpmo_ros.llm.context_options import ATTENTION, KV_TYPES, ContextOptions

@@ -37,6 +37,11 @@ def to_time(stamp_ns: int) -> Time:
     return Time(sec=max(-(2**31), min(2**31 - 1, seconds)), nanosec=nanoseconds)
 
 
+def seconds_to_time(stamp_s: float | None) -> Time:
+    """Return seconds as a Time; None: 0."""
+    return to_time(round((stamp_s or 0) * NS))
+
+
 def time_ns(stamp: Time) -> int:
     """Return a Time in nanoseconds."""
     return stamp.sec * NS + stamp.nanosec
@@ -164,10 +169,10 @@ def status_message(status: 'EngineStatus') -> Status:
     """Return what an engine tells of itself."""
     message = Status(state=STATES[status.state], progress=status.progress)
     message.reason, message.remedy = status.reason, status.remedy
-    message.window_start = to_time(status.window_start_s * NS)
-    message.window_end = to_time(status.window_end_s * NS)
-    message.image_end = to_time((status.image_end_s or 0) * NS)
-    message.audio_end = to_time((status.audio_end_s or 0) * NS)
+    for name in ('window_start', 'window_end', 'image_end', 'audio_end'):
+        setattr(message, name, seconds_to_time(getattr(status, f'{name}_s')))
+    message.cameras = list(status.camera_ends_s)
+    message.camera_ends = [seconds_to_time(end_s) for end_s in status.camera_ends_s.values()]
     for name in ('units', 'seconds', 'still', 'positions', 'context_size', 'waiting',
                  'answering', 'stale', 'questions_dropped', 'units_read', 'units_dropped',
                  'late', 'evicted', 'prefill_ms', 'restored'):  # fmt: skip

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import rclpy
+from builtin_interfaces.msg import Time
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
@@ -180,7 +181,14 @@ def rows_of(status: Status) -> list:
     ]  # fmt: skip
     told = (('reason', status.reason), ('remedy', status.remedy), ('stale', status.stale),
             ('clocks', status.clocks))  # fmt: skip
-    return rows + [(name, text) for name, text in told if text]
+    cameras = zip(status.cameras, status.camera_ends)
+    seen = ', '.join(f'{name} {age_of(end, status.window_end)}' for name, end in cameras)
+    return rows + [(name, text) for name, text in (('cameras', seen), *told) if text]
+
+
+def age_of(end: Time, window_end: Time) -> str:
+    """Return how far the newest image of a camera lies behind the window's end."""
+    return f'{window_end.sec - end.sec} s ago' if end.sec else 'none in the window'
 
 
 def rows_of_input(newest: dict) -> list:
