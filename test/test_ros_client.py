@@ -12,6 +12,7 @@ import pytest
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.task import Future
 from ros_graph import LONG
 from std_msgs.msg import String
 
@@ -162,6 +163,36 @@ def test_whoever_is_not_there_or_has_failed_is_told_with_the_reason(
     asker.wait_until(lambda: asker.has_server, 60, 'the action')
     with pytest.raises(AskError, match='no such model directory'):
         asker.ask('And now?')
+
+
+def test_what_rclpy_raises_on_the_way_of_a_question_is_told_to_who_asked(
+    graph, asker, tiny_model_dir, monkeypatch
+):
+    start_live(graph, tiny_model_dir)
+    asker.wait_until_ready()
+    failed = Future()
+    failed.set_exception(RuntimeError('the goal was lost'))
+    real = asker.action.send_goal_async
+
+    def raises(*_, **__):
+        raise RuntimeError('the goal was not sent')
+
+    def loses_the_result(*arguments, **named):
+        sent = real(*arguments, **named)
+        sent.add_done_callback(
+            lambda done: monkeypatch.setattr(done.result(), 'get_result_async', lambda: failed)
+        )
+        return sent
+
+    for send, what in (
+        (raises, 'was not sent'), (lambda *_, **__: failed, 'was lost'),
+        (loses_the_result, 'was lost'),
+    ):  # fmt: skip
+        monkeypatch.setattr(asker.action, 'send_goal_async', send)
+        with pytest.raises(AskError, match=f'The way to .*/llm failed.*{what}'):
+            asker.ask('What?', max_tokens=2)
+    monkeypatch.setattr(asker.action, 'send_goal_async', real)
+    assert asker.ask('And now?', max_tokens=2).text
 
 
 def test_a_node_that_is_spun_elsewhere_asks_from_threads_and_callbacks(

@@ -14,6 +14,7 @@ from ros_source import DEEP, FIRST, Source, jpeg, picture_of
 from benchmarks.voice_sounds import say
 from minicpmo_ros.msg import Answer, Speech
 from minicpmo_ros.ros.framework.polling import PERIOD_S
+from minicpmo_ros.ros.voice import asking
 from minicpmo_ros.ros.voice.node import VoiceNode
 from minicpmo_ros.voice.turns import TurnState
 
@@ -104,15 +105,51 @@ def test_a_spoken_question_is_answered_without_a_call(
     assert not any('Traceback' in each.log for each in graph.processes)
 
 
+@pytest.fixture
+def patient(graph, monkeypatch):
+    """Give a VoiceNode that spins with the graph, in this process; it waits long for an llm."""
+    monkeypatch.setattr(asking, 'FIND_TIMEOUT_S', 600.0)
+    loss = f'qos_overrides.{graph.namespace}/audio.subscription.reliability'
+    node = VoiceNode(
+        remappings={'__ns': graph.namespace}, parameters={loss: 'reliable', 'timeout_s': 600.0}
+    )
+    graph.own_executor.add_node(node)
+    yield node
+    graph.own_executor.remove_node(node)
+    node.destroy_node()
+
+
+def test_a_question_that_was_spoken_before_the_llm_was_there_waits_for_it(
+    graph, tiny_model_dir, patient, question, heard, told
+):
+    answers, source = [], Source(graph)
+    graph.create_subscription(Answer, 'llm/answer', answers.append, QoSProfile(depth=10))
+    source.wait_heard(image=False)
+    speak(source, question, FIRST)
+    graph.spin_until(lambda: of_kind(heard, Speech.ENDED), 'a turn')
+    graph.spin_until(lambda: told() and values(told)['questions asked'] == '1', 'the question')
+    assert values(told)['llm'] == 'not there' and 'is not answered' not in told().message
+    model = ('-p', f'model_dir:={tiny_model_dir}', '-p', 'max_tokens:=4')
+    graph.start('live', *model, '-p', 'unit_deadline:=60.0', *graph.lossless)
+    graph.spin_until(lambda: graph.status, 'the llm')
+    source.until_read(FIRST + 5)  # the microphone goes on
+    graph.spin_until(lambda: answers, 'an answer')
+    assert answers[0].question == '' and answers[0].finish in (Answer.STOP, Answer.LENGTH)
+    graph.spin_until(lambda: values(told)['questions answered'] == '1', 'voice to know of it')
+    assert values(told)['questions asked'] == '1' and len(of_kind(heard, Speech.ENDED)) == 1
+
+
 def test_without_an_llm_a_question_is_told_as_unanswered_and_turns_go_on(
     graph, question, heard, told
 ):
-    process = graph.start('voice', *graph.lossless)
+    # The stamps of a burst stand still while the llm is waited for.
+    process = graph.start('voice', '-p', 'audio.stamps:=header', *graph.lossless)
     source = Source(graph)
     source.wait_heard(image=False)
     speak(source, question, FIRST)
     graph.spin_until(lambda: of_kind(heard, Speech.ENDED), 'a turn')
-    graph.spin_until(lambda: told() and 'llm is not there' in told().message, 'the diagnosis')
+    graph.spin_until(lambda: told() and 'There is no' in told().message, 'the diagnosis')
+    assert 'turn 0 is not answered' in told().message and f'{graph.namespace}/llm' in process.log
     speak(source, question, FIRST + 5)
     graph.spin_until(lambda: len(of_kind(heard, Speech.ENDED)) == 2, 'another turn')
     assert float(values(told)['cost [ms per second of audio]']) > 0

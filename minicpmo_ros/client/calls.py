@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
@@ -225,19 +225,23 @@ class Stream(_Awaited):
         self._takers = client.publishers()
         if math.isfinite(self.timeout_s):
             self._goal.timeout_s = max(0.0, self.timeout_s - self.spent_s()) + NODE_LATER_S
-        self._sent = client.action.send_goal_async(self._goal, feedback_callback=self._on_feedback)
-        # Done callbacks belong to no callback group: post brings them into the client's.
-        self._sent.add_done_callback(lambda _: client.post(self._on_taken))
+        with self._guard():
+            self._sent = client.action.send_goal_async(
+                self._goal, feedback_callback=self._on_feedback
+            )
+            # Done callbacks belong to no callback group: post brings them into the client's.
+            self._sent.add_done_callback(lambda _: client.post(self._on_taken))
 
     def _on_taken(self) -> None:
-        self._handle = self._sent.result()
-        if self._handle is None or not self._handle.accepted:
-            self.end(error=AskError(f'{self._client.name} did not take the question.'))
-            return
-        if self._is_cancelled or self.is_over:
-            self._handle.cancel_goal_async()
-        done = self._handle.get_result_async()
-        done.add_done_callback(lambda _: self._client.post(lambda: self._on_result(done)))
+        with self._guard():
+            self._handle = self._sent.result()
+            if self._handle is None or not self._handle.accepted:
+                self.end(error=AskError(f'{self._client.name} did not take the question.'))
+                return
+            if self._is_cancelled or self.is_over:
+                self._handle.cancel_goal_async()
+            done = self._handle.get_result_async()
+            done.add_done_callback(lambda _: self._client.post(lambda: self._on_result(done)))
 
     def _on_feedback(self, message) -> None:
         # The result may overtake a piece, and a full queue lose one: what is missing then comes
@@ -248,7 +252,9 @@ class Stream(_Awaited):
             self._tell(delta.text)
 
     def _on_result(self, done) -> None:
-        wrapped = done.result()
+        wrapped = None
+        with self._guard():
+            wrapped = done.result()
         if wrapped is None or wrapped.status == GoalStatus.STATUS_UNKNOWN:
             self._give_up(AskError(f'{self._client.name} knows nothing of the question any more.'))
             return
@@ -278,6 +284,14 @@ class Stream(_Awaited):
             self._handle.cancel_goal_async()
         elif self._sent is None:
             self.end(error=CancelledError('The question was cancelled before it was sent.'))
+
+    @contextmanager
+    def _guard(self):
+        """Turn what rclpy raises on the way of the question into its end."""
+        try:
+            yield
+        except Exception as error:  # of rclpy or the middleware
+            self.end(error=AskError(f'The way to {self._client.name} failed: {error!r}'))
 
     def _give_up(self, error: Error) -> None:
         """End without an answer; who took the question need not go on with it."""

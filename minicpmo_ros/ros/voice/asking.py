@@ -3,21 +3,17 @@
 
 """Asks the llm what was said, by the action `llm/ask`, and has the robot stop.
 
-What goes wrong is told.
+Nodes find each other in their own time, and a model may still be loading: a question waits for
+the llm before it is given up. What goes wrong is told.
 """
 
 from functools import partial
 
-from rclpy.action import ActionClient
 from std_srvs.srv import Trigger
 
-from minicpmo_ros.action import Ask
+from minicpmo_ros.client.calls import FIND_TIMEOUT_S
+from minicpmo_ros.client.client import Client
 from minicpmo_ros.ros.messages import to_time
-
-NO_LLM = (
-    'the llm is not there, and nobody answers what is said: start it, or remap llm/ask to where '
-    'it is'
-)
 
 
 class Asker:
@@ -25,11 +21,11 @@ class Asker:
 
     def __init__(self, node, on_answer):
         self._node, self._on_answer = node, on_answer
-        self._client = ActionClient(node, Ask, 'llm/ask')
+        self._client = Client(node)
         self._stop = node.create_client(Trigger, 'speaker/stop')
         self.asked = self.answered = 0
         self._problem = ''  # of the newest question
-        self._newest = None  # the goal handle of the newest answer, while it is given
+        self._newest = None  # the Stream of the newest answer, until it is over
 
     def close(self) -> None:
         """Leave the graph."""
@@ -37,7 +33,7 @@ class Asker:
 
     def diagnose(self, report) -> None:
         """Report counts, and why the newest turn was not answered."""
-        report.tell('llm', 'there' if self._client.server_is_ready() else 'not there')
+        report.tell('llm', 'there' if self._client.has_server else 'not there')
         report.tell('questions asked', self.asked)
         report.tell('questions answered', self.answered)
         if self._problem:
@@ -45,13 +41,12 @@ class Asker:
 
     def ask(self, event, question: str, remember: bool, timeout_s: float) -> None:
         """Ask about a turn that has ended; '': the model answers what was said."""
-        goal = Ask.Goal(question=question, remember=remember, timeout_s=timeout_s)
-        self._send(event, goal, self._on_answer)
+        self._begin(event, timeout_s, self._on_answer, question=question, remember=remember)
 
     def cancel(self) -> None:
         """Cancel the answer that is being given, if there is one."""
         if self._newest is not None:
-            self._newest.cancel_goal_async()
+            self._newest.cancel()
             self._newest = None
 
     def silence(self) -> None:
@@ -62,38 +57,38 @@ class Asker:
 
     def transcribe(self, event, question: str, timeout_s: float, on_text) -> None:
         """Let the model write down a turn; `on_text(event, text)` gets what it wrote."""
-        goal = Ask.Goal(question=question, timeout_s=timeout_s, temperature=-1.0)
-        self._send(event, goal, partial(on_text, event))
+        self._begin(event, timeout_s, partial(on_text, event), question=question, temperature=0.0)
 
-    def _send(self, event, goal, on_text) -> None:
+    def _begin(self, event, timeout_s: float, on_text, **options) -> None:
+        """Ask, as soon as the llm can be asked."""
         self.asked += 1
-        if not self._client.server_is_ready():
-            self._tell(f'turn {event.turn} is not answered: {NO_LLM}')
-            return
-        goal.heard_until = to_time(event.heard_until_ns)
-        sent = self._client.send_goal_async(goal)
-        sent.add_done_callback(lambda done: self._on_taken(event, done.result(), on_text))
+        send = partial(self._send, event, timeout_s, on_text, options)
+        if self._client.is_ready:
+            send()
+        else:
+            ready = self._client.ready_async(min(timeout_s, FIND_TIMEOUT_S))
+            ready.add_done_callback(partial(self._when_done, event, lambda _: send()))
 
-    def _on_taken(self, event, handle, on_text) -> None:
-        if not handle.accepted:
-            self._tell(f'turn {event.turn} is not answered: the llm did not take the question')
-            return
-        if on_text == self._on_answer:
-            self._newest = handle
-        result = handle.get_result_async()
-        result.add_done_callback(
-            lambda done: self._on_result(event, done.result().result, on_text, handle)
+    def _send(self, event, timeout_s: float, on_text, options: dict) -> None:
+        stream = self._client.stream(
+            timeout_s=timeout_s, heard_until=to_time(event.heard_until_ns), **options
         )
+        if on_text == self._on_answer:
+            self._newest = stream
 
-    def _on_result(self, event, reply, on_text, handle) -> None:
-        if self._newest is handle:
+        def answered(answer) -> None:
+            self._problem, self.answered = '', self.answered + 1
+            on_text(answer.text)
+
+        stream.future.add_done_callback(partial(self._when_done, event, answered))
+
+    def _when_done(self, event, go_on, future) -> None:
+        """Go on with the result of a future; tell why there is none."""
+        if self._newest is not None and self._newest.future is future:
             self._newest = None
-        if not reply.success:
-            self._tell(f'turn {event.turn} is not answered: {reply.reason}')
-            return
-        self._problem, self.answered = '', self.answered + 1
-        on_text(reply.answer.text)
-
-    def _tell(self, problem: str) -> None:
-        self._problem = problem
-        self._node.get_logger().warning(problem)
+        error = future.exception()
+        if error is None:
+            go_on(future.result())
+        elif not self._client.is_closed:
+            self._problem = f'turn {event.turn} is not answered: {error}'
+            self._node.get_logger().warning(self._problem)

@@ -146,8 +146,8 @@ class VoiceNode(ManagedNode):
     ROLE = 'turns of speech'
     _input = _worker = _leaving = _audio = _own = stamps = None
 
-    def __init__(self):
-        super().__init__('voice')
+    def __init__(self, **kwargs):
+        super().__init__('voice', **kwargs)
         self.time, self.inbox, self._throttle = NodeTime(self), Inbox(INBOX_S), Throttle()
         self._speech = self.topics.publish(Speech, '~/speech', SPEECH_QOS)
         self._transcripts = self.topics.publish(String, '~/transcript', SPEECH_QOS)
