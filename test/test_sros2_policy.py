@@ -144,7 +144,8 @@ def test_what_one_node_calls_another_one_offers():
             called |= rules.get(('services', 'request'), set())
             called |= rules.get(('actions', 'call'), set())
     # `live` connects these by name to the encoders'; the three nodes alone are remapped so.
-    assert called - offered == {'look', 'read_audio'}
+    of_encoders = {'look', 'read_audio'}
+    assert called - offered == of_encoders | {'say', 'sound_play'}  # and of other packages
 
 
 def test_every_name_of_the_policy_is_one_of_the_sources():
