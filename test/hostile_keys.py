@@ -20,7 +20,6 @@ from mutated_headers import Fields, Loader
 from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.ggml.library import set_log
 from minicpmo_ros.llm import keys as llm_keys
-from minicpmo_ros.modelset.directory import ModelDirectory
 
 U32, I32, F32, BOOL, STRING, ARRAY, U64 = 4, 5, 6, 7, 8, 9, 10
 
@@ -108,13 +107,14 @@ def main():
         print(json.dumps({'begun': name}), flush=True)
         told = {'name': name, 'refused at': '', 'reason': '', 'warnings': []}
         try:
-            told['warnings'] = ModelDirectory.open(work).warnings
+            model = loader.open()
+            told['warnings'] = model.warnings
         except ModelFileError as error:
             told['refused at'], told['reason'] = 'opening', str(error)
             print(json.dumps(told), flush=True)
             continue
         try:
-            loader.llm(ModelDirectory.open(work))
+            loader.llm(model)
         except InputError:
             pass  # a context longer than this model's: what was asked of it is wrong, not the file
         except ModelFileError as error:

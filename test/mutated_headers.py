@@ -32,6 +32,7 @@ from minicpmo_ros.llm.context import Context, ContextOptions  # noqa: E402
 from minicpmo_ros.llm.model import LanguageModel  # noqa: E402
 from minicpmo_ros.llm.prompt import CompiledPrompt  # noqa: E402
 from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
+from minicpmo_ros.modelset.manifest import read_manifest  # noqa: E402
 
 SPARE_BYTES = 192 << 20  # of address space beyond what loading the sound files takes
 SECONDS = 5  # of CPU time for one mutation: it takes some milliseconds
@@ -166,11 +167,19 @@ class Loader:
     """What the nodes do with a model directory, in small."""
 
     def __init__(self, directory):
-        self.directory = directory
+        self.directory, self.manifest = (
+            directory,
+            read_manifest(directory),
+        )  # which no test changes
         self.backend = Backend('cpu')
 
+    def open(self):
+        """Check the files as they are now."""
+        return ModelDirectory.of(self.directory, self.manifest)
+
     def load(self, roles=('llm', 'vision', 'audio')):
-        model = ModelDirectory.open(self.directory)
+        """Check the files and load some of them."""
+        model = self.open()
         for role in roles:
             getattr(self, role)(model)
 

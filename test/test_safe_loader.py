@@ -28,6 +28,7 @@ from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.llm.model import LanguageModel
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.modelset.gguf_layouts import tiny_of
+from minicpmo_ros.modelset.manifest import read_manifest
 from minicpmo_ros.synthetic.model import write_model
 
 MUTATIONS = {'minicpm-o-2.6': range(0, 800), 'minicpm-o-4.5': range(800, 1100)}
@@ -132,13 +133,13 @@ def test_a_key_of_another_type_is_read_as_meant_or_refused_in_words(
     models, tmp_path, family, role
 ):
     directory = Path(shutil.copytree(models[family], tmp_path / 'm'))
-    path = directory / f'{role}.gguf'
+    path, manifest = directory / f'{role}.gguf', read_manifest(directory)
     fields, refused = mutated_headers.Fields(path), set()
     for key in fields.header.spans:
         for value in mutated_headers.OTHERS:
             path.write_bytes(fields.retyped(key, value))
             try:
-                ModelDirectory.open(directory)
+                ModelDirectory.of(directory, manifest)
             except ModelFileError as error:
                 assert error.path == str(path) and error.problem and error.remedy
                 refused.add(key)
