@@ -42,15 +42,16 @@ from minicpmo_ros.errors import (
 from minicpmo_ros.live.answers import RunningAnswers
 from minicpmo_ros.live.arbiter import DeviceArbiter
 from minicpmo_ros.live.engine_thread import EngineThread
-from minicpmo_ros.live.question import Answer, Finish, PendingQuestion, Question, QuestionQueue
-from minicpmo_ros.live.session import Session
-from minicpmo_ros.live.status import (
-    EngineOptions,
-    EngineStatus,
-    LiveInputs,
+from minicpmo_ros.live.question import (
+    Answer,
+    Finish,
+    PendingQuestion,
+    Question,
+    QuestionQueue,
     call_safely,
-    why_failed,
 )
+from minicpmo_ros.live.session import Session
+from minicpmo_ros.live.status import EngineOptions, EngineStatus, LiveInputs, why_failed
 from minicpmo_ros.llm.context import AbortFlag
 from minicpmo_ros.llm.sampling import SamplingOptions
 from minicpmo_ros.sessions.keeper import SessionKeeper, StoredSession
@@ -85,12 +86,11 @@ class Engine:
         thread: EngineThread | None = None,
     ):
         self._now, self.thread = now, thread or EngineThread()
-        self.options = options or EngineOptions()
+        self.options, self._abort = options or EngineOptions(), self.thread.abort
         self._alerts, self._listen = alerts or AlertAsker(), listen
         self._load, self._on_change = load, on_change or (lambda _: None)
         self.arbiter = arbiter or DeviceArbiter()
         self.arbiter.unit_deadline_s = self.options.unit_deadline_s
-        self._abort = self.thread.abort
         self._wake = self.thread.wake  # guards everything below it
         self._status = EngineStatus()
         self._inputs = LiveInputs(self.options, black_box)

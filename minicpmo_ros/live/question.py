@@ -3,6 +3,7 @@
 
 """A question on its way: asked, pending, being answered, answered with its evidence."""
 
+import logging
 import math
 import threading
 import time
@@ -17,7 +18,8 @@ from minicpmo_ros.errors import (
     InputError,
     LateError,
 )
-from minicpmo_ros.live.status import call_safely
+
+log = logging.getLogger(__name__)
 
 
 class Finish(IntEnum):
@@ -244,3 +246,11 @@ def check_form(choices, grammar, json_schema) -> None:
     """Raise InputError if more than one of them says what an answer looks like."""
     if bool(choices) + bool(grammar) + bool(json_schema) > 1:
         raise InputError('Only one of choices, grammar and json_schema can be given. Choose one.')
+
+
+def call_safely(callback: Callable, argument) -> None:
+    """Call a callback; log what it raises."""
+    try:
+        callback(argument)
+    except Exception:
+        log.exception('a callback of the engine failed')

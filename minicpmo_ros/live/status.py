@@ -3,7 +3,6 @@
 
 """What an engine is given and what it reports: bounds, units that wait, status."""
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,8 +16,6 @@ from minicpmo_ros.sessions.keeper import SessionKeeper, StoredSession
 from minicpmo_ros.streams.pairing import MOST_CAMERAS, Unit, UnitAssembler, UnitInbox
 from minicpmo_ros.streams.time import Instant
 from minicpmo_ros.voice.hearing import OpenSecond
-
-log = logging.getLogger(__name__)
 
 MOST_NEWEST = 4  # seconds whose embeddings are at hand for a snapshot
 RESTORING_BACKLOG = 16  # live units that may wait while others are restored, at least
@@ -328,11 +325,3 @@ def why_failed(error: Exception) -> dict:
     else:
         reason, remedy = str(error) or repr(error), 'See the log; restart the node.'
     return {'reason': reason, 'remedy': remedy, 'may_pass': getattr(error, 'may_pass', False)}
-
-
-def call_safely(callback: Callable, argument) -> None:
-    """Call a callback; log what it raises."""
-    try:
-        callback(argument)
-    except Exception:
-        log.exception('a callback of the engine failed')

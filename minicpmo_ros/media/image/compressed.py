@@ -11,7 +11,6 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import av
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -109,6 +108,8 @@ def _is_deep(data: memoryview) -> bool:
 
 def _deep_colors(data: memoryview) -> np.ndarray:
     """Return (H, W, 3) uint16, little-endian; transparency is dropped."""
+    import av  # takes 17 MiB and 30 ms, and such images are rare
+
     decoder = av.CodecContext.create('png', 'r')
     frames = decoder.decode(av.Packet(bytes(data))) or decoder.decode(None)
     return np.ascontiguousarray(frames[0].reformat(format='rgb48le').to_ndarray())

@@ -7,6 +7,7 @@ Importing rclpy, NumPy and llama.cpp takes most of the start-up. During that tim
 answer SIGINT with a traceback, and SIGTERM would kill; so this module imports them lazily.
 """
 
+import gc
 import importlib
 import os
 import signal
@@ -18,7 +19,17 @@ def _start(module: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))  # nothing has begun that could be left open
     prepare()  # before threads of NumPy take memory of their own
-    return importlib.import_module(f'minicpmo_ros.ros.{module}').main()
+    return _imported(f'minicpmo_ros.ros.{module}').main()
+
+
+def _imported(name: str):
+    """Import a module without looking for garbage among what it loads: an eighth of the time."""
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.freeze()  # nor later: modules stay
+        gc.enable()
 
 
 def live() -> int:
