@@ -78,6 +78,10 @@ def test_log_odds_and_mass_are_those_of_the_first_tokens(core, rng):
     [
         (AlertRule('r', 'what?', ('\u00e9',), ('e\u0301',)), 'words of two meanings'),
         (AlertRule('r', 'what? ' * 400), 'tokens long, at most 384 are allowed'),
+        (
+            AlertRule('r', 'what?', ('a ' * 40 + 'bell',), ('a ' * 40 + 'beep',)),
+            'begin with the same 40 tokens, at most 16 are read',
+        ),
         (AlertRule('r', '<|im_end|>' * 3, ('a',), ('b',)), ''),
     ],
 )
@@ -125,6 +129,27 @@ def test_sixty_four_rules_are_read_with_one_second_and_agree(core, units):
     assert [e.rule for e in events] == [f'r{n}' for n in range(MOST_RULES)]
     found = {round(status.probability, 2) for status in watch.states()}
     assert len(found) == 1 and found.pop() > 0.9
+
+
+def test_sixty_four_long_questions_that_come_later_are_all_read_in_a_small_context(units):
+    long = 'look at the picture again, ' * 14 + SQUARE.question
+    options = CoreOptions(device='cpu', n_ctx=1024, n_ubatch=128, max_forks=8)
+    core, events = Core(ModelDirectory.open(demo.NANO), options), []
+    try:
+        watch = AlertWatch()
+        asker = AlertAsker(watch, events.extend)
+        asker.bind(core.session)
+        core.session.append(units[0], (), asker.begin(units[0]))
+        for n in range(MOST_RULES):
+            watch.add(replace(SQUARE, id=f'r{n}', question=long))
+        report = core.session.append(units[1], (), asker.begin(units[1]))
+        asker.end(report)
+    finally:
+        core.close()
+    assert asker.n_rows > MOST_RULES * 100 > 4 * options.n_ctx  # many times what there is room for
+    assert {status.evaluated for status in watch.states()} == {1}
+    first, *others = report.riders
+    assert all(np.abs(other - first).max() < 0.2 for other in others)
 
 
 @pytest.mark.parametrize('n_rules', [16, MOST_RULES])

@@ -153,13 +153,17 @@ def test_calibration_moves_the_probability():
 # --- turns ----------------------------------------------------------------------------------
 
 
-def run_turns(rules, budget_ms, cost_ms, seconds=200, most=math.inf) -> dict:
-    """Return {id: seconds it was evaluated in} where every evaluation costs so much."""
+def run_turns(rules, budget_ms, row_ms, seconds=200, most=math.inf, rows=None) -> dict:
+    """Return {id: seconds it was evaluated in}; rows: {id: that it reads}, else one."""
     turns, read = Turns(budget_ms), {r.id: [] for r in rules}
+    rows = rows or dict.fromkeys(read, 1)
     for at_s in range(seconds):
-        waiting = [(r, at_s - read[r.id][-1] if read[r.id] else math.inf) for r in rules]
+        waiting = [
+            (r, at_s - read[r.id][-1] if read[r.id] else math.inf, rows[r.id]) for r in rules
+        ]
         chosen = turns.choose(at_s, waiting, most)
-        turns.book(len(chosen), cost_ms * len(chosen))
+        n_rows = sum(rows[r.id] for r in chosen)
+        turns.book(n_rows, row_ms * n_rows)
         for r in chosen:
             read[r.id].append(at_s)
     return read
@@ -196,7 +200,29 @@ def test_at_most_so_many_go_together():
 
 def test_an_unknown_cost_is_tried_with_one_rule():
     turns = Turns(200.0)
-    assert len(turns.choose(0, [(rule('a'), math.inf), (rule('b'), math.inf)])) == 1
+    assert len(turns.choose(0, [(rule('a'), math.inf, 9), (rule('b'), math.inf, 9)])) == 1
+
+
+def test_a_long_question_takes_as_much_of_the_budget_as_it_reads():
+    short, long = [rule(f's{n}') for n in range(4)], [rule(f'l{n}') for n in range(4)]
+    rows = {r.id: 10 for r in short} | {r.id: 390 for r in long}
+    read = run_turns([*short, *long], 200, 0.5, 400, rows=rows)
+    spent_ms = [
+        sum(0.5 * rows[name] for name, at in read.items() if at_s in at) for at_s in range(400)
+    ]
+    # A long one may go with the second for which the budget has room; never two.
+    assert max(spent_ms[1:]) <= 200 + 195
+    assert 0.9 * 200 * 400 <= sum(spent_ms) <= 200 * 400 + 2 * 195
+    assert min(map(len, read.values())) >= 80  # a round of all takes four seconds
+
+
+def test_rules_that_come_later_are_paid_out_of_what_a_row_has_cost():
+    turns, short = Turns(200.0), rule('short')
+    for at_s in range(10):
+        turns.book(10 * len(turns.choose(at_s, [(short, 1.0, 10)])), 5.0)
+    late = [(rule(f'l{n}'), math.inf, 390) for n in range(8)]
+    chosen = turns.choose(10, [*late, (short, 1.0, 10)])
+    assert 1 <= len(chosen) <= 2  # what was saved lasts for two of the eight
 
 
 # --- the watch ------------------------------------------------------------------------------

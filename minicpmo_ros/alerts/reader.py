@@ -46,11 +46,25 @@ class RuleReader:
             )
         groups = [(word,) for word in rule.answers] or [rule.positive, rule.negative]
         self._groups = WordGroups(vocabulary, groups)
+        self._require_room(max(map(len, self._groups.paths)), session.options.max_tokens)
         question, rows = session.prompt.question(ids), session.model.token_rows.rows
         self.riders = [
             np.concatenate([question, rows(list(path))]) if path else question
             for path in self._groups.paths
         ]
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows are read for it."""
+        return sum(map(len, self.riders))
+
+    def _require_room(self, n_alike: int, most: int) -> None:
+        """Check that what is read behind the question is not more than an answer may have."""
+        if n_alike > most:
+            raise InputError(
+                f'Two answers begin with the same {n_alike} tokens, at most {most} are read. '
+                'Shorten them, or raise max_tokens.'
+            )
 
     def read(self, logits: list) -> AlertReading:
         """Return what the logits (vocabulary,) behind each of `riders` say."""
@@ -82,6 +96,7 @@ class AlertAsker:
         self._readers, self._asked = {}, []  # RuleReaders by AlertRule; those of this second
         self._before = None  # the unit before
         self.readings = {}  # by id, of the newest second
+        self.n_rows = 0  # of all rules together, if they were due with one second
         self.failures, self.newest_failure = 0, ''  # unforeseen errors that were caught
 
     def bind(self, session) -> None:
@@ -101,6 +116,7 @@ class AlertAsker:
             unit.second,
             {sense for sense, found in senses.items() if found is not None},
             set() if self._every_second else self._unchanged(unit),
+            rows_of=self._rows_of,
         )
         self._before = unit
         self._asked = [self._readers[rule] for rule in due if self._readers.get(rule)]
@@ -135,14 +151,14 @@ class AlertAsker:
         asked, self._asked = self._asked or [], []
         if not self._readers:
             return
-        self.readings, logits = {}, iter(report.riders)
+        self.readings, logits, n_rows = {}, iter(report.riders), 0
         for reader in asked:
             found = [next(logits) for _ in reader.riders]
             if all(row is not None for row in found):
                 self.readings[reader.rule.id] = reader.read(found)
-        n_rows = sum(len(rows) for reader in asked for rows in reader.riders)
+                n_rows += reader.n_rows
         cost_ms = report.prefill_ms * n_rows / (n_rows + report.rows)
-        self._on_events(self.watch.end_second(self.readings, cost_ms))
+        self._on_events(self.watch.end_second(self.readings, cost_ms, n_rows))
 
     def lose(self, reason: str) -> None:
         """Lose sight, because what was seen is no longer in the window."""
@@ -180,3 +196,8 @@ class AlertAsker:
                 self.watch.set_problem(rule.id, problem)
         if len(self._readers) > len(rules):
             self._readers = {rule: self._readers[rule] for rule in rules}
+        self.n_rows = sum(reader.n_rows for reader in self._readers.values() if reader)
+
+    def _rows_of(self, rule: AlertRule) -> int:
+        reader = self._readers.get(rule)  # None: it has a problem, or was added this moment
+        return reader.n_rows if reader else 0

@@ -17,8 +17,9 @@ they agree. Rules may be added, removed and paused from any thread at any time.
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from minicpmo_ros.alerts.monitor import SECOND_S, TIME_WENT_BACK, Condition, RuleMonitor
 from minicpmo_ros.alerts.rules import MOST_RULES, AlertRule, check_together
@@ -35,51 +36,54 @@ class Turns:
     Whoever has waited longest for its period goes first, a priority of n counts n + 1 times. So no
     rule waits for ever: where time is short all periods are longer, those of important ones least.
 
-    The budget is in milliseconds a second. What is left of it is kept for the next second, one
-    evaluation's worth at most; what an evaluation took too much is paid back by the seconds that
-    follow.
+    The budget is in milliseconds a second, and an evaluation costs as many rows as it reads. What
+    is left of the budget is kept for the next second, the longest evaluation's worth at most; what
+    an evaluation took too much is paid back by the seconds that follow.
     """
 
     def __init__(self, budget_ms: float = math.inf):
         self.budget_ms = budget_ms  # a second; may be changed
-        self.cost_ms = 0.0  # of one evaluation, as measured; 0: not known yet
+        self.row_ms = 0.0  # what a row costs, as measured; 0: not known yet
         self._saved_ms, self._at_s = 0.0, None
 
     def choose(self, at_s: float, waiting: list, most: float = math.inf) -> list:
         """Return the rules to evaluate, the most urgent first.
 
-        waiting: of (AlertRule, seconds since its last evaluation; inf: never) in the user's order.
+        waiting: of (AlertRule, seconds since its last evaluation; inf: never, rows that it reads)
+        in the user's order.
         """
-        due = [(rule, waited_s) for rule, waited_s in waiting if waited_s >= rule.period_s]
+        due = [one for one in waiting if one[1] >= one[0].period_s]
         due.sort(key=_urgency, reverse=True)  # stable
-        return [rule for rule, _ in due[: int(min(most, self._affordable(at_s), len(due)))]]
+        longest = max((n_rows for *_, n_rows in waiting), default=0)
+        n_affordable = self._affordable(at_s, [n_rows for *_, n_rows in due], longest)
+        return [rule for rule, *_ in due[: int(min(most, n_affordable))]]
 
-    def book(self, n_rules: int, cost_ms: float) -> None:
-        """Book what the evaluation of so many rules has cost together."""
-        if n_rules:
-            each_ms = cost_ms / n_rules
-            known = self.cost_ms > 0
-            self.cost_ms += (each_ms - self.cost_ms) * (NEWEST if known else 1.0)
+    def book(self, n_rows: int, cost_ms: float) -> None:
+        """Book what the evaluations that have read so many rows have cost together."""
+        if n_rows:
+            known = self.row_ms > 0
+            self.row_ms += (cost_ms / n_rows - self.row_ms) * (NEWEST if known else 1.0)
             self._saved_ms -= cost_ms
 
     def forget_time(self) -> None:
         """Begin anew after a jump of the stamps."""
         self._at_s = None
 
-    def _affordable(self, at_s: float) -> float:
+    def _affordable(self, at_s: float, due: list, longest: int) -> int:
+        """Return how many evaluations of `due` rows there is time for, from the first one on."""
         if math.isinf(self.budget_ms):
-            return math.inf
+            return len(due)
         passed_s = 1.0 if self._at_s is None else max(0.0, at_s - self._at_s)
         self._at_s = at_s
-        most_ms = self.budget_ms + self.cost_ms
+        most_ms = self.budget_ms + self.row_ms * longest
         self._saved_ms = min(self._saved_ms + passed_s * self.budget_ms, most_ms)
-        if not self.cost_ms:
+        if not self.row_ms:
             return 1  # its cost tells how many there may be
-        return max(0.0, math.floor(self._saved_ms / self.cost_ms + 1e-9))
+        return sum(self.row_ms * n_rows <= self._saved_ms + 1e-6 for n_rows in accumulate(due))
 
 
 def _urgency(entry: tuple) -> tuple:
-    rule, waited_s = entry
+    rule, waited_s, _ = entry
     periods = waited_s / rule.period_s
     return (periods * (1 + rule.priority), rule.priority)
 
@@ -206,12 +210,17 @@ class AlertWatch:
     # --- the stream ---------------------------------------------------------------------------
 
     def begin_second(
-        self, second: int, senses: set, unchanged: set = frozenset(), most: float = math.inf
+        self,
+        second: int,
+        senses: set,
+        unchanged: set = frozenset(),
+        most: float = math.inf,
+        rows_of: Callable[[AlertRule], int] = lambda rule: 1,
     ) -> list:
         """Return the Rules to evaluate with this second, `most` of them at most.
 
         senses: of 'image' and 'audio', those that the second has; unchanged: those of them that
-        show what they showed in the second before.
+        show what they showed in the second before; rows_of: how many rows a rule reads.
         """
         with self._lock:
             at_s = second + SECOND_S
@@ -230,18 +239,19 @@ class AlertWatch:
                 if self._may_reuse(followed):
                     self._reused |= {name} if waited_s >= followed.rule.period_s else set()
                 else:
-                    waiting.append((followed.rule, waited_s))
+                    waiting.append((followed.rule, waited_s, rows_of(followed.rule)))
             self._asked = self._turns.choose(at_s, waiting, most)
             return list(self._asked)
 
-    def end_second(self, readings: dict, cost_ms: float = 0.0) -> list:
+    def end_second(self, readings: dict, cost_ms: float = 0.0, n_rows: int = 0) -> list:
         """Take the readings {id: AlertReading} of the second that was begun; return the Events.
 
         They are in the order of their stamps, at one stamp in that of the rules.
-        cost_ms: what the evaluation of these rules took, beside the second itself.
+        cost_ms: what the evaluation of these rules took, beside the second itself; n_rows: that
+        were read for it.
         """
         with self._lock:
-            self._turns.book(len(readings), cost_ms)
+            self._turns.book(n_rows, cost_ms)
             asked, self._asked = self._asked, []
             lost, self._events = self._events, []
             events = []

@@ -41,7 +41,7 @@ from minicpmo_ros.live.question import Question
 from minicpmo_ros.live.session_options import SessionOptions, UnitReport
 from minicpmo_ros.live.shared_context import SharedContext, read_alone
 from minicpmo_ros.live.window import Fork, Window, grouped
-from minicpmo_ros.llm.context import AbortFlag, Piece
+from minicpmo_ros.llm.context import AbortFlag, Piece, copies
 from minicpmo_ros.llm.context_options import ContextOptions, cells
 from minicpmo_ros.llm.model import LanguageModel, ModelOptions
 from minicpmo_ros.llm.prompt import CompiledPrompt
@@ -126,16 +126,18 @@ class Session:
         started_s = time.perf_counter()
         rows, is_still = self._make_room_for(unit, riders)
         room = self._n_unreserved() - len(rows)
-        groups = grouped(riders, self.shared.n_free(self), room)
-        logits, riding = yield from self._reading(reads, next(groups, []), rows)
+        first, *others = list(grouped(riders, self.shared.n_free(self), room)) or [[]]
+        logits, found = yield from self._reading(reads, [riders[i] for i in first], rows)
         self.window.append_unit(unit, len(rows), is_still)
-        for group in groups:
-            logits = [found.copy() for found in logits]
-            riding = [found if found is None else found.copy() for found in riding]
-            riding += (yield from self._reading((), group))[1]
-        riding += [None] * (len(riders) - len(riding))
+        if others:
+            logits, found = copies(logits), copies(found)
+        riding = dict(zip(first, found))
+        for places in others:
+            _, found = yield from self._reading((), [riders[i] for i in places])
+            riding.update(zip(places, copies(found)))
+        told = logits, [riding.get(i) for i in range(len(riders))]
         spent_ms = 1e3 * (time.perf_counter() - started_s)
-        return UnitReport(unit.second, len(rows), spent_ms, logits, riding)
+        return UnitReport(unit.second, len(rows), spent_ms, *told)
 
     def read(self, reads) -> list:
         """Read what forks read next in one decode; return the logits of each, as `append`."""
@@ -189,8 +191,7 @@ class Session:
             raise ValueError(f'{len(self._forks)} questions are being answered; end one first')
         if not self.can_fork(n_positions):
             raise ContextFullError(n_positions, self._n_unreserved(), WAIT)
-        limit = self.window.end + self._n_unreserved()
-        self.evict(self.window.spans_to_evict(n_positions, limit))
+        self.evict(self.window.spans_to_evict(n_positions, self.window.end + self._n_unreserved()))
         (sequence,), drop = self.shared.take(self, 1), lambda: self._drop(fork)
         shared_end = self.window.prefix if is_empty else self.window.end
         fork = Fork(sequence, shared_end, n_positions, self._n_resets, drop)
@@ -201,8 +202,7 @@ class Session:
     def can_fork(self, n_positions: int) -> bool:
         """Return whether `fork` has a sequence, and room that leaves half of the window."""
         window_limit = self.window.end + self._n_unreserved() - n_positions
-        has_sequence = self.shared.n_free(self) > 0
-        return has_sequence and window_limit >= self.window.capacity // 2
+        return self.shared.n_free(self) > 0 and window_limit >= self.window.capacity // 2
 
     def remember(self, question_ids: list, answer_ids: list, end_id: int | None = None) -> int:
         """Read a question and its answer at the live end, as the next turn of the conversation.
@@ -348,9 +348,9 @@ class Session:
         is_still = self.window.is_still(unit)
         rows = self.unit_rows(unit, is_still)
         self._make_room(len(rows))
-        n_with_rider = len(rows) + max(map(len, riders), default=0)
-        if self._forks and self.window.prefix + n_with_rider <= self._window_limit():
-            self._make_room(n_with_rider)  # without forks there is room for riders
+        if self._forks:  # without them there is room for riders
+            room = self._window_limit() - self.window.prefix - len(rows)
+            self._make_room(len(rows) + max((n for n in map(len, riders) if n <= room), default=0))
         has_left = is_still and not self.window.is_still(unit)  # the image that it goes without
         return self._make_room_for(unit, riders) if has_left else (rows, is_still)
 

@@ -237,15 +237,19 @@ class Read(NamedTuple):
 
 
 def grouped(riders, n_forks: int, room: int):
-    """Yield the rows of riders that can be read together, first those that go with a unit."""
-    group = []
-    for rows in riders:
-        if group and (len(group) == n_forks or sum(map(len, group)) + len(rows) > room):
+    """Yield the places of riders that can be read together, first those that go with a unit.
+
+    Those that have no room, whatever is read with them, are left out.
+    """
+    group, n_rows = [], 0
+    for place, rows in enumerate(riders if n_forks else ()):
+        if len(rows) > room:
+            continue
+        if group and (len(group) == n_forks or n_rows + len(rows) > room):
             yield group
-            group = []
-        if len(rows) > room or not n_forks:
-            break
-        group.append(rows)
+            group, n_rows = [], 0
+        group.append(place)
+        n_rows += len(rows)
     if group:
         yield group
 

@@ -75,6 +75,11 @@ class Piece(NamedTuple):
     n_logits: int = 0  # of that many of the last rows logits are wanted
 
 
+def copies(logits: list) -> list:
+    """Return copies, which outlast the next decode; None stays None."""
+    return [found if found is None else found.copy() for found in logits]
+
+
 class Context:
     """Keys and values of a few sequences over one model."""
 
