@@ -10,6 +10,7 @@ import pytest
 from minicpmo_ros.alerts.rules import (
     FORMAT,
     MOST_RULES,
+    WHAT_HAPPENS,
     AlertRule,
     check_together,
     make_rule,
@@ -92,9 +93,13 @@ def test_a_file_that_cannot_be_written_is_told_and_stays(tmp_path):
         ('{id: a, question: Q, on: high}', "on is 'high', a number from 0 to 1"),
         ('{id: a, question: Q, on: 70}', 'on is 70'),
         ('{id: a, question: Q, on: .nan}', 'on is nan'),
+        ('{id: a, question: Q, on: 0, off: 0}', 'on is 0, a number from 0 to 1, but not 0,'),
+        ('{id: a, question: Q, on: 1, off: 1}', 'off is 1, a number from 0 to 1, but not 1,'),
+        ('{id: 跌倒, question: Q}', 'letters from a to z'),
+        ('{id: a, question: Q, describe: 7}', 'describe is 7, a question, true or false'),
         ('{id: a, question: Q, on: 0.2}', 'off must not be above on'),
         ('{id: a, question: Q, positive: yes}', "positive is 'yes', a list of different texts"),
-        ('{id: a, question: Q, positive: []}', 'positive is'),
+        ('{id: a, question: Q, positive: []}', r'positive is \[\], a list'),
         ('{id: a, question: Q, positive: [yes, Yes]}', 'different texts'),
         ('{id: a, question: Q, positive: [NO]}', "'no' is in positive and in negative"),
         ('{id: a, question: Q, positive: [1]}', 'positive is'),
@@ -145,3 +150,13 @@ def test_sixty_four_rules_are_read_and_one_more_is_told():
 def test_describe_true_asks_what_happens():
     assert make_rule({'id': 'a', 'question': 'Q', 'describe': True}).describe
     assert not make_rule({'id': 'a', 'question': 'Q', 'describe': False}).describe
+
+
+@pytest.mark.parametrize(
+    'given, asked',
+    [('none', ''), ('', ''), ('No', ''), ('off', ''), ('~', ''), ('yes', WHAT_HAPPENS),
+     ("'true'", WHAT_HAPPENS), ('Who is it?', 'Who is it?')],
+)  # fmt: skip
+def test_describe_takes_a_word_for_a_switch_and_asks_no_such_thing(read, given, asked):
+    (rule,) = read(HEAD + f'- id: a\n  question: Q\n  describe: {given}')
+    assert rule.describe == asked

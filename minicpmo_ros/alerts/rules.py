@@ -65,8 +65,10 @@ class AlertRule:
     def __post_init__(self):
         """Check the fields; InputError names the one that is wrong."""
         for name, (is_right, allowed) in CHECKS.items():
-            if not is_right(getattr(self, name)):
-                raise InputError(f'{name} is {told(getattr(self, name))}, {allowed} is expected.')
+            value = getattr(self, name)
+            if not is_right(value):
+                given = told(list(value) if isinstance(value, tuple) else value)
+                raise InputError(f'{name} is {given}, {allowed} is expected.')
         if self.on_change:
             self._check_answers()
         elif self.answers:
@@ -132,19 +134,19 @@ def _is_bool(value) -> bool:
 
 
 _DURATION = _is_number(0.0, LONGEST_S), f'a number of seconds from 0 to {LONGEST_S:g}'
-_SHARE = _is_number(0.0, 1.0), 'a number from 0 to 1'
+_is_share = _is_number(0.0, 1.0)
 _WORDS = f'a list of different texts, 1 to {MOST_WORDS},'
 CHECKS = {
     'id': (
         lambda v: _is_text(v) and len(v) <= 64 and bool(ID.fullmatch(v)) and v not in RESERVED_IDS,
-        'a name of letters, digits and single underscores that begins with a letter, at most 64 '
-        'characters and not "state" (it becomes a topic)',
+        'a name of letters from a to z (or A to Z), digits and single underscores that begins '
+        'with a letter, at most 64 characters and not "state" (it becomes a topic)',
     ),
     'question': (_is_text, 'a text'),
     'positive': (lambda v: _is_words(v) and bool(v), _WORDS),
     'negative': (lambda v: _is_words(v) and bool(v), _WORDS),
-    'on': _SHARE,
-    'off': _SHARE,
+    'on': (lambda v: _is_share(v) and v > 0, 'a number from 0 to 1, but not 0,'),
+    'off': (lambda v: _is_share(v) and v < 1, 'a number from 0 to 1, but not 1,'),
     'after_s': _DURATION,
     'until_s': _DURATION,
     'cooldown_s': _DURATION,
@@ -160,11 +162,18 @@ CHECKS = {
     'half_life_s': _DURATION,
     'scale': (_is_number(0.01, 100.0), 'a number from 0.01 to 100'),
     'bias': (_is_number(-100.0, 100.0), 'a number from -100 to 100'),
-    'describe': (lambda v: isinstance(v, str) and _is_utf8(v) and '\0' not in v, 'a text'),
+    'describe': (
+        lambda v: isinstance(v, str) and _is_utf8(v) and '\0' not in v,
+        'a question, true or false',
+    ),
     'picture': (_is_bool, 'true or false'),
 }
 LISTS = ('positive', 'negative', 'answers', 'senses')
 WHAT_HAPPENS = 'What is happening now?'  # for describe: true
+SWITCHES = {  # for describe, where a message or this file's YAML makes a text of it
+    **dict.fromkeys(('true', 'yes', 'on'), WHAT_HAPPENS),
+    **dict.fromkeys(('false', 'no', 'off', 'none', 'null'), ''),
+}
 
 
 def make_rule(entry: dict) -> AlertRule:
@@ -181,10 +190,19 @@ def make_rule(entry: dict) -> AlertRule:
     for name, value in entry.items():
         if name in LISTS:
             value = tuple(value) if isinstance(value, (list, tuple)) else value
-        elif name == 'describe' and isinstance(value, bool):
-            value = WHAT_HAPPENS if value else ''
+        elif name == 'describe':
+            value = _describing(value)
         values[name] = value
     return AlertRule(**values)
+
+
+def _describing(value):
+    """Return the question that `describe` stands for; what is wrong is left as it is."""
+    if value is None:
+        return ''
+    if isinstance(value, (bool, str)):
+        return SWITCHES.get(str(value).casefold().strip(), value)
+    return value
 
 
 def check_together(rules: Iterable, most: int = MOST_RULES) -> tuple:
