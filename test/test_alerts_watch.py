@@ -228,6 +228,33 @@ def test_rules_that_come_later_are_paid_out_of_what_a_row_has_cost():
 # --- the watch ------------------------------------------------------------------------------
 
 
+def take_turns(n_rules: int, seconds: int) -> tuple:
+    """Watch what holds all the time with rules of which one a second can be paid for."""
+    watch = AlertWatch([rule(f'r{n}') for n in range(n_rules)], Turns(100.0))
+    events = []
+    for second in range(START, START + seconds):
+        asked = watch.begin_second(second, BOTH)
+        events += watch.end_second({r.id: YES for r in asked}, 100.0 * len(asked), len(asked))
+    return watch, events
+
+
+def test_a_rule_that_waits_for_its_turn_does_not_lose_sight():
+    watch, events = take_turns(6, 60)
+    assert [(e.rule, e.kind) for e in events] == [(f'r{n}', Kind.BEGIN) for n in range(6)]
+    assert {status.period_s for status in watch.states()} == {6.0}
+    lost = watch.expire(START + 60, 10)  # where no seconds come any more
+    assert {(e.kind, e.reason[:30]) for e in lost} == {
+        (Kind.END, 'lost sight: nothing was read f')
+    }
+    assert {e.at_s for e in lost} == {START + 63}
+
+
+def test_a_rule_whose_turn_comes_too_rarely_loses_sight():
+    _, events = take_turns(14, 60)
+    reasons = {e.reason for e in events if e.kind is Kind.END}
+    assert reasons == {'lost sight: nothing was read for 10 s'}
+
+
 def play(watch: AlertWatch, text: str, first: int = 0, senses=BOTH, unchanged=frozenset()) -> list:
     """Let all rules read a letter a second, as `course`; return (rule, kind, at) of the events."""
     events = []

@@ -9,10 +9,10 @@
         |                             |
         +--- p < on ---- UNKNOWN <----+  END, "lost sight: ..."; from INACTIVE: UNKNOWN
 
-A rule is UNKNOWN at first, and again when sight is lost: nothing was read for three periods, the
-window was reset, time went back, or for until_s the model would rather have said something else
-(mass). A condition that holds at the first reading after that begins with `at_start`: nobody saw
-it begin. After an END nothing begins for cooldown_s.
+A rule is UNKNOWN at first, and again when sight is lost: nothing was read for three periods (for
+ten while only its turn did not come), the window was reset, time went back, or for until_s the
+model would rather have said something else (mass). A condition that holds at the first reading
+after that begins with `at_start`: nobody saw it begin. After an END nothing begins for cooldown_s.
 
 A rule with on_change has no threshold: CHANGE tells each answer that has been the likeliest for
 after_s and differs from the one that was told last, at most one in cooldown_s.
@@ -28,6 +28,7 @@ from minicpmo_ros.alerts.calibration import MOST_LOG_ODDS
 from minicpmo_ros.alerts.rules import AlertRule
 
 LOST_AFTER_PERIODS = 3
+LOST_AFTER_TURNS = 10  # periods, where seconds come and there is no time to read them for the rule
 LEAST_MASS = 0.5  # of the probability, on the words of the rule: below, it says something else
 SECOND_S = 1  # a reading is of the second before its stamp
 TIME_WENT_BACK = 'time went back'
@@ -92,6 +93,7 @@ class RuleMonitor:
         self.state, self.since_s = Condition.UNKNOWN, 0.0
         self.probability, self.mass, self.answer = math.nan, math.nan, ''  # of the last reading
         self.last_s = None  # end of the second that was read last
+        self._passed_s = -math.inf  # end of the newest second in which its turn did not come
         self._quiet_until_s = -math.inf
         self._forget()
 
@@ -114,18 +116,27 @@ class RuleMonitor:
 
     def expire(self, now_s: float) -> list:
         """Lose sight if nothing was read for too long before `now_s`; return the Events."""
-        longest_s = LOST_AFTER_PERIODS * self.rule.period_s
-        if self.last_s is None or now_s - self.last_s <= longest_s:
+        if self.last_s is None:
             return []
-        lost_s, self.last_s = self.last_s + longest_s, None
-        return self.lose(lost_s, f'nothing was read for {longest_s:g} s')
+        period_s = self.rule.period_s
+        lost_s = max(self.last_s, self._passed_s) + LOST_AFTER_PERIODS * period_s
+        lost_s = min(lost_s, self.last_s + LOST_AFTER_TURNS * period_s)
+        if now_s <= lost_s:
+            return []
+        waited_s, self.last_s = lost_s - self.last_s, None
+        return self.lose(lost_s, f'nothing was read for {waited_s:g} s')
+
+    def pass_over(self, at_s: float) -> list:
+        """Take it that the second that ends at `at_s` could be read, but others had their turn."""
+        self._passed_s = at_s
+        return self.expire(at_s)
 
     def lose(self, at_s: float, reason: str) -> list:
         """Become UNKNOWN, because the window or the time was lost; return the Events."""
         events = self._become_unknown(at_s, f'lost sight: {reason}')
         self.last_s = None
         if reason == TIME_WENT_BACK:
-            self._quiet_until_s = -math.inf  # a stamp of another time
+            self._quiet_until_s = self._passed_s = -math.inf  # stamps of another time
         return events
 
     def stop(self, at_s: float, reason: str) -> list:

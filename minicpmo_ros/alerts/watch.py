@@ -145,7 +145,9 @@ class AlertWatch:
         self._lock = threading.Lock()
         self._followed = {}
         self._at_s, self._seen, self._events = None, set(), []
-        self._asked, self._reused = [], set()  # Rules, and ids, of the second that was begun
+        # Of the second that was begun: rules to read, ids of those that keep their reading, and of
+        # those that are due.
+        self._asked, self._reused, self._due = [], set(), set()
         for rule in check_together(rules, most_rules):
             self._followed[rule.id] = _Followed(RuleMonitor(rule))
 
@@ -227,7 +229,7 @@ class AlertWatch:
             if self._at_s is not None and at_s <= self._at_s:
                 self._lose_all(TIME_WENT_BACK)
             is_next = self._at_s is not None and at_s - self._at_s == SECOND_S
-            self._at_s, self._reused = at_s, set()
+            self._at_s, self._reused, self._due = at_s, set(), set()
             self._seen |= senses
             waiting = []
             for name, followed in self._followed.items():
@@ -240,6 +242,7 @@ class AlertWatch:
                     self._reused |= {name} if waited_s >= followed.rule.period_s else set()
                 else:
                     waiting.append((followed.rule, waited_s, rows_of(followed.rule)))
+                    self._due |= {name} if waited_s >= followed.rule.period_s else set()
             self._asked = self._turns.choose(at_s, waiting, most)
             return list(self._asked)
 
@@ -265,7 +268,9 @@ class AlertWatch:
                 elif name in self._reused and followed.reading is not None:
                     followed.reused += 1
                 else:
-                    events += followed.monitor.expire(self._at_s)
+                    monitor = followed.monitor
+                    is_late = name in self._due  # not by its senses, but for want of time or room
+                    events += (monitor.pass_over if is_late else monitor.expire)(self._at_s)
                     continue
                 followed.stamps_s.append(self._at_s)
                 events += followed.monitor.read(self._at_s, followed.reading)

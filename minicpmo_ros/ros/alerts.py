@@ -64,6 +64,7 @@ STATES = {
 }
 RENAMED = {'on': 'on_threshold', 'off': 'off_threshold'}  # in the message
 DESCRIBE_TOKENS, DESCRIBE_TIMEOUT_S = 40, 60.0
+LATE_PERIODS = 2  # between evaluations, in the mean: it is told that a rule has less than that
 KEPT_IMAGES = 16  # of as many seconds
 NOT_KEPT = 'It is lost when the process ends: set alerts.file and alerts.persist to keep it.'
 
@@ -147,6 +148,12 @@ class AlertServer:
                 report.tell(f'period of alert {name} [s]', one.period_s)
             if one.problem:
                 report.warn(f'alert {name} cannot be evaluated: {one.problem}')
+            elif one.period_s > LATE_PERIODS * one.rule.period_s:
+                report.warn(
+                    f'alert {name} is read every {one.period_s:.1f} s, not every '
+                    f'{one.rule.period_s:g} s: raise alerts.budget_ms or its period_s, or remove '
+                    'other alerts. Look at units dropped, too'
+                )
             elif one.state is Condition.UNKNOWN and one.evaluated and not one.paused:
                 report.warn(
                     f'alert {name} has lost sight: nothing is read in time, or the model would '
