@@ -17,6 +17,12 @@ ece              expected calibration error of yes/no questions about the newest
                  before, each half of the clips by a fit to the other half; `ece_before` without
 yes_no_right     share of them whose likelier answer is right
 
+With --graph the long stream is also played to the live graph in simulated time (alert_graph.py):
+
+states_equal     share of the states that it tells that are those of the core after that second
+seconds_told     share of the rules' seconds of which it tells a state
+events_equal     1: it tells the events that the core tells, and no others
+
 For clips with much that is hard to see and to hear, and for an hour of many clips:
 
     python -m training.heldout build/heldout
@@ -28,6 +34,7 @@ Writes build/alerts.json, by figure and what it was measured on, beside what els
 import argparse
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -164,11 +171,16 @@ def begins(core: Core, stream: list, blank_s: int = 0) -> dict:
 
     Blank is a grey image and silence; there the rules are asked in every second.
     """
-    shown = {STREAM: [told for _, told in stream]}
-    truth = AlertTruth(tuple(TrueAlert(**alert) for alert in truth_of(shown)), (STREAM,), ROOT)
     watched = list(watch_units(core, RULES, (unit for unit, _ in stream), STREAM))
     units = blank_units(core, blank_s, START_S) if blank_s else ()
     watched += watch_units(core, RULES, units, 'blank', every_second=True)
+    return judged(watched, [told for _, told in stream])
+
+
+def judged(watched: list, told: list) -> dict:
+    """Return how right the alerts of WatchedSeconds are; told: what the stream shows."""
+    alerts = tuple(TrueAlert(**alert) for alert in truth_of({STREAM: told}))
+    truth = AlertTruth(alerts, (STREAM,), ROOT)
     scores = score(RULES, truth, watched)
     n_begins, n_false = sum(s.begins for s in scores), sum(s.false for s in scores)
     right = wilson(sum(s.right for s in scores), n_begins)
@@ -185,6 +197,26 @@ def begins(core: Core, stream: list, blank_s: int = 0) -> dict:
         'false_per_hour_high': poisson_interval(n_false)[1] / hours,
         'watched_s': round(3600 * hours),
     }  # fmt: skip
+
+
+def on_graph(model: ModelDirectory, folder: Path, seconds: int) -> dict:
+    """Return how right the alerts of the live graph are, and how far the core agrees."""
+    from benchmarks.alert_graph import compare, joined, watch_graph, watched
+
+    rng = np.random.default_rng(1)
+    clip, told = joined(folder, told_of(folder), seconds, START_S, rng)
+    options = CoreOptions(device='cpu', n_ctx=N_CTX, max_forks=ALERTS_TOGETHER)
+    core = Core(model, options)
+    try:
+        of_core = list(watch_units(core, RULES, core.stream(clip), STREAM))
+    finally:
+        core.close()
+    begun_s = time.monotonic()
+    heard = watch_graph(model, options, RULES, clip, of_core)
+    took_s = time.monotonic() - begun_s
+    found = judged(watched(of_core, heard), told) | compare(of_core, heard)
+    return found | {'begins_within_1_s_of_core': judged(of_core, told)['begins_within_1_s'],
+                    'seconds_of_stream_a_second': seconds / took_s}  # fmt: skip
 
 
 def yes_no(core: Core, clips: list, number: int, seed: int = 1) -> dict:
@@ -245,6 +277,13 @@ def measure(given) -> dict:
     return {f'{given.model.name}, {what}': figures for what, figures in found.items()}
 
 
+def measure_graph(given) -> dict:
+    """Return {measured on: {figure: value}} of the live graph."""
+    n_clips = len(told_of(given.clips))
+    name = f'{given.model.name}, live graph, {given.seconds} s of {n_clips} clips'
+    return {name: on_graph(ModelDirectory.open(given.model), given.clips, given.seconds)}
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
@@ -256,7 +295,11 @@ def main() -> None:
     parser.add_argument('--seconds', type=int, default=3600, help='of the long stream')
     parser.add_argument('--blank', type=int, default=600, help='seconds of a grey image, silence')
     parser.add_argument('--questions', type=int, default=2000, help='yes/no questions, at least')
-    found = measure(parser.parse_args())
+    parser.add_argument(
+        '--graph', action='store_true', help='follow the long stream on the live graph instead'
+    )
+    given = parser.parse_args()
+    found = measure_graph(given) if given.graph else measure(given)
     print('| figure | measured on | value |\n|---|---|---:|')
     for measured_on, figures in found.items():
         for name, value in figures.items():

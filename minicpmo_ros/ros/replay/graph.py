@@ -11,7 +11,7 @@ answers are read from the running nodes and written into the run's folder. Progr
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -97,6 +97,30 @@ OPTIONS = {
 }
 
 
+@contextmanager
+def graph_of_its_own(model: ModelDirectory, options: CoreOptions, llm: dict | None = None):
+    """Start a `live` with these options in its own namespace; yield its LockstepPlayer.
+
+    llm: further parameters of the node llm.
+    """
+    namespace = f'/replay_{os.getpid()}'
+    with ExitStack() as ending:
+        if not rclpy.ok():
+            rclpy.init()
+            ending.callback(rclpy.try_shutdown)
+        examiner = LockstepPlayer(namespace)
+        ending.callback(examiner.close)
+        # A file: a rule of the command line names nodes without their namespace only.
+        file = ending.enter_context(NamedTemporaryFile('w', suffix='.yaml'))
+        yaml.safe_dump(parameters_of(model, options, namespace, llm or {}), file)
+        file.flush()
+        arguments = ('--params-file', file.name, '-r', f'/clock:={namespace}/clock')
+        live = executable('live', *arguments, namespace=namespace, on_start=end_with_parent)
+        examiner.processes = [ending.enter_context(live)]
+        examiner.wait_ready()
+        yield examiner
+
+
 class GraphAnswerer:
     """See the module.
 
@@ -120,25 +144,11 @@ class GraphAnswerer:
             return
         try:
             with told_termination():
-                self._start(f'/replay_{os.getpid()}')
+                graph = graph_of_its_own(plan.model, plan.options)
+                self.examiner = self._ending.enter_context(graph)
         except BaseException:
             self._ending.close()
             raise
-
-    def _start(self, namespace: str) -> None:
-        if not rclpy.ok():
-            rclpy.init()
-            self._ending.callback(rclpy.try_shutdown)
-        self.examiner = LockstepPlayer(namespace)
-        self._ending.callback(self.examiner.close)
-        # A file: a rule of the command line names nodes without their namespace only.
-        file = self._ending.enter_context(NamedTemporaryFile('w', suffix='.yaml'))
-        yaml.safe_dump(parameters_of(self._plan, namespace), file)
-        file.flush()
-        arguments = ('--params-file', file.name, '-r', f'/clock:={namespace}/clock')
-        live = executable('live', *arguments, namespace=namespace, on_start=end_with_parent)
-        self.examiner.processes = [self._ending.enter_context(live)]
-        self.examiner.wait_ready()
 
     def close(self) -> None:
         """End the graph."""
@@ -216,12 +226,11 @@ def check(variant: Variant, record: str) -> None:
         raise InputError(f'record is {record!r}; it takes {", ".join(map(repr, RECORDED))}.')
 
 
-def parameters_of(plan: ReplayPlan, namespace: str) -> dict:
-    """Return the parameters of `live` for a plan, in the layout of a parameter file."""
-    o = plan.options
+def parameters_of(model: ModelDirectory, o: CoreOptions, namespace: str, llm: dict) -> dict:
+    """Return the parameters of `live`, in the layout of a parameter file; `llm`: of that node."""
     by_node = {
         '/**': {
-            'model_dir': str(plan.model.path.resolve()),
+            'model_dir': str(model.path.resolve()),
             'device': o.device,
             'rpc_servers': o.rpc_servers,
             'threads': o.threads,
@@ -241,6 +250,7 @@ def parameters_of(plan: ReplayPlan, namespace: str) -> dict:
             'max_question_tokens': o.max_question_tokens,
             'unit_deadline': UNIT_DEADLINE_S,  # units wait for their halves
             'wait_for': 'both',  # until a window is known to have one sense
+            **llm,
         },
         f'{namespace}/vision_encoder': {
             'vision.governor': False,

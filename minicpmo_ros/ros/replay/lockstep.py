@@ -131,14 +131,14 @@ class LockstepPlayer(Node):
             {image.stamp_ns // NS for image in clip.images},
             {stamp_ns // NS for stamp_ns, _ in clip.audio},
         ]
-        there = sorted(halves[0] | halves[1])
+        there, seconds = sorted(halves[0] | halves[1]), by_second(clip)
         wait_for = 'both' if all(halves) else 'image' if halves[0] else 'audio'
         self._tell_wait_for(wait_for)
         is_whole = all(half in (set(), set(range(start_s, end_s))) for half in halves)
         in_step = is_whole and self._before in (None, wait_for)
         self._before = wait_for if is_whole else ''
         for i, second in enumerate(range(start_s, end_s)):
-            self._publish_second(clip, second, shown, on_message)
+            self._publish_second(*seconds.get(second, ((), ())), second, shown, on_message)
             read = i if in_step else max(0, sum(s < second for s in there) - PENDING)
             self._wait_read(before + read, f'second {second}')
             if not in_step:
@@ -238,15 +238,13 @@ class LockstepPlayer(Node):
 
         self.wait_until(is_read, 'reading seconds that lack an image or audio')
 
-    def _publish_second(self, clip: Clip, second: int, shown: str, on_message) -> None:
-        for image in clip.images:
-            if image.stamp_ns // NS == second:
-                message = _image_message(image, shown == 'no_picture')
-                self._publish(self._images, message, image.stamp_ns, second, on_message)
-        for stamp_ns, samples in clip.audio:
-            if stamp_ns // NS == second:
-                message = self._piece(samples, shown == 'no_sound')
-                self._publish(self._audio, message, stamp_ns, second, on_message)
+    def _publish_second(self, images, audio, second: int, shown: str, on_message) -> None:
+        for image in images:
+            message = _image_message(image, shown == 'no_picture')
+            self._publish(self._images, message, image.stamp_ns, second, on_message)
+        for stamp_ns, samples in audio:
+            message = self._piece(samples, shown == 'no_sound')
+            self._publish(self._audio, message, stamp_ns, second, on_message)
 
     def _piece(self, samples, silent: bool):
         message = self._audio_type()
@@ -261,6 +259,16 @@ class LockstepPlayer(Node):
             on_message(second, name, message)
         message.header.stamp = to_time(stamp_ns + self.shift_s * NS)
         publisher.publish(message)
+
+
+def by_second(clip: Clip) -> dict:
+    """Return {second: (images, pieces of audio)} of a clip."""
+    found = {}
+    for image in clip.images:
+        found.setdefault(image.stamp_ns // NS, ([], []))[0].append(image)
+    for stamp_ns, samples in clip.audio:
+        found.setdefault(stamp_ns // NS, ([], []))[1].append((stamp_ns, samples))
+    return found
 
 
 def going_on(clip: Clip, second: int) -> list:
