@@ -3,10 +3,12 @@
 
 """Standing questions over nano's clips, and how they are scored, fitted and told."""
 
+import dataclasses
 import json
 import math
 import re
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +20,21 @@ from minicpmo_ros.alerts.monitor import Event, Kind
 from minicpmo_ros.alerts.rules import AlertRule, read_rules, write_rules
 from minicpmo_ros.cli.main import main
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation.alert_scores import AlertTruth, RuleScore, TrueAlert, score
-from minicpmo_ros.evaluation.alerts import AlertRun, blank_units, watch_units
+from minicpmo_ros.evaluation.alert_scores import (
+    AlertTruth,
+    RuleScore,
+    TrueAlert,
+    held_seconds,
+    score,
+    table,
+)
+from minicpmo_ros.evaluation.alerts import (
+    AlertRun,
+    WatchedSecond,
+    blank_units,
+    fit_run,
+    watch_units,
+)
 from minicpmo_ros.evaluation.runner import Core, CoreOptions
 from minicpmo_ros.modelset.directory import ModelDirectory
 
@@ -32,8 +47,15 @@ def event(at_s, kind=Kind.BEGIN, text='') -> Event:
 
 def scored(events, spans, seconds=60) -> RuleScore:
     found = RuleScore('r')
-    found.add(events, [TrueAlert('r', 'c', *span) for span in spans], seconds)
+    found.add(watched(events, seconds), [TrueAlert('r', 'c', *span) for span in spans])
     return found
+
+
+def watched(events, seconds=60, rule='r', mass=1.0) -> list:
+    """Return WatchedSeconds, with all events in the first of them."""
+    first = WatchedSecond('c', 0, rule, 0.0, 0.5, mass, '', 'active', tuple(events))
+    return [dataclasses.replace(first, second=s, events=first.events * (s == 0))
+            for s in range(seconds)]  # fmt: skip
 
 
 def counts(found: RuleScore) -> tuple:
@@ -68,8 +90,29 @@ def test_a_change_is_right_if_it_tells_the_right_answer():
     truth = [TrueAlert('r', 'c', 10, 20, answer='bell')]
     for text, expected in (('bell', (1, 0, 0, 0, 0)), ('siren', (0, 0, 1, 0, 1))):
         found = RuleScore('r')
-        found.add([event(11, Kind.CHANGE, text)], truth, 60)
+        found.add(watched([event(11, Kind.CHANGE, text)]), truth)
         assert counts(found) == expected
+
+
+def test_answers_of_which_the_truth_says_nothing_are_not_judged():
+    rule = AlertRule('r', 'Q?', on_change=True, answers=('bell', 'siren'))
+    seconds = watched([event(11, Kind.CHANGE, 'bell')])
+    (found,) = score((rule,), AlertTruth((), ('c',), Path()), seconds)
+    assert not found.false and '| r | - | - |' in table([found])
+    assert 'r: alerts_truth says nothing of it' in table([found])
+
+
+def test_words_that_the_model_would_not_say_are_told_and_nothing_is_fitted_to_them():
+    rule, truth = AlertRule('r', 'Q?'), AlertTruth((), ('c',), Path())
+    seconds = watched([], mass=0.2)
+    told = table(score((rule,), truth, seconds))
+    assert (
+        'r: in 60 of 60 seconds the model would say something else' in told and 'nan' not in told
+    )
+    assert not len(held_seconds(truth, rule, seconds)[0])
+    (fitted,) = fit_run(AlertRun((rule,), seconds, truth, {'r': 3.0}, {})).fitted
+    assert fitted.after == rule and 'the rule stays as it is' in '\n'.join(fitted.lines())
+    assert 'something else' not in table(score((rule,), truth, watched([])))
 
 
 def test_false_alerts_have_an_interval_even_if_there_are_none():

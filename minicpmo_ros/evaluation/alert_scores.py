@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from minicpmo_ros.alerts.monitor import Event, Kind
+from minicpmo_ros.alerts.monitor import LEAST_MASS, Event, Kind
 from minicpmo_ros.alerts.rules import AlertRule
 from minicpmo_ros.documents import read_json, told
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.questions import CHECKS, FORMAT
 from minicpmo_ros.evaluation.statistics import poisson_interval
 
+UNCLEAR_SHARE = 0.1  # of seconds, above which it is told
 RIGHT_S = 2  # between a begin that is right and the true one
 
 
@@ -126,6 +127,9 @@ class RuleScore:
     repeated: int = 0  # told again while the condition held
     false: int = 0  # told although it did not hold
     lost: int = 0  # times that sight was lost
+    evaluated: int = 0  # seconds
+    unclear: int = 0  # of them, those of which the model would say something else than the words
+    is_judged: bool = True  # False: it tells answers, and the truth has none of them
     delays_s: list = field(default_factory=list)  # of those that are right or late
 
     @property
@@ -139,11 +143,18 @@ class RuleScore:
         """Return a percentile of the delays; nan without any."""
         return float(np.percentile(self.delays_s, percent)) if self.delays_s else math.nan
 
-    def add(self, events: list, truth: list, seconds: int) -> None:
-        """Count what was told in one clip against its TrueAlerts."""
-        self.hours += seconds / 3600
-        self.begins += len(truth)
+    def add(self, seconds: list, truth: list) -> None:
+        """Count what was told in the WatchedSeconds of one clip against its TrueAlerts."""
+        self.hours += len(seconds) / 3600
+        events = [event for second in seconds for event in second.events]
         self.lost += sum(e.reason.startswith('lost sight') for e in events)
+        self.evaluated += sum(not math.isnan(second.log_odds) for second in seconds)
+        self.unclear += sum(map(_is_unclear, seconds))
+        if self.is_judged:
+            self._judge(events, truth)
+
+    def _judge(self, events: list, truth: list) -> None:
+        self.begins += len(truth)
         found = {alert: [] for alert in truth}
         for event in (e for e in events if e.kind in (Kind.BEGIN, Kind.CHANGE)):
             nearest = min(
@@ -188,19 +199,21 @@ def _is_of(event: Event, alert: TrueAlert) -> bool:
 
 def score(rules: tuple, truth: AlertTruth, watched: list) -> list:
     """Return a RuleScore of every rule; watched: the WatchedSeconds of all clips."""
-    scores = {rule.id: RuleScore(rule.id) for rule in rules}
+    known = {alert.id for alert in truth.alerts}
+    scores = {
+        rule.id: RuleScore(rule.id, is_judged=rule.id in known or not rule.on_change)
+        for rule in rules
+    }
     clips = {}
     for second in watched:
         clips.setdefault((second.rule, second.clip), []).append(second)
     for (rule, clip), seconds in clips.items():
-        events = [event for second in seconds for event in second.events]
-        first_s = seconds[0].second
-        scores[rule].add(events, truth.of(rule, clip, first_s), len(seconds))
+        scores[rule].add(seconds, truth.of(rule, clip, seconds[0].second))
     return list(scores.values())
 
 
 def table(scores: list) -> str:
-    """Return a Markdown table of RuleScores."""
+    """Return a Markdown table of RuleScores, and what is to be known of them."""
     lines = [
         '| alert | begins | right | late | missed | repeated | false | false an hour (95 %) | '
         'delay median, p90 [s] | sight lost |',
@@ -208,24 +221,45 @@ def table(scores: list) -> str:
     ]
     for s in scores:
         rate, low, high = s.false_per_hour
-        lines.append(
-            f'| {s.rule} | {s.begins} | {s.right} | {s.late} | {s.missed} | {s.repeated} | '
-            f'{s.false} | {rate:.1f} ({low:.1f} to {high:.1f}) | {s.delay_s(50):.1f}, '
-            f'{s.delay_s(90):.1f} | {s.lost} |'
-        )
+        delays = f'{s.delay_s(50):.1f}, {s.delay_s(90):.1f}' if s.delays_s else '-'
+        figures = (s.begins, s.right, s.late, s.missed, s.repeated, s.false)
+        told = [*figures, f'{rate:.1f} ({low:.1f} to {high:.1f})', delays]
+        told = told if s.is_judged else ['-'] * len(told)
+        lines.append(f'| {s.rule} | {" | ".join(map(str, told))} | {s.lost} |')
     hours = scores[0].hours if scores else 0.0
-    return '\n'.join(lines) + f'\n\n{3600 * hours:.0f} s were watched.\n'
+    lines += ['', f'{3600 * hours:.0f} s were watched.', *map(_unclear_told, scores)]
+    lines += [
+        f'{s.rule}: alerts_truth says nothing of it, so its answers are not judged.'
+        for s in scores
+        if not s.is_judged
+    ]
+    return '\n'.join(line for line in lines if line is not None) + '\n'
+
+
+def _unclear_told(score: RuleScore) -> str | None:
+    if score.unclear <= UNCLEAR_SHARE * score.evaluated:
+        return None
+    return (
+        f'{score.rule}: in {score.unclear} of {score.evaluated} seconds the model would say '
+        f'something else than its words (mass below {LEAST_MASS:g}). Ask it the question '
+        '(minicpmo ask) and use the words that it answers.'
+    )
+
+
+def _is_unclear(second) -> bool:
+    return second.mass < LEAST_MASS and not math.isnan(second.log_odds)
 
 
 def held_seconds(truth: AlertTruth, rule: AlertRule, watched: list) -> tuple:
-    """Return log-odds (n,) of the evaluated seconds of a rule, whether it held (n,) bool, clips.
+    """Return log-odds (n,) of the seconds a rule was read in, whether it held (n,) bool, clips.
 
-    It held in a second if it did so in its middle.
+    It held in a second if it did so in its middle. Seconds of which the model would say something
+    else than the words of the rule are left out: a live robot does not judge them either.
     """
     first_s, log_odds, held, clips = {}, [], [], []
     for second in watched:
         first_s.setdefault(second.clip, second.second)
-        if second.rule != rule.id or math.isnan(second.log_odds):
+        if second.rule != rule.id or math.isnan(second.log_odds) or _is_unclear(second):
             continue
         alerts = truth.of(rule.id, second.clip, first_s[second.clip])
         log_odds.append(second.log_odds)

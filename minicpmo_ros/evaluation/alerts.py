@@ -230,6 +230,13 @@ class FittedRule:
             f'{self.seconds} seconds, {self.held} of them with the condition. Calibration error '
             f'{self.error_before:.1%} before, {self.error_after:.1%} after.',
         ]
+        if not self.seconds:
+            return [
+                *told[:2],
+                'There is no second in which the model would say one of its words: the rule stays '
+                'as it is. Ask the model the question, and use the words that it answers.',
+                '',
+            ]
         if not self.held or self.held == self.seconds:
             told.append(
                 'It was always so or never: only the bias of a blank window is taken back, and '
@@ -281,7 +288,7 @@ def _fit_rule(run: AlertRun, rule: AlertRule) -> FittedRule:
     tells = held.any() and not held.all()
     error_before = calibration_error(before.probability(log_odds), held)
     error_after = calibration_error(_unfitted(log_odds, held, clips, blank), held)
-    if tells and error_after >= error_before:
+    if not len(held) or (tells and error_after >= error_before):
         found, error_after = before, error_before
     p = found.probability(log_odds)
     on, off = thresholds(p, held) if tells else (rule.on, rule.off)
