@@ -226,7 +226,9 @@ def _check_run(words: list) -> None:
     assert (Path(get_package_prefix(package)) / 'lib' / package / program).exists(), program
     for flag, word in zip(rest, rest[1:]):
         if flag == '-p':
-            _check_parameter(program, word.partition(':=')[0])
+            node, _, name = word.partition(':=')[0].rpartition(':')  # node: of several in it
+            assert node in ('', *NODES), word
+            _check_parameter(program, name)
 
 
 def _check_parameter(program: str, name: str) -> None:
