@@ -19,10 +19,12 @@ eight_over_one        a unit with eight such questions, over a unit with one
 none_over_before      one question where four may be answered together, over one where only one may
 forced_over_free      decodes of an answer in JSON over its tokens
 rule_period_s         the longest mean period of eight rules while two people ask again and again,
-                      at any time, in seconds of a stream at the pace of real time, with the
-                      default alerts.budget_ms
+                      at any time, in seconds of a stream at the pace of real time, with
+                      --budget-ms of alerts.budget_ms; as ~/alerts/state tells it
+rule_lost_sight       how often one of them was not read for three periods
 first_token_beside_rules  the first tokens of these two, in the mean, over those without rules
                       (wall clock)
+units_dropped_beside_rules, units_dropped_without  share of the seconds that were not read
 
 Models of random weights are written to build/bench. Writes build/alerts.json, by figure and model,
 beside what else is there.
@@ -65,10 +67,11 @@ QUESTIONS = (
 )
 TOKENS = 24  # of an answer
 ASKED_EACH = 4  # times that two people ask, for a ratio
-RULES = tuple(
+RULES = tuple(  # of beside_people
     AlertRule(f'r{i}', QUESTIONS[i % len(QUESTIONS)], ('square',), ('circle',)) for i in range(8)
 )
 BUDGET_MS = 200.0  # as alerts.budget_ms is unless it is set
+PARTS = ('together', 'riding', 'people')
 JSON = r"""
 root ::= "{\"shape\": \"" word "\", \"color\": \"" word "\", \"is_moving\": " bool "}"
 word ::= [a-z] [a-z] [a-z] [a-z]
@@ -193,12 +196,13 @@ def riding(path: Path, queries: int, n_ctx: int, repeats: int) -> dict:
     return found
 
 
-def beside_people(path: Path, queries: int, n_ctx: int, repeats: int) -> dict:
+def beside_people(path: Path, queries: int, n_ctx: int, repeats: int, budget_ms: float) -> dict:
     """Return the figures of eight rules while two people ask and the stream goes on."""
-    watches = [AlertWatch(RULES[:n], Turns(BUDGET_MS)) for n in (0, len(RULES))]
-    several = [Measured(path, queries, len(RULES), n_ctx) for _ in watches]
+    watches = [AlertWatch(RULES[:n], Turns(budget_ms)) for n in (0, len(RULES))]
+    several = [Measured(path, queries, len(RULES) + 4, n_ctx) for _ in watches]
+    events, given = [], [0, 0]
     robots = [
-        Lockstep(measured.session, AlertAsker(watch))
+        Lockstep(measured.session, AlertAsker(watch, events.extend))
         for measured, watch in zip(several, watches, strict=True)
     ]
 
@@ -210,28 +214,34 @@ def beside_people(path: Path, queries: int, n_ctx: int, repeats: int) -> dict:
             found.append(mean(answer.first_token_ms for answer in robot.newest))
         return mean(found)
 
-    def first_token_ms(robot: Lockstep, measured: Measured, seed: int) -> float:
+    def first_token_ms(which: int, seed: int) -> float:
         with ThreadPoolExecutor(1) as people:
-            asked, next_s = people.submit(ask, robot, seed), time.monotonic()
+            next_s = time.monotonic()
+            asked = people.submit(ask, robots[which], seed)
             while not asked.done():
-                robot.read(measured.unit())
-                next_s = max(next_s + 1.0, time.monotonic())
+                robots[which].give(several[which].unit())
+                given[which] += 1
+                next_s += 1.0
                 time.sleep(max(0.0, next_s - time.monotonic()))
             return asked.result()
 
     try:
         ratios = []
         for seed in range(repeats + 1):  # the first one tells what a rule costs
-            without, beside = map(first_token_ms, robots, several, [seed] * 2)
+            without, beside = (first_token_ms(which, seed) for which in (0, 1))
             ratios.append(beside / without)
-        states, dropped = watches[1].states(), robots[1].engine.status().units_dropped
+        states = watches[1].states()
+        dropped = [robot.engine.status().units_dropped for robot in robots]
     finally:
         for robot in robots:
             robot.engine.close(20)
     return {
         'rule_period_s': max(state.period_s for state in states),
         'first_token_beside_rules': median(ratios[1:]),
-        'units_dropped_beside_rules': dropped,
+        'rule_lost_sight': sum('was read' in event.reason for event in events),
+        'rule_evaluated': sum(state.evaluated for state in states),
+        'units_dropped_without': dropped[0] / given[0],
+        'units_dropped_beside_rules': dropped[1] / given[1],
     }
 
 
@@ -257,13 +267,18 @@ def main() -> None:
     parser.add_argument('--llm', default='q4_0', help='precision of the 0.5B')
     parser.add_argument('--n-ctx', type=int, default=2048)
     parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--part', choices=PARTS, action='append', help='default: all')
+    parser.add_argument('--budget-ms', type=float, default=BUDGET_MS, help='of the eight rules')
     given = parser.parse_args()
     rows = {}
     for shape in given.shape or ('nano', '0.5b'):
         directory = NANO if shape == 'nano' else synthetic(shape, given.llm, 'f16', 'f16')
         name = shape if shape == 'nano' else f'{shape} {given.llm}'
         what = directory / 'llm.gguf', SHAPES[shape].queries, given.n_ctx, given.repeats
-        rows[name] = together(*what) | riding(*what) | beside_people(*what)
+        parts = given.part or PARTS
+        rows[name] = together(*what) if 'together' in parts else {}
+        rows[name] |= riding(*what) if 'riding' in parts else {}
+        rows[name] |= beside_people(*what, given.budget_ms) if 'people' in parts else {}
         rows[name]['load'] = os.getloadavg()[0]
     names = list(next(iter(rows.values())))
     print('| figure | ' + ' | '.join(rows) + ' |\n|---|' + '---:|' * len(rows))

@@ -75,9 +75,13 @@ class Lockstep:
     def read(self, unit) -> None:
         """Give a unit, and wait until it is in the window."""
         before = self._units_read
+        self.give(unit)
+        self._until(lambda: self._units_read > before)
+
+    def give(self, unit) -> None:
+        """Give a unit, and do not wait."""
         self.engine.put_image(unit.second, unit.image_rows, unit.tiles)
         self.engine.put_audio(unit.second, unit.audio_rows)
-        self._until(lambda: self._units_read > before)
 
     def ask(self, text: str, **options) -> str:
         """Ask, and wait for the answer's text."""
