@@ -256,3 +256,25 @@ def test_thumbnail_shows_change_and_ignores_none(rng):
     change = np.abs(thumbnail(moved) - thumbnail(picture)).max()
     assert still < 8 < 50 < change
     assert (thumbnail(np.full((50, 60, 3), 200, np.uint8)) == 200).all()
+
+
+@pytest.mark.parametrize('options', [{}, {'progressive': True}, {'restart_marker_rows': 1}])
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_a_jpeg_that_lacks_only_its_end_is_whole(options, mode, rng):
+    """As many USB cameras send it; one that lacks pixels is refused."""
+    pixels = np.kron(rng.integers(0, 255, (9, 14, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, 'JPEG', **options)
+    data = file.getvalue()
+    whole = decode_compressed(data)
+    for ended in (data[:-2], data[:-1], data[:-2] + bytes(3000)):
+        assert np.array_equal(decode_compressed(ended, 'jpeg'), whole)
+    for cut in (8, 60, len(data) // 3):
+        with pytest.raises(InputError, match='cut off'):
+            decode_compressed(data[:-cut], 'jpeg')
+
+
+@pytest.mark.parametrize('stated', ['h264', 'H265', 'hevc; something', 'av1', 'theora'])
+def test_a_part_of_a_video_is_called_so(stated):
+    with pytest.raises(InputError, match='part of a video.*republish'):
+        decode_compressed(b'\0\0\0\1\x67\x42' + bytes(500), stated)

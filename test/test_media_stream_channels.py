@@ -8,7 +8,8 @@ import pytest
 from audio_signals import mp3_of, pcm_of, speech
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat, ChannelMixer, parse_channel
+from minicpmo_ros.media.audio.channels import ChannelMixer, parse_channel
+from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat
 
 RATE = 16_000
 
@@ -49,6 +50,32 @@ def test_channels_in_opposite_phase_are_told_and_one_is_heard(order, length):
     # All but what was too quiet or short to tell.
     begin = np.argmax(np.abs(speech(0, 2)) > 0.01) + 1600
     assert np.array_equal(samples[begin:], values[begin:, int(problem.split('channel ')[1][0])])
+
+
+@pytest.mark.parametrize('channels', [2, 4, 6])
+@pytest.mark.parametrize('kind', ['square', 'stuck', 'overdriven'])
+def test_a_channel_at_full_scale_is_told_and_left_out(channels, kind, rng):
+    voice = 0.5 * speech(0, 4)
+    bad = {
+        'square': np.sign(np.sin(np.arange(len(voice)) * 0.9)),
+        'stuck': np.ones(len(voice)),
+        'overdriven': np.clip(9 * rng.standard_normal(len(voice)), -1, 1),
+    }[kind]
+    values = np.stack([voice] * (channels - 1) + [bad], axis=1).astype(np.float32)
+    samples, problem = heard(values)
+    assert f'channel {channels - 1} is at full scale' in problem and 'audio.channel' in problem
+    assert np.allclose(samples[RATE:], voice[RATE:], atol=1e-6)
+    mended = np.stack([voice] * channels, axis=1).astype(np.float32)
+    assert not heard(np.concatenate([values, mended]))[1]
+
+
+def test_loud_speech_in_all_channels_is_no_broken_microphone():
+    voice = np.clip(40 * speech(0, 4), -1, 1)
+    values = np.stack([voice, voice, 0.9 * voice], axis=1).astype(np.float32)
+    assert (
+        'full scale' not in heard(values * 0.5)[1]
+        and 'full scale' not in heard(np.stack([voice] * 3, axis=1).astype(np.float32))[1]
+    )
 
 
 @pytest.mark.parametrize('kind', ['same', 'one silent', 'unlike', 'silence'])

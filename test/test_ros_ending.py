@@ -6,11 +6,14 @@
 Most other tests of the graph end their nodes by SIGINT and check the same.
 """
 
+import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from ament_index_python.packages import get_package_prefix
 from ros_graph import LONG, TIMEOUT_S
 from ros_source import Source
 
@@ -64,6 +67,21 @@ def test_a_file_of_parameters_that_cannot_be_read_is_told_in_a_sentence(graph, t
     assert process.wait(TIMEOUT_S) == 1
     assert 'the arguments cannot be read' in process.log and str(path) in process.log
     assert 'Traceback' not in process.log
+
+
+@pytest.mark.parametrize(
+    'changed, words',
+    [
+        ({'HOME': None, 'ROS_HOME': None, 'ROS_LOG_DIR': None}, 'Set HOME or ROS_LOG_DIR'),
+        ({'ROS_DOMAIN_ID': 'four'}, 'ROS_DOMAIN_ID cannot be read'),
+    ],
+)
+def test_what_lacks_in_the_environment_is_told_in_a_sentence(changed, words):
+    given = {name: value for name, value in os.environ.items() if name not in changed}
+    given |= {name: value for name, value in changed.items() if value is not None}
+    program = Path(get_package_prefix('minicpmo_ros')) / 'lib/minicpmo_ros/llm'
+    child = subprocess.run([program], env=given, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert child.returncode == 1 and words in child.stderr and 'Traceback' not in child.stderr
 
 
 @pytest.mark.parametrize('number', SIGNALS, ids=lambda number: number.name)

@@ -15,7 +15,8 @@ import av
 import numpy as np
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.media.audio.stream import ChannelMixer, scale_to_float
+from minicpmo_ros.media.audio.channels import ChannelMixer
+from minicpmo_ros.media.audio.stream import scale_to_float
 from minicpmo_ros.media.image.tiling import check_size
 
 # Containers that hold their streams themselves; playlists and scripts point elsewhere.

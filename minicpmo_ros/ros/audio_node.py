@@ -13,8 +13,9 @@ from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.families import FAMILIES
 from minicpmo_ros.ggml.runtime import Backend
+from minicpmo_ros.media.audio.channels import parse_channel
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
-from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat, parse_channel
+from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat
 from minicpmo_ros.msg import AudioEmbedding
 from minicpmo_ros.ros.audio_input import INBOX_S, AudioInput, cost_s
 from minicpmo_ros.ros.audio_input import PARAMETERS as INPUT_PARAMETERS
@@ -191,8 +192,8 @@ class StreamingEncoder(EncoderNode):
             raise
         if state.decoder.problem:
             self.tell('audio', state.decoder.problem)
-        if state.decoder.mixer.problem != self._channels_problem:
-            self._channels_problem = state.decoder.mixer.problem
+        if state.decoder.doubt != self._channels_problem:
+            self._channels_problem = state.decoder.doubt
             if self._channels_problem:
                 self.tell('channels', self._channels_problem)
         end_ns = begin_ns + len(samples) * NS // SAMPLE_RATE_HZ + state.decoder.lag_ns

@@ -21,8 +21,9 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.errors import Error, InputError
+from minicpmo_ros.media.audio.channels import parse_channel
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
-from minicpmo_ros.media.audio.stream import AudioDecoder, parse_channel
+from minicpmo_ros.media.audio.stream import AudioDecoder
 from minicpmo_ros.media.image.compressed import is_jpeg
 from minicpmo_ros.ros.audio_input import INBOX_S, AudioInput, cost_s
 from minicpmo_ros.ros.audio_input import PARAMETERS as AUDIO_PARAMETERS

@@ -165,7 +165,7 @@ class AudioReading:
         self.drain(keep, 0)
         if self._stream is not None:
             self._add(self._end_ns, self._stream.flush(), keep)
-            if problem := self._stream.mixer.problem:
+            if problem := self._stream.doubt:
                 losses.append(f'{problem[0].upper()}{problem[1:]}.')
         if self._bad:
             losses.append(

@@ -3,9 +3,10 @@
 
 """Decodes a driver's chunks, raw PCM or MP3 of any rate, into a running stream of 16 kHz mono.
 
-In the order of the data: AudioFormat says what the bytes are; `to_float` reads raw samples;
-ChannelMixer makes one channel of several; Resampler makes 16 kHz of any rate. AudioDecoder does
-all of it for one source, and knows where in time its samples lie.
+In the order of the data: AudioFormat says what the bytes are; RawPieces makes whole samples of
+chunks that are cut anywhere; `to_float` reads them; ChannelMixer makes one channel of several;
+Resampler makes 16 kHz of any rate. AudioDecoder does all of it for one source, and knows where in
+time its samples lie.
 """
 
 import functools
@@ -17,6 +18,7 @@ import numpy as np
 import soxr
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.media.audio.channels import ChannelMixer, NoiseWatch
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
 
 CODINGS = ('wave', 'mp3')
@@ -31,10 +33,8 @@ USUAL_BITRATE = 64_000
 # Of MP3; a bitrate up to this is in kilobits, as ros-drivers' audio_capture says it.
 MOST_KBIT = 320
 ROUNDING_NS = 50_000_000
-MEAN = 'mean'  # of all channels
-AUDIBLE = 1e-6  # mean square, -60 dBFS; quieter audio says nothing about phases
-CANCELLED = 0.01  # of the channels' power
-SAMPLES_COMPARED = 512  # at least; shorter ones may cancel by chance
+MOST_HEADER_BYTES = 4096  # of a WAV file
+LEAST_COMPARED = 16  # samples
 # The arrays of mgonzs13's Audio message, and PortAudio's number of each in its `format`.
 ARRAYS = {
     'float32_data': ('F32', 1),
@@ -218,72 +218,62 @@ def scale_to_float(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32) / np.float32(-float(np.iinfo(values.dtype).min))
 
 
-def parse_channel(text: str) -> int | None:
-    """Return the number of a channel, from 0, or None for 'mean'; else raise InputError."""
-    lower = str(text).strip().lower()
-    if lower == MEAN:
-        return None
-    if lower.isascii() and lower.isdigit():
-        return int(lower)
-    raise InputError(
-        f'The audio channel is {text!r}; allowed are {MEAN} (of all channels) or the number of '
-        'one, from 0.'
-    )
+class RawPieces:
+    """Makes whole samples of chunks of raw audio that are cut anywhere, as GStreamer cuts them.
 
-
-class ChannelMixer:
-    """Mixes the channels of one stream into one: their mean, or channel number `channel`.
-
-    The mean of channels wired in opposite phase is silence. If its power is less than a hundredth
-    of the channels', the loudest channel is used from there on, and `problem` reports that.
+    The part of a sample at the end of a chunk is kept for the next one. If that one does not go
+    on with it, because the chunk was cut off or has a byte too many, the part is dropped: samples
+    that are put together wrongly are loud noise. The header of a WAV file is left out.
     """
 
-    def __init__(self, channel: int | None = None):
-        self.channel = channel
-        self.cancelled_channel = None  # used instead of the mean, which is silence
-        self._powers, self._compared = 0.0, 0  # sums over the samples compared
+    def __init__(self, audio_format: AudioFormat):
+        self._format = audio_format
+        self._step = max(1, sample_bytes(audio_format.sample_format) * audio_format.channels)
+        self._rest = b''
+        self.problem = ''  # what was wrong with the last chunk, a sentence
 
-    def mix(self, values: np.ndarray) -> np.ndarray:
-        """Return (n,) float32 of channels (n, channels); InputError without the chosen one."""
-        channels = values.shape[1]
-        if self.channel is not None and self.channel >= channels:
-            raise InputError(
-                f'audio.channel is {self.channel}, but the audio has {channels} '
-                f'channel{"s" * (channels > 1)}, counted from 0. Choose one of them, or {MEAN}.'
+    def channels(self, data) -> np.ndarray:
+        """Return the channels (n, channels) of a chunk as `to_float`, which raises InputError."""
+        data, rest, self._rest, self.problem = _without_header(bytes(data)), self._rest, b'', ''
+        apart = self._read(data)
+        if rest:
+            joined = self._read(rest + data)
+            if _roughness(joined[0]) <= 2 * _roughness(apart[0]):
+                apart = joined
+        values, self._rest = apart
+        if self._rest:
+            self.problem = (
+                f'{len(data)} bytes of audio end within a sample: {self._format.sample_format} in '
+                f'{self._format.channels} channels takes {self._step} bytes each. The rest is put '
+                'before the next chunk. If this is no audio, correct the format or the channels.'
             )
-        if channels == 1:
-            return values[:, 0]
-        if self.channel is not None:
-            return values[:, self.channel]
-        mean = values.mean(axis=1, dtype=np.float32)  # (n,)
-        if self.cancelled_channel is None:
-            self._compare(values, mean)
-        taken = self.cancelled_channel
-        return mean if taken is None or taken >= channels else values[:, taken]
+        return values if values is not None else self._to_float(data)  # which says what is wrong
 
-    @property
-    def problem(self) -> str:
-        """What is wrong with the channels, a sentence; or ''."""
-        if self.cancelled_channel is None:
-            return ''
-        return (
-            'the channels of the audio cancel each other (one is wired in opposite phase): '
-            f'channel {self.cancelled_channel} is taken instead of their mean. Set audio.channel '
-            'to the one that you want'
-        )
+    def _read(self, data: bytes) -> tuple:
+        """Return (the channels, or None if they are no audio; the part of a sample at the end)."""
+        whole = len(data) - len(data) % self._step
+        try:
+            return self._to_float(data[:whole]), data[whole:]
+        except InputError:
+            return None, b''
 
-    def _compare(self, values: np.ndarray, mean: np.ndarray) -> None:
-        powers = np.square(values).sum(axis=0, dtype=np.float64)  # (channels,)
-        if powers.mean() < AUDIBLE * len(values):
-            return
-        self._powers = self._powers + np.append(powers, np.square(mean).sum(dtype=np.float64))
-        self._compared += len(values)
-        if self._compared < SAMPLES_COMPARED:
-            return
-        *channels, of_mean = self._powers
-        if of_mean < CANCELLED * np.mean(channels):
-            self.cancelled_channel = int(np.argmax(channels))
-        self._powers, self._compared = 0.0, 0
+    def _to_float(self, data: bytes) -> np.ndarray:
+        return to_float(data, self._format.sample_format, self._format.channels)
+
+
+def _without_header(data: bytes) -> bytes:
+    """Leave out the header of a WAV file."""
+    if data[:4] != b'RIFF' or data[8:12] != b'WAVE':
+        return data
+    at = data.find(b'data', 12, MOST_HEADER_BYTES)
+    return data if at < 0 else data[at + 8 :]
+
+
+def _roughness(values: np.ndarray | None) -> float:
+    """Return how far samples (n, channels) are from their neighbours; too few, or None: far."""
+    if values is None or len(values) < LEAST_COMPARED:
+        return np.inf
+    return float(np.abs(np.diff(values, axis=0)).mean()) + 1e-9
 
 
 class Resampler:
@@ -341,12 +331,25 @@ class AudioDecoder:
 
             self._mp3 = Mp3Stream(self._mixed)
         self._resampler = None if self._mp3 else Resampler(audio_format.sample_rate_hz)
+        self._pieces = None if self._mp3 else RawPieces(audio_format)
+        self._noise = NoiseWatch(audio_format.sample_rate_hz)
         self._first_ns, self._has_given = None, False
 
     @property
     def problem(self) -> str:
         """What was wrong with a part of the last chunk, a sentence; or ''."""
-        return self._mp3.problem if self._mp3 else ''
+        return (self._mp3 or self._pieces).problem
+
+    @property
+    def doubt(self) -> str:
+        """What seems wrong with the format or the channels for some time, a sentence; or ''."""
+        if self._noise.is_noise:
+            return (
+                'the audio is loud noise without any sound in it: what is told of its format '
+                f'({self.format.sample_format}, {self.format.coding_format}) is probably wrong. '
+                'Set it to what the driver sends'
+            )
+        return self.mixer.problem
 
     @property
     def lag_ns(self) -> int:
@@ -361,8 +364,8 @@ class AudioDecoder:
         """
         early_ns = self._resampler.lag_ns if self._resampler else 0
         if self._mp3 is None:
-            values = to_float(data, self.format.sample_format, self.format.channels)
-            samples = self.mixer.mix(values)  # (n,)
+            samples = self.mixer.mix(self._pieces.channels(data))  # (n,)
+            self._noise.push(samples)
         else:
             samples = self._mp3.push(data)
             early_ns += self._mp3.early_ns

@@ -28,7 +28,11 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations in which width and height change places
 # The least that is left of a JPEG decoded at a part of its size, over what it will be resized to:
 # then the result is within 50 dB of what the whole gives, also where edges are hard.
 LEAST_LEFT = 3
-_JPEG = b'\xff\xd8\xff'
+_JPEG, _END = b'\xff\xd8\xff', b'\xff\xd9'
+LONGEST_TAIL = 4096  # bytes behind the end
+_MORE = b'\x55' * 64  # of compressed pixels
+# What drivers write into CompressedImage.format of a video.
+VIDEO_FORMATS = ('h264', 'h265', 'hevc', 'av1', 'vp8', 'vp9', 'mpeg4', 'theora')
 _PNG, _COLORS = b'\x89PNG\r\n\x1a\n', (2, 4, 6)  # kinds of PNG with several samples a pixel
 
 
@@ -70,6 +74,7 @@ def decode_as_needed(
         raise InputError(
             f'The compressed image has {len(data)} bytes; allowed are 1 to {MAX_COMPRESSED_BYTES}.'
         )
+    data = _ended(data)
     image = _open(data, stated_format)
     check_size(*image.size)
     stored_as = _stored_as(image.mode, stated_format)
@@ -126,6 +131,27 @@ def is_grey(data) -> bool:
         return image.mode in ('1', 'L', 'LA', *_MODES_16_BITS)
 
 
+def _ended(data: memoryview) -> memoryview:
+    """Return a JPEG with the end that many cameras leave out, if nothing else is missing.
+
+    Where pixels are missing, libjpeg invents them, and others if more compressed pixels follow.
+    """
+    if not is_jpeg(data) or _END in bytes(data[-LONGEST_TAIL:]):
+        return data
+    try:
+        begun = bytes(data).rstrip(b'\xff')  # the half of an end, too
+        ended = [_pixels(begun + more + _END) for more in (b'', _MORE)]
+    except Exception:  # damaged elsewhere, which is told of the data as it came
+        return data
+    return memoryview(begun + _END) if np.array_equal(*ended) else data
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=('JPEG',)) as image:
+        check_size(*image.size)
+        return np.asarray(image)
+
+
 def _open(data: memoryview, stated_format: str) -> Image.Image:
     """Read the header."""
     try:
@@ -135,6 +161,13 @@ def _open(data: memoryview, stated_format: str) -> Image.Image:
             raise InputError(
                 'The image is a compressed depth image; colour or grey images as '
                 'JPEG, PNG or WebP are allowed. Subscribe to the colour camera.'
+            ) from error
+        name = stated_format.partition(';')[0].strip()
+        if name.lower() in VIDEO_FORMATS:
+            raise InputError(
+                f'The message holds a part of a video ({name[:60]}), which is no image by itself; '
+                'JPEG, PNG or WebP are allowed. Have image_transport republish it as raw or '
+                'compressed.'
             ) from error
         begin = f'{len(data)} bytes that begin with {bytes(data[:8])!r}'
         problem = begin if isinstance(error, UnidentifiedImageError) else error

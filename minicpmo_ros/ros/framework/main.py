@@ -151,7 +151,14 @@ def _init(args) -> None:
     except Exception as error:
         if signalled:
             raise ExternalShutdownException from None
-        raise InputError(f'the arguments cannot be read: {error}') from None
+        text = str(error)
+        if 'logging' in text:  # systemd sets no HOME
+            raise InputError(
+                f'no folder for logs: {text}. Set HOME or ROS_LOG_DIR to one that can be written'
+            ) from None
+        if 'DOMAIN' in text:
+            raise InputError(f'ROS_DOMAIN_ID cannot be read: {text}') from None
+        raise InputError(f'the arguments cannot be read: {text}') from None
     if signalled:
         raise ExternalShutdownException
 
