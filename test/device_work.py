@@ -137,11 +137,11 @@ def are_same(one: list, other: list) -> bool:
 @contextmanager
 def planted(what: str):
     """Plant a fault in one tensor, or none (''); shared memory would hide some of them."""
-    place, write, count = Tensors._place, Tensor.write, itertools.count()
+    place, write, count = Tensors.place, Tensor.write, itertools.count()
 
     def on_host(self, context, handles, buffer_type):
         if len(handles) > 8:  # weights
-            buffer_type = lib.backend_get_default_buffer_type(cpu._handle)
+            buffer_type = cpu.buffer_type
         place(self, context, handles, buffer_type)
 
     def not_copied(self, array):
@@ -157,7 +157,7 @@ def planted(what: str):
 
     with closing(Backend('cpu')) as cpu:
         fakes = {
-            'tensor left on the host': (Tensors, '_place', on_host),
+            'tensor left on the host': (Tensors, 'place', on_host),
             'missing copy': (Tensor, 'write', not_copied),
             'wrong offset': (Tensor, 'write', shifted),
         }

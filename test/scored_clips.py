@@ -4,6 +4,8 @@
 """Small clips and questions about them, for the tests of the evaluation."""
 
 import io
+import sqlite3
+from contextlib import closing
 
 import mcap.writer
 import numpy as np
@@ -11,6 +13,7 @@ from mcap.writer import CompressionType
 from PIL import Image
 
 from minicpmo_ros.evaluation.bags import writing
+from minicpmo_ros.evaluation.bags.bags import Bag
 from minicpmo_ros.evaluation.bags.clip import RAW_IMAGE, type_store
 from minicpmo_ros.evaluation.bags.writing import write_clip
 from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
@@ -82,3 +85,23 @@ def write_raw_images(path, seconds: int) -> None:
             data = bytes(types.serialize_cdr(message, RAW_IMAGE))
             writer.add_message(channel, START_S + i, data, 0)
         writer.finish()
+
+
+def as_db3(source, path):
+    """Store the messages of a bag as rosbag2's sqlite3 storage does."""
+    bag = Bag(source)
+    messages = list(bag.messages())
+    topics = {topic: i for i, topic in enumerate(bag.topics, 1)}
+    with closing(sqlite3.connect(path)) as database, database:
+        database.executescript(
+            'CREATE TABLE topics(id INTEGER PRIMARY KEY, name TEXT NOT NULL, type TEXT NOT NULL);'
+            'CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER NOT NULL,'
+            'timestamp INTEGER NOT NULL, data BLOB NOT NULL);'
+        )
+        named = ((number, topic, bag.topics[topic]) for topic, number in topics.items())
+        database.executemany('INSERT INTO topics VALUES (?, ?, ?)', named)
+        database.executemany(
+            'INSERT INTO messages (topic_id, timestamp, data) VALUES (?, ?, ?)',
+            ((topics[m.topic], m.log_ns, m.data) for m in messages),
+        )
+    return path

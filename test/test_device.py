@@ -87,7 +87,7 @@ def test_what_a_device_with_its_own_memory_computes_is_what_the_cpu_computes(
 ):
     found = work.on_device(tiny_model_dir, server.address)
     assert work.are_same(found, work.on_cpu(tiny_model_dir))
-    assert not devices._connections
+    assert not devices.connected_servers()
 
 
 def test_what_lies_on_the_device_is_what_was_planned_and_no_more_lies_here(server, tiny_model_dir):
@@ -142,9 +142,9 @@ def test_what_is_released_is_given_back_and_comes_again(server, tiny_model_dir):
     assert vision.release_when_idle()
     wait_until(lambda: server.memory_mib < loaded_mib - 3.0)  # it frees when it comes to it
     assert np.array_equal(vision.encode(tiles), first)
-    assert list(devices._connections) == [server.address]
+    assert devices.connected_servers() == [server.address]
     backend.close()
-    assert not devices._connections
+    assert not devices.connected_servers()
     wait_until(lambda: server.memory_mib < loaded_mib - 3.0)  # it frees when it comes to it
     ask_for_version(server.address)  # which it does not answer while it serves somebody
 

@@ -13,7 +13,7 @@ import pytest
 from builtin_interfaces.msg import Time
 from mcap.reader import make_reader
 from rclpy.serialization import serialize_message
-from scored_clips import START_S, jpeg, sound, write_question_set, write_test_clip
+from scored_clips import START_S, as_db3, jpeg, sound, write_question_set, write_test_clip
 
 from minicpmo_ros.cli import main, recordings
 from minicpmo_ros.evaluation.bags import writing
@@ -182,16 +182,13 @@ def test_a_script_in_an_answer_stays_text_and_no_answer_is_a_warning(tmp_path, c
     assert read.of(foxglove.LOG)[1]['message'].endswith('(timed out)')
 
 
-def test_answers_that_cannot_be_read_are_told_and_the_rest_is_written(
-    tmp_path, capsys, monkeypatch
-):
+def test_answers_that_cannot_be_read_are_told_and_the_rest_is_written(tmp_path, capsys):
     answer = make_answer(START_S + 3)
     write_bag_with_answers(tmp_path / 'a.mcap', answer, serialize_message(answer)[:60])
     status, said, err = look(capsys, tmp_path / 'a.mcap', '--mcap', tmp_path / 'out.mcap')
     assert (status, err) == (0, '1 answers are damaged.\n') and ' 1 answers' in said
-    # As of a bag in sqlite3 from Humble, which holds no definitions.
-    monkeypatch.setattr(foxglove.Bag, '_meet', lambda bag, topic, kind, _='': None)
-    status, said, err = look(capsys, tmp_path / 'a.mcap', '--mcap', tmp_path / 'out.mcap')
+    as_db3(tmp_path / 'a.mcap', tmp_path / 'a.db3')  # as of Humble, which holds no definitions
+    status, said, err = look(capsys, tmp_path / 'a.db3', '--mcap', tmp_path / 'out.mcap')
     assert status == 0 and '4 with an image, 0 answers' in said and '--answers' in err
 
 

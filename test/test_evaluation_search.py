@@ -10,6 +10,7 @@ import pytest
 
 from minicpmo_ros.cli import main as cli
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation import precision_search
 from minicpmo_ros.evaluation.precision_search import Journal, Search, agreement, answered, facts_of
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.runner import CoreOptions
@@ -102,7 +103,8 @@ def test_a_stopped_search_goes_on_without_asking_again(
         return Search(nano, groups, questions, 1.0, CORE, journal=journal, work=tmp_path)
 
     asked = []
-    monkeypatch.setattr(Search, '_asked', count_calls(Search._asked, asked))
+    write = precision_search.quantize_directory
+    monkeypatch.setattr(precision_search, 'quantize_directory', count_calls(write, asked))
     search().run(1)
     assert len(asked) == 1
     whole = search()

@@ -3,21 +3,18 @@
 
 """Windows of real recordings: read in one pass, and what of them cannot be used is told."""
 
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import mcap.writer
 import numpy as np
 import pytest
-from scored_clips import START_S, jpeg, sound
+from scored_clips import START_S, as_db3, jpeg, sound
 
 from minicpmo_ros.cli import main as cli
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation import replay
 from minicpmo_ros.evaluation.bags import writing
-from minicpmo_ros.evaluation.bags.bags import Bag
 from minicpmo_ros.evaluation.bags.clip import (
     AUDIO,
     AUDIO_INFO,
@@ -302,23 +299,3 @@ def test_where_stamps_and_log_drift_apart_look_reads_all(tmp_path):
     path = write(tmp_path / 'a.mcap', messages)
     kept = read_windows(path, [((150, 160), True)], by_index=True)
     assert [shot.stamp_ns // NS for shot in kept.clip().images] == list(range(157, 167))
-
-
-def as_db3(source, path):
-    """Store the messages of a bag as rosbag2's sqlite3 storage does."""
-    bag = Bag(source)
-    messages = list(bag.messages())
-    topics = {topic: i for i, topic in enumerate(bag.topics, 1)}
-    with closing(sqlite3.connect(path)) as database, database:
-        database.executescript(
-            'CREATE TABLE topics(id INTEGER PRIMARY KEY, name TEXT NOT NULL, type TEXT NOT NULL);'
-            'CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER NOT NULL,'
-            'timestamp INTEGER NOT NULL, data BLOB NOT NULL);'
-        )
-        named = ((number, topic, bag.topics[topic]) for topic, number in topics.items())
-        database.executemany('INSERT INTO topics VALUES (?, ?, ?)', named)
-        database.executemany(
-            'INSERT INTO messages (topic_id, timestamp, data) VALUES (?, ?, ?)',
-            ((topics[m.topic], m.log_ns, m.data) for m in messages),
-        )
-    return path

@@ -111,6 +111,15 @@ def test_no_figure_of_the_sources_is_larger_than_contributing_says():
     assert {name: n for name, (n, _) in figures.items() if n > int(most[name])} == {}
 
 
+def test_private_names_of_others_are_found_in_tests(tmp_path):
+    (tmp_path / 'test_one.py').write_text(
+        'from product import _secret, shown\nself._own = shown.__doc__\nthing._part.other\n'
+        "monkeypatch.setattr(thing, '_part', None)\npatch('product.thing._part')\n"
+    )
+    found = [line.split(':')[1] for line in house.private_names(tmp_path)]
+    assert sorted(found) == ['1 _secret', '3 _part', '4 _part', '5 _part']
+
+
 def test_what_is_counted_is_found_where_it_is(tmp_path, monkeypatch):
     source = 'LONGEST_S = 3\n\nclass Clip:\n    pass\n'
     (tmp_path / 'one.py').write_text(source)

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from minicpmo_ros.alerts.reader import AlertAsker
+from minicpmo_ros.alerts.rules import AlertRule
+from minicpmo_ros.alerts.watch import AlertWatch
 from minicpmo_ros.errors import (
     BusyError,
     CancelledError,
@@ -925,7 +927,7 @@ def test_closing_ends_a_decode(real_engine, monkeypatch):
     assert inside.wait(WAIT_S)
     closing = threading.Thread(target=real_engine.close)
     closing.start()
-    until(lambda: real_engine._abort.is_set)
+    until(lambda: real_engine.thread.abort.is_set)
     go_on.set()
     closing.join(WAIT_S)
     assert asker.result().finish == Finish.CANCELLED
@@ -1037,26 +1039,19 @@ def test_whatever_is_asked_seen_and_reset_every_question_ends_once_and_leaves_no
     assert status.waiting == 0 and not status.answering and status.rebuilds == 0
 
 
-class WrongWatch:
-    """Stands for rules with a fault that nobody has foreseen, before a second or after it."""
-
-    rules = (None,)
-
-    def __init__(self, place):
-        self._place = place
-
-    def __getattr__(self, name):
-        if name == self._place:
-            raise ZeroDivisionError('nobody has foreseen this')
-        return lambda *_: []
+def fail_unforeseen(*_):
+    raise ZeroDivisionError('nobody has foreseen this')
 
 
 @pytest.mark.parametrize('place', ['begin_second', 'end_second'])
 def test_a_fault_of_standing_questions_costs_their_readings_only(
-    make_engine, session, caplog, place
+    make_engine, session, caplog, monkeypatch, place
 ):
-    asker = AlertAsker(WrongWatch(place))
-    asker._prepare = lambda rules: asker._readers.update({None: None})
+    asker = AlertAsker(AlertWatch([AlertRule('fall', 'Does somebody lie there?')]))
+    monkeypatch.setattr(asker.watch, place, fail_unforeseen)
+    # A model that cannot read the rule, as it is too long: it has a problem, and is followed.
+    too_many = range(session.options.max_question_tokens + 1)
+    session.model = SimpleNamespace(vocabulary=SimpleNamespace(encode=lambda _: too_many))
     engine = make_engine(lambda *_: session, EngineOptions(0.0, evidence=ANY), alerts=asker)
     for second in range(3):
         engine.put_audio(second, SOUND)

@@ -58,7 +58,7 @@ def open_shared(model):
 
     yield make
     for shared in opened:
-        shared._close()
+        shared.close()
 
 
 def say(session, text):
@@ -72,6 +72,7 @@ class Robot:
     """An engine of one of several robots, and what has come of it."""
 
     def __init__(self, load, thread=None, **options):
+        self.load = load
         self.states, self._change = queue.Queue(), threading.Condition()
         options = EngineOptions(0.0, evidence=EvidenceOptions('none'), **options)
         self.engine = Engine(load, options, on_change=self._note, thread=thread)
@@ -342,7 +343,7 @@ def test_a_robot_that_is_closed_and_opened_again_does_not_disturb_the_other(make
     assert endless.get(timeout=WAIT_S).finish in (Finish.CANCELLED, Finish.LENGTH)
     assert going_on.get(timeout=WAIT_S).text == before
     assert first.engine.status().state == 'unloaded'
-    again = Robot(first.engine._load, first.engine.thread)
+    again = Robot(first.load, first.engine.thread)
     try:
         again.until(lambda status: status.state == 'ready')
         again.put(unit(model, 0, 0))

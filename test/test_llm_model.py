@@ -131,7 +131,7 @@ def test_attention_without_biases_is_refused(tmp_path, monkeypatch):
 def test_a_file_llama_cpp_refuses_is_an_error_not_a_crash(tmp_path, monkeypatch):
     """Even one that our own checks let through."""
     monkeypatch.setattr(gguf.GGUFWriter, 'add_feed_forward_length', _add_ffn_in_eight_bytes)
-    monkeypatch.setattr(language_model, '_check', lambda *_: None)
+    monkeypatch.setattr(language_model.llm_layout, 'read_facts', lambda *_: None)
     synthetic.write_llm(tmp_path / 'llm.gguf', synthetic.SHAPES['tiny'])
     with pytest.raises(ModelFileError, match='llama.cpp refused'):
         LanguageModel.load(tmp_path / 'llm.gguf')

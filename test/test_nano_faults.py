@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import llama_cpp.llama_cpp as llama
 import numpy as np
 import pytest
 from whisper_files import random_mel, random_tensors, step_mel
@@ -20,7 +21,6 @@ from whisper_files import write as write_audio
 
 from minicpmo_ros.encoders.siglip import encoder as siglip
 from minicpmo_ros.encoders.siglip import model as siglip_model
-from minicpmo_ros.encoders.whisper import stream as whisper_stream
 from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.encoders.whisper.stream import AudioStream
 from minicpmo_ros.errors import EngineError, ModelFileError
@@ -31,7 +31,7 @@ from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
 from minicpmo_ros.ggml.builder import Builder
 from minicpmo_ros.ggml.gguf_file import read_header
 from minicpmo_ros.ggml.runtime import Backend
-from minicpmo_ros.llm import context, prompt
+from minicpmo_ros.llm import prompt
 from minicpmo_ros.modelset.directory import ModelDirectory
 
 ROOT = Path(__file__).parents[1]
@@ -161,21 +161,27 @@ def patch_positions_off_by_one(patch, path):
 
 
 def sound_positions_off_by_one(patch, path):
-    def positions(chunk):
-        table = chunk.step.weights['encoder.positional_embedding']
-        start = min(chunk.start + 1, table.shape[0] - whisper_stream.POSITIONS_PER_SECOND)
-        return chunk.g.slice(table, 0, start, whisper_stream.POSITIONS_PER_SECOND)
+    right = AudioEncoder.load
 
-    patch.setattr(whisper_stream._Chunk, 'positions', positions)
+    def load(*arguments, **options):
+        encoder = right(*arguments, **options)
+        table = encoder.weights['encoder.positional_embedding']
+        rows = table.read()
+        table.write(np.concatenate([rows[1:], rows[-1:]]))
+        return encoder
+
+    patch.setattr(AudioEncoder, 'load', load)
 
 
 def token_positions_off_by_one(patch, path):
-    right = context._Batch.fill
+    right = llama.llama_decode
 
-    def fill(self, pieces, positions):
-        return right(self, pieces, {n: start + bool(start) for n, start in positions.items()})
+    def decode(context, batch):
+        for i in range(batch.n_tokens):
+            batch.pos[i] += batch.pos[i] > 0
+        return right(context, batch)
 
-    patch.setattr(context._Batch, 'fill', fill)
+    patch.setattr(llama, 'llama_decode', decode)
 
 
 def wrong_rope_base(patch, path):
@@ -212,7 +218,12 @@ def vision_ffn_swapped(patch, path):
 
 
 def vision_ffn_names_taken_literally(patch, path):
-    patch.setattr(siglip_model, '_ffn_names', lambda *a: ('ffn_up', 'ffn_down'))
+    right = siglip_model.VisionFacts
+
+    def literal(**facts):
+        return right(**{**facts, 'ffn_names': ('ffn_up', 'ffn_down')})
+
+    patch.setattr(siglip_model, 'VisionFacts', literal)
 
 
 def tanh_gelu(patch, path):
@@ -220,14 +231,12 @@ def tanh_gelu(patch, path):
 
 
 def no_look_ahead(patch, path):
-    right = AudioStream._checked
+    right = AudioStream.step
 
-    def blind(stream, mel):
-        mel = right(stream, mel).copy()
-        mel[-1] = 0
-        return mel
+    def blind(stream, mel, between=None):
+        return right(stream, np.concatenate([mel[:-1], 0 * mel[-1:]]), between)
 
-    patch.setattr(AudioStream, '_checked', blind)
+    patch.setattr(AudioStream, 'step', blind)
 
 
 # Fault: (most of 72 answers that may stay the same, least share of right ones that must be lost).

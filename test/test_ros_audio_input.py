@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,14 +18,16 @@ from audio_signals import mp3_of
 from ros_graph import TIMEOUT_S
 from ros_source import FIRST, Source, sound_of, time_of
 
-from minicpmo_ros.media.audio.stream import AudioFormat
+from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat
 from minicpmo_ros.msg import Answer, AudioEmbedding
 from minicpmo_ros.ros.audio_node import INBOX_S, AudioState, StreamingEncoder, cost_s
 from minicpmo_ros.ros.framework.polling import Inbox
-from minicpmo_ros.streams import Status
+from minicpmo_ros.ros.stamps import Stamps
+from minicpmo_ros.streams import AudioSecond, Status
 from minicpmo_ros.streams.time import Arrival, Instant
 
 NS = 10**9
+FORMAT = AudioFormat(16_000, 1)
 
 
 def start_ear(graph, model_dir, *arguments, **kwargs):
@@ -227,25 +227,45 @@ def test_what_waits_is_bounded_by_what_it_costs_and_drops_are_counted():
     assert inbox.take(0) == list(range(80, 100))
 
 
-def test_sound_that_is_dropped_is_told_with_numbers_and_its_seconds_as_overloaded():
+@pytest.fixture
+def ear(graph):
+    """Give a StreamingEncoder of this process without a worker: the test does its work."""
+    node = StreamingEncoder()
+    yield node
+    node.destroy_node()
+
+
+def test_sound_that_is_dropped_is_told_with_numbers_and_its_seconds_as_overloaded(
+    ear, monkeypatch
+):
     told = []
-    node = SimpleNamespace(
-        inbox=Inbox(INBOX_S), _dropped=deque(), tell=lambda *text: told.append(text)
-    )
-    node.stamps = SimpleNamespace(stamp_ns=lambda stamp_ns, duration_ns: stamp_ns)
-    node.get_clock = lambda: SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=0))
-    node.arrival = lambda stamp_ns, content: Arrival(stamp_ns, Instant(0.0), content)
-    node._miss = partial(StreamingEncoder._miss, node)
+    monkeypatch.setattr(ear, 'tell', lambda *text: told.append(text))
+    ear.stamps = Stamps(ear, 'audio', 'header')
     for i in range(4):
-        chunk = FIRST * NS + 10 * i * NS, bytes(320_000), AudioFormat(16_000, 1)
-        StreamingEncoder._on_chunk(node, *chunk)
+        ear.on_chunk(FIRST * NS + 10 * i * NS, bytes(320_000), FORMAT)
     state = AudioState(None, '')
-    StreamingEncoder._note_dropped(node, state)
+    ear.tick(state, Instant(0.0))
     assert state.missing == {FIRST + i: Status.OVERLOADED for i in range(20)}
     ((_, text),) = told
     assert '2 chunks' in text and '20.0 s' in text
-    StreamingEncoder._note_dropped(node, state)
+    ear.tick(state, Instant(0.0))
     assert len(told) == 1
+
+
+@pytest.mark.parametrize('begins_stream, published', [(False, [30]), (True, [28, 29, 30])])
+def test_only_time_that_goes_back_is_published_again(ear, monkeypatch, begins_stream, published):
+    """An encoder that begins anew in a second told as silent before must not clear the window."""
+    out = []
+    monkeypatch.setattr(ear, 'publish', lambda message: out.append(message.second))
+    encoded = [
+        AudioSecond(n, restarted=n == 28, begins_stream=begins_stream and n == 28)
+        for n in (28, 29, 30)
+    ]
+    pipeline = SimpleNamespace(push=lambda begin_ns, samples: encoded)
+    state = AudioState(pipeline, '', decoder=AudioDecoder(FORMAT), next_second=30)
+    state.is_flushed = False  # the source was not silent
+    ear.encode(state, Arrival(30 * NS, Instant(0.0), (0, bytes(3200), FORMAT)))
+    assert out == published
 
 
 def test_a_format_that_lies_does_not_make_chunks_cheap():

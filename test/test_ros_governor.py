@@ -14,10 +14,8 @@ from ros_source import decoded_of
 from test_ros_faults import entry
 
 from minicpmo_ros.encoders.siglip.encoder import VisionEncoder
-from minicpmo_ros.live.status import EngineStatus
 from minicpmo_ros.msg import ImageEmbedding
 from minicpmo_ros.ros.image_node import VisionNode
-from minicpmo_ros.ros.llm_node import LlmNode
 
 NS = 10**9
 NANO = Path(__file__).parents[1] / 'models' / 'nano'
@@ -86,16 +84,18 @@ def test_a_machine_that_is_slowed_four_times_drops_no_second_and_recovers(graph,
     assert entry(node)[1]['one image in seconds'] == '1'
 
 
-def test_status_of_the_llm_says_what_is_seen_and_why(graph):
-    node = LlmNode()
-    try:
-        assert node._status_message(EngineStatus()).image_period_s == 0  # no image has come
-        cause = 'encoding an image takes 2.4 s, there is time for 1 s'
-        seen = ImageEmbedding(status=ImageEmbedding.OK, area=0.25, period_s=2, slowed=cause)
-        node._on_image(seen)
-        node._on_image(ImageEmbedding(status=ImageEmbedding.SKIPPED, period_s=2))
-        message = node._status_message(EngineStatus())
-        found = message.image_area, message.image_period_s, message.image_slowed
-        assert found == (0.25, 2, cause)
-    finally:
-        node.destroy_node()
+def test_status_of_the_llm_says_what_is_seen_and_why(graph, tiny_model_dir):
+    graph.start('llm', '-p', f'model_dir:={tiny_model_dir}')
+    graph.wait_ready()
+    assert graph.status.image_period_s == 0  # no image has come
+    images = graph.create_publisher(ImageEmbedding, 'image_embedding', 10)
+    graph.spin_until(images.get_subscription_count, 'the llm to listen')
+    cause = 'encoding an image takes 2.4 s, there is time for 1 s'
+    seen = ImageEmbedding(status=ImageEmbedding.OK, area=0.25, period_s=2, slowed=cause)
+    images.publish(seen)
+    for second in range(2):
+        skipped = ImageEmbedding(status=ImageEmbedding.SKIPPED, second=second, period_s=3)
+        images.publish(skipped)
+    graph.spin_until(lambda: graph.status.image_period_s, 'what is seen')
+    found = graph.status.image_area, graph.status.image_period_s, graph.status.image_slowed
+    assert found == (0.25, 2, cause)

@@ -114,15 +114,15 @@ def test_cleanup_does_not_wait_for_a_load_but_the_next_load_does(graph, stuck, n
     assert calls == ['begin', 'end', 'begin', 'end']
 
 
-def test_who_is_ready_names_the_model(node, monkeypatch):
-    messages = []
-    monkeypatch.setattr(node._statuses, 'publish', messages.append)
+def test_who_is_ready_names_the_model(graph, node):
+    graph.own_executor.remove_node(node)  # it does not spin: what the engine says is not read
     node.trigger_configure()
-    end_s = time.monotonic() + 60
-    while node.engine.status().state != 'ready' and time.monotonic() < end_s:
-        threading.Event().wait(0.01)  # the node does not spin: what the engine says is not read
-    node._publish_status()
-    assert messages[-1].state == Status.READY and messages[-1].model
+    graph.spin_until(lambda: node.engine.status().state == 'ready', 'the model')
+    messages = []
+    graph.create_subscription(Status, '/llm/status', messages.append, llm.LATCHED)
+    node.on_refused()  # publishes the status
+    graph.spin_until(lambda: any(m.state == Status.READY for m in messages), 'the status')
+    assert all(message.model for message in messages if message.state == Status.READY)
 
 
 def test_what_an_engine_of_before_says_is_not_about_the_one_of_now(graph, node):
@@ -131,8 +131,7 @@ def test_what_an_engine_of_before_says_is_not_about_the_one_of_now(graph, node):
     node.trigger_deactivate()
     node.trigger_cleanup()
     node.trigger_configure()
-    late = llm.EngineStatus(state='failed', reason='of before')
-    before._on_change(late)
+    before.update_status(state='failed', reason='of before')
     graph.spin_until(lambda: node.engine.status().state == 'ready', 'the second model')
     for _ in range(2):  # round trips, by the end of which what was posted has been read
         assert graph.lifecycle_state('/llm') == 'inactive'

@@ -3,19 +3,19 @@
 
 """Node `voice`: a spoken question is answered without a call, and what fails is told."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from ros_source import DEEP, FIRST, Source, jpeg, picture_of
 
 from benchmarks.voice_sounds import say
 from minicpmo_ros.msg import Answer, Speech
+from minicpmo_ros.ros.audio_input import AudioInput
 from minicpmo_ros.ros.framework.polling import PERIOD_S
 from minicpmo_ros.ros.voice import asking
-from minicpmo_ros.ros.voice.node import VoiceNode
+from minicpmo_ros.ros.voice.node import LOOKS_S, VoiceNode
 from minicpmo_ros.voice.turns import TurnState
 
 RATE, NS = 16000, 10**9
@@ -50,6 +50,16 @@ def told(graph):
 
     graph.create_subscription(DiagnosticArray, '/diagnostics', take, DEEP)
     return lambda: entries.get('voice')
+
+
+class AtRoot:
+    """A graph whose publishers are in no namespace, as is a node of this process."""
+
+    def __init__(self, graph):
+        self._graph, self.spin_until = graph, graph.spin_until
+
+    def create_publisher(self, kind, topic, qos):
+        return self._graph.create_publisher(kind, f'/{topic}', qos)
 
 
 def speak(source, samples, begin_s, chunk=1600):
@@ -201,14 +211,29 @@ def test_the_same_audio_gives_the_same_turns_at_any_pace(graph, question, heard)
     assert found[0] == found[1] == found[2]
 
 
-def test_audio_is_looked_for_often_when_a_turn_may_end_and_rarely_while_nobody_speaks():
-    looks, node = {}, SimpleNamespace()
-    for state in TurnState:
-        finder = SimpleNamespace(turns=SimpleNamespace(state=state))
-        node._input = SimpleNamespace(
-            look_every=lambda period_s, s=state: looks.update({s: period_s})
-        )
-        VoiceNode._look_as_needed(node, SimpleNamespace(finder=finder))
-    assert max(looks, key=looks.get) is TurnState.QUIET
-    assert min(looks, key=looks.get) is TurnState.PAUSE
-    assert looks[TurnState.SPEAKING] == PERIOD_S
+def test_audio_is_looked_for_often_when_a_turn_may_end_and_rarely_while_nobody_speaks(
+    graph, question, monkeypatch
+):
+    heard, periods_s = [], []
+    graph.create_subscription(Speech, '/voice/speech', heard.append, QoSProfile(depth=50))
+    monkeypatch.setattr(AudioInput, 'look_every', lambda _, period_s: periods_s.append(period_s))
+    node = VoiceNode()
+    node.set_parameters([Parameter('ask', value=False)])
+    graph.own_executor.add_node(node)
+    try:
+        source = Source(AtRoot(graph))
+        source.wait_heard(image=False)
+        graph.spin_until(lambda: periods_s, 'the worker')
+        for i in range(0, len(question), 1600):  # each chunk before the next
+            before = len(periods_s)
+            source.sound(FIRST * NS + i * NS // RATE, question[i : i + 1600])
+            graph.spin_until(lambda n=before: len(periods_s) > n + 1, 'the next look')
+        graph.spin_until(lambda: of_kind(heard, Speech.ENDED), 'the end of the turn')
+        graph.spin_until(lambda: periods_s[-1] == periods_s[0], 'the worker to be quiet again')
+    finally:
+        graph.own_executor.remove_node(node)
+        node.destroy_node()
+    quiet_s, speaking_s, pause_s = LOOKS_S[TurnState.QUIET], PERIOD_S, LOOKS_S[TurnState.PAUSE]
+    assert quiet_s > speaking_s > pause_s and set(periods_s) == {quiet_s, speaking_s, pause_s}
+    first = [periods_s.index(period_s) for period_s in (quiet_s, speaking_s, pause_s)]
+    assert first == sorted(first)

@@ -248,27 +248,3 @@ def test_timings_and_an_empty_second(encoder, rng):
     assert heard.preprocess_ms > 0 and heard.encode_ms > 0
     empty = AudioSecond(7)
     assert (empty.status, empty.rows, empty.level_dbfs) == (Status.EMPTY, None, -math.inf)
-
-
-@pytest.mark.parametrize('begins_stream, published', [(False, [30]), (True, [28, 29, 30])])
-def test_only_time_that_goes_back_is_published_again(begins_stream, published):
-    """An encoder that begins anew in a second told as silent before must not clear the window."""
-    from types import SimpleNamespace
-    from unittest.mock import Mock
-
-    from minicpmo_ros.ros.audio_node import StreamingEncoder
-
-    state, out = SimpleNamespace(next_second=30), []
-
-    def publish(state, heard, *_):
-        state.next_second = heard.second + 1
-        out.append(heard.second)
-
-    counts = dict(filled_samples=0, left_out_samples=0)
-    node = Mock(spec=StreamingEncoder, _publish=publish, **counts)
-    heard = [
-        AudioSecond(n, restarted=n == 28, begins_stream=begins_stream and n == 28)
-        for n in (28, 29, 30)
-    ]
-    StreamingEncoder._publish_seconds(node, state, heard)
-    assert out == published

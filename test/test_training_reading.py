@@ -67,9 +67,9 @@ def plain(language, ids):
     mask = torch.full((len(ids), len(ids)), -1e4).triu(1)
     group = config.heads // config.kv_heads
     for layer in language.layers:
-        q, k, v = layer._heads(x)
+        q, k, v = layer.project_heads(x)
         k, v = (y.repeat_interleave(group, 1) for y in (rotate(k, turn), v))
-        x = layer._finish(x, attend(rotate(q, turn), k, v, mask).transpose(1, 2).flatten(2))
+        x = layer.finish(x, attend(rotate(q, turn), k, v, mask).transpose(1, 2).flatten(2))
     return language.logits(x[0, -1])
 
 

@@ -37,12 +37,12 @@ def read(language, rows):
     turn = torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
     mask = torch.full((len(rows), len(rows)), -1e4).triu(1)
     for layer in language.layers:
-        q, k, v = layer._heads(x)
+        q, k, v = layer.project_heads(x)
         k, v = (
             y.repeat_interleave(config.heads // config.kv_heads, 1) for y in (rotate(k, turn), v)
         )
         mixed = attend(rotate(q, turn), k, v, mask)
-        x = layer._finish(x, mixed.transpose(1, 2).flatten(2))
+        x = layer.finish(x, mixed.transpose(1, 2).flatten(2))
     return x[0]
 
 

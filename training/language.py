@@ -93,42 +93,42 @@ class DecoderLayer(nn.Module):
         """header (1, h, d), units (b, t, u, d), questions (b, a, n, l, d) -> the three, and where
         the first head of the questions looks, (b, a, n, l, w).
         """
-        q, k, v = self._heads(header)  # (1, heads, h, 64), (1, kv_heads, h, 64) twice
+        q, k, v = self.project_heads(header)  # (1, heads, h, 64), (1, kv_heads, h, 64) twice
         k = rotate(k, places.header_turn)
         group = self.config.heads // self.config.kv_heads
         repeated = (x.repeat_interleave(group, 1) for x in (k, v))
         mixed = attend(rotate(q, places.header_turn), *repeated, places.causal_header)
-        header = self._finish(header, mixed.transpose(1, 2).flatten(2))
+        header = self.finish(header, mixed.transpose(1, 2).flatten(2))
 
-        q, k_units, v_units = self._heads(units.flatten(1, 2))
+        q, k_units, v_units = self.project_heads(units.flatten(1, 2))
         held = _Held(k, v, *(self._gather(x, units.shape[2], places) for x in (k_units, v_units)))
         held.k_slots = rotate(held.k_slots, places.slot_turn)
         mixed = self._mix_units(rotate(q, places.unit_turn), held, units.shape[1], places)
-        units = self._finish(units, mixed.view(units.shape))
+        units = self.finish(units, mixed.view(units.shape))
 
         mixed, looks = self._mix_questions(questions, held, places, units.shape[2])
-        return header, units, self._finish(questions, mixed), looks
+        return header, units, self.finish(questions, mixed), looks
 
     def read(self, header, x, turns, hidden):
         """header (1, h, d), rows x (b, l, d) behind it -> the two; `turns` of both, `hidden`
         (b, 1, l, h + l).
         """
-        q, k, v = self._heads(header)
+        q, k, v = self.project_heads(header)
         k, group = rotate(k, turns[0]), self.config.heads // self.config.kv_heads
         h = header.shape[1]
         causal = _far(torch.ones(h, h).triu(1) > 0, header.dtype)
         repeated = (y.repeat_interleave(group, 1) for y in (k, v))
         mixed = attend(rotate(q, turns[0]), *repeated, causal)
-        q, k_own, v_own = self._heads(x)
+        q, k_own, v_own = self.project_heads(x)
         seen = ((k, rotate(k_own, turns[1])), (v, v_own))
         held = (torch.cat([a.expand(len(x), -1, -1, -1), b], 2) for a, b in seen)
         repeated = (y.repeat_interleave(group, 1) for y in held)
         own = attend(rotate(q, turns[1]), *repeated, hidden)
         return (
-            self._finish(y, m.transpose(1, 2).flatten(2)) for y, m in ((header, mixed), (x, own))
+            self.finish(y, m.transpose(1, 2).flatten(2)) for y, m in ((header, mixed), (x, own))
         )
 
-    def _heads(self, x):
+    def project_heads(self, x):
         """(b, n, d) -> q (b, heads, n, 64), k and v (b, kv_heads, n, 64), not turned yet."""
         c, y = self.config, self.norm1(x)
         heads = ((self.q, c.heads), (self.k, c.kv_heads), (self.v, c.kv_heads))
@@ -155,7 +155,7 @@ class DecoderLayer(nn.Module):
         """(b, a, n, l, d) -> (b, a, n, l, heads * 64), and where its first head looks."""
         c, (a, n, length) = self.config, questions.shape[1:4]
         q, k, v = (
-            x.unflatten(2, (a, n, length)) for x in self._heads(questions.flatten(1, 3))
+            x.unflatten(2, (a, n, length)) for x in self.project_heads(questions.flatten(1, 3))
         )  # (b, heads or kv, a, n, l, 64)
         q, k = (rotate(x, places.question_turn) for x in (q, k))
         q = q.unflatten(1, (c.kv_heads, -1)).transpose(2, 3)  # (b, kv, a, group, n, l, 64)
@@ -171,7 +171,8 @@ class DecoderLayer(nn.Module):
         looks = looks[..., held.k_header.shape[2] :].unflatten(-1, (-1, u)).sum(-1)
         return mixed.permute(0, 2, 4, 5, 1, 3, 6).flatten(4), looks
 
-    def _finish(self, x, mixed):
+    def finish(self, x, mixed):
+        """(b, ..., d) and what attention mixed of all heads, (b, ..., d) -> the layer's output."""
         x = x + self.out(mixed)
         y = self.norm2(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))

@@ -122,6 +122,11 @@ class _Connection:
             weakref.finalize(self, lib.backend_free, lib.backend_dev_init(device, None))
 
 
+def connected_servers() -> list:
+    """Return the addresses of the servers that this process is connected to."""
+    return sorted(_connections)
+
+
 def _connect(address: str) -> _Connection:
     with _connecting:
         found = _connections.get(address)
@@ -189,10 +194,11 @@ def _greet(peer: socket.socket, address: str) -> bytes:
 
 def _explain_abort(message: str) -> str:
     """Return what an abort of ggml means for who reads the log; '' for other than RPC's."""
-    if 'RPC' not in message or not _connections:
+    servers = connected_servers()
+    if 'RPC' not in message or not servers:
         return ''
     return (
-        f'An RPC server of rpc_servers ({", ".join(sorted(_connections))}) has ended, or is no '
+        f'An RPC server of rpc_servers ({", ".join(servers)}) has ended, or is no '
         'longer reached. Start it again: the process that launch starts anew connects to it'
     )
 

@@ -292,11 +292,12 @@ class Tensors:
             if layout is not None:
                 self.unreadable.update(handles.values())
             if group:
-                self._place(context, handles, layout or backend.buffer_type)
+                self.place(context, handles, layout or backend.buffer_type)
         if clear:
             self.clear()
 
-    def _place(self, context: int, handles: dict, buffer_type: int) -> None:
+    def place(self, context: int, handles: dict, buffer_type: int) -> None:
+        """Give described tensors memory of this type; EngineError if it is not to be had."""
         buffer = lib.backend_alloc_ctx_tensors_from_buft(context, buffer_type)
         if not buffer:
             raise EngineError(f'{self.backend.name} has no memory left for {len(handles)} tensors')
@@ -324,7 +325,8 @@ class Tensors:
 class DescribedTensors(Tensors):
     """Named tensors without memory: graphs over them can be measured, not run."""
 
-    def _place(self, context: int, handles: dict, buffer_type: int) -> None:
+    def place(self, context: int, handles: dict, buffer_type: int) -> None:
+        """Count the bytes that they would take."""
         self.size_bytes += lib.backend_alloc_ctx_tensors_from_buft_size(context, buffer_type)
         for handle in handles.values():
             TensorStruct.from_address(handle).data = _SOMEWHERE

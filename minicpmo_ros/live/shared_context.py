@@ -63,7 +63,7 @@ class SharedContext:
         if self._sessions.pop(session.sequence, None) is None:
             return False
         if not self._sessions:
-            self._close()
+            self.close()
             return True
         mine = [sequence for sequence, owner in self._taken.items() if owner is session]
         for sequence in (session.sequence, *mine) if self._context is not None else ():
@@ -101,12 +101,12 @@ class SharedContext:
 
     def reopen(self, carried: dict | None = None) -> None:
         """Make a new context, with empty windows or what was `carried` over of each session."""
-        self._close()
+        self.close()
         try:
             for session in self._sessions.values():
                 session.open((carried or {}).get(session))
         except BaseException:
-            self._close()
+            self.close()
             raise
 
     def resize(self, n_ctx: int, max_copy_bytes: float = math.inf) -> None:
@@ -123,7 +123,8 @@ class SharedContext:
             self.reopen(carried)
             raise
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Free the context, with all windows and forks; it is made anew when it is wanted."""
         context, self._context = self._context, None
         self._taken.clear()
         if context is not None:

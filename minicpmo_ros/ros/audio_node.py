@@ -118,7 +118,7 @@ class StreamingEncoder(EncoderNode):
     def open_input(self, options):
         """Subscribe to `audio`, and to what the robot says itself."""
         self._own = SelfSpeechInput(self, options, has_gate=True)
-        return AudioInput(self, options, self._on_chunk)
+        return AudioInput(self, options, self.on_chunk)
 
     def on_stop(self) -> None:
         """Unsubscribe; refuse who waits for audio."""
@@ -127,7 +127,8 @@ class StreamingEncoder(EncoderNode):
         if self._own is not None:
             self._own.close()
 
-    def _on_chunk(self, stamp_ns, data, audio_format: AudioFormat) -> None:
+    def on_chunk(self, stamp_ns, data, audio_format: AudioFormat) -> None:
+        """Take a chunk of audio; it waits for the worker."""
         if not len(data):
             return  # neither an empty chunk nor its stamp means anything
         duration_ns = int(audio_format.duration_s(len(data)) * NS)
