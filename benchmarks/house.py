@@ -23,7 +23,9 @@ from statistics import median
 from types import SimpleNamespace
 
 PACKAGE = Path(__file__).resolve().parent.parent / 'minicpmo_ros'
+TESTS = PACKAGE.parent / 'test'
 SMALL_LINES = 40
+REPLACE = ('getattr', 'setattr', 'delattr', 'patch', 'patch.object')
 ANSWER_S = 120  # for one answer of nano, on any machine
 
 
@@ -96,6 +98,30 @@ def _shared(pairs) -> dict:
     for key, module in pairs:
         found[key].append(module)
     return {key: found[key] for key in sorted(found) if len(found[key]) > 1}
+
+
+def private_names(folder: Path) -> list:
+    """Return 'file:line name' of every private name of another object in the files of a folder."""
+    return [
+        f'{path.name}:{node.lineno} {name}'
+        for path in sorted(folder.rglob('*.py'))
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in _names_of_others(node)
+        if name.startswith('_') and not name.startswith('__')
+    ]
+
+
+def _names_of_others(node) -> list:
+    """Return the names that a node takes from an object or a module, or replaces there."""
+    if isinstance(node, ast.Attribute):
+        is_own = isinstance(node.value, ast.Name) and node.value.id in ('self', 'cls')
+        return [] if is_own else [node.attr]
+    if isinstance(node, ast.ImportFrom):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(REPLACE):
+        texts = [one.value for one in node.args if isinstance(one, ast.Constant)]
+        return [part for text in texts if isinstance(text, str) for part in text.split('.')]
+    return []
 
 
 class Walk:
@@ -228,6 +254,7 @@ def source_figures(modules: dict) -> dict:
         (f'modules below {SMALL_LINES} lines with one importer', small_modules(modules)),
         ('names of several public classes', shared_class_names(modules)),
         ('constants defined more than once', [name for name, _ in repeated_constants(modules)]),
+        ('private names in tests', private_names(TESTS)),
     ):
         named = [name[0] if isinstance(name, tuple) else name for name in found]
         figures[what] = (len(found), ', '.join(named))
