@@ -33,6 +33,7 @@ PROFILE = Path(__file__).parent / 'fastdds_loopback.xml'
 DATA = Path(__file__).parent / 'data'
 BLIND = DATA / 'blind.yaml'
 TIMEOUT_S = 120.0
+POLL_S = 0.1  # what no message tells is looked at so often; each look takes 1 ms of CPU time
 # Every executable promises two seconds; a machine may be so busy that a start takes thirty.
 END_TIMEOUT_S = 20.0
 # Fields of a question whose answer goes on until max_tokens, whatever the model.
@@ -169,7 +170,7 @@ class Graph(Node):
                 self._fail(f'there ended {codes} while the test waited for {what}', crashed)
             if time.monotonic() > end_s:
                 self._fail(f'waited {timeout_s} s for {what}', self.processes)
-            self.own_executor.spin_once(timeout_sec=0.05)
+            self.own_executor.spin_once(timeout_sec=POLL_S)
         return result
 
     def _fail(self, why: str, processes: list) -> None:

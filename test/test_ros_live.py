@@ -239,7 +239,7 @@ def test_every_second_is_published_once_also_when_there_is_nothing(graph, tiny_m
 @pytest.fixture(scope='module')
 def slow_model_dir(tmp_path_factory):
     """Return a model whose encoders are deep: a second takes them far longer than a token."""
-    shape = replace(SHAPES['tiny'], audio_layers=8, vision_layers=8)
+    shape = replace(SHAPES['tiny'], audio_layers=4, vision_layers=4)
     return write_model(tmp_path_factory.mktemp('slow'), shape)
 
 
