@@ -13,6 +13,8 @@ false_turns            turns told in five minutes of each noise without speech
 end_to_first_token_ms  from the end of the speech to the first token of the answer, the most over
                        four phases of the second; end_silence_ms of it is waited for on purpose
 phase_spread_ms        between the slowest and the quickest phase
+told_by_phase_ms       of it, until `voice` tells that the turn has ended; by phase
+right_by_phase         of those answers, to a spoken "color" before an image of one colour
 cpu_share, rss_mib     of node `voice` as a process of its own, meanwhile
 replay_same_turns      whether a recording gives the same turns at rates 0.5, 1 and 2
 commands               share of right answers to empty questions about fresh clips of the held-out
@@ -50,14 +52,14 @@ from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
 from minicpmo_ros.units import MIB, NS  # noqa: E402
 from minicpmo_ros.voice.detector import load_detector  # noqa: E402
 from minicpmo_ros.voice.turns import TurnFinder, TurnKind, TurnOptions  # noqa: E402
-from training.heldout.clips import make_set  # noqa: E402
+from training.heldout.clips import make_clip, make_set  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO, OUT = ROOT / 'models' / 'nano', ROOT / 'build' / 'voice.json'
 BACKGROUNDS, SNR_DB, UTTERANCES = ('pink', 'fan', 'servo', 'music'), (20, 10, 5, 0), 15
 FALSE_S = 300  # of each noise
 NOISE_RMS = 0.05  # -26 dBFS
-SAID = 'purple'  # a word that nano knows
+SAID = 'color'  # nano answers it without text, by the image
 PHASES_S, CHUNK, LEAD_S = (0.0, 0.25, 0.5, 0.75), 640, 2
 NAMESPACE = '/voice_benchmark'
 RATES = (1.0, 0.5, 2.0)
@@ -146,6 +148,7 @@ class Stage:
     def __init__(self):
         from rclpy.node import Node
         from rclpy.qos import QoSProfile
+        from sensor_msgs.msg import CompressedImage
         from std_srvs.srv import Trigger
 
         from minicpmo_ros.client.client import Client
@@ -160,6 +163,8 @@ class Stage:
         self._audio_type, info_type = audio_types()
         self._reset = self.node.create_client(Trigger, 'llm/reset')
         self.audio = self.node.create_publisher(self._audio_type, 'audio', deep)
+        self._image_type = CompressedImage
+        self.images = self.node.create_publisher(CompressedImage, 'image/compressed', deep)
         self._info = self.node.create_publisher(info_type, 'audio_info', LATCHED)
         self._info.publish(
             info_type(
@@ -169,7 +174,11 @@ class Stage:
         subscribe = self.node.create_subscription
         subscribe(AnswerDelta, 'llm/answer_delta', lambda _: self._note(self.deltas), deep)
         subscribe(Answer, 'llm/answer', self.answers.append, deep)
-        subscribe(Speech, 'voice/speech', self.turns.append, deep)
+        subscribe(Speech, 'voice/speech', self._on_turn, deep)
+
+    def _on_turn(self, turn) -> None:
+        self.turns.append(turn)
+        self.told_s = time.monotonic()
 
     def _note(self, times: list) -> None:
         times.append(time.monotonic())
@@ -184,8 +193,11 @@ class Stage:
         done = self._reset.call_async(self._reset.srv_type.Request())
         self.wait(done.done, 'the reset')
 
-    def speak(self, samples: np.ndarray, begin_ns: int) -> float:
-        """Publish samples as they would be recorded; return the steady time of their begin."""
+    def speak(self, samples: np.ndarray, begin_ns: int, jpeg: bytes = b'') -> float:
+        """Publish samples as they would be recorded, and an image in each second, if given.
+
+        Return the steady time of their begin.
+        """
         from minicpmo_ros.ros.messages import to_time
 
         begun_s = time.monotonic()
@@ -193,7 +205,12 @@ class Stage:
             due_s = begun_s + (i + CHUNK) / SAMPLE_RATE_HZ
             self.wait(lambda due_s=due_s: time.monotonic() >= due_s, 'the next chunk')
             message = self._audio_type()
-            message.header.stamp = to_time(begin_ns + i * NS // SAMPLE_RATE_HZ)
+            message.header.stamp = stamp = to_time(begin_ns + i * NS // SAMPLE_RATE_HZ)
+            if jpeg and i % SAMPLE_RATE_HZ == 0:
+                image = self._image_type(format='jpeg')
+                image.header.stamp = stamp
+                image.data.frombytes(jpeg)
+                self.images.publish(image)
             pcm = (samples[i : i + CHUNK] * 32767).astype('<i2')
             message.audio.data.frombytes(pcm.tobytes())
             self.audio.publish(message)
@@ -202,7 +219,8 @@ class Stage:
 
 def latencies(stage: Stage) -> dict:
     """Return the time from the end of the speech to the first token, by phase, and the answers."""
-    spoken, found, texts = say(SAID, 'en-us'), [], []
+    spoken, found, told, texts = say(SAID, 'en-us'), [], [], []
+    shown = make_clip(1, False, np.random.default_rng(FRESH_SEED))
     for i, phase_s in enumerate(PHASES_S):
         begin = int((LEAD_S + phase_s) * SAMPLE_RATE_HZ)
         samples = np.zeros(begin + len(spoken) + 2 * SAMPLE_RATE_HZ, np.float32)
@@ -210,17 +228,20 @@ def latencies(stage: Stage) -> dict:
         stage.reset()
         stage.deltas.clear()
         n_answers = len(stage.answers)
-        begun_s = stage.speak(samples, (1_000_000 + 100 * i) * NS)
+        begun_s = stage.speak(samples, (1_000_000 + 100 * i) * NS, shown.frames[0])
         stage.wait(lambda n=n_answers: len(stage.answers) > n, 'an answer')
         ended_s = begun_s + (begin + len(spoken)) / SAMPLE_RATE_HZ
         found.append(1e3 * (stage.deltas[0] - ended_s))
+        told.append(1e3 * (stage.told_s - ended_s))
         texts.append(stage.answers[-1].text)
     return {
         'end_to_first_token_ms': max(found),
         'phase_spread_ms': max(found) - min(found),
         'by_phase_ms': dict(zip(map(str, PHASES_S), found)),
+        'told_by_phase_ms': dict(zip(map(str, PHASES_S), told)),
         'end_silence_ms': 1e3 * TurnOptions().end_silence_s,
         'answers_by_phase': ', '.join(texts),
+        'right_by_phase': texts.count(shown.facts.pictures[0].color),
     }
 
 
@@ -245,6 +266,7 @@ def live(rng) -> dict:
     ):
         stage.client.wait_until_ready(60.0)
         stage.wait(lambda: stage.audio.get_subscription_count() == 2, 'both nodes')
+        stage.wait(stage.images.get_subscription_count, 'the vision encoder')
         stage.speak(0.01 * noise(rng, 'pink', 3), 999_000 * NS)  # all that is loaded late is there
         begun_s, (cpu_s, _) = time.monotonic(), cost_of(voice.pid)
         result = latencies(stage)

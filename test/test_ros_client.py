@@ -4,6 +4,8 @@
 """The client for users' own nodes and scripts, against the installed executables."""
 
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from typing import Literal
@@ -163,6 +165,11 @@ def test_whoever_is_not_there_or_has_failed_is_told_with_the_reason(
     asker.wait_until(lambda: asker.has_server, 60, 'the action')
     with pytest.raises(AskError, match='no such model directory'):
         asker.ask('And now?')
+
+
+def test_a_client_loads_no_compute_library():
+    program = 'import sys, minicpmo_ros.client; sys.exit("llama_cpp" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', program]).returncode == 0
 
 
 def test_what_rclpy_raises_on_the_way_of_a_question_is_told_to_who_asked(

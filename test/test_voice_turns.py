@@ -10,8 +10,10 @@ import pytest
 
 from benchmarks.voice_sounds import SPEECH_RMS, conversation, noise, say
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.voice.detector import SileroOnnx, WakeWord, load_detector
+from minicpmo_ros.voice.detector import FRAME, SileroOnnx, WakeWord, load_detector
 from minicpmo_ros.voice.turns import (
+    BLOCKS,
+    FRAME_NS,
     FRAME_S,
     FrameSplitter,
     TurnDetector,
@@ -23,7 +25,6 @@ from minicpmo_ros.voice.turns import (
 )
 
 NS, RATE = 10**9, 16000
-FRAME_NS = int(FRAME_S * NS)
 DEFAULTS = TurnOptions()
 SHORT = TurnOptions(end_silence_s=0.5, patience_s=1.0, max_speech_s=3.0)
 
@@ -184,6 +185,28 @@ def test_each_question_in_noise_is_one_turn_of_its_own(silero, rng, snr_db):
 def test_the_same_audio_gives_the_same_turns_in_any_chunks(silero, rng):
     samples, _ = conversation(rng, 2)
     assert find(silero, samples, 160) == find(silero, samples, 5000) != []
+
+
+@pytest.mark.parametrize('word, voice', [('color', 'en-us'), ('count', 'slt'), ('What?', 'rms')])
+def test_the_end_of_speech_is_found_alike_wherever_it_lies_in_a_frame(silero, word, voice):
+    spoken, late = say(word, voice), []
+    for begin in range(RATE, RATE + FRAME, 64):
+        samples = np.zeros(begin + len(spoken) + RATE, np.float32)
+        samples[begin : begin + len(spoken)] = spoken
+        ended = find(silero, samples)[-1]
+        assert ended.kind is TurnKind.ENDED
+        late.append((ended.stamp_ns / NS - 1) - (begin + len(spoken)) / RATE)
+        assert ended.stamp_ns - ended.end_ns == pytest.approx(0.6 * NS, abs=FRAME_NS)
+    assert max(late) - min(late) < FRAME_S and max(late) < 0.6 + FRAME_S
+
+
+def test_a_turn_goes_on_while_its_speech_is_quiet():
+    detector, told = TurnDetector(SHORT), []
+    for n in range(80):  # 2.6 s that the detector takes for speech, nearly all of it faint
+        powers = np.full(BLOCKS, 1.0 if n < 15 else 1e-4, np.float32)
+        told.append(detector.push((n + 1) * FRAME_NS, 0.9, powers=powers))
+    assert detector.state is TurnState.SPEAKING
+    assert kinds([event for event in told if event]) == [TurnKind.STARTED]
 
 
 def test_noise_alone_is_no_turn(silero, rng):

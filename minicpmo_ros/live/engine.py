@@ -4,8 +4,7 @@
 """What is done for one robot: its units are read into its window and its questions answered.
 
 An EngineThread does the work; all other threads fill bounded queues and never wait. Rules:
-* A question goes before waiting units; QuestionQueue says which may begin. If a unit had to wait
-  for a question, it is read before another question begins.
+* A question goes before waiting units; a unit that waited for it, before the next question.
 * Questions are read together, or in turn where the session reads apart; answers go on together.
 * During answers, a unit that arrives is read in the same decode as their next tokens, but not
   before the first one of each, and not while the arbiter owes the answers time (arbiter.py).

@@ -13,6 +13,10 @@ however fast it comes and however it is cut into chunks.
     SPEAKING, PAUSE -- max_speech_s --> TOO_LONG, told as ENDED -- end_silence_s --> QUIET
     all -- the audio stops, or time jumps --> QUIET, a turn is told as DISCARDED
 
+The detector takes a while to fall silent behind a word, a longer or shorter one by where the word
+ends in a frame. So the silence behind a turn is counted from where it was loud last (LOUD), and is
+over at that stamp plus end_silence_s, which may lie within a frame.
+
 A turn that begins while the robot speaks interrupts it. What is left of its echo must not, so such
 a turn starts by stricter rules: interrupt_threshold, interrupt_start_s, interrupt_speech_s.
 """
@@ -30,6 +34,10 @@ from minicpmo_ros.voice.detector import FRAME
 
 ONSET_GAP_S = 0.1
 FRAME_S = FRAME / SAMPLE_RATE_HZ
+FRAME_NS = FRAME * NS // SAMPLE_RATE_HZ
+BLOCKS = 8  # of a frame, each loud or not
+LOUD = 0.01  # of the mean power of the turn's speech: -20 dB
+MOST_FADING_NS = NS // 10  # that the detector takes for speech behind what was loud
 LEAST_AFTER_S, MOST_AFTER_S = 0.05, 0.3  # of what follows the speech, that an answer hears
 AFTER_WAKE_WORD_S = 0.5  # of speech: less is the wake word alone
 JUMP, LONGEST_GAP = samples_in(LIMITS.jump_s), samples_in(LIMITS.longest_gap_s)
@@ -107,6 +115,11 @@ class FrameSplitter:
     def __init__(self):
         self._end = self._rest = None  # sample at which the next chunk is due; samples
 
+    @property
+    def end_ns(self) -> int:
+        """The stamp up to which samples have come."""
+        return self._end * NS // SAMPLE_RATE_HZ
+
     def push(self, stamp_ns: int, samples: np.ndarray) -> tuple:
         """Return (whether time jumped, [(end_ns, frame (512,) float32)])."""
         stamp, is_jump = stamp_ns * SAMPLE_RATE_HZ // NS, self._end is None
@@ -147,9 +160,12 @@ class TurnDetector:
         self._patient_until_ns = stamp_ns + int(self.options.reply_s * NS)
 
     def push(
-        self, end_ns: int, probability: float, robot_speaks: bool = False
+        self, end_ns: int, probability: float, robot_speaks: bool = False, powers=None
     ) -> TurnEvent | None:
-        """Take the next frame, which ends at end_ns; return what there is to tell."""
+        """Take the next frame, which ends at end_ns; return what there is to tell.
+
+        powers: (BLOCKS,) float32, mean squares of its samples; None: all of it is loud.
+        """
         options = self.options
         if self.state is TurnState.QUIET:
             self._interrupts = robot_speaks
@@ -161,40 +177,65 @@ class TurnDetector:
         if self.state is TurnState.QUIET:
             if not is_speech:
                 return None
-            self.state, self._start_ns = TurnState.ONSET, end_ns - int(FRAME_S * NS)
+            self.state, self._start_ns = TurnState.ONSET, end_ns - FRAME_NS
+            self._silent_from_ns = self._start_ns
         self._sum, self._frames = self._sum + probability, self._frames + 1
-        self._silence_s = 0.0 if is_speech else self._silence_s + FRAME_S * is_silence
+        loud_ns = self._loud_ns(powers, is_speech)
         if is_speech:
-            self._speech_s, self._end_ns = self._speech_s + FRAME_S, end_ns
+            self._speech_s += FRAME_S
+            loud_until_ns = end_ns - FRAME_NS + loud_ns if loud_ns else 0
+            self._end_ns = max(self._end_ns, loud_until_ns, end_ns - MOST_FADING_NS)
+            self._silent_from_ns = max(self._silent_from_ns, self._end_ns)
+        elif not is_silence:
+            self._silent_from_ns += loud_ns  # a doubtful frame counts as neither
         return self._advance(end_ns, is_speech, is_silence)
+
+    def reach(self, stamp_ns: int) -> TurnEvent | None:
+        """Return what the silence up to a stamp decides, before which all frames were pushed."""
+        due_ns = self._silent_from_ns + int(self.end_silence_s * NS)
+        if self.state in (TurnState.QUIET, TurnState.ONSET) or stamp_ns < due_ns:
+            return None
+        if self.state is TurnState.TOO_LONG:
+            return self._clear()
+        name = 'interrupt_speech_s' if self._interrupts else 'min_speech_s'
+        if self._speech_s < getattr(self.options, name):
+            reason = f'there were {self._speech_s:.2f} s of speech, less than {name}'
+            return self._finish(TurnKind.DISCARDED, due_ns, reason)
+        return self._finish(TurnKind.ENDED, due_ns)
 
     def stop(self, stamp_ns: int, reason: str) -> TurnEvent | None:
         """End the stream; return the turn that is discarded with it, if any."""
         is_told = self.state in (TurnState.SPEAKING, TurnState.PAUSE)
         return self._finish(TurnKind.DISCARDED, stamp_ns, reason) if is_told else self._clear()
 
+    def _loud_ns(self, powers, is_speech: bool) -> int:
+        """Return how much of the frame at hand there is up to the end of its last loud block."""
+        if powers is None:
+            return FRAME_NS
+        if is_speech:
+            self._power, self._powers = self._power + float(powers.mean()), self._powers + 1
+        if self.state is TurnState.ONSET:
+            return FRAME_NS
+        loud = np.flatnonzero(powers >= LOUD * self._power / max(self._powers, 1))
+        return (int(loud[-1]) + 1) * FRAME_NS // BLOCKS if len(loud) else 0
+
     def _advance(self, end_ns: int, is_speech: bool, is_silence: bool) -> TurnEvent | None:
         options = self.options
         if self.state is TurnState.ONSET:
-            if self._silence_s >= ONSET_GAP_S:
+            if end_ns - self._silent_from_ns >= ONSET_GAP_S * NS:
                 return self._clear()
             starts_s = options.interrupt_start_s if self._interrupts else options.start_speech_s
             if self._speech_s < starts_s:
                 return None
             self.state, self.turn = TurnState.SPEAKING, self.turn + 1
             return self._event(TurnKind.STARTED, end_ns)
-        is_over = self._silence_s >= self.end_silence_s
-        if self.state is TurnState.TOO_LONG:
-            return self._clear() if is_over else None
-        self.state = (
-            TurnState.SPEAKING if is_speech else TurnState.PAUSE if is_silence else self.state
-        )
-        name = 'interrupt_speech_s' if self._interrupts else 'min_speech_s'
-        if is_over and self._speech_s < getattr(options, name):
-            reason = f'there were {self._speech_s:.2f} s of speech, less than {name}'
-            return self._finish(TurnKind.DISCARDED, end_ns, reason)
-        if is_over:
-            return self._finish(TurnKind.ENDED, end_ns)
+        if self.state is not TurnState.TOO_LONG:
+            self.state = (
+                TurnState.SPEAKING if is_speech else TurnState.PAUSE if is_silence else self.state
+            )
+        event = self.reach(end_ns)
+        if event is not None or self.state in (TurnState.QUIET, TurnState.TOO_LONG):
+            return event
         if end_ns - self._start_ns >= options.max_speech_s * NS:
             event = self._event(TurnKind.ENDED, end_ns, 'it was max_speech_s long')
             self.state = TurnState.TOO_LONG
@@ -214,8 +255,8 @@ class TurnDetector:
 
     def _clear(self) -> None:
         self.state = TurnState.QUIET
-        self._start_ns = self._end_ns = self._frames = 0
-        self._sum = self._speech_s = self._silence_s = 0.0
+        self._start_ns = self._end_ns = self._silent_from_ns = self._frames = self._powers = 0
+        self._sum = self._speech_s = self._power = 0.0
 
 
 class TurnFinder:
@@ -244,21 +285,27 @@ class TurnFinder:
             self._detector.reset()
             self._woken_ns, self._open_until_ns = None, 0
             self.turns.expect_reply(-(10**18))
-        for self.stamp_ns, frame in frames:
-            if self._wake_word is not None and self._wake_word.hears(frame):
-                self._wake()
-            self.probability = self._detector.probability(frame)
-            self.frames += 1
-            is_own = self.robot_speaks(self.stamp_ns)
-            event = self.turns.push(self.stamp_ns, self.probability, is_own)
-            if event is not None:
-                events.append(replace(event, addressed=self._is_addressed(event)))
-        return events
+        for stamp_ns, frame in frames:
+            events += self._told(self.turns.reach(stamp_ns - 1))
+            events += self._told(self._hear(stamp_ns, frame))
+        return events + self._told(self.turns.reach(self._frames.end_ns))
+
+    def _hear(self, stamp_ns: int, frame: np.ndarray) -> TurnEvent | None:
+        """Take the next frame, which ends at a stamp; return what there is to tell."""
+        self.stamp_ns, self.frames = stamp_ns, self.frames + 1
+        if self._wake_word is not None and self._wake_word.hears(frame):
+            self._wake()
+        self.probability = self._detector.probability(frame)
+        powers = np.square(frame).reshape(BLOCKS, -1).mean(1)
+        return self.turns.push(stamp_ns, self.probability, self.robot_speaks(stamp_ns), powers)
+
+    def _told(self, event: TurnEvent | None) -> list:
+        """Return an event in a list, with whether it is addressed; or none."""
+        return [] if event is None else [replace(event, addressed=self._is_addressed(event))]
 
     def stop(self, reason: str) -> list:
         """The audio has stopped: return the turn that is discarded, in a list."""
-        event = self.turns.stop(self.stamp_ns, reason)
-        return [] if event is None else [replace(event, addressed=self._is_addressed(event))]
+        return self._told(self.turns.stop(self.stamp_ns, reason))
 
     def answered(self, is_question: bool) -> None:
         """Note that the robot has answered now, and whether by a question of its own."""
