@@ -65,7 +65,7 @@ NANO = ROOT / 'models' / 'nano'
 ROBOTS, ANSWERS = 4, 2
 N_CORES = len(os.sched_getaffinity(0))
 KINDS = {'throughput_four': 0, 'throughput_four_units': ANSWERS}  # answers per second that is read
-FLOOD_ANSWERS = 4
+FLOOD_ANSWERS = 12
 
 
 def ask_alone(path: str, number: int, plan: list, begin, results) -> None:

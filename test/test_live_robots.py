@@ -15,12 +15,25 @@ import pytest
 
 from benchmarks.soak import question
 from benchmarks.streams import open_core, read_seconds, units_of
-from minicpmo_ros.errors import CancelledError, ContextFullError, EngineError, InputError
+from minicpmo_ros.errors import (
+    BusyError,
+    CancelledError,
+    ContextFullError,
+    EngineError,
+    InputError,
+)
 from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
 from minicpmo_ros.live.engine import Engine
-from minicpmo_ros.live.engine_thread import SLACK_S, EngineThread, Shares
+from minicpmo_ros.live.engine_thread import FLOOD_CHARGE, FLOOD_S, SLACK_S, EngineThread, Shares
 from minicpmo_ros.live.evidence import EvidenceOptions
-from minicpmo_ros.live.question import Finish, Question
+from minicpmo_ros.live.question import (
+    HALVES_AT_ONCE,
+    Excess,
+    Finish,
+    PendingQuestion,
+    Question,
+    QuestionQueue,
+)
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions
 from minicpmo_ros.live.shared_context import SharedContext, read_together
@@ -28,6 +41,7 @@ from minicpmo_ros.live.status import EngineOptions
 from minicpmo_ros.llm.context_options import ContextOptions
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.streams.pairing import Unit
+from minicpmo_ros.streams.time import Instant
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = SessionOptions(max_tokens=24, max_question_tokens=40, max_forks=2)
@@ -391,6 +405,41 @@ def test_who_floods_gets_no_more_of_the_device_than_the_others():
     flooding, *others = spend(shares, engines, costs, 2000)
     assert flooding == pytest.approx(0.25, abs=0.03)
     assert max(others) - min(others) < 0.01
+
+
+def test_who_sends_more_than_a_robot_may_gets_a_part_of_a_share_until_it_stops():
+    shares, engines = Shares(), [Asking() for _ in range(4)]
+    costs = dict.fromkeys(engines, 0.01)
+    counts = dict.fromkeys(engines, 0)
+    shares.watch({**counts, engines[0]: 1}, 100.0)
+    flooding, *others = spend(shares, engines, costs, 2000)
+    assert flooding == pytest.approx(1 / FLOOD_CHARGE / (3 + 1 / FLOOD_CHARGE), abs=0.01)
+    assert max(others) - min(others) < 0.01
+    shares.watch({**counts, engines[0]: 1}, 100.0 + FLOOD_S)
+    assert spend(shares, engines, costs, 2000)[0] == pytest.approx(0.25, abs=0.02)
+    shares.watch(dict.fromkeys(engines, 2), 200.0)  # where all do, all are equal
+    assert spend(shares, engines, costs, 2000)[0] == pytest.approx(0.25, abs=0.02)
+
+
+def test_what_a_live_robot_sends_is_no_excess_and_a_flood_is():
+    excess = Excess()
+    for n in range(10_000):
+        excess.note_half(Instant(n / 2))  # image and audio of a second
+    for _ in range(HALVES_AT_ONCE):  # what a network has held back comes at once
+        excess.note_half(Instant(5000.0))
+    assert excess.count == 0
+    for n in range(100):
+        excess.note_half(Instant(5000.0 + n / 100))
+    assert excess.count > 90
+    excess = Excess()
+    queue = QuestionQueue(2, 1, excess)
+    pending = PendingQuestion(Question('a'), None, None, threading.Condition())
+    queue.put(pending)
+    queue.put(pending)
+    assert excess.count == 0
+    with pytest.raises(BusyError):
+        queue.put(pending)
+    assert excess.count == 1
 
 
 def test_nobody_saves_up_while_nothing_is_asked():

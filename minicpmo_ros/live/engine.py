@@ -12,7 +12,7 @@ An EngineThread does the work; all other threads fill bounded queues and never w
 * A question about audio that has not come yet waits for it (voice/hearing.py).
 * `max_backlog` units may wait; a newer one replaces the oldest, which is counted as dropped.
 * A question that is cancelled or timed out ends before the next token or chunk of its prefill.
-* A question is refused if the window lacks what the question requires (status.py).
+* A question is refused if the window lacks what the question requires (evidence.py).
 * Standing questions ride in the decode of the unit that they are asked about (alerts).
 * An error while answering fails only that question. If llama.cpp fails, the context is rebuilt,
   and the black box read again; if the rebuild fails too, the engine fails and says why.
@@ -43,6 +43,7 @@ from minicpmo_ros.live.arbiter import DeviceArbiter
 from minicpmo_ros.live.engine_thread import EngineThread
 from minicpmo_ros.live.question import (
     Answer,
+    Excess,
     Finish,
     PendingQuestion,
     Question,
@@ -92,8 +93,9 @@ class Engine:
         self.arbiter.unit_deadline_s = self.options.unit_deadline_s
         self._wake = self.thread.wake  # guards everything below it
         self._status = EngineStatus()
-        self._inputs = LiveInputs(self.options, black_box)
-        self._questions = QuestionQueue(self.options.max_waiting, self.options.max_parallel)
+        self.excess, limits = Excess(), self.options
+        self._inputs = LiveInputs(limits, black_box, self.excess)
+        self._questions = QuestionQueue(limits.max_waiting, limits.max_parallel, self.excess)
         self._reset_is_due = False  # before anything else is done
         self._closing = False
         self._ended = threading.Event()  # set while the thread has nothing to do with it
@@ -205,11 +207,8 @@ class Engine:
                 return
             now = self._now()
             put(now)
-            self._collect(now)
+            self.arbiter.closed_second = self._inputs.collect(now)
             self._wake.notify_all()
-
-    def _collect(self, now: Instant) -> None:
-        self.arbiter.closed_second = self._inputs.collect(now)
 
     # --- the engine's thread ------------------------------------------------------------------
 
@@ -246,7 +245,7 @@ class Engine:
     def has_work(self) -> bool:
         """Close the units that are due; return whether there is something to do now."""
         if self._inputs.due_s is not None:
-            self._collect(self._now())
+            self.arbiter.closed_second = self._inputs.collect(self._now())
         is_asked = self._reset_is_due or bool(self._questions)
         return is_asked or self._closing or self.needs_device
 

@@ -10,7 +10,9 @@ used the device least comes first and is not bound to that.
 Shares are kept in time: of what a decode takes, each robot that took part is charged its share by
 rows. Who has been charged more than SLACK_S beyond the one with the least has to wait, so a robot
 that asks or sends more than others slows down itself. Who comes back after a pause begins with
-what the least have been charged: nobody saves up.
+what the least have been charged: nobody saves up. Who sends more than any robot may (Excess), such
+as seconds that come faster than time passes, is charged FLOOD_CHARGE times what it takes until
+FLOOD_S after that, so that a flood costs the others a part of a share, not a whole one.
 
 An error of one robot ends its engine alone. An error of llama.cpp costs all of them their windows,
 and is survived as Engine says.
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 SHORTEST_WAIT_S = 0.01  # for a deadline in simulated time, which may be slow
 SLACK_S = 0.1  # of computing: as much as robots may be ahead of each other
+FLOOD_CHARGE, FLOOD_S = 4, 10.0
 
 
 class EngineThread:
@@ -137,6 +140,7 @@ class EngineThread:
         self._resize()
         self._for_each(self._begin)
         engines = [engine for engine in self._open if not engine.is_closing]
+        self._shares.watch({engine: engine.excess.count for engine in engines}, time.monotonic())
         try:
             self._read(engines)
         except CancelledError:
@@ -239,14 +243,28 @@ class Shares:
         self._charged_s = {}  # by engine
         self._least_s = 0.0  # that one has been charged, of those that needed the device
         self._needing = ()  # the engines that needed it in the pass before
+        self._excess = {}  # by engine: how much it was sent beyond its own, and when last
+        self._flooding = set()
+
+    def watch(self, counts: dict, now_s: float) -> None:
+        """Note how much each engine has been sent beyond its own until now, see Excess."""
+        for engine, count in counts.items():
+            before, _ = self._excess.get(engine, (0, 0.0))
+            if count > before:
+                self._excess[engine] = count, now_s
+        self._flooding = {
+            engine for engine, (_, since_s) in self._excess.items() if now_s - since_s < FLOOD_S
+        }
 
     def charge(self, engine, spent_s: float) -> None:
         """Charge an engine for what was computed for it."""
-        self._charged_s[engine] = self._charged_s.get(engine, self._least_s) + spent_s
+        times = FLOOD_CHARGE if engine in self._flooding else 1
+        self._charged_s[engine] = self._charged_s.get(engine, self._least_s) + times * spent_s
 
     def forget(self, engine) -> None:
         """Forget an engine that has ended."""
         self._charged_s.pop(engine, None)
+        self._excess.pop(engine, None)
 
     def in_turn(self, engines: list) -> list:
         """Return those that may use the device now, who has used it least first."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from minicpmo_ros.config import LLM, MEMORY
 from minicpmo_ros.errors import BusyError, InputError, ModelFileError
 from minicpmo_ros.live.evidence import Evidence, EvidenceOptions
+from minicpmo_ros.live.question import Excess
 from minicpmo_ros.live.restoring import Restoring
 from minicpmo_ros.live.session_options import UnitReport
 from minicpmo_ros.sessions.keeper import SessionKeeper, StoredSession
@@ -131,8 +132,13 @@ class LiveInputs:
     The caller holds the lock of the engine.
     """
 
-    def __init__(self, options: EngineOptions, black_box: SessionKeeper | None = None):
-        self._options = options.evidence
+    def __init__(
+        self,
+        options: EngineOptions,
+        black_box: SessionKeeper | None = None,
+        excess: Excess | None = None,
+    ):
+        self._options, self._excess = options.evidence, excess or Excess()
         self._black_box = black_box or SessionKeeper('', 0, lambda: None)
         self._assembler = UnitAssembler(options.unit_deadline_s, options.max_pending)
         self._inbox = UnitInbox(self._assembler, options.max_backlog)
@@ -148,6 +154,7 @@ class LiveInputs:
 
     def put_image(self, second: int, rows, tiles: tuple, now: Instant) -> None:
         """Add the image embeddings of a second; see Engine.put_image."""
+        self._excess.note_half(now)
         if rows is not None:
             self._newest_image = second, rows, tiles
             self._note_arrival(now, 'image', tiles[2:])
@@ -155,6 +162,7 @@ class LiveInputs:
 
     def put_audio(self, second: int, rows, now: Instant, level_dbfs: float) -> None:
         """Add the audio embeddings of a second; see Engine.put_audio."""
+        self._excess.note_half(now)
         if rows is not None:
             self._note_arrival(now, 'audio')
         self._told_audio = second
