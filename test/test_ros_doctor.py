@@ -20,7 +20,10 @@ from std_msgs.msg import String
 from minicpmo_ros.cli import doctor_machine as machine
 from minicpmo_ros.errors import FAIL, OK, WARN
 from minicpmo_ros.msg import ImageEmbedding
+from minicpmo_ros.ros.doctor import segment_bytes
 
+OURS = Path(__file__).parent.parent / 'config/fastdds_large_images.xml'
+LOOPBACK = {'FASTRTPS_DEFAULT_PROFILES_FILE': str(PROFILE)}
 BEST_EFFORT = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 
 
@@ -86,11 +89,27 @@ def test_types_and_quality_of_sources(graph, consult):
     # As a robot's environment is: this one has a profile for its tests.
     found = consult(
         sees={'images': WARN, 'audio': FAIL, 'qos': OK},
-        FASTDDS_DEFAULT_PROFILES_FILE='', FASTRTPS_DEFAULT_PROFILES_FILE=str(PROFILE),
+        FASTDDS_DEFAULT_PROFILES_FILE='', **LOOPBACK,
     )  # fmt: skip
     assert level(found['images'][0], 'LARGE_DATA') == WARN
     assert level(found['audio'][0], 'std_msgs/msg/String') == FAIL
     assert level(found['qos'][0]) == OK
+
+
+@pytest.mark.parametrize(
+    'side, size, least', [(64, '12 kB each', OK), (600, '', WARN)], ids=['small', 'large']
+)
+def test_images_that_do_not_fit_into_the_shared_memory_of_their_sender(
+    graph, consult, side, size, least
+):
+    publisher = graph.create_publisher(Image, 'image', 10)
+    image = Image(width=side, height=side, step=3 * side, encoding='rgb8')
+    image.data.frombytes(bytes(3 * side * side))  # 1080 kB
+    graph.create_timer(0.05, lambda: publisher.publish(image))
+    found = consult(sees={'images': least}, FASTDDS_DEFAULT_PROFILES_FILE='', **LOOPBACK)
+    assert level(found['images'][0], size, *['above 512 KiB'] * (least == WARN)) == least
+    assert 512 * 1024 == segment_bytes('') == segment_bytes('/no/such.xml')
+    assert segment_bytes(str(OURS)) >= 2**25 > len(image.data)
 
 
 def test_wrong_pictures_and_nobody(graph, consult):
@@ -175,8 +194,7 @@ def test_with_our_profile_an_image_fits_into_the_shared_memory_of_its_sender(sta
     def largest_bytes(process):
         return max(os.path.getsize(f'/dev/shm/{name}') for name in own_files(process.pid))
 
-    profile = Path(__file__).parent.parent / 'config/fastdds_large_images.xml'
-    ours = start_talker(FASTDDS_DEFAULT_PROFILES_FILE=str(profile))
+    ours = start_talker(FASTDDS_DEFAULT_PROFILES_FILE=str(OURS))
     assert largest_bytes(start_talker()) < 2**20
     assert largest_bytes(ours) >= 32 * 2**20 > 3840 * 2160 * 3
 

@@ -145,5 +145,5 @@ def _topics(arguments, environment, has_ros: bool) -> list:
         arguments.wait,
         expects=arguments.topics == 'yes',
         transports=environment.get('FASTDDS_BUILTIN_TRANSPORTS', ''),
-        has_profile=bool(environment.get('FASTDDS_DEFAULT_PROFILES_FILE')),
+        profile=environment.get('FASTDDS_DEFAULT_PROFILES_FILE', ''),
     )

@@ -3,14 +3,19 @@
 
 """Checks the running graph for `minicpmo doctor`: sources, types, mismatches, our nodes."""
 
+import math
+import re
 import time
+from functools import partial
+from pathlib import Path
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.exceptions import NameValidationException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image
 
 from minicpmo_ros.config import NODES
 from minicpmo_ros.errors import FAIL, OK, WARN, Finding, judged
@@ -27,8 +32,12 @@ RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 OUTPUTS = ('streaming_encoder/embedding', 'vision_encoder/embedding', 'llm/answer',
            'llm/answer_delta', 'llm/status')  # fmt: skip
 LEVELS = {DiagnosticStatus.WARN: WARN, DiagnosticStatus.ERROR: FAIL}
-COMPRESS = 'Publish compressed images (image_transport), or start both ends with '
-COMPRESS += 'FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA'
+SEGMENT_BYTES = 512 * 1024  # of shared memory that Fast DDS sets aside for what a process sends
+COMPRESS = (
+    'Publish compressed images (image_transport), or start the camera with '
+    'FASTDDS_DEFAULT_PROFILES_FILE=.../share/minicpmo_ros/config/fastdds_large_images.xml, or '
+    'both ends with FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA'
+)
 NO_SOURCE = 'Start the driver, or give the name that it has'
 
 
@@ -40,12 +49,12 @@ def look(
     wait_s: float,
     expects: bool = False,
     transports: str = '',
-    has_profile: bool = False,
+    profile: str = '',
 ) -> list:
     """Return the findings; `image`, `audio` and `audio_info` are the launch arguments.
 
-    `expects`: sources and nodes that are not there are failures. `transports` and `has_profile`:
-    what Fast DDS is told by the environment.
+    `expects`: sources and nodes that are not there are failures. `transports` and `profile`: what
+    the environment tells Fast DDS, where processes are started from it.
     """
     try:
         rclpy.init(args=[])
@@ -56,7 +65,7 @@ def look(
         graph = _Graph(namespace, image, audio, audio_info or info_topic(audio))
         graph.wait(wait_s)
         found = [
-            *graph.check_images(expects, bool(transports) or has_profile),
+            *graph.check_images(expects, math.inf if transports else segment_bytes(profile)),
             *graph.check_audio(expects),
             *graph.ends(),
             *graph.nodes(expects),
@@ -69,6 +78,15 @@ def look(
         rclpy.try_shutdown()
 
 
+def segment_bytes(profile: str) -> int:
+    """Return how much shared memory a process has for what it sends, by its Fast DDS profile."""
+    try:
+        found = re.findall(r'<segment_size>\s*(\d+)\s*<', Path(profile).read_text())
+    except (OSError, ValueError):
+        found = []
+    return max(map(int, found), default=SEGMENT_BYTES)
+
+
 class _Graph:
     """The graph as seen by a node of our own."""
 
@@ -79,6 +97,7 @@ class _Graph:
         resolve = self._node.resolve_topic_name
         self._raw, self._compressed = resolve(image), resolve(f'{image}/compressed')
         self._audio, self._info = resolve(audio), resolve(audio_info)
+        self._sizes = {}  # {topic: bytes of its largest image until now}
         self._told = {}  # {node: its newest DiagnosticStatus}
         self._node.create_subscription(
             DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=100)
@@ -93,10 +112,28 @@ class _Graph:
         """Spin for `wait_s`, so that the graph becomes known."""
         end_s = time.monotonic() + wait_s
         while time.monotonic() < end_s:
+            self._measure_images()
             self._executor.spin_once(timeout_sec=0.1)
 
-    def check_images(self, expects: bool, is_large_allowed: bool) -> list:
-        """Check the camera's topics."""
+    def _measure_images(self) -> None:
+        """Subscribe to the images that are published by now, to learn how large they are."""
+        for topic, kind, name in (
+            (self._raw, Image, RAW),
+            (self._compressed, CompressedImage, COMPRESSED),
+        ):
+            ends = self._node.get_publishers_info_by_topic(topic)
+            if topic not in self._sizes and any(end.topic_type == name for end in ends):
+                self._sizes[topic] = 0
+                note = partial(self._note_size, topic)
+                self._node.create_subscription(
+                    kind, topic, note, qos_profile_sensor_data, raw=True
+                )
+
+    def _note_size(self, topic: str, data: bytes) -> None:
+        self._sizes[topic] = max(self._sizes[topic], len(data))
+
+    def check_images(self, expects: bool, most_bytes: float) -> list:
+        """Check the camera's topics; `most_bytes`: of an image that its sender has room for."""
         raw, compressed = (
             self._node.get_publishers_info_by_topic(topic)
             for topic in (self._raw, self._compressed)
@@ -119,20 +156,22 @@ class _Graph:
         if wrong or not sources:
             return wrong or [_missing('images', (self._compressed, self._raw), expects)]
         name = self._compressed if compressed else self._raw
+        size, unknown = self._sizes.get(name, 0), SEGMENT_BYTES + 1 if not compressed else 0
+        told = f', {size / 1e3:.0f} kB each' if size else ''
         return [
             judged(
                 'images',
-                f'{name} by {_names(compressed or raw)}',
+                f'{name} by {_names(compressed or raw)}{told}',
                 (
                     len(compressed or raw) > 1,
                     WARN,
                     'Images of several cameras are mixed: remap all but one away',
                 ),
                 (
-                    not compressed and not is_large_allowed,
+                    (size or unknown) > most_bytes,
                     WARN,
-                    'Of raw images above 512 KiB hardly any arrive through the shared memory '
-                    f'that Fast DDS sets aside. {COMPRESS}',
+                    f'Of images above {most_bytes / 1024:.0f} KiB hardly any arrive through the '
+                    f'shared memory that Fast DDS sets aside. {COMPRESS}',
                 ),
             )
         ]
