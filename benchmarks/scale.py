@@ -3,7 +3,7 @@
 
 """Beyond one machine: runs in shards, a device of another process, a robot over a bad network.
 
-    source environment/env.sh && python -m benchmarks.scale [--only shards,merge,device,relay]
+    source environment/env.sh && python -m benchmarks.scale [--only shards,merge,device,relay,ray]
 
 shards: 960 questions about 192 bags (the clips that ship, under eight names each) are answered by
 nano once in one run, and once in 64 shards by two processes at a time, each shard killed three
@@ -18,6 +18,7 @@ its own: llama.cpp's RPC server of the same CPU, in another process. There it co
 of a GPU (fused attention, one graph for all seconds), so that few answers may differ.
 `device_same` is the share that are equal.
 relay: what a bad network between the two machines costs; see relay.py.
+ray: what `replay --cluster local` costs beyond its shards, if Ray is installed; see cluster.py.
 Writes build/scale.json.
 """
 
@@ -40,7 +41,7 @@ from subprocess import PIPE, Popen
 
 import numpy as np
 
-from benchmarks import relay
+from benchmarks import cluster, relay
 from benchmarks.device_server import DeviceServer
 from benchmarks.streams import question_file
 from minicpmo_ros.cli import main as cli
@@ -243,10 +244,16 @@ def measure_device(limit: int | None = None) -> dict:
     }
 
 
+def measure_ray(folder: Path) -> dict:
+    """Ask the questions of `shards`, twice as many, with Ray and without."""
+    questions = write_fleet(folder, COPIES, 2 * EACH)
+    return cluster.measure_ray(folder, str(ROOT / 'models' / 'nano'), questions, OPTIONS)
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    only = 'shards,merge,device,relay'
+    only = 'shards,merge,device,relay,ray'
     parser.add_argument('--only', default=only, help='of %(default)s')
     parser.add_argument('--many', type=int, default=MANY, help='shards that are joined')
     arguments = parser.parse_args()
@@ -260,6 +267,8 @@ def main() -> None:
                 found.update(measure_shards(Path(folder)))
             elif name == 'device':
                 found.update(measure_device())
+            elif name == 'ray':
+                found.update(measure_ray(Path(folder)))
             elif name == 'relay':
                 found.pop('relay_skipped', None)
                 found.update(relay.measure_relay(list(relay.RUNS)))

@@ -106,7 +106,8 @@ def test_images_that_do_not_fit_into_the_shared_memory_of_their_sender(
     image = Image(width=side, height=side, step=3 * side, encoding='rgb8')
     image.data.frombytes(bytes(3 * side * side))  # 1080 kB
     graph.create_timer(0.05, lambda: publisher.publish(image))
-    found = consult(sees={'images': least}, FASTDDS_DEFAULT_PROFILES_FILE='', **LOOPBACK)
+    unset = {'FASTDDS_DEFAULT_PROFILES_FILE': '', **LOOPBACK}
+    found = consult('--topics', 'yes', sees={'images': least}, **unset)
     assert level(found['images'][0], size, *['above 512 KiB'] * (least == WARN)) == least
     assert 512 * 1024 == segment_bytes('') == segment_bytes('/no/such.xml')
     assert segment_bytes(str(OURS)) >= 2**25 > len(image.data)
