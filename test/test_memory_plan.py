@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
+import numpy as np
 import pytest
 
 from minicpmo_ros.config import ALERTS_TOGETHER
@@ -40,6 +41,7 @@ from minicpmo_ros.ros.audio_node import StreamingEncoder
 from minicpmo_ros.ros.image_node import VisionNode
 from minicpmo_ros.ros.llm_options import PARAMETERS
 from minicpmo_ros.streams.audio import Handover, RollingEncoder
+from minicpmo_ros.streams.pairing import Unit
 from minicpmo_ros.synthetic.model import write_model
 from minicpmo_ros.units import MIB
 
@@ -395,6 +397,34 @@ def test_a_second_robot_takes_its_keys_and_values(true_size, options):
     assert kv_mib > 100
     assert plans[1].total_mib - plans[0].total_mib == pytest.approx(kv_mib, rel=0.02)
     assert plans[2].total_mib - plans[0].total_mib == pytest.approx(3 * kv_mib, rel=0.02)
+
+
+@pytest.mark.parametrize('names', [(), ('front', 'left'), ('front', 'left', 'arm/wrist')])
+def test_a_second_takes_about_as_many_positions_as_planned(tiny_model_dir, names):
+    model = ModelDirectory.open(tiny_model_dir)
+    options = replace(ON_CPU, n_ctx=2048, **plan_options_of(list(names)))
+    plan = forecast(model, options)
+    session = Session.load(tiny_model_dir / 'llm.gguf', ENGLISH)
+    n = max(1, len(names))
+    queries = model.headers['vision'].get('clip.minicpmv_query_num', int)
+    image = np.zeros((n * queries, session.model.width), np.float32)
+    with closing(Backend('cpu')) as backend:
+        encoder = AudioEncoder.load(model.headers['audio'], backend)
+        audio = np.zeros((encoder.tokens_per_second, session.model.width), np.float32)
+    read = len(session.unit_rows(Unit(0, image, (0, 0, *names), audio)))
+    session.close()
+    assert abs(plan.positions - read) <= (6 * n if names else 0)
+    assert plan.window_s == 2048 // plan.positions
+
+
+def plan_options_of(cameras) -> dict:
+    given = plan_options({'vision_encoder': {'cameras': cameras}})
+    return {'n_cameras': given.n_cameras}
+
+
+def test_cameras_are_counted_by_their_names():
+    for given, n in ((['front', 'left'], 2), ('front, left,', 2), ('', 1), ([''], 1), ([], 1)):
+        assert plan_options({'vision_encoder': {'cameras': given}}).n_cameras == n
 
 
 def test_robots_are_counted_by_their_namespaces():

@@ -173,7 +173,19 @@ def _verdict(plan, limits) -> str:
     of_gpu = '' if limits.device_mib is None else f' and {limits.device_mib:.0f} of the GPU'
     return (
         f'n_ctx {plan.options.n_ctx}, {plan.options.kv_type}: {plan.total_mib:.0f} MiB in all, '
-        f'{limits.host_mib:.0f}{of_gpu} are to be had'
+        f'{limits.host_mib:.0f}{of_gpu} are to be had\n{_seconds(plan)}'
+    )
+
+
+def _seconds(plan) -> str:
+    """Return what a second takes of the window and of the vision encoder, in words."""
+    n_cameras, n_tiles = plan.options.n_cameras, plan.options.max_tiles
+    n_images = n_cameras + (n_tiles if n_tiles > 1 else 0)
+    of_what = f' with {n_cameras} cameras' * (n_cameras > 1)
+    return (
+        f'A second{of_what} takes about {plan.positions} positions, so the window holds '
+        f'{plan.window_s} s at most; {n_images} image{"s" * (n_images > 1)} a second '
+        f'{"are" if n_images > 1 else "is"} encoded'
     )
 
 
@@ -184,6 +196,9 @@ def _figures(plan, limits) -> dict:
         'device_mib': plan.device_mib,
         'limit_mib': limits.host_mib,
         'gpu_limit_mib': limits.device_mib,
+        'positions_per_s': plan.positions,
+        'window_s': plan.window_s,
+        'images_per_s': plan.options.n_cameras,
         'parts': [
             {
                 'part': amount.part,

@@ -21,7 +21,9 @@ from minicpmo_ros.config import ALERTS_TOGETHER, AUDIO, COMPUTING, LLM, NODES, P
 from minicpmo_ros.documents import parse_yaml, told
 from minicpmo_ros.encoders import EncoderMemory
 from minicpmo_ros.encoders.siglip.encoder import vision_memory
+from minicpmo_ros.encoders.siglip.model import read_facts as vision_facts
 from minicpmo_ros.encoders.whisper.encoder import audio_memory
+from minicpmo_ros.encoders.whisper.encoder import read_facts as audio_facts
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.ggml.devices import gpu_name
 from minicpmo_ros.ggml.gguf_file import Header
@@ -41,6 +43,7 @@ TOKEN_ROWS_MIB = 4.0  # pages of the token table that prompts touch, where the r
 # Not measured by us: what CUDA takes for itself, kernels and libraries.
 GPU_RUNTIME_MIB = 512.0
 FOLDED = 'resampler.attn.q.weight'  # of the vision file, but never on the device
+AROUND, LABEL = 2, 4  # positions: of the marks around an image or audio, of a camera's name
 PLANNED = (*PARTS, 'process')
 OPTIONS_OF = {
     'vision': (
@@ -65,6 +68,7 @@ SOURCES = {
     'look_tiles': ('vision_encoder', 'vision.look_tiles'),
     'max_rules': ('llm', 'alerts.max_rules'),
     'n_robots': ('llm', 'robots'),
+    'n_cameras': ('vision_encoder', 'cameras'),
     'isolated': ('streaming_encoder', 'isolated'),
     'vision_device': ('vision_encoder', 'device'),
     'audio_device': ('streaming_encoder', 'device'),
@@ -92,6 +96,7 @@ class PlanOptions:
     gpu_layers: int = LLM.gpu_layers
     use_mmap: bool = LLM.use_mmap
     repack: bool = LLM.repack
+    n_cameras: int = 1  # of which each second has an image
     max_tiles: int = VISION.max_tiles
     batch: int = VISION.batch
     area: float = VISION.area
@@ -137,10 +142,16 @@ class Amount:
 
 @dataclass(frozen=True)
 class Plan:
-    """A forecast."""
+    """A forecast; positions: of the window that a second of all images and audio takes, about."""
 
     options: PlanOptions
     amounts: tuple
+    positions: int = 0
+
+    @property
+    def window_s(self) -> int:
+        """Return how many seconds the window holds, if it holds nothing else."""
+        return self.options.n_ctx // max(1, self.positions)
 
     @property
     def host_mib(self) -> float:
@@ -205,7 +216,21 @@ def forecast(
         if any(on_gpu[part] for part in on_gpu if part not in options.served):
             gpu_runtime = int(GPU_RUNTIME_MIB * MIB)
             amounts.append(Amount('process', 'GPU runtime (assumed)', 0, gpu_runtime))
-    return Plan(options, tuple(amount for amount in amounts if amount.host or amount.device))
+    there = tuple(amount for amount in amounts if amount.host or amount.device)
+    return Plan(options, there, positions_of_a_second(model, options))
+
+
+def positions_of_a_second(model: ModelDirectory, options: PlanOptions) -> int:
+    """Return how many positions a second takes, with as many tiles as there may be; about."""
+    if not {'vision', 'audio'} <= model.headers.keys():
+        return 0
+    image = vision_facts(model.headers['vision']).queries + AROUND
+    images = options.n_cameras * image
+    if options.n_cameras > 1:
+        images += options.n_cameras * LABEL
+    if options.max_tiles > 1:
+        images += options.max_tiles * image
+    return 1 + images + audio_facts(model.headers['audio']).tokens_per_second + AROUND
 
 
 class _Devices:
@@ -341,6 +366,9 @@ def plan_options(parameters: dict) -> PlanOptions:
             value = parameters[node][name]
             if name == 'robots':  # their namespaces; none: one robot
                 value = max(1, sum(map(bool, value)) if isinstance(value, list | tuple) else 1)
+            elif name == 'cameras':  # their names; none: one camera
+                text = ','.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+                value = max(1, sum(1 for one in text.split(',') if one.strip()))
             given[row.name] = _checked(name, value, row.default)
     return PlanOptions(**given)
 
