@@ -36,14 +36,17 @@ import numpy as np  # noqa: E402
 from benchmarks.tiles import OUT, add_to, table  # noqa: E402
 from minicpmo_ros.encoders.siglip.encoder import VisionEncoder  # noqa: E402
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip  # noqa: E402
-from minicpmo_ros.evaluation.questions import QuestionSet, by_window  # noqa: E402
-from minicpmo_ros.evaluation.runner import Core, CoreOptions, assemble  # noqa: E402
+from minicpmo_ros.evaluation.questions import QuestionSet  # noqa: E402
+from minicpmo_ros.evaluation.runner import (  # noqa: E402
+    Core,
+    CoreOptions,
+    Variant,
+    answer_clip,
+)
 from minicpmo_ros.ggml.runtime import Backend  # noqa: E402
-from minicpmo_ros.live.question import Finish, Question  # noqa: E402
 from minicpmo_ros.media.image.tiling import plan_tiles, slice_image  # noqa: E402
 from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
 from minicpmo_ros.modelset.gguf_layouts import SHAPES  # noqa: E402
-from minicpmo_ros.streams.image import ImagePipeline  # noqa: E402
 from minicpmo_ros.synthetic.model import write_vision  # noqa: E402
 
 SIDES = {1.0: 448, 0.56: 336, 0.39: 280, 0.25: 224}  # by area, pixels
@@ -98,41 +101,15 @@ def right_by_age(
 ) -> dict:
     """Return age ('newest', 'older') -> whether nano was right, in the questions' order."""
     found = {'newest': [], 'older': []}
+    look = 'sharp' if is_sharp else ''
     with closing(Core(model, CoreOptions(threads=1, area=area))) as core:
         for name, asked in questions.by_clip().items():
+            asked = [replace(q, look=look) for q in asked if q.family == FAMILY]
             clip = read_clip(questions.path_of(name))
-            for (start_s, end_s), some in by_window(asked, clip.first_s).items():
-                some = [q for q in some if q.family == FAMILY]
-                if not some:
-                    continue
-                part = clip.between(start_s, end_s)
-                units = assemble(core.see(part), core.hear(part))
-                core.session.reset()
-                for unit in units:
-                    core.session.append(unit)
-                sharp = newest_image(core, part) if is_sharp else None
-                for question in some:
-                    text = answer(core, question, sharp)
-                    age = 'older' if OLDER.search(question.text) else 'newest'
-                    found[age].append(question.is_right(text))
+            for _, question, answer in answer_clip(core, clip, asked, [Variant()]):
+                age = 'older' if OLDER.search(question.text) else 'newest'
+                found[age].append(question.is_right(answer.text))
     return found
-
-
-def newest_image(core: Core, clip):
-    """Return the newest image of a clip with all of the area, as `look: sharp` reads it."""
-    pipeline = ImagePipeline(core.vision, 1)
-    image = clip.images[-1]
-    pipeline.offer(image.stamp_ns, image.rgb)
-    return pipeline.look(1)
-
-
-def answer(core: Core, question, image) -> str:
-    """Return the answer to a question, with an image read before it or without."""
-    asked = core.session.ask(Question(question.text, tuple(question.choices), image=image))
-    while asked.answer is None:
-        asked.step()
-    asked.end(Finish.ERROR)  # does nothing where it has ended
-    return asked.answer.text
 
 
 def show_losses(model: Path, questions: Path, area: float) -> dict:

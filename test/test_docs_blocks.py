@@ -90,6 +90,8 @@ def test_a_file_is_taken_by_its_reader(block, tmp_path):
                 (tmp_path / clip).touch()
             assert AlertTruth.read(path).alerts
         else:
+            for question in data['questions']:
+                (tmp_path / question.get('image', path.name)).touch()
             assert QuestionSet.read(path, needs_clips=False).questions
         return
     tables = (ROOT / 'docs' / 'parameters.md').read_text()
@@ -115,7 +117,7 @@ def block_with(page: str, text: str) -> page_blocks.Block:
 def test_the_evaluation_page_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     """Its questions about its bag, both runs, the report; MODEL_DIR and OTHER_DIR are nano's."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'questions.yaml').write_text(block_with('evaluation.md', 'format: minicpmo').text)
+    (tmp_path / 'questions.yaml').write_text(block_with('evaluation.md', 'id: door-1').text)
     commands = block_with('evaluation.md', 'runs/after --workers 2').commands
     assert [command[1] for command in commands] == ['replay', 'replay', 'report']
     models = {'MODEL_DIR': ROOT / 'models' / 'nano', 'OTHER_DIR': ROOT / 'models' / 'nano_q4'}

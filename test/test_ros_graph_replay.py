@@ -122,18 +122,12 @@ def lives(pid):
 
 def check_recording(out, run):
     """What the runs recorded, killed ones too, is there for all that read bags."""
-    store = get_typestore(Stores.ROS2_HUMBLE)
     told, tapes = {}, sorted((out / 'bags').glob('*.mcap'))
     asked = {q.id: q for q in QuestionSet.read(QUESTIONS).first(LIMIT).questions}
     for path in tapes:
-        bag = Bag(path)
-        for message in bag.messages(['minicpmo_ros/msg/Answer']):
-            for kind in ('minicpmo_ros/msg/Note', 'minicpmo_ros/msg/Answer'):
-                text = definitions()[kind]
-                store.register(get_types_from_msg(text, kind))
-            answer = store.deserialize_cdr(message.data, message.kind)
+        for log_ns, answer in recorded_answers(path):
             told[answer.question, answer.window_end.sec] = answer.text
-            assert message.log_ns == answer.header.stamp.sec * NS == answer.window_end.sec * NS
+            assert log_ns == answer.header.stamp.sec * NS == answer.window_end.sec * NS
     assert told == {(q.text, q.end_s): run.texts[q.id] for q in asked.values()}
     name = next(iter(asked.values())).clip
     whole, played = read_clip(QUESTIONS.parent / name), read_clip(tapes[-1])
@@ -192,6 +186,54 @@ def test_windows_of_one_sense_lose_nothing_and_wait_for_nobody(ros_domain, tmp_p
     assert found.texts == expected.texts and len(found.texts) == len(windows)
     units = {name: cost['units'] for name, cost in found.costs.items()}
     assert units == {name: cost['units'] for name, cost in expected.costs.items()}
+
+
+def test_questions_that_look_are_answered_as_by_the_core(ros_domain, tmp_path):
+    """Sharp, in tiles, at an image that is sent, and where there is none to look at."""
+    write_test_clip(tmp_path / 'real.mcap', 3)
+    write_clip(tmp_path / 'blind.mcap', START_S, [], sound(2))
+    (tmp_path / 'sent.jpg').write_bytes(jpeg((200, 30, 30), 320, 240))
+    (tmp_path / 'cut.jpg').write_bytes(jpeg((200, 30, 30))[:200])
+    changes = {
+        'live': {}, 'sharp': {'look': 'sharp'}, 'tiles': {'look': 'tiles'},
+        'sent': {'image': 'sent.jpg'}, 'cut': {'image': 'cut.jpg'},
+        'blind': {'clip': 'blind.mcap', 'end_s': START_S + 2, 'look': 'sharp'},
+        'again': {'start_s': START_S + 1, 'look': 'sharp'},
+    }  # fmt: skip
+    base = {
+        'clip': 'real.mcap', 'start_s': START_S, 'end_s': START_S + 3, 'family': 'color',
+        'text': 'what color is shown now?', 'answers': ['red'],
+    }  # fmt: skip
+    asked = [{'id': name, **base, **change} for name, change in changes.items()]
+    path = tmp_path / 'q.json'
+    path.write_text(json.dumps({'format': 'minicpmo_ros questions 1', 'questions': asked}))
+    more = ('--area', '0.25')
+    graph(path, tmp_path / 'graph', *more, '--record', 'answers')
+    found, expected = Run.read(tmp_path / 'graph'), offline(path, tmp_path / 'core', *more)
+    assert found.texts == expected.texts and set(found.texts) == set(changes)
+    for name in ('units', 'note', 'error', 'look_stamp_s'):
+        assert {k: cost.get(name) for k, cost in found.costs.items()} == {
+            k: cost.get(name) for k, cost in expected.costs.items()
+        }
+    looked = {name for name, cost in found.costs.items() if cost['look_ms'] > 0}
+    assert looked == {'sharp', 'tiles', 'sent', 'again'}
+    assert list(found.unanswered) == ['cut'] and 'no image' in found.costs['blind']['note']
+    at_s = found.costs['sharp']['look_stamp_s']
+    assert START_S + 2 <= at_s < START_S + 3, 'the newest image'
+    for recording in (tmp_path / 'graph' / 'bags').glob('real_*.mcap'):
+        for _, answer in recorded_answers(recording):
+            ends = {answer.window_end.sec, answer.image_end.sec, answer.audio_end.sec}
+            assert ends == {START_S + 3}, "the clip's own stamps"
+            assert answer.look_stamp.sec in (0, START_S + 2)
+
+
+def recorded_answers(path):
+    """Yield (log_ns, Answer) of a recording."""
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    for kind in ('minicpmo_ros/msg/Note', 'minicpmo_ros/msg/Answer'):
+        store.register(get_types_from_msg(definitions()[kind], kind))
+    for message in Bag(path).messages(['minicpmo_ros/msg/Answer']):
+        yield message.log_ns, store.deserialize_cdr(message.data, message.kind)
 
 
 def test_what_the_graph_cannot_do_is_refused(tmp_path, capsys):

@@ -221,6 +221,7 @@ def run_score(arguments) -> None:
 
 
 def _answers(model, questions, arguments) -> list:
+    from minicpmo_ros.evaluation.looks import with_room
     from minicpmo_ros.evaluation.runner import Core, Variant, answer_all
 
     variants = [
@@ -229,7 +230,8 @@ def _answers(model, questions, arguments) -> list:
         for name in arguments.inputs
         if audio == 'streaming' or name == 'all'
     ]
-    core = Core(model, core_options(arguments))
+    options = with_room(core_options(arguments), questions.questions, model.headers['vision'])
+    core = Core(model, options)
     try:
         return answer_all(core, questions, variants, progress(model.path))
     finally:

@@ -37,8 +37,9 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.alert_scores import AlertTruth, RuleScore, held_seconds, score
 from minicpmo_ros.evaluation.bags.clip import SAMPLE_RATE_HZ, Clip, ClipImage, Decoding, Sources
 from minicpmo_ros.evaluation.bags.clip_reading import read_windows
+from minicpmo_ros.evaluation.looks import GREY
 from minicpmo_ros.evaluation.questions import LONGEST_WINDOW_S
-from minicpmo_ros.evaluation.runner import GREY, Core
+from minicpmo_ros.evaluation.runner import Core
 from minicpmo_ros.media.image.compressed import Decoded
 from minicpmo_ros.streams.pairing import Unit
 from minicpmo_ros.units import NS

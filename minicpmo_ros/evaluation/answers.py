@@ -12,7 +12,8 @@ an AnswerSet on a subset: {"name", "path", "precision", "audio", "input", "subse
 "families", "chance", "same_as_f32", "questions"}; same_as_f32 is the share of answers that are the
 same text as by the core in f32 with the same audio and input, None where there are none. Short
 rows count windows up to SHORT_S only. Details have `windows` (by seconds) and `kinds` in the
-place of families, and `ages` of what those about the past are about (by seconds). Agreements
+place of families, `ages` of what those about the past are about (by seconds), and `looks`: how
+what was asked about was looked at, if any question looks. Agreements
 compare two AnswerSets with all input that differ in one of path, precision and audio, or in their
 name alone. Shares are rounded to 4 digits. `markdown` prints a report as tables.
 """
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from minicpmo_ros.config import LOOKS
 from minicpmo_ros.documents import read_json, told
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.questions import SUBSETS, QuestionSet
@@ -195,12 +197,19 @@ def _detail(chosen: list) -> dict:
     kinds = _grouped(chosen, lambda question: f'{question.family}/{question.kind}')
     late = [entry for entry in chosen if entry[0].asked_at_s is not None]
     ages = _grouped(late, lambda question: str(question.age_s))
+    looks = _grouped(chosen, lambda question: question.looks or LOOKS[0])
+    looks = {} if [*looks] == [LOOKS[0]] else looks
     return {
         name: {
             value: {'right': _right(group), 'questions': len(group)}
             for value, group in groups.items()
         }
-        for name, groups in (('windows', windows), ('kinds', kinds), ('ages', ages))
+        for name, groups in (
+            ('windows', windows),
+            ('kinds', kinds),
+            ('ages', ages),
+            ('looks', looks),
+        )
     }
 
 
@@ -237,9 +246,11 @@ def markdown(found: dict) -> str:
     """Return a report as tables: families, windows, what the senses add, agreements."""
     key = NAMED[0 if len({row['name'] for row in found['rows']}) > 1 else 1 :]
     parts = ['Right answers, percent', _table(found['rows'], key)]
-    parts += ['By window', _seconds_table(found['details'], key, 'windows')]
+    parts += ['By window', _detail_table(found['details'], key, 'windows', ' s')]
     if any(detail['ages'] for detail in found['details']):
-        parts += ['By age of the evidence', _seconds_table(found['details'], key, 'ages')]
+        parts += ['By age of the evidence', _detail_table(found['details'], key, 'ages', ' s')]
+    if any(detail['looks'] for detail in found['details']):
+        parts += ['By look', _detail_table(found['details'], key, 'looks')]
     gains = [('Points above the better of image blanked and audio removed', found['rows'])]
     if 0 < len(found['short_rows']) and found['short_rows'] != found['rows']:
         parts += [f'Windows up to {SHORT_S} s', _table(found['short_rows'], key)]
@@ -287,8 +298,9 @@ def _table(rows: list, key: tuple) -> str:
     return _lines((*key, 'subset', 'overall', *families, 'same as f32', 'questions'), lines)
 
 
-def _seconds_table(details: list, key: tuple, name: str) -> str:
-    columns = sorted({seconds for detail in details for seconds in detail[name]}, key=int)
+def _detail_table(details: list, key: tuple, name: str, unit: str = '') -> str:
+    columns = {value for detail in details for value in detail[name]}
+    columns = sorted(columns, key=int if unit else LOOKS.index)
     lines = [
         (
             *(detail[fact] for fact in (*key, 'subset')),
@@ -296,7 +308,7 @@ def _seconds_table(details: list, key: tuple, name: str) -> str:
         )
         for detail in details
     ]
-    return _lines((*key, 'subset', *(f'{column} s' for column in columns)), lines)
+    return _lines((*key, 'subset', *(f'{column}{unit}' for column in columns)), lines)
 
 
 def _gain_table(rows: list, key: tuple) -> str:

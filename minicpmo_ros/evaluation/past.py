@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.looks import NOTHING
 from minicpmo_ros.notes.note import Note
 from minicpmo_ros.notes.recall import Recalled, Recaller, Recollection, preface
 from minicpmo_ros.notes.store import NoteStore
@@ -33,7 +34,7 @@ class NoteMemory:
         if self._store is not None:
             self._store.close()
 
-    def answer(self, core, units: list, questions: list, now_s: int) -> list:
+    def answer(self, core, units: list, questions: list, now_s: int, view=NOTHING) -> list:
         """Return an Answer to each question, asked at the stamp `now_s` behind these units.
 
         Those that are asked about the window read no notes. Times of the day are those of UTC.
@@ -44,7 +45,7 @@ class NoteMemory:
             if question.asked_at_s is not None:
                 recall = partial(self._recall, core, question, now_s)
             session.options = replace(session.options, recall=recall)
-            answers += core.answer(units, [question])
+            answers += core.answer(units, [question], view)
         session.options = replace(session.options, recall=None)
         return answers
 
@@ -83,8 +84,8 @@ def units_inside(units: list, asked: list, start_s: int, end_s: int, strict: boo
     return inside
 
 
-def answer_window(core, units: list, asked: list, now_s: int) -> list:
+def answer_window(core, units: list, asked: list, now_s: int, view=NOTHING) -> list:
     """Return an Answer to each question about a window that ends at the stamp `now_s`."""
     if core.memory is None:
-        return core.answer(units, asked)
-    return core.memory.answer(core, units, asked, now_s)
+        return core.answer(units, asked, view)
+    return core.memory.answer(core, units, asked, now_s, view)

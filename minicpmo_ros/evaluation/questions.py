@@ -11,17 +11,24 @@ InputError that names the question and the field.
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from minicpmo_ros.documents import read_json, told
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.looks import SentImage
 from minicpmo_ros.evaluation.matching import is_data, is_letter, is_text
+from minicpmo_ros.evaluation.question_fields import (
+    CHECKS,
+    has_truth,
+    is_inside,
+    is_line,
+    is_lines,
+    read_schema,
+)
 
 FORMAT = 'minicpmo_ros questions 1'
 LONGEST_WINDOW_S = 24 * 3600
-RULES = ('text', 'letter')
 SUBSETS = ('all', 'hard')
 ASKED = ('id', 'clip', 'start_s', 'end_s', 'relative', 'text', 'choices')  # what an answer is to
 RARE = (
@@ -31,6 +38,8 @@ RARE = (
     'json_schema',
     'asked_at_s',
     'note',
+    'look',
+    'image',
 )  # written where not at their default
 
 
@@ -55,6 +64,8 @@ class ScoredQuestion:
     json_schema: str = ''  # the answer is JSON of this schema, and is compared as data
     asked_at_s: int | None = None  # when it is asked, if its window is then long past
     note: str = ''  # what an oracle would have noted of its window
+    look: str = ''  # of config.LOOKS: how the newest image, or `image`, is looked at
+    image: SentImage | None = None  # that is sent along with it
 
     @property
     def seconds(self) -> int:
@@ -70,7 +81,16 @@ class ScoredQuestion:
     def _asked(self) -> list:
         schema = [self.json_schema] if self.json_schema else []
         late = [] if self.asked_at_s is None else ['asked_at_s', self.asked_at_s, self.note]
-        return [getattr(self, name) for name in ASKED] + schema + late
+        sent = self.image.sha256 if self.image else ''
+        looks = ['look', self.looks, sent] if self.looks else []
+        return [getattr(self, name) for name in ASKED] + schema + late + looks
+
+    @property
+    def looks(self) -> str:
+        """How an image is read before it: sharp or tiles; '': none is."""
+        if self.look in ('', 'live'):
+            return 'sharp' if self.image else ''
+        return self.look
 
     def is_right(self, text: str) -> bool:
         """Return whether a text answers this question, by its rule."""
@@ -197,7 +217,7 @@ def _read_head(path: Path, data: dict) -> dict:
             raise InputError(f'{path}: {name} is {told(head[name])}, a text is expected.')
     clips = head['clips']
     if not isinstance(clips, dict) or not all(
-        is_line(clip) and (is_line(shown) or _is_lines(shown)) for clip, shown in clips.items()
+        is_line(clip) and (is_line(shown) or is_lines(shown)) for clip, shown in clips.items()
     ):
         raise InputError(
             f'{path}: clips is {told(clips)}, an object with a text or a list of texts a clip is '
@@ -209,7 +229,7 @@ def _read_head(path: Path, data: dict) -> dict:
 def _is_folder_of(bag: Path, entries: list) -> bool:
     """Return whether a folder holds bags that questions name, or is one bag itself."""
     named = (entry.get('clip') for entry in entries if isinstance(entry, dict))
-    return bag.is_dir() and any(_is_inside(name) and (bag / name).exists() for name in named)
+    return bag.is_dir() and any(is_inside(name) and (bag / name).exists() for name in named)
 
 
 def _about(path: Path, entries: list, bag: str) -> list:
@@ -237,7 +257,8 @@ def _check_ids(path: Path, questions: tuple) -> None:
 def _told(question: ScoredQuestion) -> dict:
     """What a file says of a question; rarer fields only where they are not at their default."""
     rare = {f.name: f.default for f in fields(question) if f.name in RARE}
-    told = vars(question).items()
+    image = question.image and question.image.name
+    told = {**vars(question), 'image': image}.items()
     return {name: value for name, value in told if name not in rare or value != rare[name]}
 
 
@@ -262,63 +283,6 @@ def in_portions(questions: list, most_s: int) -> list:
     return portions
 
 
-def is_line(value) -> bool:
-    """A text that can be written to a file: JSON may have halves of characters."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
-
-
-def _is_text(value) -> bool:
-    return is_line(value) and bool(value.strip())
-
-
-def _is_second(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
-
-
-def _is_texts(value) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
-def _is_lines(value) -> bool:
-    """Texts as they are printed in a question; StreamingBench has an empty one."""
-    return isinstance(value, list) and all(map(is_line, value))
-
-
-def _is_share(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-
-
-def _is_inside(value) -> bool:
-    """A path that does not leave the folder."""
-    if not _is_text(value) or '\\' in value or '\0' in value:
-        return False
-    path = PurePosixPath(value)
-    is_short = len(value.encode()) < 4096 and all(len(p.encode()) < 256 for p in path.parts)
-    return is_short and not path.is_absolute() and '..' not in path.parts and bool(path.name)
-
-
-CHECKS: dict[str, tuple[Callable, str]] = {
-    'id': (_is_text, 'a text'),
-    'clip': (_is_inside, 'a path relative to the file'),
-    'start_s': (_is_second, 'a whole number of seconds'),
-    'end_s': (_is_second, 'a whole number of seconds'),
-    'family': (_is_text, 'a text'),
-    'text': (is_line, 'a text, an empty one to ask for an answer to what was said'),
-    'answers': (lambda v: _is_texts(v) and bool(v), 'a list of one text or more'),
-    'choices': (_is_texts, 'a list of texts'),
-    'kind': (is_line, 'a text'),
-    'chance': (_is_share, 'a number from 0 to 1'),
-    'hard': (lambda v: isinstance(v, bool), 'true or false'),
-    'rule': (lambda v: v in RULES, f'one of {", ".join(RULES)}'),
-    'options': (_is_lines, 'a list of texts'),
-    'relative': (lambda v: isinstance(v, bool), 'true or false'),
-    'asked_at_s': (_is_second, 'a whole number of seconds'),
-    'note': (is_line, 'a text'),
-    'json_schema': (lambda v: isinstance(v, (str, dict)), 'a JSON schema, as an object or a text'),
-}
 REQUIRED = tuple(f.name for f in fields(ScoredQuestion) if f.default is MISSING)
 
 
@@ -334,11 +298,13 @@ def _read_question(path: Path, index: int, entry) -> ScoredQuestion:
             raise InputError(f'{where} has {told(name)}; known are {", ".join(CHECKS)}.')
         is_right, allowed = CHECKS[name]
         if not is_right(value):
-            hint = ' YAML reads yes and no as true and false: quote them.' * _has_truth(value)
+            hint = ' YAML reads yes and no as true and false: quote them.' * has_truth(value)
             raise InputError(f'{where}: {name} is {told(value)}, {allowed} is expected.{hint}')
     lists = ('answers', 'choices', 'options')
-    tuples = {name: tuple(entry[name]) for name in lists if name in entry}
-    question = ScoredQuestion(**{**entry, **tuples, 'json_schema': _schema(where, entry)})
+    known = {name: tuple(entry[name]) for name in lists if name in entry}
+    if 'image' in entry:
+        known['image'] = SentImage.read(where, path.parent, entry['image'])
+    question = ScoredQuestion(**{**entry, **known, 'json_schema': read_schema(where, entry)})
     if not 1 <= question.seconds <= LONGEST_WINDOW_S:
         raise InputError(
             f'{where}: its window is [{question.start_s}, {question.end_s}); 1 to '
@@ -358,35 +324,8 @@ def _read_question(path: Path, index: int, entry) -> ScoredQuestion:
     return question
 
 
-def _schema(where: str, entry: dict) -> str:
-    """Return the schema of a question as a text, '' for none; InputError if it is no good."""
-    given = entry.get('json_schema') or ''
-    schema = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-    if not schema:
-        return ''
-    if entry.get('choices') or entry.get('rule', RULES[0]) != RULES[0]:
-        raise InputError(f'{where}: json_schema goes with no choices and no other rule.')
-    from minicpmo_ros.llm.grammar.json_schema import write_gbnf  # loads llama.cpp
-
-    try:
-        write_gbnf(schema)
-        any(json.loads(answer) is None for answer in entry['answers'])
-    except InputError as error:
-        raise InputError(f'{where}: {error}') from None
-    except (ValueError, RecursionError):
-        raise InputError(
-            f'{where}: json_schema is given, and an answer that counts as right is no JSON.'
-        ) from None
-    return schema
-
-
 def check(question: ScoredQuestion) -> None:
     """Raise InputError where a file with this question would be refused."""
     lists = ('answers', 'choices', 'options')
-    given = {name: v for name, v in vars(question).items() if v is not None}
-    entry = {name: list(v) if name in lists else v for name, v in given.items()}
+    entry = {name: list(v) if name in lists else v for name, v in _told(question).items()}
     _read_question(Path('questions'), 0, entry)
-
-
-def _has_truth(value) -> bool:
-    return any(isinstance(v, bool) for v in (value if isinstance(value, list) else [value]))

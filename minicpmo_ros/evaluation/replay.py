@@ -20,6 +20,7 @@ from typing import Protocol
 from minicpmo_ros.errors import EngineError, Error, InputError
 from minicpmo_ros.evaluation.bags.clip import Clip, Sources
 from minicpmo_ros.evaluation.bags.clip_reading import read_windows
+from minicpmo_ros.evaluation.looks import refused_looks, with_room
 from minicpmo_ros.evaluation.past import NoteMemory
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window, in_portions
 from minicpmo_ros.evaluation.results import Given, Results
@@ -101,8 +102,10 @@ class ReplayPlan:
         """
         lengths = QuestionLengths.count(model, questions)
         allowed = options.max_question_tokens or lengths.enough
-        options = replace(options, max_question_tokens=allowed)
         refused = lengths.refused_within(allowed)
+        refused |= refused_looks(questions.questions, options.look_tiles)
+        options = replace(options, max_question_tokens=allowed)
+        options = with_room(options, questions.questions, model.headers['vision'])
         return cls(model, questions, options, variant, sources, refused, memory)
 
     def refusals(self) -> str:
@@ -306,7 +309,7 @@ def answer_about(answerer: Answerer, plan: ReplayPlan, name: str, asked: list) -
             by_id = {question.id: question for question in portion}
             for given in _answer_portion(answerer, clip, portion):
                 note = _note(given, clip, by_id[given.id], plan.variant.input)
-                yield replace(given, note=note)
+                yield replace(given, note=' '.join(filter(None, [given.note, note])))
 
 
 def _note(given: Given, clip: Clip, question, shown: str) -> str:
@@ -366,6 +369,9 @@ class CoreAnswerer:
                 answer.units,
                 round(self._memory_mib(), 1),
                 str(answer.error or ''),
+                '' if answer.error or answer.look_ms or not question.looks else answer.reason,
+                round(answer.look_ms, 2),
+                round(answer.look_stamp_s, 6),
             )
             began_s = now_s
 

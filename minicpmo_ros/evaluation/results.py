@@ -100,6 +100,8 @@ class Given:
     memory_mib: float = 0.0  # of the process, when the answer was given
     error: str = ''  # why there is no answer, a sentence; the text is empty then
     note: str = ''  # sentences: what was asked about and is not there
+    look_ms: float = 0.0  # of first_token_ms: until its image was encoded; 0: it looked at none
+    look_stamp_s: float = 0.0  # stamp of that image in the bag; 0: none, or one that was sent
 
 
 class Results:

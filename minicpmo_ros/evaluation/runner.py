@@ -22,10 +22,11 @@ import numpy as np
 from minicpmo_ros.config import COMPUTING, EVALUATION, LLM, VISION
 from minicpmo_ros.encoders.siglip.encoder import VisionEncoder
 from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import ContextFullError, InputError
 from minicpmo_ros.evaluation.answers import AUDIO, INPUTS, AnswerSet, precision_name
-from minicpmo_ros.evaluation.bags.clip import Clip, ClipImage
+from minicpmo_ros.evaluation.bags.clip import Clip
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
+from minicpmo_ros.evaluation.looks import NOTHING, InView, ask_scored, image_pipeline, shown
 from minicpmo_ros.evaluation.past import answer_window, units_inside
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window
 from minicpmo_ros.families import find_layout
@@ -36,17 +37,14 @@ from minicpmo_ros.live.session_options import SessionOptions
 from minicpmo_ros.llm.context import ContextOptions
 from minicpmo_ros.llm.model import ModelOptions
 from minicpmo_ros.media.audio.log_mel import log_mel
-from minicpmo_ros.media.image.compressed import Decoded
-from minicpmo_ros.media.image.tiling import Crop, TileRule
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.streams import Status
 from minicpmo_ros.streams.audio import AudioPipeline
-from minicpmo_ros.streams.image import ImagePipeline, ImageSecond
+from minicpmo_ros.streams.image import ImageSecond
 from minicpmo_ros.streams.pairing import Unit, UnitAssembler
 from minicpmo_ros.streams.segmenter import SecondSplitter
 from minicpmo_ros.streams.time import Instant
 
-GREY = 128
 STAMPS_GO_BACK = 'The stamps of the clip go back; one that was recorded once is needed.'
 FRAMES = 100  # of the spectrum, a second
 LEFT, RIGHT = 2, 1  # frames beside a second that its encoding reaches
@@ -197,20 +195,10 @@ class Core:
                 yield unit
 
     def _image_seconds(self, clip: Clip, grey: bool):
-        options = self.options
-        pipeline = ImagePipeline(
-            self.vision,
-            options.max_tiles,
-            options.unchanged_threshold,
-            tile_rule=TileRule(options.tile_rule, options.tile_alpha),
-            area=options.area,
-            crop=Crop.parse(options.crop),
-            sharp_every=options.sharp_every,
-        )
-        last = None
+        pipeline, last = image_pipeline(self.vision, self.options), None
         for image in clip.images:
             yield from self._checked(pipeline.advance(image.stamp_ns))
-            pipeline.offer(image.stamp_ns, partial(_shown, image, grey), as_needed=True)
+            pipeline.offer(image.stamp_ns, partial(shown, image, grey), as_needed=True)
             last = image.stamp_ns
         if last is not None:
             yield from self._checked(pipeline.close(last // 10**9))
@@ -253,8 +241,11 @@ class Core:
             for i, second in enumerate(cut)
         ]
 
-    def answer(self, units: list, questions: list) -> list:
-        """Read units into an empty window and give a live Answer to each question."""
+    def answer(self, units: list, questions: list, view: InView = NOTHING) -> list:
+        """Read units into an empty window and give a live Answer to each question.
+
+        view: what questions that look closer may look at.
+        """
         session = self.session
         session.reset()
         for unit in units:
@@ -264,13 +255,21 @@ class Core:
                 f'A window of {len(units)} s does not fit into {self.options.n_ctx} '
                 'positions. Raise n_ctx.'
             )
-        return [self.ask(one.text, one.choices, one.json_schema) for one in questions]
+        return [ask_scored(self, question, view) for question in questions]
 
-    def ask(self, text: str, choices: tuple = (), json_schema: str = '') -> Answer:
-        """Answer a question about what the session has read."""
+    def ask(
+        self,
+        text: str,
+        choices: tuple = (),
+        json_schema: str = '',
+        image: ImageSecond | None = None,
+        asked_s: float | None = None,
+    ) -> Answer:
+        """Answer a question about what the session has read, with an image before it or none."""
+        question = Question(text, choices, json_schema=json_schema, image=image)
         try:
-            answering = self.session.ask(Question(text, choices, json_schema=json_schema))
-        except InputError as error:
+            answering = self.session.ask(question, asked_s)
+        except (InputError, ContextFullError) as error:
             if self.strict:
                 raise
             return Answer(text, '', Finish.ERROR, error)
@@ -340,7 +339,8 @@ def answer_clip(core: Core, clip: Clip, questions: list, variants: list):
         for variant in variants:
             units = encoded[start_s].units(variant, end_s)
             inside = units_inside(units, asked, start_s, end_s, core.strict)
-            answers = answer_window(core, inside, asked, end_s)
+            view = InView.of(clip, start_s, end_s, variant.input == 'no_picture')
+            answers = answer_window(core, inside, asked, end_s, view)
             yield from ((variant, q, answer) for q, answer in zip(asked, answers))
         ends[start_s].remove(end_s)
         if not ends[start_s]:
@@ -389,8 +389,3 @@ def answer_all(
 
 def _audio(clip: Clip, silent: bool) -> list:
     return [(stamp_ns, samples * 0 if silent else samples) for stamp_ns, samples in clip.audio]
-
-
-def _shown(image: ClipImage, grey: bool, needed: Callable) -> Decoded:
-    shown = image.rgb.as_needed(needed)
-    return replace(shown, pixels=np.full_like(shown.pixels, GREY)) if grey else shown

@@ -157,13 +157,19 @@ class _Looking:
         self._node, self._question, self._is_sent = node, question, is_sent
         self._on_delta, self._on_done = on_delta, on_done
         self._asked_s, self._facts = time.monotonic(), {}
+        self._clock = node.get_clock()
+        self._asked_at = self._clock.now()
         self._pending, self._is_over = None, False
 
     @property
     def is_overdue(self) -> bool:
-        """Whether it has waited long enough for its image."""
-        patience_s = min(LOOK_TIMEOUT_S, self._question.timeout_s)
-        return self._is_over or time.monotonic() - self._asked_s >= patience_s
+        """Whether it has waited long enough for its image; simulated time may stand still."""
+        spent_s = time.monotonic() - self._asked_s
+        if self._is_over or spent_s >= self._question.timeout_s:
+            return True
+        if self._clock.ros_time_is_active:
+            spent_s = min(spent_s, (self._clock.now() - self._asked_at).nanoseconds / NS)
+        return spent_s >= LOOK_TIMEOUT_S
 
     def note_said(self, said: str | None) -> None:
         """Note what was said of the answer aloud, as PendingQuestion."""

@@ -41,6 +41,11 @@ class Judged:
         """Return the time to the first token of every question that was answered, (n,)."""
         return self._costs('first_token_ms')
 
+    def looks_ms(self) -> np.ndarray:
+        """Return how much of it the questions that looked closer took to look, (n,)."""
+        told = self._costs('look_ms')
+        return told[told > 0]
+
     def memory_mib(self) -> np.ndarray:
         """Return the memory over the questions, (n,)."""
         return self._costs('memory_mib')

@@ -69,6 +69,11 @@ class RunReport:
         """Whether the tolerant reading can differ."""
         return any(question.rule == 'letter' for question in self.questions.questions)
 
+    @property
+    def looks(self) -> bool:
+        """Whether a question looks at an image closer than the window has it."""
+        return any(question.looks for question in self.questions.questions)
+
     def rows(self, has_families: bool = True) -> list:
         """Return the table: a row a run, a column a family, as the published tables are.
 
@@ -77,7 +82,9 @@ class RunReport:
         families = self.families if has_families else {}
         head = ['run', *families, 'all', '95 % interval', 'against the first']
         head += ['all, tolerant'] if self.is_by_letter else []
-        head += ['no answer', 'first token, median ms', '95 % of them, ms', 'memory, MiB']
+        head += ['no answer', 'first token, median ms', '95 % of them, ms']
+        head += ['look, median ms'] if self.looks else []
+        head += ['memory, MiB']
         rows = [head]
         for k, run in enumerate(self.runs):
             total = self.total[k]
@@ -89,7 +96,7 @@ class RunReport:
                 verdict(total),
             ]
             row += [f'{100 * total.tolerant:.1f}'] if self.is_by_letter else []
-            rows.append([*row, str(run.unanswered), *_costs(run)])
+            rows.append([*row, str(run.unanswered), *_costs(run, self.looks)])
         return rows
 
     def worst_first(self) -> dict:
@@ -206,9 +213,11 @@ def _gain(cells: list) -> float:
     return cells[-1].against.gain if cells[-1].against else cells[-1].right.share
 
 
-def _costs(run) -> list:
-    latencies, memory = run.latencies_ms(), run.memory_mib()
+def _costs(run, has_looks: bool) -> list:
+    latencies, looks, memory = run.latencies_ms(), run.looks_ms(), run.memory_mib()
     told = [f'{np.percentile(latencies, p):.0f}' if len(latencies) else '' for p in (50, 95)]
+    if has_looks:
+        told.append(f'{np.median(looks):.0f}' if len(looks) else '')
     return [*told, f'{memory.max():.0f}' if len(memory) else '']
 
 
@@ -293,14 +302,18 @@ def as_csv(report: RunReport) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
     head = ['id', 'clip', 'start_s', 'end_s', 'family', 'kind', 'text', 'accepted']
+    head += ['look'] if report.looks else []
     for name in report.names:
         head += [f'{name}: answer', f'{name}: right', f'{name}: first_token_ms']
+        head += [f'{name}: look_ms'] if report.looks else []
     writer.writerow(map(_csv_cell, head))
     for i, q in enumerate(report.questions.questions):
         row = [q.id, q.clip, q.start_s, q.end_s, q.family, q.kind, q.text, ' / '.join(q.answers)]
+        row += [q.looks or 'live'] if report.looks else []
         for run in report.runs:
-            latency_ms = run.run.costs.get(q.id, {}).get('first_token_ms', '')
-            row += [run.texts[i], int(run.right[i]), latency_ms]
+            cost = run.run.costs.get(q.id, {})
+            row += [run.texts[i], int(run.right[i]), cost.get('first_token_ms', '')]
+            row += [cost.get('look_ms', '')] if report.looks else []
         writer.writerow(map(_csv_cell, row))
     return file.getvalue()
 

@@ -27,6 +27,7 @@ from minicpmo_ros.errors import AskError, InputError, LateError
 from minicpmo_ros.evaluation import replay
 from minicpmo_ros.evaluation.bags.clip import Clip, Sources
 from minicpmo_ros.evaluation.bags.writing import Recording
+from minicpmo_ros.evaluation.looks import NO_IMAGE, not_looked
 from minicpmo_ros.evaluation.questions import QuestionSet, by_window
 from minicpmo_ros.evaluation.replay import ReplayPlan
 from minicpmo_ros.evaluation.results import Given, Results, Run
@@ -73,6 +74,7 @@ PARAMETERS = (
               'Write bags into the folder. answers: the answers; all: also what was played',
               choices=RECORDED),
 )  # fmt: skip
+STAMPS = 'window_start', 'window_end', 'image_end', 'audio_end', 'look_stamp'  # of an Answer
 # Of CoreOptions, by node and parameter.
 OPTIONS = {
     'device': ('llm', 'device'),
@@ -185,19 +187,23 @@ class GraphAnswerer:
             yield from (Given(question.id, '', error=str(error)) for question in asked)
             return
         for question in asked:
-            given, answer = self._ask(question, there, began_s)
+            given, answer = self._ask(question, there, bool(part.images), began_s)
             if tape is not None and answer is not None:
                 tape.answer(answer, self.examiner.shift_s)
             began_s = perf_counter()
             yield given
 
-    def _ask(self, question, there: list, began_s: float) -> tuple:
+    def _ask(self, question, there: list, has_images: bool, began_s: float) -> tuple:
         """Return what is known of an answer, and its message or None."""
+        is_blind = question.looks and question.image is None and not has_images
+        look = '' if is_blind else question.looks  # vision_encoder has the image of another window
+        is_grey = self._plan.variant.input == 'no_picture'
         try:
-            answer = self.examiner.ask(question, self._plan.options.max_tokens)
-        except (AskError, LateError) as error:
+            answer = self.examiner.ask(question, self._plan.options.max_tokens, look, is_grey)
+        except (AskError, LateError, InputError) as error:
             return Given(question.id, '', error=str(error)), None
         error, shift_s = '', self.examiner.shift_s
+        note = not_looked(NO_IMAGE) if is_blind else answer.reason if question.looks else ''
         if [second - shift_s for second in answer.seconds] != there:
             error = (
                 f'{len(answer.seconds)} of {len(there)} seconds of the window were read. Raise '
@@ -212,7 +218,17 @@ class GraphAnswerer:
             answer.units,
             round(self.examiner.client.status.memory_mib, 1),
             error,
+            '' if error or answer.look_ms else note,
+            round(answer.look_ms, 2),
+            look_stamp_s(answer.look_stamp, shift_s),
         ), answer
+
+
+def look_stamp_s(stamp, shift_s: int) -> float:
+    """Return the stamp of an image as the clip has it; 0: none, or the image was sent."""
+    if not stamp.sec and not stamp.nanosec:
+        return 0.0
+    return round(stamp.sec - shift_s + stamp.nanosec / NS, 6)
 
 
 def check(variant: Variant, record: str) -> None:
@@ -290,8 +306,10 @@ class Tape:
     def answer(self, message: Answer, shift_s: int) -> None:
         """Record an answer with the clip's stamps: it was given at the end of its window."""
         self._earlier |= self._seconds
-        for stamp in (message.window_start, message.window_end):
-            stamp.sec -= shift_s
+        for name in STAMPS:
+            stamp = getattr(message, name)
+            if stamp.sec or stamp.nanosec:  # 0: there is none
+                stamp.sec -= shift_s
         message.seconds = [second - shift_s for second in message.seconds]
         message.header.stamp = message.window_end
         end_ns = message.window_end.sec * NS

@@ -25,7 +25,7 @@ from std_srvs.srv import Trigger
 from minicpmo_ros.client.client import Client
 from minicpmo_ros.errors import EngineError
 from minicpmo_ros.evaluation.bags.clip import SAMPLE_RATE_HZ, Clip, png
-from minicpmo_ros.evaluation.runner import GREY
+from minicpmo_ros.evaluation.looks import GREY
 from minicpmo_ros.msg import Answer, AudioEmbedding, ImageEmbedding
 from minicpmo_ros.ros.audio_input import audio_types
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
@@ -154,13 +154,19 @@ class LockstepPlayer(Node):
             self._let_time_pass(before + len(there))
         return there
 
-    def ask(self, question, max_tokens: int) -> Answer:
-        """Return the answer; raise Error where there is none."""
+    def ask(self, question, max_tokens: int, look: str, is_grey: bool) -> Answer:
+        """Return the answer; raise Error where there is none.
+
+        look: instead of the question's own; is_grey: an image that is sent along is shown grey.
+        """
+        sent = question.image and image_message(question.image.open(), is_grey)
         return self.client.ask(
             question.text,
             choices=question.choices,
             json_schema=question.json_schema,
             max_tokens=max_tokens,
+            look=look,
+            image=sent,
             timeout_s=TIMEOUT_S,
         )
 
@@ -240,7 +246,7 @@ class LockstepPlayer(Node):
 
     def _publish_second(self, images, audio, second: int, shown: str, on_message) -> None:
         for image in images:
-            message = _image_message(image, shown == 'no_picture')
+            message = image_message(image, shown == 'no_picture')
             self._publish(self._images, message, image.stamp_ns, second, on_message)
         for stamp_ns, samples in audio:
             message = self._piece(samples, shown == 'no_sound')
@@ -289,7 +295,8 @@ def lengths(clip: Clip) -> list:
     return [(stamp_ns, len(samples)) for stamp_ns, samples in clip.audio]
 
 
-def _image_message(image, grey: bool) -> CompressedImage:
+def image_message(image, grey: bool) -> CompressedImage:
+    """Return an image of a clip as a message, grey or as it is."""
     name, data = image.compressed()
     if grey:
         name, data = 'png', png(np.full_like(image.rgb(), GREY))
