@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import device_work as work
@@ -24,19 +25,22 @@ import numpy as np
 import pytest
 
 from benchmarks.device_server import DeviceServer, free_port
-from minicpmo_ros.encoders.siglip.encoder import VisionEncoder
+from minicpmo_ros.encoders.siglip.encoder import VisionEncoder, vision_memory
 from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.errors import EngineError, InputError, ServerAwayError
 from minicpmo_ros.evaluation.replay import ReplayPlan, Sources, Variant
 from minicpmo_ros.evaluation.runner import CoreOptions
 from minicpmo_ros.ggml import devices
 from minicpmo_ros.ggml.devices import Devices, ask_for_version
+from minicpmo_ros.ggml.gguf_file import read_header
 from minicpmo_ros.ggml.library import lib, set_log
-from minicpmo_ros.ggml.runtime import Backend
+from minicpmo_ros.ggml.runtime import AsGpu, Backend
 from minicpmo_ros.memory.limits import Limits
 from minicpmo_ros.memory.plan import PlanOptions, forecast, plan_options
 from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.modelset.gguf_layouts import TINY
 from minicpmo_ros.streams.on_demand import VisionOnDemand
+from minicpmo_ros.synthetic.model import write_vision
 from minicpmo_ros.units import MIB
 
 ROOT = Path(__file__).parents[1]
@@ -124,6 +128,24 @@ def test_what_lies_on_the_device_is_what_was_planned_and_no_more_lies_here(serve
     assert Limits(plan.host_mib).excess_mib(plan) <= 0 < Limits(plan.host_mib).excess_mib(alone)
     given = plan_options({'vision_encoder': {'rpc_servers': address, 'device': 'auto'}})
     assert given.served == {'vision'} and forecast(model, given).amount('vision', 'weights').device
+
+
+def test_heads_of_72_are_computed_there_as_here_and_take_what_was_forecast(server, tmp_path):
+    path = tmp_path / 'vision.gguf'
+    shape = replace(TINY, vision_width=144, vision_heads=2, vision_ffn=538)
+    write_vision(path, shape)
+    tile = np.random.default_rng(1).integers(0, 256, (336, 602, 3)).astype(np.uint8)
+    found = []
+    for device in (Backend('gpu', rpc_servers=server.address), AsGpu()):
+        with closing(device):
+            encoder = VisionEncoder.load(path, device)
+            found.append(encoder.encode([tile]))
+            planned = vision_memory(read_header(path), device)
+            assert (planned.weights, planned.compute) == (
+                encoder.weight_bytes,
+                encoder.compute_bytes,
+            )
+    assert work.are_same(*([rows] for rows in found))
 
 
 def test_what_is_released_is_given_back_and_comes_again(server, tiny_model_dir):

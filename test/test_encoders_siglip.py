@@ -4,6 +4,7 @@
 """The vision encoder computes what llama.cpp's own does, in tiles, slices and all file types."""
 
 import math
+from contextlib import closing
 from dataclasses import replace
 
 import gguf
@@ -13,10 +14,12 @@ import siglip_reference
 
 from benchmarks.mtmd import encode_overview, loaded_mtmd
 from minicpmo_ros.encoders.siglip import encoder as siglip
+from minicpmo_ros.encoders.siglip import model as siglip_model
 from minicpmo_ros.encoders.siglip.encoder import VisionEncoder
 from minicpmo_ros.errors import InputError, ModelFileError
+from minicpmo_ros.ggml.builder import Builder
 from minicpmo_ros.ggml.gguf_file import read_header
-from minicpmo_ros.ggml.runtime import Backend
+from minicpmo_ros.ggml.runtime import AsGpu, Backend
 from minicpmo_ros.media.image.tiling import best_resize
 from minicpmo_ros.modelset.gguf_layouts import BLUELM_V_3B, NANO, TINY
 from minicpmo_ros.synthetic.model import write_llm, write_vision
@@ -148,6 +151,25 @@ def test_attention_kinds_agree(files, backend):
         for kind in ('flash', 'mul_mat')
     )
     assert error(flash.encode([image]), plain.encode([image])) < TOLERANCE
+
+
+def test_heads_get_zeros_on_a_gpu_alone_and_give_the_same(files, backend, monkeypatch):
+    """Its tensor cores take heads of 80, not of 72; the scores are still scaled by those."""
+    images, padded, added = [picture(336, 602), picture(336, 602, 1)], Builder.padded, []
+
+    def counted(self, x, n_zeros):
+        added.append((x.shape[-1], n_zeros))
+        return padded(self, x, n_zeros)
+
+    monkeypatch.setattr(Builder, 'padded', counted)
+    on_cpu = VisionEncoder.load(files(), backend, 2).encode(images)
+    assert not added
+    with closing(AsGpu()) as as_gpu:
+        wider = VisionEncoder.load(files(), as_gpu, 2).encode(images)
+        assert set(added) == {(72, 8)} and len(added) % (3 * SHAPE.vision_layers) == 0
+        monkeypatch.setattr(siglip_model, 'TENSOR_CORE_WIDTHS', ())
+        plain = VisionEncoder.load(files(), as_gpu, 2).encode(images)
+    assert error(wider, plain) < 1e-5 and error(wider, on_cpu) < TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -226,15 +226,17 @@ class Builder:
         kind: str = 'flash',
         mask: Tensor | None = None,
         v_transposed: bool = False,
+        n_padding: int = 0,
     ) -> Tensor:
         """Attention of q (b, h, t, d) over k, v (b, h, m, d): (b * t, h * d).
 
         kind 'flash' is one fused operation (k and v float16 on a GPU); 'mul_mat' writes the
         scores out and takes v also as (b, h, d, m), v_transposed, which saves a copy.
-        mask: (t, m) float16, added to the scaled scores.
+        mask: (t, m) float16, added to the scaled scores. n_padding: the last so many numbers of
+        each head are zeros and no part of it, nor of the result: (b * t, h * (d - n_padding)).
         """
         b, h, t, d = _sides(q)
-        m, factor = _sides(k)[2], 1 / math.sqrt(d)
+        m, factor = _sides(k)[2], 1 / math.sqrt(d - n_padding)
         _require(_sides(k) == (b, h, m, d), 'attention', q, k, v)
         if mask is not None:
             _require(
@@ -260,7 +262,8 @@ class Builder:
             )
             y = self._op(lib.flash_attn_ext, q, k, v, mask, factor, 0.0, 0.0)  # (b, t, h, d)
             lib.prec_set_acc(y.handle, _PRECISION_F32)
-            return self.reshape(y, (b * t, h * d))
+            return self.reshape(self._unpadded(y, n_padding), (b * t, h * (d - n_padding)))
+        _require(not n_padding, 'attention with padding', q)
         scores = self.matmul(k, q)  # (b, h, t, m)
         lib.prec_set_acc(scores.handle, _PRECISION_F32)
         weights = self._op(lib.soft_max_ext, scores, mask, factor, 0.0)
@@ -269,6 +272,16 @@ class Builder:
         y = self.matmul(v, weights)  # (b, h, t, d)
         width = h * _sides(v)[2]
         return self.reshape(self.contiguous(self.transpose(y, (0, 2, 1, 3))), (b * t, width))
+
+    def padded(self, x: Tensor, n_zeros: int) -> Tensor:
+        """Append zeros to the last axis of x (..., d), contiguous float32: (..., d + n_zeros)."""
+        _require(x.type == GgmlType.F32 and x.is_contiguous and n_zeros >= 0, 'padded', x)
+        return self._op(lib.pad, x, n_zeros, 0, 0, 0) if n_zeros else x
+
+    def _unpadded(self, x: Tensor, n_zeros: int) -> Tensor:
+        if not n_zeros:
+            return x
+        return self.contiguous(self.slice(x, -1, 0, x.shape[-1] - n_zeros))
 
     # Shapes.
 

@@ -108,6 +108,7 @@ cpy p ppp
 cast p ppi
 cont p pp
 concat p pppi
+pad p ppiiii
 repeat_4d p ppllll
 permute p ppiiii
 reshape_2d p ppll

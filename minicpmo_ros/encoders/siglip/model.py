@@ -30,6 +30,8 @@ from minicpmo_ros.ggml.weights import Want, check
 HEAD_WIDTH = 128  # of the resampler
 # A CPU multiplies rows that end within a vector at a third of the speed of others.
 ROW_MULTIPLE = 16
+# Of heads: ggml's fused attention has kernels for the tensor cores of a GPU for these alone.
+TENSOR_CORE_WIDTHS, MOST_WIDENED = (64, 80, 96, 112, 128, 256), 9 / 8
 RESAMPLER, DOWNSAMPLER = 'resampler', 'downsample_mlp'  # clip.projector_type
 # The matrix that makes embeddings.
 OUTPUT = {RESAMPLER: 'resampler.proj.weight', DOWNSAMPLER: 'mm.2.weight'}
@@ -299,19 +301,39 @@ class VisionGraph:
     def _layer(self, g: Builder, x: Tensor, block: str, grid: Grid) -> Tensor:
         first, second = self.facts.ffn_names
         y = self._norm(g, block + 'ln1', x, self.facts.epsilon)
+        n_zeros = self._head_padding(g)
         q, k, v = (
-            g.heads(self._linear(g, f'{block}attn_{name}', y), self.facts.heads, grid.tiles)
+            self._heads(g, self._linear(g, f'{block}attn_{name}', y), grid, n_zeros)
             for name in 'qkv'
-        )  # (tiles, heads, patches, head)
+        )  # (tiles, heads, patches, head + n_zeros)
         if self.attention == 'flash':  # which is fastest with keys and values in float16
             k, v = g.cast(k, GgmlType.F16), g.cast(v, GgmlType.F16)
-        y = g.attention(q, k, v, self.attention)
+        y = g.attention(q, k, v, self.attention, n_padding=n_zeros)
         x = g.add(x, self._linear(g, block + 'attn_out', y))
         self._cut_on_cpu(g, x)
         y = self._norm(g, block + 'ln2', x, self.facts.epsilon)
         y = g.gelu_tanh(self._linear(g, block + first, y))  # (tiles * patches, ffn)
         self._cut_on_cpu(g, y)
         return g.add(x, self._linear(g, block + second, y))
+
+    def _head_padding(self, g: Builder) -> int:
+        """Return how many zeros each head gets on a GPU; SigLIP's, of 72, get 8.
+
+        Copies are cheaper than projections to wider heads, by bytes and operations of an Orin.
+        """
+        width = self.facts.width // self.facts.heads
+        if self.attention != 'flash' or g.backend.is_cpu:
+            return 0
+        wider = next((w for w in TENSOR_CORE_WIDTHS if w >= width), width)
+        return wider - width if wider <= MOST_WIDENED * width else 0
+
+    def _heads(self, g: Builder, x: Tensor, grid: Grid, n_zeros: int) -> Tensor:
+        """Return x (tiles * patches, d) as (tiles, heads, patches, head + n_zeros)."""
+        rows, n_heads = grid.tiles * grid.patches, self.facts.heads
+        if n_zeros:
+            x = g.padded(g.reshape(x, (rows, n_heads, self.facts.width // n_heads)), n_zeros)
+            x = g.reshape(x, (rows, n_heads * x.shape[-1]))
+        return g.heads(x, n_heads, grid.tiles)
 
     def _downsample(self, g: Builder, x: Tensor, grid: Grid) -> Tensor:
         """Join every 2 x 2 patches, an odd side ends with zeros: (tiles * queries, width)."""
