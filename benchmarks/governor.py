@@ -128,7 +128,7 @@ def main() -> int:
             figures = summary(machine, machine.live())
             dropped += figures[0] if is_governed else 0
             rows.append((full_s, latest_s, 'on' if is_governed else 'off', *figures))
-    head = ('an image takes, s', 'of use for, s', 'governor', 'dropped', 'left out', 'least area')
+    head = ('an image takes, s', 'deadline, s', 'governor', 'dropped', 'left out', 'least area')
     print(table((*head, 'all is back after, s'), rows))
     add_to(OUT, {'governor_dropped': dropped})
     print(json.dumps({'governor_dropped': dropped}))

@@ -178,11 +178,29 @@ def test_look_prints_what_each_threshold_would_reuse(tmp_path, capsys, rng):
     write_clip(tmp_path / 'a.mcap', 100, images, np.zeros(20 * 16000, np.float32))
     status, out, _ = run(capsys, 'look', '--changes', tmp_path / 'a.mcap')
     rows = [line.strip('| ').split(' | ') for line in out.splitlines() if line.startswith('| ')]
-    reused = {float(row[0]): int(row[1]) for row in rows if row[0][0].isdigit()}
+    reused = {float(row[0].split()[0]): int(row[1]) for row in rows if row[0][0].isdigit()}
     assert status == 0 and reused == {2: 9, 4: 9, 8: 9, 16: 9, 32: 14}
-    assert '20 seconds with an image' in out
+    assert '20 seconds with an image' in out and '| 8 (default) | 9 |' in out
     status, _, err = run(capsys, 'look', tmp_path / 'a.mcap')
     assert status == 2 and '--changes' in err
+    status, out, err = run(capsys, 'look', '--changes', tmp_path / 'a.mcap', '--start', 99)
+    assert status == 2 and 'No second has an image' in err and not out
+
+
+def test_look_compares_the_part_of_images_that_is_seen(tmp_path, capsys):
+    """A lamp flickers in the right half."""
+    images = []
+    for second in range(6):
+        file, levels = io.BytesIO(), np.full((96, 128, 3), 90, np.uint8)
+        levels[:, 64:] += 100 * (second % 2)
+        Image.fromarray(levels).save(file, 'PNG')
+        images.append((second * NS, file.getvalue()))
+    write_clip(tmp_path / 'a.mcap', 100, images, np.zeros(6 * 16000, np.float32))
+    for more, reused in ((), 0), (('--crop', '0 0 0.5 1'), 5):
+        _, out, _ = run(capsys, 'look', '--changes', tmp_path / 'a.mcap', *more)
+        assert f'| 8 (default) | {reused} |' in out
+    for more in ('--changes', '--crop', '0 0 2 1'), ('--crop', '0 0 1 1', '--out', 'a.png'):
+        assert run(capsys, 'look', tmp_path / 'a.mcap', *more)[0] == 2
 
 
 @pytest.mark.parametrize('option', ['--limit', '--workers', '--threads', '--max-tokens'])

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from minicpmo_ros.cli.options import add_topic_arguments, shipped_questions, sources_of
+from minicpmo_ros.config import VISION
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.units import NS
 
@@ -67,6 +68,11 @@ def add_look_arguments(parser) -> None:
         'embedding',
     )
     parser.add_argument(
+        '--crop',
+        metavar='"X0 Y0 X1 Y1"',
+        help='for --changes: compare this part of the images alone, as vision.crop has it',
+    )
+    parser.add_argument(
         '--start', type=int, default=0, help='where to begin, in seconds from the start of the bag'
     )
     parser.add_argument('--seconds', type=int, help='how many seconds; default: to the end')
@@ -102,6 +108,8 @@ def _check_look(arguments) -> None:
         raise InputError(f'{arguments.mcap} is the bag itself; write another file.')
     if not arguments.mcap and (arguments.answers or arguments.questions):
         raise InputError('--answers and --questions are for --mcap FILE.')
+    if not arguments.changes and arguments.crop:
+        raise InputError('--crop is for --changes.')
 
 
 def _write_mcap(arguments) -> None:
@@ -152,7 +160,7 @@ def _draw(arguments) -> None:
     for loss in clip.losses:
         print(loss, file=sys.stderr)
     if arguments.changes:
-        _print_changes(clip)
+        _print_changes(clip, arguments.crop or VISION.crop)
     if not arguments.out:
         return
     start_s = clip.first_s + arguments.start
@@ -162,16 +170,17 @@ def _draw(arguments) -> None:
     print(f'{what}: {arguments.out}')
 
 
-def _print_changes(clip) -> None:
+def _print_changes(clip, crop: str) -> None:
     """Print a table of what each threshold would reuse of a clip's seconds with an image."""
-    from minicpmo_ros.media.image.tiling import plan_tiles, thumbnail, thumbnail_noise
+    from minicpmo_ros.media.image.tiling import Crop, plan_tiles, thumbnail, thumbnail_noise
     from minicpmo_ros.streams.image import ReuseCount
 
     def needed(width: int, height: int) -> tuple:  # as the encoder without tiles
         plan = plan_tiles(width, height)
         return plan.source_width, plan.source_height
 
-    counts, n_seconds = [ReuseCount(threshold) for threshold in THRESHOLDS], 0
+    seen, n_seconds = Crop.parse(crop), 0
+    counts = [ReuseCount(threshold) for threshold in THRESHOLDS]
     for second, image in {image.stamp_ns // NS: image for image in clip.images}.items():
         try:
             decoded = image.rgb.as_needed(needed)
@@ -179,14 +188,19 @@ def _print_changes(clip) -> None:
             print(f'second {second}: {error}', file=sys.stderr)
             continue
         n_seconds += 1
-        small, noise = thumbnail(decoded.pixels), thumbnail_noise(decoded.pixels)
+        pixels = seen.cut(decoded.pixels)
+        small, noise = thumbnail(pixels), thumbnail_noise(pixels)
         for count in counts:
             count.add(second, (decoded.width, decoded.height), small, noise)
-    print('| vision.unchanged_threshold | seconds reused | share % | longest, s |')
+    if not n_seconds:
+        raise InputError('No second has an image. Check --start, --seconds and --image-topic.')
+    print('| vision.unchanged_threshold | seconds reused | share % | longest run, s |')
     print('|---:|---:|---:|---:|')
     for count in counts:
         share = 100 * count.reused / max(1, n_seconds)
-        print(f'| {count.threshold:g} | {count.reused} | {share:.1f} | {count.longest_s} |')
+        default = ' (default)' * (count.threshold == VISION.unchanged_threshold)
+        told = f'{count.threshold:g}{default} | {count.reused} | {share:.1f} | {count.longest_s}'
+        print(f'| {told} |')
     print(f'{n_seconds} seconds with an image; the first of them is always encoded.')
 
 
