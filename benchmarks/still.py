@@ -18,6 +18,7 @@ first_token_over_before  a question's first token behind 30 s with attention as 
                          over fused attention
 f16_over_mtmd, _torch    the vision encoder at its true width, in f16, over libmtmd's in f16, and
                          over PyTorch's in f32 (--torch: a Python that has it)
+over_f16                 the encoder with weights of other types over that in f16, by type
 
 Times are CPU times of one thread, and each ratio is of times taken by turns in the same run. The
 models have random weights, but where answers are judged. Adds its figures to build/vision.json.
@@ -27,6 +28,7 @@ import argparse
 import json
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,18 +38,22 @@ from minicpmo_ros.process import prepare
 prepare()
 
 import numpy as np  # noqa: E402
+from llama_cpp import llama_print_system_info  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks.streams import question_file, read_seconds  # noqa: E402
 from benchmarks.tiles import OUT, add_to, table  # noqa: E402
+from minicpmo_ros.encoders.siglip.encoder import VisionEncoder  # noqa: E402
 from minicpmo_ros.evaluation.bench.bench import (  # noqa: E402
     BenchOptions,
     capacity_s,
     fill,
     random_unit,
+    spent_ms,
     token_times,
 )
 from minicpmo_ros.evaluation.runner import Core, CoreOptions  # noqa: E402
+from minicpmo_ros.ggml.runtime import Backend  # noqa: E402
 from minicpmo_ros.live.question import Finish, Question  # noqa: E402
 from minicpmo_ros.live.window import Window  # noqa: E402
 from minicpmo_ros.media.image.tiling import thumbnail, thumbnail_noise  # noqa: E402
@@ -64,6 +70,8 @@ SIGMA, STILL_S, SCENE_S = 5, 100, 10
 ROWS, AUDIO_ROWS, N_CTX = 94, 28, 4096  # positions of a second, and of one without its image
 RESERVED = 660  # of n_ctx: the system prompt, and the longest question and answer
 ASKED_S = 30
+VISION_TYPES = ('f16', 'f32', 'q8_0', 'q4_0')
+IMAGE = np.random.default_rng(7).integers(0, 255, (448, 448, 3), dtype=np.uint8)
 KINDS = {'color': 'what color is the shape?', 'shape': 'what shape is shown?'}
 
 
@@ -168,8 +176,6 @@ def show_reach() -> dict:
 
 def show_full(directory, name: str, pairs: int) -> dict:
     """Print what a full window costs one model; return {figure: ratio}."""
-    from minicpmo_ros.evaluation.bench.bench import spent_ms
-
     found = {}
     for attention in ('auto', 'fused'):
         options = CoreOptions(threads=1, n_ctx=N_CTX, attention=attention, max_tokens=3)
@@ -217,8 +223,8 @@ def show_vision(python: Path, layers: int, pairs: int) -> dict:
     shape = replace(SHAPES['2.6'], vision_layers=layers, llm_layers=1, audio_layers=1)
     options = BenchOptions(pairs=3 * pairs)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / 'vision.gguf'
-        write_vision(path, shape, 1, 'f16')
+        types_ms = times_by_type(Path(folder), shape, pairs)
+        path = Path(folder) / 'f16.gguf'
         mtmd = baselines.vision_file(path, options)
         figures, rows = {'f16_over_mtmd': round(mtmd.value, 3)}, [('libmtmd, f16', mtmd.value)]
         if python.exists():
@@ -228,18 +234,31 @@ def show_vision(python: Path, layers: int, pairs: int) -> dict:
         else:
             print(f'{python} has no PyTorch: f16_over_torch is not measured', file=sys.stderr)
     print(table((f'448x448, {layers} of 27 layers: ours in f16 over', 'CPU time'), rows))
-    return figures
+    over = {name: round(ms / types_ms['f16'], 3) for name, ms in types_ms.items()}
+    rows = [(name, types_ms[name], ratio) for name, ratio in over.items()]
+    print(table(('weights', 'CPU ms', 'over f16'), rows))
+    print(llama_print_system_info().decode())  # with which instructions ggml was built
+    return {**figures, 'over_f16': over}
+
+
+def times_by_type(folder: Path, shape, pairs: int) -> dict:
+    """Return the median ms of CPU time of an image by the type of the weights, by turns."""
+    times = {name: [] for name in VISION_TYPES}
+    with closing(Backend('cpu', threads=1)) as backend:
+        encoders = {}
+        for name in VISION_TYPES:
+            write_vision(folder / f'{name}.gguf', shape, 1, name)
+            encoders[name] = VisionEncoder.load(folder / f'{name}.gguf', backend)
+        for _ in range(pairs + 1):
+            for name, encoder in encoders.items():
+                times[name].append(spent_ms(lambda e=encoder: e.encode([IMAGE]), 'cpu'))
+    return {name: float(np.median(some[1:])) for name, some in times.items()}
 
 
 def torch_ratio(path: Path, python: Path, shape, pairs: int) -> float:
     """Return the median ratio of our CPU time of an image to PyTorch's."""
-    from minicpmo_ros.encoders.siglip.encoder import VisionEncoder
-    from minicpmo_ros.evaluation.bench.bench import spent_ms
-    from minicpmo_ros.ggml.runtime import Backend
-
     backend = Backend('cpu', threads=1)
     encoder = VisionEncoder.load(path, backend)
-    image = np.random.default_rng(7).integers(0, 255, (448, 448, 3), dtype=np.uint8)
     sizes = (shape.vision_width, shape.vision_layers, shape.vision_heads, shape.vision_ffn,
              shape.width, shape.queries)  # fmt: skip
     process = subprocess.Popen(
@@ -251,7 +270,7 @@ def torch_ratio(path: Path, python: Path, shape, pairs: int) -> float:
     try:
         ratios = []
         for _ in range(pairs + 1):
-            ours = spent_ms(lambda: encoder.encode([image]), 'cpu')
+            ours = spent_ms(lambda: encoder.encode([IMAGE]), 'cpu')
             print('go', file=process.stdin, flush=True)
             ratios.append(ours / float(process.stdout.readline()))
         return float(np.median(ratios[1:]))
