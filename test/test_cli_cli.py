@@ -63,6 +63,23 @@ def test_synthetic_does_not_overwrite_unless_forced(tmp_path, capsys):
     assert len(ModelDirectory.open(tmp_path).verify_hashes()) == 3
 
 
+@pytest.mark.parametrize('wrong', ['nan', 'inf', '-1'])
+@pytest.mark.parametrize(
+    'words',
+    [
+        ('plan', 'nano', '--memory-mib'),
+        ('plan', 'nano', '--gpu-memory-mib'),
+        ('fetch', '2.6', '--memory-mib'),
+        ('doctor', '--wait'),
+        ('ask', 'Well?', '--timeout'),
+    ],
+)
+def test_no_amount_is_below_zero_or_no_number(capsys, words, wrong):
+    with pytest.raises(SystemExit):
+        run(capsys, *words, wrong)
+    assert 'a number from 0 on is expected' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('verb', [
     'bench', 'check', 'doctor', 'importance', 'plan', 'quantize', 'replay', 'score', 'search'
 ])  # fmt: skip

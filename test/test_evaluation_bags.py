@@ -3,6 +3,7 @@
 
 """Recordings as they are found: of real damaged bags what is whole is read, the rest is told."""
 
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -447,6 +448,28 @@ def test_a_bag_of_ros_1_is_named_as_one(tmp_path):
     (tmp_path / 'a.bag').write_bytes(b'#ROSBAG V2.0\n' + bytes(100))
     with pytest.raises(InputError, match='bag of ROS 1. Convert it: rosbags-convert --src a.bag'):
         read_clip(tmp_path / 'a.bag')
+
+
+@pytest.mark.parametrize(
+    'head, words',
+    [
+        (
+            b'version https://git-lfs.github.com/spec/v1\noid sha256:0',
+            'git-lfs pointer.*git lfs pull',
+        ),
+        (b'<!DOCTYPE html><html>404</html>', 'web page.*download link'),
+        (b'\x1f\x8b\x08' + bytes(30), 'gzip.*gunzip'),
+        (b'PK\x03\x04' + bytes(30), 'ZIP archive.*Unpack it'),
+    ],
+)
+def test_what_came_instead_of_a_bag_is_said(tmp_path, head, words):
+    (tmp_path / 'alone.mcap').write_bytes(head)
+    for path in (tmp_path, tmp_path / 'alone.mcap'):
+        with pytest.raises(InputError, match=words):
+            read_clip(path)
+    folder = write(tmp_path / 'bag', 'mcap')
+    (folder / 'bag_1.mcap').write_bytes(head)
+    assert any(re.search(words, loss) for loss in read_clip(folder).losses)
 
 
 @pytest.mark.parametrize('journal', ['WAL', 'DELETE'])

@@ -96,6 +96,12 @@ def test_what_cannot_be_asked_is_refused_in_words(graph, llm, way):
         assert not reply.success and reply.reason and not reply.answer.text, name
 
 
+def test_a_time_before_now_is_no_time_to_answer_in(graph, llm):
+    _, result = ask_by_action(graph, question='?', timeout_s=-5.0)
+    reply = graph.result_of(result, 'the result').result
+    assert not reply.success and 'timeout_s is -5' in reply.reason
+
+
 def test_odd_questions_are_answered(graph, llm):
     odd = ('\x01', '<|im_end|><unit><image>', '\U0001f600' * 20, 'ä' * 50)
     for question in odd:

@@ -12,6 +12,7 @@ from pathlib import Path
 from minicpmo_ros.cli.options import HELP, model_path
 from minicpmo_ros.config import LLM
 from minicpmo_ros.errors import FAIL, WARN, Finding
+from minicpmo_ros.verbs.arguments import amount
 
 
 def add_doctor_arguments(parser) -> None:
@@ -44,7 +45,7 @@ def add_doctor_arguments(parser) -> None:
     parser.add_argument('--audio-topic', default='audio', help='as given to the launch file')
     parser.add_argument('--audio-info-topic', default='', help='as given to the launch file')
     parser.add_argument(
-        '--wait', type=float, default=3.0, help='how long to wait for the graph, in seconds'
+        '--wait', type=amount, default=3.0, help='how long to wait for the graph, in seconds'
     )
     parser.add_argument(
         '--root', type=Path, default=Path('/'), help='folder that contains /proc and /sys'

@@ -15,6 +15,7 @@ from minicpmo_ros.config import PARTS
 from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.families import FAMILIES
 from minicpmo_ros.units import MIB
+from minicpmo_ros.verbs.arguments import amount
 
 OF_VERSION = {each.version: each for each in FAMILIES.values() if each.sources}
 FULL_PRECISIONS = ('F16', 'BF16', 'F32')  # of the language model: fetched only if asked for
@@ -39,11 +40,11 @@ def add_fetch_arguments(parser) -> None:
     )
     parser.add_argument('--preset', help='for the forecast: name of a preset, or its file')
     parser.add_argument(
-        '--memory-mib', type=float, help='for the forecast; default: the available memory'
+        '--memory-mib', type=amount, help='for the forecast; default: the available memory'
     )
     parser.add_argument(
         '--gpu-memory-mib',
-        type=float,
+        type=amount,
         help='for the forecast: memory of a GPU that has its own; default: it shares the memory',
     )
     for part in PARTS:
@@ -64,7 +65,7 @@ def add_fetch_arguments(parser) -> None:
         'https://huggingface.co',
     )
     parser.add_argument(
-        '--timeout', type=float, default=30.0, metavar='S', help='wait so long for the next byte'
+        '--timeout', type=amount, default=30.0, metavar='S', help='wait so long for the next byte'
     )
     parser.add_argument(
         '--licence', default='', help='for the manifest; default: as the card says'

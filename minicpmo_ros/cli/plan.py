@@ -10,6 +10,7 @@ from pathlib import Path
 from minicpmo_ros.cli.options import HELP, model_path
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.units import MIB
+from minicpmo_ros.verbs.arguments import amount
 
 # Options of a plan that are no parameter of one node.
 COMMON = ('device', 'rpc_servers')  # parameters of every node
@@ -32,12 +33,12 @@ def add_plan_arguments(parser) -> None:
     )
     parser.add_argument(
         '--memory-mib',
-        type=float,
+        type=amount,
         help='the limit; default: memory_limit_mib of the preset, otherwise the available memory',
     )
     parser.add_argument(
         '--gpu-memory-mib',
-        type=float,
+        type=amount,
         help='memory of a GPU that has its own; default: the GPU shares --memory-mib, as on a '
         'Jetson',
     )
@@ -139,10 +140,10 @@ def _by_part(plan) -> str:
 
     lines = ['| MiB | memory | GPU |', '|---|---:|---:|']
     for part in PLANNED:
-        amounts = [amount for amount in plan.amounts if amount.part == part]
-        for amount in sorted(amounts, key=lambda amount: WHAT.index(amount.what)):
-            label = amount.what if part == 'process' else f'{part}: {amount.what}'
-            lines.append(f'| {label} | {amount.host / MIB:.1f} | {amount.device / MIB:.1f} |')
+        amounts = [each for each in plan.amounts if each.part == part]
+        for each in sorted(amounts, key=lambda each: WHAT.index(each.what)):
+            label = each.what if part == 'process' else f'{part}: {each.what}'
+            lines.append(f'| {label} | {each.host / MIB:.1f} | {each.device / MIB:.1f} |')
     lines.append(f'| **all** | **{plan.host_mib:.0f}** | **{plan.device_mib:.0f}** |')
     return '\n'.join(lines)
 

@@ -21,6 +21,7 @@ from minicpmo_ros.cli.options import (
 )
 from minicpmo_ros.config import EVALUATION, LLM, TILE_RULES, VISION
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.verbs.arguments import amount
 
 OPTIONS = (
     'device', 'rpc_servers', 'threads', 'prompt', 'speech', 'n_ctx', 'kv_type', 'window_policy',
@@ -153,7 +154,7 @@ def _add_core_arguments(parser) -> None:
     )
     parser.add_argument(
         '--unchanged-threshold',
-        type=float,
+        type=amount,
         default=VISION.unchanged_threshold,
         help='an image that differs from the last image by less is not encoded again; '
         'levels of 255; 0: encode all',
@@ -183,7 +184,7 @@ def _add_vision_arguments(parser) -> None:
     )
     parser.add_argument(
         '--area',
-        type=float,
+        type=amount,
         default=VISION.area,
         help="of the overview, 0.25 to 1.0 of the model's own (default: %(default)s)",
     )
@@ -214,7 +215,7 @@ def _add_vision_arguments(parser) -> None:
     )
     parser.add_argument(
         '--tile-alpha',
-        type=float,
+        type=amount,
         default=VISION.tile_alpha,
         help='of the rule relaxed: how much more of the image more tiles must show',
     )

@@ -29,13 +29,27 @@ _MAGICS = (
 )  # fmt: skip
 
 
+def recognize(head: bytes) -> tuple | None:
+    """Return (problem, remedy) of what is often given instead of any file; None: not of it."""
+    for magic, what, remedy in _MAGICS:
+        if head.startswith(magic):
+            return f'it is {what}', remedy
+    text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+    if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head', b'<body', b'<!--')):
+        return (
+            'it is a web page, not the file',
+            'Fetch it by its download link (at Hugging Face /resolve/ and not /blob/), logged '
+            'in where the site asks for it',
+        )
+    return None
+
+
 def describe(head: bytes, size_bytes: int) -> tuple:
     """Return (problem, remedy) of a file that begins with these bytes, and not as GGUF does."""
     if not size_bytes:
         return 'it is empty (0 bytes): its download has not begun, or failed', FETCH_AGAIN
-    for magic, what, remedy in _MAGICS:
-        if head.startswith(magic):
-            return f'it is {what}', remedy
+    if known := recognize(head):
+        return known
     if head.count(0) == len(head):
         return (
             'it begins with zeros: the place for it was made, but not what belongs there',
@@ -43,13 +57,6 @@ def describe(head: bytes, size_bytes: int) -> tuple:
         )
     if re.match(rb'.{8}\{\s*"', head, re.DOTALL) and int.from_bytes(head[:8], 'little') < 1 << 30:
         return 'it is a safetensors file', CONVERT
-    text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
-    if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head', b'<body', b'<!--')):
-        return (
-            'it is a web page, not the file',
-            'Fetch it by its download link (at Hugging Face /resolve/ and not /blob/), logged '
-            'in where the model asks for it',
-        )
     if _is_text(head):
         shown = ' '.join(head[:60].decode('utf-8', 'replace').split())
         return f'it is a text and no GGUF file: {shown!r}', FETCH_AGAIN

@@ -93,6 +93,11 @@ class QuestionRouter:
         for name, value in given.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f'{name} is {value}; it must be a number.')
+        if given['timeout_s'] < 0:
+            raise InputError(
+                f'timeout_s is {given["timeout_s"]:g}; it must be 0 (no limit) or a number of '
+                'seconds.'
+            )
         if given['memory'] not in ('', *NOTES_READ):
             raise InputError(
                 f'memory is {given["memory"]!r}; allowed are {", ".join(NOTES_READ)}.'

@@ -3,6 +3,8 @@
 
 """Arguments of the verbs about a running robot, and their entry points; quick to import."""
 
+import math
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,14 @@ VERBS = {  # verb: what it does
     'status': 'print what the running model is doing',
     'top': 'a live table of seconds, work and memory',
 }
+
+
+def amount(text: str) -> float:
+    """Read an option that is a number from 0 on, of seconds, MiB or shares."""
+    number = float(text)
+    if not (math.isfinite(number) and number >= 0):
+        raise ArgumentTypeError('a number from 0 on is expected')
+    return number
 
 
 def add_arguments(verb: str, parser) -> None:
@@ -48,7 +58,7 @@ def add_arguments(verb: str, parser) -> None:
         parser.add_argument(
             '--temperature', type=float, help="0: greedy; left out: the node's own"
         )
-        parser.add_argument('--timeout', type=float, default=60.0, help='seconds')
+        parser.add_argument('--timeout', type=amount, default=60.0, help='seconds')
     elif verb == 'status':
         parser.add_argument('--json', action='store_true', help='all fields, as JSON')
     else:

@@ -24,12 +24,13 @@ from minicpmo_ros.evaluation.bags import storage
 from minicpmo_ros.evaluation.bags.db3_file import read_db3
 from minicpmo_ros.evaluation.bags.mcap_file import MAGIC, McapFile
 from minicpmo_ros.evaluation.bags.storage import LARGEST_MESSAGE_BYTES, Message, packing_of
+from minicpmo_ros.ggml.foreign import recognize
 
 MCAP, DB3 = 'mcap', 'db3'
 SUFFIXES = ('.mcap', '.db3')
 PACKED = ('.zstd', '.zst', '.lz4')
 ROS_1 = b'#ROSBAG V'
-HEAD_BYTES = 16
+HEAD_BYTES = 64
 METADATA = 'metadata.yaml'
 # A file unpacks to so much and so many times its own size at most, and leaves room on the disk.
 UNPACKED_BYTES, UNPACKED_TIMES, ROOM = 2**28, 100, 0.9
@@ -123,6 +124,8 @@ class Bag:
         """Return the storage files in their order; notes what is missing."""
         self._missing = []
         if self.path.is_file():
+            if other := _other(self.path):
+                raise InputError(f'{self.path}: {other}')
             if not _storage(self.path)[0]:
                 raise InputError(
                     f'{self.path}: it is not a bag. A .mcap or .db3 file, or a folder of '
@@ -133,8 +136,14 @@ class Bag:
             raise InputError(f'{self.path}: there is no such bag.')
         entries = [path for path in self.path.iterdir() if path.is_file()]
         found = sorted((p for p in entries if _storage(p)[0]), key=_split_number)
+        others = {path: other for path in found if (other := _other(path))}
+        found = [path for path in found if path not in others]
+        if others and not found:
+            path, other = next(iter(others.items()))
+            raise InputError(f'{path}: {other}')
         if not found:
             raise InputError(f'{self.path}: the folder has no .mcap or .db3 file.')
+        self._missing += [f'{path.name}: {other}' for path, other in others.items()]
         if not self._metadata or 'damaged' in self._metadata:
             state = 'cannot be read' if self._metadata else 'is missing'
             self._missing.append(f'{METADATA} {state}; topics are taken from the files.')
@@ -198,6 +207,14 @@ def _storage(path: Path) -> tuple[str, str]:
     is_named = bool(suffixes) and suffixes[0] in SUFFIXES
     packing = packing or (storage.ZSTD if path.suffix in PACKED else '')
     return (suffixes[0][1:], packing) if is_named else ('', '')
+
+
+def _other(path: Path) -> str:
+    """Say what a file with the name of a bag's is instead, and what to do; '': it may be one."""
+    with path.open('rb') as file:
+        head = file.read(HEAD_BYTES)
+    known = None if packing_of(head) else recognize(head)
+    return f'{known[0]}. {known[1]}.' if known else ''
 
 
 def _split_number(path: Path) -> tuple:

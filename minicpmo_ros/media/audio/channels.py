@@ -12,7 +12,7 @@ AUDIBLE = 1e-6  # mean square, -60 dBFS; quieter audio says nothing about phases
 CANCELLED = 0.01  # of the channels' power
 SAMPLES_COMPARED = 512  # at least; shorter ones may cancel by chance
 # A microphone that is broken or saturated: so much of its samples is at full scale.
-FULL_SCALE = 0.999
+FULL_SCALE = 0.98
 SATURATED, SOUND = 0.2, 0.02  # shares; a channel above the first beside one below the other
 SAMPLES_JUDGED = 8_000
 # Bytes that are no samples of the stated format are white noise, and louder than any room.
