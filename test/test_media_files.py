@@ -225,3 +225,24 @@ def test_demo_clip_is_what_its_table_says():
     assert np.argmax(np.abs(np.fft.rfft(beep))) == pytest.approx(1300, abs=5)
     assert np.flatnonzero(np.abs(beep) > 0.1)[0] / rate_hz == pytest.approx(0.4, abs=0.01)
     assert np.abs(sound[:rate_hz]).max() < 0.02
+
+
+@pytest.mark.parametrize('name', ['song.mp3', 'song.flac', 'song.mp4'])
+def test_the_cover_of_a_song_is_no_video(tmp_path, name):
+    codec = {'mp3': 'libmp3lame', 'flac': 'flac', 'mp4': 'aac'}[name[5:]]
+    cover = next(iter(frames(0))).reformat(format='yuvj420p')
+    with av.open(str(tmp_path / name), 'w') as container:
+        audio = container.add_stream(codec, rate=RATE, layout='mono')
+        image = container.add_stream('mjpeg', rate=1)
+        image.width, image.height, image.pix_fmt = 64, 48, 'yuvj420p'
+        image.disposition = av.stream.Disposition.attached_pic
+        container.mux([*image.encode(cover), *image.encode(None)])
+        resampler = av.AudioResampler(audio.codec_context.format.name, 'mono', RATE)
+        for chunk in sound_chunks(0, 'fltp', 'mono', 1):
+            container.mux([p for c in resampler.resample(chunk) for p in audio.encode(c)])
+        container.mux(audio.encode(None))
+    facts = probe(tmp_path / name)
+    assert facts.sample_rate_hz == RATE and facts.width == facts.frame_rate_hz == 0
+    assert sum(len(chunk) for _, chunk in read_audio(tmp_path / name)[1]) >= 2 * RATE
+    with pytest.raises(InputError, match='no video'):
+        read_video(tmp_path / name)

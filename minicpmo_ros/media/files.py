@@ -62,7 +62,7 @@ class FileFacts:
 def probe(path) -> FileFacts:
     """Read what a file contains. Raises InputError if it is no video or audio file."""
     with _open(path) as container:
-        video, audio = _first(container.streams.video), _first(container.streams.audio)
+        video, audio = _first(container, 'video'), _first(container, 'audio')
         return FileFacts(
             duration_ns=max(0, (container.duration or 0) * 1000),
             width=video.width if video else 0,
@@ -141,12 +141,15 @@ def _open(path):
         ) from error
 
 
-def _first(streams):
-    return streams[0] if streams else None
+def _first(container, kind: str):
+    """Return the first stream of a kind, or None; the cover of a song is no video."""
+    cover = av.stream.Disposition.attached_pic
+    streams = getattr(container.streams, kind)
+    return next((stream for stream in streams if not stream.disposition & cover), None)
 
 
 def _require(container, kind: str, path):
-    stream = _first(getattr(container.streams, kind))
+    stream = _first(container, kind)
     if stream is None or stream.codec_context is None:
         container.close()
         raise InputError(
