@@ -8,6 +8,7 @@ import pytest
 from test_streams_image import FakeEncoder, at
 
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.media.image.compressed import Decoded
 from minicpmo_ros.streams import Status
 from minicpmo_ros.streams.cameras import CameraPipelines
 from minicpmo_ros.streams.image import ImagePipeline
@@ -67,10 +68,23 @@ def test_a_second_in_which_no_camera_has_an_image_says_why(pipelines):
     assert lost.rows is None and 'cut off' in lost.reason
 
 
-def test_nothing_is_looked_at_closer_but_an_image_that_is_sent(pipelines):
-    offer(pipelines, 'front', 7.5)
-    with pytest.raises(InputError, match='none can be looked at closer'):
+def test_a_look_is_at_the_newest_image_of_every_camera_that_is_not_long_past(pipelines):
+    with pytest.raises(InputError, match='No image has come yet'):
         pipelines.look(1)
+    offer(pipelines, 'left', 1.5)
+    offer(pipelines, 'front', 7.2)
+    offer(pipelines, 'arm/wrist', 7.5)
+    offer(pipelines, 'front', 8.1, level=90)
+    seen = pipelines.look(1)
+    assert seen.status == Status.OK and seen.cameras == ('front', 'arm/wrist')
+    np.testing.assert_array_equal(seen.rows[:, 0], [90, 90, 200, 200])
+    assert seen.image_stamp_ns == at(7.5)  # nothing in it is older
+    with pytest.raises(InputError, match='not cut into tiles'):
+        pipelines.look(4)
+    sent = pipelines.look(1, lambda _: Decoded(np.full((48, 64, 3), 7, np.uint8), 64, 48), at(3))
+    assert sent.cameras == () and set(sent.rows[:, 0]) == {7}
+    (*_, last) = pipelines.close(8)
+    assert last.cameras == ('front',)  # the stream goes on as if nothing had been looked at
 
 
 @pytest.mark.parametrize(

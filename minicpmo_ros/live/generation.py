@@ -116,7 +116,7 @@ class Generation:
         rows = [*again, session.unit_rows(tail.unit)] if tail is not None else [*again]
         if image is not None:
             tiles = image.tiles_wide, image.tiles_high
-            rows.append(session.prompt.unit(image.rows, *tiles, None))
+            rows.append(session.prompt.unit(image.rows, *tiles, None, image.cameras))
         return np.concatenate([*rows, session.prompt.question(ids)])
 
     @property

@@ -90,6 +90,7 @@ def take_image(message, model: str, width: int) -> 'ImageSecond | None':
         area=message.area,
         tiles_wide=message.tiles_wide,
         tiles_high=message.tiles_high,
+        cameras=tuple(message.cameras),
     )
 
 

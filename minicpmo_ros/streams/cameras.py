@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from minicpmo_ros.config import LLM
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.streams import Status
 from minicpmo_ros.streams.image import ImagePipeline, ImageSecond
@@ -85,13 +86,26 @@ class CameraPipelines:
         return [self._joined(found[number]) for number in sorted(found)]
 
     def look(self, tiles: int, make_image: Callable | None = None, stamp_ns: int = 0):
-        """Encode an image that was sent; see ImagePipeline.look. Raises InputError without one."""
-        if make_image is None:
+        """Encode the newest image of each camera with all of the area; see ImagePipeline.look.
+
+        A camera whose newest image is long past is left out. An image that was sent is looked at
+        alone. Raises InputError if no camera has an image, and for tiles of several.
+        """
+        if make_image is not None:
+            return self._first.look(tiles, make_image, stamp_ns)
+        if tiles > 1:
             raise InputError(
-                'There are several cameras, and none can be looked at closer. Send its image with '
-                'the question.'
+                'Images of several cameras are not cut into tiles. Look sharp, or send the image '
+                'of one camera with the question.'
             )
-        return self._first.look(tiles, make_image, stamp_ns)
+        seen = {name: found for name, each in self._pipelines.items() if (found := _look(each))}
+        if not seen:
+            raise InputError('No image has come yet. Check the cameras and their topics.')
+        newest_ns = max(each.image_stamp_ns for each in seen.values())
+        limit_ns = newest_ns - int(LLM.max_staleness_s * NS)
+        return self._joined(
+            {name: each for name, each in seen.items() if each.image_stamp_ns >= limit_ns}
+        )
 
     def _joined(self, seen: dict) -> ImageSecond:
         shown = {name: each for name, each in seen.items() if each.rows is not None}
@@ -114,6 +128,14 @@ class CameraPipelines:
             encode_ms=sum(part.encode_ms for part in parts),
             reused=all(part.reused for part in parts),
         )
+
+
+def _look(pipeline: ImagePipeline) -> ImageSecond | None:
+    """Return the newest image of one camera; None if it has none that can be read."""
+    try:
+        return pipeline.look(1)
+    except InputError:
+        return None
 
 
 def _why(seen: ImageSecond | None) -> str:
