@@ -1,7 +1,7 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""MiniCPM-o 2.6 in 3.8 million parameters: the same blocks, wired the same way, in PyTorch.
+"""MiniCPM-o 2.6 in 3.9 million parameters: the same blocks, wired the same way, in PyTorch.
 
 Vision: SigLIP (patches of 14, bucketed positions, tanh GELU) and a resampler (2-D sin-cos on the
 keys, heads of 128). Audio: Whisper's encoder under a mask of one-second chunks, two linear
