@@ -35,7 +35,7 @@ BLIND = DATA / 'blind.yaml'
 TIMEOUT_S = 120.0
 POLL_S = 0.1  # what no message tells is looked at so often; each look takes 1 ms of CPU time
 # Every executable promises two seconds; a machine may be so busy that a start takes thirty.
-END_TIMEOUT_S = 20.0
+END_TIMEOUT_S = 60.0
 # Fields of a question whose answer goes on until max_tokens, whatever the model.
 LONG = dict(grammar='root ::= [a-z] root')
 
@@ -117,9 +117,13 @@ class Graph(Node):
         self.own_executor = SingleThreadedExecutor()
         self.own_executor.add_node(self)
         self.forget_statuses()
+        self.make_ask_client()
+        self.action_client = ActionClient(self, AskAction, 'llm/ask')
+
+    def make_ask_client(self) -> None:
+        """Make the client of the service."""
         # At the default depth of 10, replies that come at the same moment vanish here.
         self.ask_client = self.create_client(Ask, 'llm/ask', qos_profile=QoSProfile(depth=256))
-        self.action_client = ActionClient(self, AskAction, 'llm/ask')
 
     @property
     def lossless(self) -> tuple:

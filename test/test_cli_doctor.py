@@ -163,7 +163,7 @@ def test_the_folder_that_doctor_fails_is_one_without_which_no_node_starts(tmp_pa
     assert level(machine.log_folder(environment), 'No node starts') == FAIL
     code = 'import sys\nfrom minicpmo_ros.ros.live import main\nsys.exit(main())\n'
     done = subprocess.run(
-        [sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1 and str(tmp_path / 'file/log') in done.stderr
     assert 'Traceback' not in done.stderr

@@ -19,7 +19,7 @@ FIGURES = ('preprocessing', 'vision', 'audio', 'prefill', 'whole unit', 'first t
 def test_the_demo_tells_the_truth_asks_and_prints_answers_and_the_table(ros_domain, tmp_path):
     wav = tmp_path / 'answer.wav'
     command = [sys.executable, '-m', 'minicpmo_ros.ros.replay.demo', '--wav', wav]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'Traceback' not in done.stderr
     answers = re.findall(r'^A: +(.+)$', done.stdout, re.MULTILINE)
@@ -39,13 +39,13 @@ def test_the_demo_tells_the_truth_asks_and_prints_answers_and_the_table(ros_doma
 def test_the_demo_fails_in_words_without_a_model(ros_domain, tmp_path):
     demo = ('-m', 'minicpmo_ros.ros.replay.demo')
     command = [sys.executable, *demo, '--model-dir', tmp_path / 'none']
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ)
     assert done.returncode == 1
     assert 'no such model directory' in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_the_demo_names_its_clips_when_it_has_no_such():
     command = [sys.executable, '-m', 'minicpmo_ros.ros.replay.demo', '--clip', 'foo.mcap']
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     assert 'no clip foo.mcap; there are 000.mcap, ' in done.stderr

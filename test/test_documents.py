@@ -65,7 +65,7 @@ def test_a_node_refuses_a_value_that_ros_does_not_know(tmp_path, ros_domain, val
         [sys.executable, '-c', code, '--ros-args', '--params-file', str(path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert 'Traceback' not in child.stderr, child.stderr
     assert child.returncode == 1

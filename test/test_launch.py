@@ -99,7 +99,7 @@ def test_the_launch_file_brings_the_graph_up(graph, tiny_model_dir):
         graph.wait_ready()
     finally:
         launched.send_signal(signal.SIGINT)
-        assert launched.wait(10) == 0
+        assert launched.wait(60) == 0
 
 
 @pytest.mark.parametrize('name', ['live', 'replay'])

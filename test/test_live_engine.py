@@ -38,7 +38,7 @@ from minicpmo_ros.llm.sampling import SamplingOptions
 from minicpmo_ros.streams.time import Instant
 
 ANY = EvidenceOptions('none')  # most questions here are about other things
-WAIT_S = 20  # for what must happen soon; never reached unless the test fails
+WAIT_S = 60  # for what must happen soon; never reached unless the test fails
 SOUND = np.ones((25, 256), np.float16)
 PICTURE = np.ones((64, 256), np.float16)
 

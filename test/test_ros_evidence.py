@@ -3,6 +3,7 @@
 
 """The llm node tells what an answer rests on, and drops what nobody waits for."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -20,21 +21,52 @@ from minicpmo_ros.srv import Ask
 NEEDS_EVIDENCE = ('--params-file', str(DATA / 'not_blind.yaml'))
 
 
-@pytest.fixture
-def live(graph, tiny_model_dir):
+@pytest.fixture(scope='module')
+def process(shared_graph, tiny_model_dir):
     """Start `live` with a tiny model that answers only about what it has seen or heard."""
-    process = graph.start(
+    process = shared_graph.start(
         'live', '-p', f'model_dir:={tiny_model_dir}',
         '-p', 'max_tokens:=24000', '-p', 'n_ctx:=32768', '-p', 'max_waiting:=5',
-        *NEEDS_EVIDENCE, *graph.lossless,
+        *NEEDS_EVIDENCE, *shared_graph.lossless,
     )  # fmt: skip
-    graph.wait_ready()
+    shared_graph.wait_ready()
     yield process
     assert process.end() == 0
     assert 'Traceback' not in process.log
 
 
-def test_a_question_about_nothing_is_refused_in_words(graph, live):
+@pytest.fixture(scope='module')
+def scene(shared_graph, process):
+    """Give a function that shows so many seconds to an empty window; it returns the first."""
+    source, begins = Source(shared_graph), itertools.count(FIRST, 1000)
+    source.wait_heard()
+
+    def show(count: int) -> int:
+        assert shared_graph.reset().success
+        first = next(begins)
+        play(shared_graph, source, count, first)
+        return first
+
+    show.source = source
+    return show
+
+
+@pytest.fixture
+def dropped(shared_graph, process):
+    """Give a function that tells how many questions were dropped in this test."""
+    before = shared_graph.status.questions_dropped
+    return lambda: shared_graph.status.questions_dropped - before
+
+
+@pytest.fixture
+def graph(shared_graph, process):
+    """Give the graph of `live`; what a test has asked ends with it."""
+    yield shared_graph
+    assert shared_graph.reset().success
+    shared_graph.spin_until(lambda: _open(shared_graph) == 0, 'no question')
+
+
+def test_a_question_about_nothing_is_refused_in_words(graph):
     for fields in ({}, {'choices': ['yes', 'no']}):
         reply = graph.ask('Is the door open?', **fields)
         assert not reply.success and not reply.answer.text
@@ -44,34 +76,30 @@ def test_a_question_about_nothing_is_refused_in_words(graph, live):
     assert not reply.success and 'no audio' in reply.reason
 
 
-def test_an_answer_tells_the_newest_second_of_each_sense(graph, live):
-    source = Source(graph)
-    source.wait_heard()
-    play(graph, source, 3)
+def test_an_answer_tells_the_newest_second_of_each_sense(graph, scene):
+    first = scene(3)
     reply = graph.ask('What is it?', max_tokens=2)
     assert reply.success and not reply.answer.stale
-    assert reply.answer.image_end.sec == reply.answer.audio_end.sec == FIRST + 3
+    assert reply.answer.image_end.sec == reply.answer.audio_end.sec == first + 3
     status = graph.status
-    assert (status.image_end.sec, status.audio_end.sec) == (FIRST + 3, FIRST + 3)
+    assert (status.image_end.sec, status.audio_end.sec) == (first + 3, first + 3)
     # `play` has shown one image more, of the second that it began; a busy machine may be late.
-    for second in range(FIRST + 4, FIRST + 13):
-        source.second(second, picture=False)
-    graph.spin_until(lambda: graph.status.audio_end.sec >= FIRST + 12, 'the audio to be read')
+    for second in range(first + 4, first + 13):
+        scene.source.second(second, picture=False)
+    graph.spin_until(lambda: graph.status.audio_end.sec >= first + 12, 'the audio to be read')
     reply = graph.ask('What is it?', max_tokens=2)
     assert reply.success and reply.answer.stale
-    assert reply.answer.image_end.sec in (FIRST + 3, FIRST + 4)
+    assert reply.answer.image_end.sec in (first + 3, first + 4)
     assert 'newest image' in reply.reason and 's old' in reply.answer.reason
     graph.spin_until(lambda: 'newest image' in graph.status.stale, 'the status')
 
 
-def test_what_nobody_waits_for_is_dropped_and_others_are_answered(graph, live):
-    source = Source(graph)
-    source.wait_heard()
-    play(graph, source, 1)
+def test_what_nobody_waits_for_is_dropped_and_others_are_answered(graph, scene, dropped):
+    scene(1)
     graph.spin_until(graph.ask_client.service_is_ready, 'the service')
     for _ in range(5):
         graph.ask_client.call_async(Ask.Request(question='long', timeout_s=0.2, **LONG))
-    graph.spin_until(lambda: graph.status.questions_dropped == 5, 'the end of all')
+    graph.spin_until(lambda: dropped() == 5, 'the end of all')
     assert graph.ask('And now?', max_tokens=1).success
 
 
@@ -87,17 +115,16 @@ rclpy.spin(node)
 """
 
 
-def test_a_question_whose_asker_left_is_dropped(graph, live):
-    source = Source(graph)
-    source.wait_heard()
-    play(graph, source, 1)
+def test_a_question_whose_asker_left_is_dropped(graph, scene, dropped):
+    scene(1)
     graph.destroy_client(graph.ask_client)  # else somebody could still wait
     text = CLIENT.format(namespace=graph.namespace, grammar=LONG['grammar'])
     client = subprocess.Popen([sys.executable, '-c', text], stderr=subprocess.DEVNULL)
     graph.spin_until(lambda: graph.status.answering, 'the question to be answered')
     client.send_signal(signal.SIGINT)  # of a killed one DDS learns after its lease, 20 s
     client.wait()
-    graph.spin_until(lambda: graph.status.questions_dropped == 1, 'the question to be dropped')
+    graph.spin_until(lambda: dropped() == 1, 'the question to be dropped')
+    graph.make_ask_client()
 
 
 ACTION_CLIENT = """
@@ -117,11 +144,11 @@ LEASE = """<builtin><discovery_config>
 </discovery_config></builtin></rtps>"""
 
 
-def test_of_several_askers_the_questions_of_the_killed_ones_are_dropped(graph, live, tmp_path):
+def test_of_several_askers_the_questions_of_the_killed_ones_are_dropped(
+    graph, scene, dropped, tmp_path
+):
     """A killed process leaves the graph when its lease is over: here 1 s, usually 20."""
-    source = Source(graph)
-    source.wait_heard()
-    play(graph, source, 1)
+    scene(1)
     graph.spin_until(graph.ask_client.service_is_ready, 'the service')
     profile = tmp_path / 'lease.xml'
     profile.write_text(PROFILE.read_text().replace('</rtps>', LEASE))
@@ -136,19 +163,17 @@ def test_of_several_askers_the_questions_of_the_killed_ones_are_dropped(graph, l
     for client in clients:
         client.kill()
         client.wait()
-    graph.spin_until(lambda: graph.status.questions_dropped == 2, 'both to be dropped')
+    graph.spin_until(lambda: dropped() == 2, 'both to be dropped')
     graph.spin_until(lambda: graph.status.answering and not graph.status.waiting, 'our own turn')
-    assert not own.done() and graph.status.questions_dropped == 2
+    assert not own.done() and dropped() == 2
 
 
 def _open(graph) -> int:
     return graph.status.waiting + graph.status.answering
 
 
-def test_a_reset_ends_all_questions(graph, live):
-    source = Source(graph)
-    source.wait_heard()
-    play(graph, source, 1)
+def test_a_reset_ends_all_questions(graph, scene):
+    scene(1)
     graph.spin_until(graph.ask_client.service_is_ready, 'the service')
     asked = [graph.ask_client.call_async(Ask.Request(question='?', **LONG)) for _ in range(3)]
     graph.spin_until(lambda: graph.status.waiting == 2, 'the questions to wait')

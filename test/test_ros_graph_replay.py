@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 MODEL, QUESTIONS = ROOT / 'models' / 'nano', ROOT / 'demo' / 'clips' / 'questions.json'
 LIMIT = 12  # questions: two clips
 ONE_CLIP = 6
+LONGEST_S = 600  # until a broken test fails: a run takes minutes on a machine that is very busy
 CPU = ('--device', 'cpu', '--threads', '1')
 
 
@@ -39,7 +40,7 @@ def graph(questions, out, *more, wait=True, stderr=None):
     command += ['--runner', 'graph', '--out', out, *CPU, *more]
     process = subprocess.Popen(command, stderr=stderr)
     if wait:
-        assert process.wait(120) == 0
+        assert process.wait(LONGEST_S) == 0
     return process
 
 
@@ -68,7 +69,7 @@ def test_killed_the_graph_goes_on_and_leaves_nothing_running(ros_domain, tmp_pat
     out, more = tmp_path / 'run', ('--limit', str(LIMIT), '--record', 'all')
     for lines in (1, 4):
         process = graph(QUESTIONS, out, *more, wait=False)
-        end_s = time.monotonic() + 100
+        end_s = time.monotonic() + LONGEST_S
         while lines_of(out) <= lines and time.monotonic() < end_s:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
@@ -76,7 +77,7 @@ def test_killed_the_graph_goes_on_and_leaves_nothing_running(ros_domain, tmp_pat
     graph(QUESTIONS, out, *more)
     assert len(Run.read(out).texts) == LIMIT  # Run.read refuses what is answered twice
     assert Run.read(out).texts == offline(QUESTIONS, tmp_path / 'core', *more[:2]).texts
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + LONGEST_S
     while (left := lives(process.pid)) and time.monotonic() < end_s:
         time.sleep(0.05)
     assert not left
@@ -87,15 +88,15 @@ def test_ended_by_sigterm_it_says_so_and_leaves_nothing_running(ros_domain, tmp_
     out, log = tmp_path / 'run', tmp_path / 'log'
     with log.open('wb') as told:
         process = graph(QUESTIONS, out, '--limit', str(LIMIT), wait=False, stderr=told)
-        end_s = time.monotonic() + 100
+        end_s = time.monotonic() + LONGEST_S
         while lines_of(out) < 1 and time.monotonic() < end_s:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        code = process.wait(100)
+        code = process.wait(LONGEST_S)
     assert lines_of(out) < LIMIT, 'it was ended in the middle'
     assert code == 128 + signal.SIGTERM and 'replay: it was ended by SIGTERM' in log.read_text()
     assert 'Traceback' not in log.read_text() and 'never retrieved' not in log.read_text()
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + LONGEST_S
     while (left := lives(process.pid)) and time.monotonic() < end_s:
         time.sleep(0.05)
     assert not left
@@ -250,7 +251,10 @@ def test_a_recording_that_cannot_be_written_is_refused_in_words(ros_domain, tmp_
     for name, why in (('nope/a.mcap', 'No such file'), ('a.mcap', 'there already')):
         (tmp_path / 'a.mcap').touch()
         done = subprocess.run(
-            [*command, f'bag:={tmp_path / name}'], capture_output=True, text=True, timeout=120
+            [*command, f'bag:={tmp_path / name}'],
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_S,
         )
         assert done.returncode == 1 and 'Traceback' not in done.stderr
         assert name in done.stderr and why in done.stderr
