@@ -1039,7 +1039,7 @@ def test_whatever_is_asked_seen_and_reset_every_question_ends_once_and_leaves_no
     assert status.waiting == 0 and not status.answering and status.rebuilds == 0
 
 
-def fail_unforeseen(*_):
+def fail_unforeseen(*_, **__):
     raise ZeroDivisionError('nobody has foreseen this')
 
 
