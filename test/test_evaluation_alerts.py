@@ -16,6 +16,7 @@ import yaml
 from scored_clips import START_S, write_test_clip
 
 from benchmarks import alert_truth as demo
+from benchmarks.alert_graph import joined
 from minicpmo_ros.alerts.monitor import Event, Kind
 from minicpmo_ros.alerts.rules import AlertRule, read_rules, write_rules
 from minicpmo_ros.cli.main import main
@@ -294,6 +295,23 @@ def test_clips_are_encoded_once_and_strung_to_a_stream_of_any_length(tmp_path):
         asked = demo.yes_no(core, clips, 26)
         assert asked['ece_of'] == 26 and asked['yes_no_clips'] == 3
         assert all(0 <= asked[name] <= 1 for name in ('ece', 'yes_no_right', 'yes_no_mass'))
+    finally:
+        core.close()
+
+
+def test_clips_are_joined_to_one_stream_without_a_gap():
+    told = {name: lines for name, lines in demo.told_of(demo.CLIPS).items() if name in CLIPS}
+    clip, shown = joined(demo.CLIPS, told, 15, START_S)  # two seconds of the first one again
+    lines = [line for name in CLIPS for line in told[name]]
+    assert shown == [*lines, *lines[:2]] and len(shown) == 15
+    core = Core(ModelDirectory.open(demo.NANO), CoreOptions(device='cpu', n_ctx=1024, max_forks=4))
+    try:
+        units = list(core.stream(clip))
+        assert [unit.second for unit in units] == list(range(START_S, START_S + 15))
+        assert all(u.image_rows is not None and u.audio_rows is not None for u in units)
+        seconds = list(watch_units(core, demo.RULES, units, demo.STREAM))
+        found = demo.judged(seconds, shown)
+        assert found['begins_right'] == 1 and not found['false']
     finally:
         core.close()
 
