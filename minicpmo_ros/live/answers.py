@@ -259,12 +259,20 @@ class RunningAnswers:
     def end_all(self, finish: Finish, error: Exception | None = None) -> None:
         """End all of them, and give the device back."""
         for answer in list(self._answers):
-            self._end(answer, finish, error)
+            try:
+                self._end(answer, finish, error)
+            except Exception:  # who asked has been told; the others are to be
+                log.exception('an answer has not ended as it should')
         self.let_others()
 
     def _end(self, answer: RunningAnswer, finish: Finish, error: Exception | None = None) -> None:
         self._answers.remove(answer)
-        ended = answer.end(finish, error)
+        try:
+            ended = answer.end(finish, error)
+        except Exception as problem:
+            text = answer.pending.question.text
+            self._on_end(answer.pending, Answer(text, '', Finish.ERROR, error or problem))
+            raise
         if answer.turn is not None:
             self._turns.append((answer.pending, answer.turn))
         self._on_end(answer.pending, ended, answer_live_s=ended.live_s)

@@ -97,11 +97,11 @@ class Engine:
         self._inputs = LiveInputs(limits, black_box, self.excess)
         self._questions = QuestionQueue(limits.max_waiting, limits.max_parallel, self.excess)
         self._reset_is_due = False  # before anything else is done
-        self._closing = False
+        self.is_closing = False  # it is closed, or about to be
         self._ended = threading.Event()  # set while the thread has nothing to do with it
         self._ended.set()
         self.session = None  # used in the thread of the engine only, as the next
-        self._answers = RunningAnswers(self.arbiter, self._finish, lambda: self._closing)
+        self._answers = RunningAnswers(self.arbiter, self._finish, lambda: self.is_closing)
         self._sampling = None  # replaces that of the session
 
     # --- for any thread -----------------------------------------------------------------------
@@ -130,7 +130,7 @@ class Engine:
     ) -> PendingQuestion:
         """Queue a question; raise BusyError if it is not accepted. See PendingQuestion."""
         with self._wake:
-            self._status.require_ready(self._closing)
+            self._status.require_ready(self.is_closing)
             pending = PendingQuestion(question, on_delta, on_done, self._wake)
             pending.asked_s = asked_s or pending.asked_s
             self._questions.put(pending)
@@ -154,7 +154,7 @@ class Engine:
     def load_session(self, session: StoredSession, on_done: Callable[[int, str], None]) -> None:
         """Read a saved session in place of the window; see Restoring.load."""
         with self._wake:
-            self._status.require_ready(self._closing)
+            self._status.require_ready(self.is_closing)
             self._inputs.load(session, on_done)
             self._reset_is_due = True
             self._wake.notify_all()
@@ -189,21 +189,16 @@ class Engine:
         A decode that reads for other robots, too, is not stopped.
         """
         with self._wake:
-            self._closing = True
+            self.is_closing = True
             self.thread.stop_decode_for_nobody()
             self._wake.notify_all()
         if not self.thread.is_current:
             self._ended.wait(timeout_s)
         return self._ended.is_set()
 
-    @property
-    def is_closing(self) -> bool:
-        """Whether it is closed, or about to be."""
-        return self._closing
-
     def _put(self, put: Callable[[Instant], None]) -> None:
         with self._wake:
-            if self._closing:
+            if self.is_closing:
                 return
             now = self._now()
             put(now)
@@ -227,8 +222,8 @@ class Engine:
         """End all questions and free the window, because of an error or because it is closed."""
         if error is not None:
             self.update_status(state='failed', **why_failed(error))
-        self._end_all()
         try:
+            self._end_all()
             if self.session is not None:
                 self.session.close()
             if error is None:
@@ -239,7 +234,7 @@ class Engine:
     def _progress(self, fraction: float) -> bool:
         with self._wake:
             self._status = replace(self._status, progress=fraction)
-        return not self._closing
+        return not self.is_closing
 
     @property
     def has_work(self) -> bool:
@@ -247,7 +242,7 @@ class Engine:
         if self._inputs.due_s is not None:
             self.arbiter.closed_second = self._inputs.collect(self._now())
         is_asked = self._reset_is_due or bool(self._questions)
-        return is_asked or self._closing or self.needs_device
+        return is_asked or self.is_closing or self.needs_device
 
     @property
     def needs_device(self) -> bool:
@@ -284,14 +279,14 @@ class Engine:
     def begin_questions(self) -> None:
         """Begin the questions that may be answered now, oldest first."""
         while (pending := self._next_question()) is not None:
-            with self._wake:
-                stale, refused = self._inputs.judge(pending, self._status, self._now())
-            if refused:
-                self._refuse(pending, InputError(refused), bool(stale))
-                continue
-            if self._sampling is not None:
-                self.session.options = replace(self.session.options, sampling=self._sampling)
             try:
+                with self._wake:
+                    stale, refused = self._inputs.judge(pending, self._status, self._now())
+                if refused:
+                    self._refuse(pending, InputError(refused), bool(stale))
+                    continue
+                if self._sampling is not None:
+                    self.session.options = replace(self.session.options, sampling=self._sampling)
                 self._answers.begin(self.session, pending, stale)
                 self.update_status()
             except Exception as error:
@@ -365,8 +360,10 @@ class Engine:
         with self._wake:
             self._questions.end(pending)
         is_dropped = answer.finish == Finish.CANCELLED and pending.why_over() is not None
-        self.update_status(*['questions_dropped'] * is_dropped, **facts)
-        pending.finish(answer)
+        try:
+            self.update_status(*['questions_dropped'] * is_dropped, **facts)
+        finally:
+            pending.finish(answer)
 
     def lose_answers(self, error: EngineError) -> None:
         """End all answers, because the context has failed."""
@@ -381,15 +378,16 @@ class Engine:
     def _end_all(self) -> None:
         """Finish all questions that are not answered yet."""
         with self._wake:
-            self._closing = True
+            self.is_closing = True
             waiting = self._questions.take_all()
-            self._inputs.clear()
         finish, error = Finish.CANCELLED, None
         if self._status.state == 'failed':
             finish, error = Finish.ERROR, BusyError(self._status.why_not_ready())
         self._answers.end_all(finish, error)
         for pending in waiting:
             pending.finish(Answer(pending.question.text, '', finish, error))
+        with self._wake:
+            self._inputs.clear()
 
     def update_status(self, *counted: str, **facts) -> None:
         """Update the status from the session, count one more of these, and set the facts."""

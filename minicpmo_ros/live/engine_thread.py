@@ -82,11 +82,14 @@ class EngineThread:
 
     def _run(self) -> None:
         while self._come_and_go():
-            with self.wake:
-                while not self._has_work():
-                    self.wake.wait(self._due_s())
-                self._begun_s = time.monotonic()
-            self._work()
+            try:
+                with self.wake:
+                    while not self._has_work():
+                        self.wake.wait(self._due_s())
+                    self._begun_s = time.monotonic()
+                self._work()
+            except Exception as error:  # in none of the engines: of all of them
+                self._fail_all(error)
             self._begun_s = None
 
     def _come_and_go(self) -> bool:
@@ -115,9 +118,10 @@ class EngineThread:
         self._shares.forget(engine)
         try:
             engine.end(error)
-        finally:
-            with self.wake:
-                self.engines.remove(engine)
+        except Exception:  # the engines of the other robots go on
+            log.exception('an engine has not ended as it should')
+        with self.wake:
+            self.engines.remove(engine)
 
     def _fail(self, engine, error: Exception) -> None:
         if not isinstance(error, Error):
@@ -147,8 +151,6 @@ class EngineThread:
             pass  # the engines are closing
         except EngineError as error:
             self._rebuild(error)
-        except Exception as error:  # in none of the engines: of all of them
-            self._fail_all(error)
         self._for_each(lambda engine: engine.let_others())
 
     def _for_each(self, work) -> None:

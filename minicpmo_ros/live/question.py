@@ -172,6 +172,8 @@ class PendingQuestion:
         """
         if answer.finish == Finish.CANCELLED and (error := self.why_over()):
             answer = replace(answer, error=error)
+        if answer.error is not None and not isinstance(answer.error, Error):
+            log.error('a question failed unexpectedly', exc_info=answer.error)
         self.emit(answer.text[self._n_emitted :])
         if self._on_done is not None:
             call_safely(self._on_done, answer)

@@ -90,7 +90,11 @@ class NoteKeeper:
                 continue
             if work is None:
                 break
-            on_done(*self._done(work))
+            result = self._done(work)
+            try:
+                on_done(*result)
+            except Exception:  # those who come later get their replies
+                log.exception('nobody is told of a note')
         if self._store is not None:
             self._store.close()
 

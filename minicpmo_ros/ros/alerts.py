@@ -310,6 +310,9 @@ class AlertServer:
             )
         except Error as error:
             self._tell_description(event, '', str(error))
+        except Exception as error:
+            reason = self._node.faults.reason('describing an alert', error)
+            self._tell_description(event, '', reason)
 
     def _tell_description(self, event: Event, text: str, reason: str) -> None:
         message = self._message(event)

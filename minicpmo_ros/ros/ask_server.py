@@ -38,7 +38,7 @@ class QuestionRouter:
     """Submits questions to the engine of a node and publishes its answers.
 
     `node` has `engine` (or None), `why_not_asked`, `retune`, `post`, `finish`, `tell_answer`,
-    `notes` and the publisher `deltas`.
+    `notes`, `faults` and the publisher `deltas`.
     """
 
     def __init__(self, node):
@@ -62,7 +62,8 @@ class QuestionRouter:
         batcher = DeltaBatcher(node, name, on_delta)
 
         def done(answer) -> None:
-            batcher.add('', last=True)
+            with node.faults.guard('the end of an answer', starts_anew=False):
+                batcher.add('', last=True)
             message = self._message(name, answer)
             node.post(lambda: node.tell_answer(message))
             node.finish(future, message)
@@ -117,6 +118,14 @@ class QuestionRouter:
         return Question(given.pop('question'), **given)
 
     def _message(self, name: str, answer) -> Answer:
+        """Return an Answer as a message; one that cannot be told becomes an error, and is told."""
+        try:
+            return self._told(name, answer)
+        except Exception as error:
+            reason = self._node.faults.reason('telling an answer', error)
+            return Answer(id=name, finish=int(Finish.ERROR), reason=reason)
+
+    def _told(self, name: str, answer) -> Answer:
         """Return an Answer as a message.
 
         Fields of one name are copied; a time in seconds is a field without its `_s`.
@@ -212,7 +221,7 @@ class AskAction:
             node,
             ActionType,
             '~/ask',
-            self._on_goal,
+            node.faults.replying_to_goals('action ~/ask', self._on_goal, ActionType.Result),
             cancel_callback=self._on_cancel,
             callback_group=ReentrantCallbackGroup(),
             goal_service_qos_profile=SERVICE_QOS,

@@ -18,7 +18,7 @@ from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.config import LOOKS
-from minicpmo_ros.errors import BusyError, Error, InputError
+from minicpmo_ros.errors import BusyError, EngineError, Error, InputError
 from minicpmo_ros.live.question import Answer, Finish, Question
 from minicpmo_ros.media.image.compressed import decode_as_needed
 from minicpmo_ros.ros.messages import image_message, stamp_ns_of
@@ -75,16 +75,13 @@ class LookServer:
     def close(self) -> None:
         """Refuse what waits: the node stops."""
         reason = f'{self._node.get_name()} was stopped.'
-        while self._requests:
-            self._node.finish(self._requests.popleft()[1], Look.Response(reason=reason))
+        while (waiting := self._next()) is not None:
+            self._node.finish(waiting[1], Look.Response(reason=reason))
 
     def work(self, state) -> None:
         """Answer the requests that wait."""
-        while self._requests:
-            try:
-                request, future = self._requests.popleft()
-            except IndexError:
-                return  # the node was stopped
+        while (waiting := self._next()) is not None:
+            request, future = waiting
             response = Look.Response(reason='The image could not be encoded; see the log.')
             try:
                 response = self._look(state, request)
@@ -92,6 +89,13 @@ class LookServer:
                 response.reason = str(error)
             finally:
                 self._node.finish(future, response)
+
+    def _next(self):
+        """Take the oldest (request, future) that waits; None: none does."""
+        try:
+            return self._requests.popleft()
+        except IndexError:
+            return None
 
     def _look(self, state, request) -> Look.Response:
         tiles, make_image = 1, None
@@ -187,6 +191,15 @@ class _Looking:
         """Ask with what was looked at, or without, and say so; an image that was sent must do."""
         if self._is_over:
             return
+        try:
+            self._take(response)
+        except Error as error:
+            self._end(Finish.ERROR, error)
+        except Exception as error:
+            reason = self._node.faults.reason('a question with an image', error)
+            self._end(Finish.ERROR, EngineError(reason))
+
+    def _take(self, response) -> None:
         question, note = self._question, ''
         try:
             image = self._node.take_look(response)
@@ -197,22 +210,18 @@ class _Looking:
             question = replace(question, image=image)
         except InputError as error:
             if self._is_sent:
-                self._end(Finish.ERROR, InputError(f'The image was not read: {error}'))
-                return
+                raise InputError(f'The image was not read: {error}') from None
             note = f'The newest image was not looked at closer: {error}'
-        try:
-            if reason := self._node.why_not_asked():
-                raise BusyError(reason)
-            self._pending = self._node.engine.ask(
-                question,
-                self._on_delta,
-                lambda answer: self._on_done(
-                    replace(answer, notes=(*filter(None, [note]), *answer.notes), **self._facts)
-                ),
-                self._asked_s,
-            )
-        except Error as error:
-            self._end(Finish.ERROR, error)
+        if reason := self._node.why_not_asked():
+            raise BusyError(reason)
+        self._pending = self._node.engine.ask(
+            question,
+            self._on_delta,
+            lambda answer: self._on_done(
+                replace(answer, notes=(*filter(None, [note]), *answer.notes), **self._facts)
+            ),
+            self._asked_s,
+        )
 
     def _end(self, finish: Finish, error: Error | None) -> None:
         if not self._is_over:

@@ -141,10 +141,10 @@ class NoteServer:
         status = node.engine.status()
         if status.state != 'ready' or status.waiting or status.answering:
             return
-        self._asked = self._schedule.due(status.window_end_s)
-        if self._asked is not None:
-            self._unit = self._unit_of(self._asked.end_s)
-            self._ask_next()
+        asked = self._schedule.due(status.window_end_s)
+        if asked is not None:
+            self._unit = self._unit_of(asked.end_s)
+            self._ask_next(asked)
 
     def note_alert(self, rule, event) -> None:
         """Write what a standing question says."""
@@ -188,11 +188,9 @@ class NoteServer:
             return Recollection()
 
     # Writing.
-    def _ask_next(self) -> None:
+    def _ask_next(self, asked) -> None:
         """Ask the next question of the note; write it when all are answered."""
-        asked = self._asked
         if not asked.left:
-            self._asked = self._asking = None
             self._schedule.written(asked)
             note = asked.note(model=self._node.exact_space)
             if note is not None:
@@ -211,17 +209,17 @@ class NoteServer:
                 question,
                 on_done=lambda answer: self._node.post(lambda: self._on_part(asked, answer)),
             )
+            self._asked = asked
         except Error:  # busy, or on its way out: a later tick tries again
-            self._asked = self._asking = None
+            pass
 
     def _on_part(self, asked, answer) -> None:
         if asked is not self._asked:
             return  # somebody asked meanwhile
-        if answer.finish not in (Finish.STOP, Finish.LENGTH):
-            self._asked = self._asking = None
-            return
-        asked.take(answer.text)
-        self._ask_next()
+        self._asked = self._asking = None  # whatever fails below, a later tick tries again
+        if answer.finish in (Finish.STOP, Finish.LENGTH):
+            asked.take(answer.text)
+            self._ask_next(asked)
 
     def _add(self, note: Note, on_done=None, unit=None) -> None:
         """Give a note its pose and image, write it, and publish it once it is in the file.

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 MOST_WAITING_S = 16  # seconds that wait to be written; the next ones are lost, and told
 RETRY_EVERY = 8  # seconds
 OPENING_S = 10.0  # an engine waits no longer for a disk
+CLOSED = 'The black box is closed. Configure the node first.'
 OFF = 'There is no black box to save from. Set memory.black_box_s and configure the node anew.'
 
 
@@ -59,8 +60,8 @@ class SessionKeeper:
 
     `model()` returns (space, width) of the model, and may wait for it; it is called in the
     keeper's thread. `on_problem(text)` is called there when `problem` changes. `n_seconds` 0:
-    there is no black box, but sessions can be loaded. `forget`, `save` and `load` are for one
-    thread.
+    there is no black box, but sessions can be loaded. `forget`, `save`, `load` and
+    `close` are for one thread.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class SessionKeeper:
         self._work, self._lost = queue.Queue(), 0
         self._waiting = threading.Semaphore(MOST_WAITING_S)
         self._box, self._until_retry = None, 0
-        self._n_clears, self._is_others = 0, False
+        self._n_clears, self._is_others, self._is_closed = 0, False, False
         self._thread = threading.Thread(target=self._run, name='sessions', daemon=True)
         if n_seconds:
             self._thread.start()
@@ -137,6 +138,7 @@ class SessionKeeper:
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Write what waits and close the file; return whether that was done in time."""
+        self._is_closed = True
         self._work.put(None)
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
@@ -165,6 +167,9 @@ class SessionKeeper:
                 result, reason = None, f'unforeseen: {error!r}'
             on_done(result, reason)
 
+        if self._is_closed:
+            on_done(None, CLOSED)
+            return
         self._work.put(done)
         if self._thread.ident is None:
             self._thread.start()

@@ -8,6 +8,7 @@ plays them in blocks at the pace of the sound (synthesis.Sound), so that `stop` 
 one block. `pause` stops the sound too, and `resume` goes on with the sentence that was cut.
 """
 
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from functools import partial
 from minicpmo_ros.errors import EngineError, Error
 from minicpmo_ros.speech.sentences import is_speakable
 from minicpmo_ros.speech.synthesis import Sound
+
+log = logging.getLogger(__name__)
 
 AHEAD = 2
 MOST_UTTERANCES = 16
@@ -174,10 +177,14 @@ class Speaker:
     # The player's thread.
     def _play(self) -> None:
         while utterance := self._wait(self._next_utterance):
-            if not utterance.outcome:
-                self._say_next(utterance)
-            if utterance.outcome:
-                self._end(utterance)
+            try:
+                if not utterance.outcome:
+                    self._say_next(utterance)
+                if utterance.outcome:
+                    self._end(utterance)
+            except Exception as error:  # the next utterances are said, whatever it was
+                log.exception('an utterance ends')
+                utterance.outcome, utterance.problem = FAILED, repr(error)
 
     def _next_utterance(self):
         """Return the Utterance to go on with, or to end; None: there is nothing to do."""
@@ -227,10 +234,12 @@ class Speaker:
         self._tell(utterance, text, True)
         try:
             played = sound.play(self._output, partial(self._is_halted, epoch))
-        except EngineError as error:  # the loudspeaker, or who says it, is gone
-            utterance.problem = str(error)
+        except Exception as error:  # the loudspeaker, or who says it, is gone
+            if not isinstance(error, EngineError):
+                log.exception('a sentence is left out')
+            utterance.problem = str(error) or repr(error)
             utterance.sounds[utterance.next_sentence] = None
-            self._on_problem(str(error))
+            self._on_problem(utterance.problem)
             return 0.0
         if self._is_cut(epoch):
             self._output.silence()
@@ -252,10 +261,12 @@ class Speaker:
     def _end(self, utterance: Utterance) -> None:
         with self._changed:
             self._queue = [waiting for waiting in self._queue if waiting is not utterance]
-        if self.is_speaking:
-            self._tell(utterance, '', False)
-        if utterance.on_done is not None:
-            utterance.on_done(utterance)
+        try:
+            if self.is_speaking:
+                self._tell(utterance, '', False)
+        finally:
+            if utterance.on_done is not None:
+                utterance.on_done(utterance)
 
     def _tell(self, utterance: Utterance, sentence: str, is_speaking: bool) -> None:
         self.is_speaking = is_speaking

@@ -8,6 +8,8 @@ runs in a guard. A guard that catches an error logs its place and traceback, at 
 seconds for each place; /diagnostics counts them. IN_A_ROW failures of one place without a success
 in between are a row. Then `on_row(place)` is called, once for each row, and the node restarts.
 
+Who waits for a reply gets one: what a service or an action raises is its reason.
+
 If the machine lacks something (descriptors, threads, memory, disk), a sentence is logged and no
 row counted: a restart would need even more of it.
 
@@ -15,6 +17,7 @@ Python's logging, used by the rooms below, is forwarded to ROS with its level an
 """
 
 import errno
+import inspect
 import logging
 import threading
 import time
@@ -158,6 +161,48 @@ class Faults:
             self._logger.error(f'{place} failed unexpectedly; the node goes on: {trace}')
         if starts_anew and not lack and row == IN_A_ROW:
             self._on_row(place)
+
+    def reason(self, place: str, error: Exception) -> str:
+        """Log and count an error that costs somebody a reply; return what to tell them instead."""
+        self.tell(place, error, starts_anew=False)
+        if isinstance(error, Error):
+            return str(error)
+        name = self._node.get_name()
+        return f'Unforeseen, in {place} of {name}: {error!r}. The log of {name} says where.'
+
+    def replying(self, place: str, callback: Callable, response_type) -> Callable:
+        """Return the callback of a service as one that always replies.
+
+        Whatever `callback(request, response)`, which may be a coroutine, raises becomes a response
+        with `success` false and the reason.
+        """
+        why = 'reason' if hasattr(response_type, 'reason') else 'message'
+
+        async def reply(request, response):
+            try:
+                replied = callback(request, response)
+                return await replied if inspect.isawaitable(replied) else replied
+            except Exception as error:
+                return response_type(**{why: self.reason(place, error)})
+
+        return reply
+
+    def replying_to_goals(self, place: str, callback: Callable, result_type) -> Callable:
+        """Return the coroutine of an action as one whose goals always end, aborted with a reason.
+
+        `result_type` has `reason`.
+        """
+
+        async def reply(goal):
+            try:
+                return await callback(goal)
+            except Exception as error:
+                reason = self.reason(place, error)
+                if goal.is_active:
+                    goal.abort()
+                return result_type(reason=reason)
+
+        return reply
 
     def is_failing(self, place: str) -> bool:
         """Return whether a place has not succeeded since its row of failures."""

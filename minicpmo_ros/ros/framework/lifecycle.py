@@ -141,6 +141,12 @@ class ManagedNode(LifecycleNode):
         guarded = self.faults.guarded(f'timer {name_of(callback)}', callback)
         return self.create_timer(period_s, guarded, clock=self._steady)
 
+    def create_service(self, srv_type, srv_name: str, callback, **options):
+        """Create a service that always replies; see Faults.replying."""
+        if hasattr(srv_type.Response, 'success'):  # none of rclpy's own
+            callback = self.faults.replying(f'service {srv_name}', callback, srv_type.Response)
+        return super().create_service(srv_type, srv_name, callback, **options)
+
     def post(self, call) -> None:
         """Run `call` on the executor's thread; for worker threads."""
         self._posted.append(call)

@@ -18,6 +18,7 @@ from rclpy.task import Future
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.recent import KeptMessage, RecentMessages, write_bag
+from minicpmo_ros.ros.framework.faults import faults_of
 from minicpmo_ros.ros.messages import to_time
 from minicpmo_ros.srv import SaveBag
 from minicpmo_ros.units import MIB, NS
@@ -35,8 +36,9 @@ class BagSaver:
         self._thread = self._future = None  # of the bag that is being written
         self._problem = ''  # with it, once the thread has ended
         self._bell = node.create_guard_condition(self._end)
+        replying = faults_of(node).replying('~/save_bag', self._on_save_bag, SaveBag.Response)
         node.create_service(
-            SaveBag, '~/save_bag', self._on_save_bag, callback_group=ReentrantCallbackGroup()
+            SaveBag, '~/save_bag', replying, callback_group=ReentrantCallbackGroup()
         )
 
     def take(self, message: KeptMessage) -> str:
@@ -58,11 +60,11 @@ class BagSaver:
         except InputError as error:
             response.reason = str(error)
             return response
-        self._future = Future(executor=self._node.executor)
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._write, args=(request.path, messages), name='save_bag', daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread, self._future = thread, Future(executor=self._node.executor)
         response.reason = await self._future
         if response.reason:
             self._node.get_logger().error(response.reason)

@@ -9,6 +9,7 @@ topic: each question asks for its own stamp and gets one reply, in one process o
 
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -68,13 +69,20 @@ class ReadAudioServer:
     def close(self) -> None:
         """Refuse what waits: the node stops."""
         reason = f'{self._node.get_name()} was stopped.'
-        while self._requests:
-            self._node.finish(self._requests.popleft().future, ReadAudio.Response(reason=reason))
+        with suppress(IndexError):  # the worker takes from it, too
+            while True:
+                future = self._requests.popleft().future
+                self._node.finish(future, ReadAudio.Response(reason=reason))
 
     def work(self, state) -> None:
         """Answer the requests whose audio has come, or that have waited long enough."""
         for request in list(self._requests):
-            response = self._reply(state, request.until_ns, time.monotonic() >= request.due_s)
+            is_due = time.monotonic() >= request.due_s
+            try:
+                response = self._reply(state, request.until_ns, is_due)
+            except Exception as error:
+                why = self._node.faults.reason('read_audio', error)
+                response = ReadAudio.Response(reason=why)
             if response is not None and request in self._requests:
                 self._requests.remove(request)
                 self._node.finish(request.future, response)

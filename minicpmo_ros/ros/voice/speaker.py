@@ -96,8 +96,9 @@ class SpeakerNode(ManagedNode):
         self._tell_state(self._state, self._stamp())
         self._stopping = self.create_service(Trigger, '~/stop', self._on_stop_request)
         self._server = ActionServer(
-            self, Say, '~/say', self._on_say, cancel_callback=self._on_cancel,
-            callback_group=ReentrantCallbackGroup(),
+            self, Say, '~/say',
+            self.faults.replying_to_goals('action ~/say', self._on_say, Say.Result),
+            cancel_callback=self._on_cancel, callback_group=ReentrantCallbackGroup(),
         )  # fmt: skip
         self.steady_timer(1.0, self._look)
 
@@ -304,29 +305,34 @@ class SpeakerNode(ManagedNode):
 
     async def _on_say(self, goal):
         name, result = f'say-{next(self._count)}', Say.Result()
-        cutter, future = SentenceCutter(0), Future(executor=self.executor)
-        reason, utterance = self._why_silent(), None
+        future, reason, utterance = Future(executor=self.executor), self._why_silent(), None
         if not reason:
             if goal.request.interrupt:
                 self._speaker.stop()
             utterance = self._speaker.begin(name, partial(self.finish, future))
             reason = '' if utterance is not None else 'too many texts wait to be said; try later'
-        answer = CutAnswer(cutter, utterance)
-        if self.state == 'active':
-            self._give(name, answer, cutter.push(goal.request.text), is_last=True)
         if utterance is None:
+            self._give_text(name, goal.request.text, None)
             result.reason = reason
             goal.abort()
             return result
         key = bytes(goal.goal_id.uuid)
         self._goals[key] = utterance, goal
-        if goal.is_cancel_requested:
-            self._speaker.stop(utterance)
         try:
+            self._give_text(name, goal.request.text, utterance)
+            if goal.is_cancel_requested:
+                self._speaker.stop(utterance)
             await future
         finally:
             del self._goals[key]
+            if not utterance.outcome and self._speaker is not None:
+                self._speaker.stop(utterance)  # else all that is said later would wait for its end
         return self._finished(goal, utterance, result)
+
+    def _give_text(self, name: str, text: str, utterance) -> None:
+        if self.state == 'active':
+            cutter = SentenceCutter(0)
+            self._give(name, CutAnswer(cutter, utterance), cutter.push(text), is_last=True)
 
     def _finished(self, goal, utterance, result):
         """Set the terminal state of a goal; return its result."""
