@@ -48,12 +48,14 @@ class AudioWorker:
         """Let a chunk arrive now, and the worker have one turn."""
         if arrived_ns is None:
             arrived_ns = int(self.instant.steady_s * NS)
-        self.node.inbox.put(Arrival(stamp_ns, self.instant, (arrived_ns, data, audio_format)))
+        self.node.worker.inbox.put(
+            Arrival(stamp_ns, self.instant, (arrived_ns, data, audio_format))
+        )
         self.turn()
 
     def turn(self) -> None:
         """Let the worker have one turn."""
-        self.node.work_once(self.state, self.node.inbox, self.guard, self.pause)
+        self.node.work_once(self.state, self.guard, self.pause, self.node.worker.inbox)
 
     def wait(self, seconds: float, simulated_s: float | None = None, jumps: int = 0) -> None:
         """Let time pass."""

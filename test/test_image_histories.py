@@ -57,7 +57,7 @@ class Worker:
         return self.instant
 
     def turn(self) -> None:
-        self.node.work_once(self.state, self.node.inbox, self.guard, self.pause)
+        self.node.work_once(self.state, self.guard, self.pause, self.node.worker.inbox)
 
 
 @pytest.fixture
@@ -95,7 +95,9 @@ def see_a_while(worker, rng) -> int:
         worker.instant = Instant(steady_s, simulated_ns, jumps)
         image = partial(make_image, rng.random() < 0.05, int(rng.integers(256)))
         if rng.random() < 0.9:
-            worker.node.inbox.put(Arrival(stamp_ns, worker.instant, image), (stamp_ns // NS, i))
+            worker.node.worker.inbox.put(
+                Arrival(stamp_ns, worker.instant, image), (stamp_ns // NS, i)
+            )
         worker.turn()
     return odd
 

@@ -21,7 +21,7 @@ from ros_source import FIRST, Source, sound_of, time_of
 from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat
 from minicpmo_ros.msg import Answer, AudioEmbedding
 from minicpmo_ros.ros.audio_node import INBOX_S, AudioState, StreamingEncoder, cost_s
-from minicpmo_ros.ros.framework.polling import Inbox
+from minicpmo_ros.ros.framework.threads import Inbox
 from minicpmo_ros.ros.stamps import Stamps
 from minicpmo_ros.streams import AudioSecond, Status
 from minicpmo_ros.streams.time import Arrival, Instant

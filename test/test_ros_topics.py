@@ -16,7 +16,7 @@ from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.msg import Answer, ImageEmbedding
 from minicpmo_ros.ros.framework.lifecycle import ManagedNode
-from minicpmo_ros.ros.framework.polling import Poller
+from minicpmo_ros.ros.framework.threads import Poller
 from minicpmo_ros.ros.framework.topics import Topics, qos_problem
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)

@@ -13,7 +13,7 @@ from ros_source import DEEP, FIRST, Source, jpeg, picture_of
 from benchmarks.voice_sounds import say
 from minicpmo_ros.msg import Answer, Speech
 from minicpmo_ros.ros.audio_input import AudioInput
-from minicpmo_ros.ros.framework.polling import PERIOD_S
+from minicpmo_ros.ros.framework.threads import PERIOD_S
 from minicpmo_ros.ros.voice import asking
 from minicpmo_ros.ros.voice.node import LOOKS_S, VoiceNode
 from minicpmo_ros.voice.turns import TurnState

@@ -135,7 +135,7 @@ class StreamingEncoder(EncoderNode):
         stamp_ns = self.stamps.stamp_ns(stamp_ns, duration_ns)
         arrived_ns = self.get_clock().now().nanoseconds
         arrival = self.arrival(stamp_ns, (arrived_ns, data, audio_format))
-        for dropped in self.inbox.put(arrival, cost=cost_s(audio_format, len(data))):
+        for dropped in self.worker.inbox.put(arrival, cost=cost_s(audio_format, len(data))):
             _, data, audio_format = dropped.content
             self._dropped.append((dropped.stamp_ns, audio_format.duration_s(len(data))))
 
@@ -272,9 +272,10 @@ class StreamingEncoder(EncoderNode):
             stamp_ns = state.sample_clock.end_ns if stamp_ns is None else stamp_ns
             if stamp_ns is not None:
                 self._miss(state, stamp_ns, int(duration_s * NS), Status.OVERLOADED)
+        inbox = self.worker.inbox
         self.tell(
             'dropped',
-            f'{self.inbox.dropped} chunks of audio, {self.inbox.dropped_cost:.1f} s, were dropped '
+            f'{inbox.dropped} chunks of audio, {inbox.dropped_cost:.1f} s, were dropped '
             f'since the node was configured: more than {INBOX_S:.0f} s waited for the encoder. '
             'Lower what else the machine does, or give this node more threads',
         )

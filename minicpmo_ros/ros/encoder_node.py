@@ -14,17 +14,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 from rclpy.qos import QoSProfile
 
-from minicpmo_ros.errors import EngineError, Error
+from minicpmo_ros.errors import Error
 from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
-from minicpmo_ros.memory.proc import give_back
 from minicpmo_ros.ros.framework.clock import NodeTime
-from minicpmo_ros.ros.framework.faults import Throttle, place_of
+from minicpmo_ros.ros.framework.faults import Throttle
 from minicpmo_ros.ros.framework.lifecycle import ManagedNode
 from minicpmo_ros.ros.framework.loading import model_path, open_model
-from minicpmo_ros.ros.framework.polling import TICK_S, Inbox
+from minicpmo_ros.ros.framework.threads import TICK_S, Stopped, Worker
 from minicpmo_ros.ros.memory import MemoryBudget
 from minicpmo_ros.ros.stamps import Stamps
 from minicpmo_ros.streams import Status
@@ -60,8 +60,7 @@ class EncoderNode(ManagedNode):
     ROLE = 'encoder'
     ONE_A_SECOND = False  # only the newest input of a second matters
     holds_back_input = False  # arrivals with implausible stamps are being verified
-    _worker = _leaving = input = None
-    stamps = None  # while the node is active, a Stamps
+    input = stamps = None  # while the node is active, its input and a Stamps
 
     def __init__(
         self,
@@ -78,7 +77,7 @@ class EncoderNode(ManagedNode):
         self._throttle, self._given, self._newest = Throttle(), Counter(), None
         self._pause = None  # of the worker, once it has loaded
         self.time = NodeTime(self)
-        self.inbox = Inbox(self.INBOX_CAPACITY)
+        self.worker = Worker(self, self.INBOX_CAPACITY)
 
     @property
     def is_loaded(self) -> bool:
@@ -88,15 +87,8 @@ class EncoderNode(ManagedNode):
     def on_setup(self, options) -> None:
         """Check the files, then load in the worker."""
         checked = open_model(model_path(options.model_dir))
-        self._stop, self.inbox = threading.Event(), Inbox(self.INBOX_CAPACITY)
         self._options = options
-        self._worker = threading.Thread(
-            target=self._run,
-            args=(options, checked, self._stop, self.inbox, self._leaving),
-            name=self.get_name(),
-            daemon=True,
-        )
-        self._worker.start()
+        self.worker.start(partial(self._begin, options, checked))
 
     def on_start(self) -> None:
         """Subscribe."""
@@ -117,15 +109,8 @@ class EncoderNode(ManagedNode):
 
     def on_release(self) -> None:
         """Stop the worker; the encoder is freed with its last reference."""
+        super().on_release()
         self._pause = None
-        if self._worker is not None:
-            self._stop.set()
-            self._leaving, self._worker = self._worker, None
-
-    def join(self, timeout_s: float) -> None:
-        """Wait for the worker that was stopped."""
-        if self._leaving is not None:
-            self._leaving.join(timeout_s)
 
     def arrival(self, stamp_ns: int | None, content) -> Arrival:
         """Return an Arrival of now."""
@@ -154,7 +139,7 @@ class EncoderNode(ManagedNode):
 
     def diagnose(self, report) -> None:
         """Report how many seconds were published and lost, and how long the newest took."""
-        if self._worker is not None and self._pause is None:
+        if self.worker.is_running and not self.is_loaded:
             report.warn('loading')
         report.tell('seconds published', sum(self._given.values()))
         report.tell('seconds without input', self._given[Status.EMPTY])
@@ -164,7 +149,7 @@ class EncoderNode(ManagedNode):
             'what came could not be used; the log says why',
         )
         report.count('seconds overloaded', self._given[Status.OVERLOADED], TOO_SLOW)
-        report.count('inputs dropped', self.inbox.dropped, TOO_SLOW)
+        report.count('inputs dropped', self.worker.inbox.dropped, TOO_SLOW)
         if self.stamps is not None:
             self.stamps.diagnose(report)
         if self._newest is not None:
@@ -177,33 +162,16 @@ class EncoderNode(ManagedNode):
             self.get_logger().warning(text)
 
     # The worker.
-    def _run(self, *arguments) -> None:
-        self._work(*arguments)
-        give_back()
+    def _begin(self, options, checked, stop: threading.Event) -> Callable:
+        """Load; return a step of the work."""
+        model, pause = checked.result(), SliceHook(stop, self._arbiter, self.time.now)
+        pause.check()
+        state = self.load(options, model, pause)
+        self._pause = pause
+        self.get_logger().info(f'ready: {model.space}')
+        return partial(self.work_once, state, StampGuard(self.ONE_A_SECOND), pause)
 
-    def _work(self, options, checked, stop, inbox, before) -> None:
-        if before is not None:
-            before.join()  # two encoders at a time may not fit into memory
-        try:
-            model, pause = checked.result(), SliceHook(stop, self._arbiter, self.time.now)
-            pause.check()
-            state = self.load(options, model, pause)
-            self._pause = pause
-            self.get_logger().info(f'ready: {model.space}')
-            guard = StampGuard(self.ONE_A_SECOND)
-            while not stop.is_set():
-                with self.faults.guard('the worker'):
-                    self.work_once(state, inbox, guard, pause)
-        except _Stopped:
-            pass
-        except Error as error:
-            self.post(lambda error=error: stop.is_set() or self.fail(error))
-        except Exception as error:
-            self.faults.tell('loading', error, starts_anew=False)
-            ended = EngineError(f'the worker ended unexpectedly: {error!r} ({place_of(error)})')
-            self.post(lambda: stop.is_set() or self.start_anew(ended))
-
-    def work_once(self, state, inbox, guard, pause) -> None:
+    def work_once(self, state, guard, pause, inbox) -> None:
         """Wait for input for a moment, and process what has come."""
         # All that came until this instant is processed below, however long the device is waited
         # for or reading was held up: a source must not seem silent because its reader was busy.
@@ -295,10 +263,6 @@ class SliceHook:
         self._waited_s += self.begun_s - begun_s
 
     def check(self) -> None:
-        """Raise _Stopped if the node is being stopped."""
+        """Raise Stopped if the node is being stopped."""
         if self._stop.is_set():
-            raise _Stopped
-
-
-class _Stopped(BaseException):
-    """The node is being stopped; raised between two slices, past all guards."""
+            raise Stopped

@@ -240,7 +240,7 @@ class VisionNode(EncoderNode):
         # Of each camera the newest images wait.
         key = second, make_image[0] if self._cameras else '', self._count % KEPT
         share = 1 / KEPT / max(1, len(self._cameras))
-        for dropped in self.inbox.put(arrival, key, share, wakes):
+        for dropped in self.worker.inbox.put(arrival, key, share, wakes):
             self._dropped.append(dropped.stamp_ns // NS)
 
     # The worker.

@@ -54,7 +54,7 @@ class LookServer:
             return response
         future = Future(executor=node.executor)
         self._requests.append((request, future))
-        node.inbox.wake()
+        node.worker.inbox.wake()
         return await future
 
     def _why_not(self, request) -> str:

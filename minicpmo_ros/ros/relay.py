@@ -13,9 +13,9 @@ Both topics are reliable with a short history: what the network loses is sent ag
 among the newest, and what is older is dropped, never queued.
 """
 
-import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage
@@ -32,7 +32,7 @@ from minicpmo_ros.ros.framework.faults import Throttle
 from minicpmo_ros.ros.framework.lifecycle import ManagedNode
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
-from minicpmo_ros.ros.framework.polling import TICK_S, Inbox
+from minicpmo_ros.ros.framework.threads import TICK_S, Inbox, Worker
 from minicpmo_ros.ros.image_input import PARAMETERS as IMAGE_PARAMETERS
 from minicpmo_ros.ros.image_input import ImageInput
 from minicpmo_ros.ros.messages import to_time
@@ -87,11 +87,11 @@ class RelayNode(ManagedNode):
     INPUTS = ('image', 'image/compressed', 'audio')
     INPUTS_BESIDE = ('audio_info',)
     ROLE = 'relay'
-    _worker = _leaving = _camera = _microphone = _state = None
+    _camera = _microphone = _state = None
 
     def __init__(self):
         super().__init__('relay')
-        self.time, self.inbox, self._throttle = NodeTime(self), Inbox(INBOX_S), Throttle()
+        self.time, self.worker, self._throttle = NodeTime(self), Worker(self, INBOX_S), Throttle()
         self._images = self.topics.publish(CompressedImage, '~/image/compressed', IMAGE_OUT_QOS)
         self._audio = AudioTopic(self, AUDIO_OUT_QOS)
         self._count = 0  # of images that came
@@ -110,12 +110,8 @@ class RelayNode(ManagedNode):
             JpegFitter(options.image_quality, options.image_longest_side),
             RateRule(options.max_mbit, time.monotonic()),
         )
-        self._stop, self._options = threading.Event(), options
-        self._state, self.inbox = state, Inbox(INBOX_S)
-        self._worker = threading.Thread(
-            target=self._run, args=(state, self.inbox, self._stop), name='relay', daemon=True
-        )
-        self._worker.start()
+        self._state, self._options = state, options
+        self.worker.start(lambda stop: partial(self._work_once, state))
 
     def on_start(self) -> None:
         """Subscribe."""
@@ -131,15 +127,8 @@ class RelayNode(ManagedNode):
 
     def on_release(self) -> None:
         """Stop the worker."""
-        if self._worker is not None:
-            self._stop.set()
-            self.inbox.wake()
-            self._leaving, self._worker, self._state = self._worker, None, None
-
-    def join(self, timeout_s: float) -> None:
-        """Wait for the worker that was stopped."""
-        if self._leaving is not None:
-            self._leaving.join(timeout_s)
+        super().on_release()
+        self._state = None
 
     def diagnose(self, report) -> None:
         """Report what is sent a second, how images are made small, and what is dropped."""
@@ -156,7 +145,7 @@ class RelayNode(ManagedNode):
             ('unreadable', 'the log says why'),
         ):
             report.count(name, self._dropped[name], why)
-        report.count('inputs dropped', self.inbox.dropped, 'the machine is too busy')
+        report.count('inputs dropped', self.worker.inbox.dropped, 'the machine is too busy')
         if self._state is not None:
             report.tell('late images', self._state.images.late)
         if self._lowered:
@@ -175,21 +164,16 @@ class RelayNode(ManagedNode):
         self._count += 1
         key = 'image', stamp_ns // NS, self._count % CANDIDATES
         arrival = Arrival(stamp_ns, self.time.now(), image)
-        self.inbox.put((self._take_image, arrival), key, wakes=False)
+        self.worker.inbox.put((self._take_image, arrival), key, wakes=False)
 
     def _on_chunk(self, stamp_ns, data, audio_format) -> None:
         if len(data):
             arrived_ns = self.get_clock().now().nanoseconds
             arrival = Arrival(stamp_ns, self.time.now(), (arrived_ns, data, audio_format))
             cost = cost_s(audio_format, len(data))
-            self.inbox.put((self._take_chunk, arrival), cost=cost, wakes=False)
+            self.worker.inbox.put((self._take_chunk, arrival), cost=cost, wakes=False)
 
     # The worker.
-    def _run(self, state: RelayState, inbox: Inbox, stop: threading.Event) -> None:
-        while not stop.is_set():
-            with self.faults.guard('the worker'):
-                self._work_once(state, inbox)
-
     def _work_once(self, state: RelayState, inbox: Inbox) -> None:
         # All that came until this instant is in the inbox: a second is not over before that.
         camera = self._camera

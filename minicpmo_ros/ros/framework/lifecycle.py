@@ -61,6 +61,7 @@ class ManagedNode(LifecycleNode):
     INPUTS_BESIDE: tuple[str, ...] = ()  # topics that say more about those
     ROLE = 'node'  # its entry in /diagnostics
     clock_problem = ''  # what is wrong with simulated time
+    worker = None  # a Worker, of a node that has one
     failure = None  # the Error of the last transition, or that came later
     restart_due_s = None  # monotonic: when the node starts itself anew
     _ended = None  # an Event, once the node is made
@@ -104,10 +105,14 @@ class ManagedNode(LifecycleNode):
         """Unsubscribe from the inputs."""
 
     def on_release(self) -> None:
-        """Stop the workers and let them free what they loaded; the next workers wait for that."""
+        """Stop the worker and let it free what it loaded; the next one waits for that."""
+        if self.worker is not None:
+            self.worker.stop()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the workers that were told to stop."""
+        """Wait for the worker that was told to stop."""
+        if self.worker is not None:
+            self.worker.join(timeout_s)
 
     def on_end(self) -> None:
         """Remove what the constructor made."""

@@ -8,7 +8,6 @@ that has ended and is addressed to the robot becomes a question of the action `l
 an empty one, which the model answers from what it heard.
 """
 
-import threading
 import time
 from dataclasses import asdict, fields
 from functools import partial
@@ -28,7 +27,7 @@ from minicpmo_ros.ros.framework.faults import Throttle
 from minicpmo_ros.ros.framework.lifecycle import ManagedNode
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
-from minicpmo_ros.ros.framework.polling import PERIOD_S, TICK_S, Inbox
+from minicpmo_ros.ros.framework.threads import PERIOD_S, TICK_S, Inbox, Worker
 from minicpmo_ros.ros.messages import to_time
 from minicpmo_ros.ros.stamps import Stamps, stamps_parameter
 from minicpmo_ros.ros.voice.asking import Asker
@@ -145,11 +144,11 @@ class VoiceNode(ManagedNode):
     INPUTS = ('audio',)
     INPUTS_BESIDE = ('audio_info', *OWN_INPUTS)
     ROLE = 'turns of speech'
-    _input = _worker = _leaving = _audio = _own = stamps = None
+    _input = _audio = _own = stamps = None
 
     def __init__(self, **kwargs):
         super().__init__('voice', **kwargs)
-        self.time, self.inbox, self._throttle = NodeTime(self), Inbox(INBOX_S), Throttle()
+        self.time, self.worker, self._throttle = NodeTime(self), Worker(self, INBOX_S), Throttle()
         self._speech = self.topics.publish(Speech, '~/speech', SPEECH_QOS)
         self._transcripts = self.topics.publish(String, '~/transcript', SPEECH_QOS)
         self._humans = Humans(self)
@@ -159,12 +158,8 @@ class VoiceNode(ManagedNode):
     # The lifecycle.
     def on_setup(self, options) -> None:
         """Load the detector; start the worker."""
-        self._audio, self.inbox = _Audio(options), Inbox(INBOX_S)
-        self._stop, self._options = threading.Event(), options
-        self._worker = threading.Thread(
-            target=self._run, args=(self._audio, self.inbox, self._stop), daemon=True
-        )
-        self._worker.start()
+        self._options, self._audio = options, (audio := _Audio(options))
+        self.worker.start(lambda stop: partial(self._work_once, audio))
 
     def on_start(self) -> None:
         """Subscribe."""
@@ -181,15 +176,8 @@ class VoiceNode(ManagedNode):
 
     def on_release(self) -> None:
         """Stop the worker."""
-        if self._worker is not None:
-            self._stop.set()
-            self.inbox.wake()
-            self._leaving, self._worker, self._audio = self._worker, None, None
-
-    def join(self, timeout_s: float) -> None:
-        """Wait for the worker that was stopped."""
-        if self._leaving is not None:
-            self._leaving.join(timeout_s)
+        super().on_release()
+        self._audio = None
 
     def on_end(self) -> None:
         """Leave the graph."""
@@ -210,7 +198,7 @@ class VoiceNode(ManagedNode):
         report.tell('stop words', self._stops)
         if self._own is not None:
             self._own.diagnose(report)
-        report.count('chunks dropped', self.inbox.dropped, 'the machine is too busy')
+        report.count('chunks dropped', self.worker.inbox.dropped, 'the machine is too busy')
         self._asker.diagnose(report)
         if self._input is not None and self._input.waiting:
             report.warn(self._input.waiting)
@@ -225,19 +213,17 @@ class VoiceNode(ManagedNode):
         stamp_ns = self.stamps.stamp_ns(stamp_ns, int(duration_s * NS))
         arrived_ns = self.get_clock().now().nanoseconds
         arrival = Arrival(stamp_ns, self.time.now(), (arrived_ns, data, audio_format))
-        self.inbox.put(arrival, cost=cost_s(audio_format, len(data)))
+        self.worker.inbox.put(arrival, cost=cost_s(audio_format, len(data)))
 
     # The worker.
-    def _run(self, audio: _Audio, inbox: Inbox, stop: threading.Event) -> None:
-        while not stop.is_set():
-            with self.faults.guard('the worker'):
-                now, items, begun_s = self.time.now(), inbox.take(TICK_S), time.thread_time()
-                for item in items:
-                    self._attempt(audio.push, item)
-                if not items and audio.newest is not None:
-                    self._stop_turn(audio, now)
-                self._look_as_needed(audio)
-                audio.cpu_s += time.thread_time() - begun_s
+    def _work_once(self, audio: _Audio, inbox: Inbox) -> None:
+        now, items, begun_s = self.time.now(), inbox.take(TICK_S), time.thread_time()
+        for item in items:
+            self._attempt(audio.push, item)
+        if not items and audio.newest is not None:
+            self._stop_turn(audio, now)
+        self._look_as_needed(audio)
+        audio.cpu_s += time.thread_time() - begun_s
 
     def _look_as_needed(self, audio: _Audio) -> None:
         """Look for audio as often as the state of the turn at hand wants it."""

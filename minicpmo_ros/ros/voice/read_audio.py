@@ -63,7 +63,7 @@ class ReadAudioServer:
         due_s = time.monotonic() + max(0.0, request.timeout_s)
         waiting = _Request(time_ns(request.until), due_s, Future(executor=node.executor))
         self._requests.append(waiting)
-        node.inbox.wake()
+        node.worker.inbox.wake()
         return await waiting.future
 
     def close(self) -> None:

@@ -4,7 +4,7 @@
 """Node `web`: a page in the browser that shows what the robot sees and hears, and asks it.
 
 It is a client of the topics, services and actions of the other nodes. What it subscribes to is
-polled (framework/polling.py); the server has a thread of its own (web/server.py). With the
+polled (framework/threads.py); the server has a thread of its own (web/server.py). With the
 parameter `senses`, the camera and the microphone of the page are the robot's: they are published
 on `image/compressed`, `audio` and `audio_info`. For programs that only show images, `~/view` has
 the encoded images with the newest answer drawn on them, while somebody subscribes.
@@ -34,7 +34,7 @@ from minicpmo_ros.ros.framework.faults import faults_of
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import Parameter, ParameterTable
-from minicpmo_ros.ros.framework.polling import Poller
+from minicpmo_ros.ros.framework.threads import Poller
 from minicpmo_ros.ros.framework.topics import LOOK_AGAIN_PERIOD_S, Topics
 from minicpmo_ros.ros.image_input import PARAMETERS as INPUT_PARAMETERS
 from minicpmo_ros.ros.image_input import ImageInput

@@ -1,7 +1,10 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Subscriptions that a separate thread polls several times a second, and an inbox for a worker.
+"""The threads of a node beside the executor's: a poller takes messages, a worker works on them.
+
+A poller looks at its subscriptions several times a second and puts what came into the inbox of the
+worker.
 
 For every message, an rclpy executor rebuilds its wait set over all entities of its nodes, which
 takes about a millisecond. A camera and a microphone send dozens of messages a second and none is
@@ -13,11 +16,14 @@ unread, they would make the executor's wait return at once, again and again.
 
 import threading
 import time
+from collections.abc import Callable
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.exceptions import InvalidHandle
 
-from minicpmo_ros.ros.framework.faults import faults_of
+from minicpmo_ros.errors import EngineError, Error
+from minicpmo_ros.memory.proc import give_back
+from minicpmo_ros.ros.framework.faults import faults_of, place_of
 
 PERIOD_S = 0.05
 TICK_S = 0.1  # after which a worker looks at an inbox that nothing woke it for
@@ -101,6 +107,77 @@ class Poller:
                 if taken is None:
                     return
                 subscription.callback(taken[0])
+
+
+class Worker:
+    """The worker of one node: a new thread, with a new inbox, from each `start` to `stop`.
+
+    A thread that is told to stop may still be at work; the next one waits for its end, as what
+    both have loaded may not fit into memory. What fails is told and counted by the node, and what
+    the thread cannot begin makes the node fail, or start anew (lifecycle.py).
+    """
+
+    def __init__(self, node, capacity: float):
+        self._node, self._capacity = node, capacity
+        self.inbox = Inbox(capacity)
+        self._thread = self._leaving = self._stop = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._thread is not None
+
+    def start(self, begin: Callable) -> None:
+        """Start a thread: `begin(stop)` returns the `step(inbox)` that is repeated until `stop`.
+
+        `stop`, an Event, may also end both from within, by raising Stopped.
+        """
+        self._stop, self.inbox = threading.Event(), Inbox(self._capacity)
+        self._thread = threading.Thread(
+            target=self._run,
+            args=(begin, self._stop, self.inbox, self._leaving),
+            name=self._node.get_name(),
+            daemon=True,
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Tell the thread to stop; what it holds is freed with it."""
+        if self._thread is not None:
+            self._stop.set()
+            self.inbox.wake()
+            self._leaving, self._thread = self._thread, None
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread that was stopped."""
+        if self._leaving is not None:
+            self._leaving.join(timeout_s)
+
+    def _run(self, begin, stop, inbox, before) -> None:
+        if before is not None:
+            before.join()
+        self._work(begin, stop, inbox)
+        give_back()
+
+    def _work(self, begin, stop, inbox) -> None:
+        node = self._node
+        try:
+            step = begin(stop)
+            while not stop.is_set():
+                with node.faults.guard('the worker'):
+                    step(inbox)
+        except Stopped:
+            pass
+        except Error as error:
+            node.post(lambda error=error: stop.is_set() or node.fail(error))
+        except Exception as error:
+            node.faults.tell('loading', error, starts_anew=False)
+            ended = EngineError(f'the worker ended unexpectedly: {error!r} ({place_of(error)})')
+            node.post(lambda: stop.is_set() or node.start_anew(ended))
+
+
+class Stopped(BaseException):
+    """The worker is being stopped; raised past all guards."""
 
 
 class Inbox:
