@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from ros_graph import TIMEOUT_S
 
-from minicpmo_ros.msg import Answer
+from minicpmo_ros.msg import Answer, Status
 from minicpmo_ros.verbs.arguments import VERBS
+from minicpmo_ros.verbs.robot import rows_of
 
 SETUP = Path(__file__).parents[1] / 'setup.cfg'
 GROUP = 'minicpmo_ros.verb'
@@ -98,6 +99,20 @@ def test_watch_prints_an_answer_as_one_line_that_a_terminal_may_show(robot):
         out, _ = finish(robot, process)
     assert out.count('\n') == 1 and '\033' not in out
     assert 'two lines and [2J' in out
+
+
+@pytest.mark.parametrize(
+    'area, period_s, slowed, told',
+    [
+        (0.0, 0, '', None),
+        (1.0, 1, '', 'area 1'),
+        (0.56, 1, 'too slow', 'area 0.56: too slow'),
+        (0.25, 4, 'too slow', 'area 0.25, one second in 4: too slow'),
+    ],
+)
+def test_status_tells_how_much_is_seen_and_why(area, period_s, slowed, told):
+    status = Status(image_area=area, image_period_s=period_s, image_slowed=slowed)
+    assert dict(rows_of(status)).get('images') == told
 
 
 def test_status_and_top_tell_of_the_window_and_the_memory(robot):

@@ -183,7 +183,17 @@ def rows_of(status: Status) -> list:
             ('clocks', status.clocks))  # fmt: skip
     cameras = zip(status.cameras, status.camera_ends)
     seen = ', '.join(f'{name} {age_of(end, status.window_end)}' for name, end in cameras)
-    return rows + [(name, text) for name, text in (('cameras', seen), *told) if text]
+    told = (('images', seen_of(status)), ('cameras', seen), *told)
+    return rows + [(name, text) for name, text in told if text]
+
+
+def seen_of(status: Status) -> str:
+    """Return how much is seen of a second, and why not more; '' before the first image."""
+    if not status.image_area:
+        return ''
+    rate = f', one second in {status.image_period_s}' if status.image_period_s > 1 else ''
+    why = f': {status.image_slowed}' if status.image_slowed else ''
+    return f'area {status.image_area:.2g}{rate}{why}'
 
 
 def age_of(end: Time, window_end: Time) -> str:
