@@ -7,6 +7,7 @@ import mmap
 import shutil
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,6 +59,12 @@ def hear(graph, publisher, second):
     graph.spin_until(lambda: graph.status.units_read > read, f'second {second}')
 
 
+def pss_mib(process) -> float:
+    """Return the proportional set size of a process, by the kernel, MiB."""
+    rows = Path(f'/proc/{process.popen.pid}/smaps_rollup').read_text().splitlines()
+    return next(int(row.split()[1]) for row in rows if row.startswith('Pss:')) / 1024
+
+
 def test_the_window_shrinks_then_questions_are_refused_and_all_comes_back(
     graph,
     tiny_model_dir,
@@ -69,7 +76,9 @@ def test_the_window_shrinks_then_questions_are_refused_and_all_comes_back(
     graph.spin_until(publisher.get_subscription_count, 'the llm')
     for second in range(5):
         hear(graph, publisher, second)
-    graph.spin_until(lambda: graph.status.memory_mib > 64, 'a measure with the context in it')
+    graph.spin_until(
+        lambda: graph.status.memory_mib > pss_mib(process) - 10, 'a measure with the context in it'
+    )
     limit_mib = graph.status.memory_mib - 20
     # Half of the context are 32 MiB.
     set_integer(graph, 'memory_limit_mib', limit_mib)
