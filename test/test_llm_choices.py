@@ -83,6 +83,7 @@ def test_each_choice_wins_for_some_logits(vocabulary):
     'choices, told',
     [
         (['a', ''], 'empty'),
+        (['a', ' \n'], 'empty'),
         (['a', 'b', 'a'], "'a' is given twice"),
         (['a\0b'], 'zero'),
         (['a\ud800'], 'surrogate'),

@@ -59,6 +59,7 @@ REFUSED = {
     'schema and choices': dict(question='?', json_schema='{}', choices=['a']),
     'schema': dict(question='?', json_schema='{"type": "float"}'),
     'empty choice': dict(question='?', choices=['']),
+    'blank choice': dict(question='?', choices=['a', '  ']),
     'not a number': dict(question='?', temperature=float('nan')),
     'hot': dict(question='?', temperature=1e30),
 }

@@ -185,7 +185,7 @@ class Choices:
 def _checked_choices(choices: list) -> list:
     """Return the choices as bytes."""
     for choice in choices:
-        if not choice:
+        if not choice.strip():
             raise InputError('A choice is empty. Give every choice a text.')
         if choice != well_formed(choice) or '\0' in choice:
             raise InputError(
