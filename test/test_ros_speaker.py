@@ -20,7 +20,7 @@ from ros_source import Source, time_of
 from benchmarks.voice_sounds import echo_of, own_speech, say
 from minicpmo_ros.action import Ask, Say
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.msg import AnswerDelta, AudioEmbedding, Sentence, SpeakerState, Speech
+from minicpmo_ros.msg import AnswerDelta, AudioEmbedding, Sentence, SpeakerState, Speech, Status
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.messages import stamp_ns_of, time_ns
 from minicpmo_ros.ros.voice.self_speech import STATE_QOS
@@ -196,6 +196,11 @@ class Llm:
     def __init__(self, graph):
         self.asked, self.cancelled = 0, 0
         self._deltas = graph.create_publisher(AnswerDelta, 'llm/answer_delta', 100)
+        self._statuses = graph.create_publisher(Status, 'llm/status', LATCHED)
+        # Until it says that it is ready nobody asks, and if it falls silent nobody waits.
+        self._timer = graph.create_timer(
+            0.5, lambda: self._statuses.publish(Status(state=Status.READY))
+        )
         self._graph, self._ends = graph, []
         self.server = ActionServer(
             graph, Ask, 'llm/ask', self._on_goal, cancel_callback=self._on_cancel,
@@ -220,6 +225,7 @@ class Llm:
         for end in self._ends:
             if not end.done():
                 end.set_result(None)
+        self._graph.destroy_timer(self._timer)
         self.server.destroy()
 
 
