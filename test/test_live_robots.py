@@ -24,7 +24,14 @@ from minicpmo_ros.errors import (
 )
 from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
 from minicpmo_ros.live.engine import Engine
-from minicpmo_ros.live.engine_thread import FLOOD_CHARGE, FLOOD_S, SLACK_S, EngineThread, Shares
+from minicpmo_ros.live.engine_thread import (
+    FLOOD_CHARGE,
+    FLOOD_S,
+    SLACK_S,
+    EngineThread,
+    Shares,
+    read_together,
+)
 from minicpmo_ros.live.evidence import EvidenceOptions
 from minicpmo_ros.live.question import (
     HALVES_AT_ONCE,
@@ -36,7 +43,7 @@ from minicpmo_ros.live.question import (
 )
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions
-from minicpmo_ros.live.shared_context import SharedContext, read_together
+from minicpmo_ros.live.shared_context import SharedContext
 from minicpmo_ros.live.status import EngineOptions
 from minicpmo_ros.llm.context_options import ContextOptions
 from minicpmo_ros.modelset.directory import ModelDirectory

@@ -8,8 +8,8 @@
 
 Nothing is generated: the answers are told apart by the probabilities of their first tokens. A
 sense has not changed if the image is the same as in the second before, and if the audio was quiet
-then and is now. A live stream calls `try_begin` and `try_end`: there, an unforeseen error costs a
-second's readings.
+then and is now. A live stream calls `try_begin` and `try_end`, while there are rules: there, an
+unforeseen error costs a second's readings.
 """
 
 import logging
@@ -106,8 +106,6 @@ class AlertAsker:
     def begin(self, unit: Unit) -> list:
         """Return the rows (n, width) of the questions that are due with this unit."""
         rules = self.watch.rules
-        if not rules and not self._readers:
-            return []
         if unit.restarted:
             self.lose(TIME_WENT_BACK)
         self._prepare(rules)

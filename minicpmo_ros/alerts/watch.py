@@ -135,7 +135,8 @@ class _Followed:
 class AlertWatch:
     """The rules and their states; see the module.
 
-    budget_ms: of computing a second, for all rules together; inf: no limit.
+    budget_ms: of computing a second, for all rules together; inf: no limit. `rules`: a tuple, in
+    the user's order.
     """
 
     def __init__(
@@ -150,14 +151,13 @@ class AlertWatch:
         self._asked, self._reused, self._due = [], set(), set()
         for rule in check_together(rules, most_rules):
             self._followed[rule.id] = _Followed(RuleMonitor(rule))
+        self._note_rules()
 
     # --- the rules ----------------------------------------------------------------------------
 
-    @property
-    def rules(self) -> tuple:
-        """The Rules, in the user's order."""
-        with self._lock:
-            return tuple(followed.rule for followed in self._followed.values())
+    def _note_rules(self) -> None:
+        # A new tuple at every change: it is read without the lock.
+        self.rules = tuple(followed.rule for followed in self._followed.values())
 
     def add(self, rule: AlertRule, replace: bool = False) -> list:
         """Add a rule, or put it in the place of one; return the Events of that one's end."""
@@ -170,13 +170,16 @@ class AlertWatch:
             others = (other.rule for name, other in self._followed.items() if name != rule.id)
             check_together([*others, rule], self._most_rules)
             self._followed[rule.id] = _Followed(RuleMonitor(rule))
+            self._note_rules()
             return [] if former is None else former.monitor.stop(self._now_s(), 'replaced')
 
     def remove(self, name: str) -> list:
         """Remove a rule; return the Events of its end."""
         with self._lock:
             self._require(name)
-            return self._followed.pop(name).monitor.stop(self._now_s(), 'removed')
+            events = self._followed.pop(name).monitor.stop(self._now_s(), 'removed')
+            self._note_rules()
+            return events
 
     def pause(self, name: str, paused: bool = True) -> list:
         """Pause a rule, or let it go on; name '': all. Return the Events of their end."""

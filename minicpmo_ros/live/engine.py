@@ -101,7 +101,7 @@ class Engine:
         self._ended = threading.Event()  # set while the thread has nothing to do with it
         self._ended.set()
         self.session = None  # used in the thread of the engine only, as the next
-        self._answers = RunningAnswers(self.arbiter, self._finish, lambda: self.is_closing)
+        self.answers = RunningAnswers(self.arbiter, self._finish, lambda: self.is_closing)
         self._sampling = None  # replaces that of the session
 
     # --- for any thread -----------------------------------------------------------------------
@@ -134,7 +134,8 @@ class Engine:
             pending = PendingQuestion(question, on_delta, on_done, self._wake)
             pending.asked_s = asked_s or pending.asked_s
             self._questions.put(pending)
-            hear(pending, self._listen, self.options.unit_deadline_s, self._wake)
+            if question.is_about_audio:
+                hear(pending, self._listen, self.options.unit_deadline_s, self._wake)
             self._wake.notify_all()
             return pending
 
@@ -181,7 +182,7 @@ class Engine:
         """Return a snapshot of the status."""
         with self._wake:
             known = self._inputs.reported(self._status, self._now())
-            return replace(known, busy_s=self.thread.busy_s, waiting=len(self._questions))
+            return replace(known, busy_s=self.thread.busy_s, waiting=len(self._questions.waiting))
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything, even a load or a decode; return whether it ended in time.
@@ -241,23 +242,22 @@ class Engine:
         """Close the units that are due; return whether there is something to do now."""
         if self._inputs.due_s is not None:
             self.arbiter.closed_second = self._inputs.collect(self._now())
-        is_asked = self._reset_is_due or bool(self._questions)
-        return is_asked or self.is_closing or self.needs_device
+        return self._reset_is_due or self.is_closing or self.is_asked or self._inputs.has_unit
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a question waits or is being answered."""
+        return len(self.answers) > 0 or len(self._questions.waiting) > 0
 
     @property
     def needs_device(self) -> bool:
         """Whether there is something to be read."""
-        return len(self._answers) > 0 or self._inputs.has_unit
+        return len(self.answers) > 0 or self._inputs.has_unit
 
     @property
     def due_s(self) -> float | None:
         """Time until a unit is closed if nothing comes; None: none is open."""
         return self._inputs.due_s  # any news may bring it nearer, and notify
-
-    @property
-    def is_answering(self) -> bool:
-        """Whether a question is being answered."""
-        return len(self._answers) > 0
 
     def reset_window(self) -> None:
         """Empty the window if that was requested."""
@@ -274,7 +274,7 @@ class Engine:
             expired = self._questions.take_expired()
         for pending in expired:
             self._finish(pending, Answer(pending.question.text, '', Finish.CANCELLED))
-        self._answers.end_expired()
+        self.answers.end_expired()
 
     def begin_questions(self) -> None:
         """Begin the questions that may be answered now, oldest first."""
@@ -287,10 +287,10 @@ class Engine:
                     continue
                 if self._sampling is not None:
                     self.session.options = replace(self.session.options, sampling=self._sampling)
-                self._answers.begin(self.session, pending, stale)
+                self.answers.begin(self.session, pending, stale)
                 self.update_status()
             except Exception as error:
-                if not isinstance(error, ContextFullError) or not self._answers:
+                if not isinstance(error, ContextFullError) or not self.answers:
                     self._refuse(pending, error)
                 else:
                     with self._wake:
@@ -299,7 +299,7 @@ class Engine:
     def _next_question(self) -> PendingQuestion | None:
         with self._wake:
             # A reset that came since `_reset_window` goes before what was asked after it.
-            if self._reset_is_due or self.thread.new_size or self._answers.unit_is_owed:
+            if self._reset_is_due or self.thread.new_size or self.answers.unit_is_owed:
                 return None
             return self._questions.begin(lambda one: self._inputs.has_heard(one, self._status))
 
@@ -308,7 +308,7 @@ class Engine:
 
         In steps, as Session.appending; nothing is read where that is more than `room` rows.
         """
-        reads = self._answers.next_reads()
+        reads = self.answers.next_reads()
         room -= sum(len(read.rows) for read in reads.values()) if room < math.inf else 0
         if room < 0:
             return
@@ -316,11 +316,11 @@ class Engine:
         if unit is not None:
             yield from self._reading_unit(unit, reads)
         elif reads:
-            yield from self._answers.reading(self.session, reads)
+            yield from self.answers.reading(self.session, reads)
 
     def let_others(self) -> None:
         """Let others use the device."""
-        self._answers.let_others()
+        self.answers.let_others()
 
     def _take_unit(self, room: float) -> Unit | None:
         """Take the oldest waiting unit if it is its turn."""
@@ -330,15 +330,16 @@ class Engine:
             unit = self._inputs.peek()
             has_room = unit is not None and self.session.can_append(unit)
             fits = room == math.inf or (has_room and len(self.session.unit_rows(unit)) <= room)
-            is_let = self._answers.lets_unit(unit is not None and fits, has_room)
+            is_let = self.answers.lets_unit(unit is not None and fits, has_room)
             return self._inputs.take(unit) if is_let else None
 
     def _reading_unit(self, unit: Unit, reads: dict):
-        riders = self._alerts.try_begin(unit)
+        is_watched = bool(self._alerts.watch.rules)
+        riders = self._alerts.try_begin(unit) if is_watched else []
         try:
-            with self._answers.hold_for_unit():
+            with self.answers.hold_for_unit():
                 report = yield from self.session.appending(unit, list(reads.values()), riders)
-                self._answers.settle_turns()
+                self.answers.settle_turns()
         except (CancelledError, EngineError):
             raise
         except Exception as error:
@@ -349,8 +350,9 @@ class Engine:
             window = () if self._reset_is_due else self.session.window.seconds
             self._inputs.note_read(unit, report, window)
         self.update_status(**self._status.after_reading(unit, report))
-        self._alerts.try_end(report)
-        self._answers.take(reads, report.logits)
+        if is_watched:
+            self._alerts.try_end(report)
+        self.answers.take(reads, report.logits)
 
     def _refuse(self, pending: PendingQuestion, error: Exception, stale: bool = False) -> None:
         self._finish(pending, Answer(pending.question.text, '', Finish.ERROR, error, stale))
@@ -367,7 +369,7 @@ class Engine:
 
     def lose_answers(self, error: EngineError) -> None:
         """End all answers, because the context has failed."""
-        self._answers.end_all(Finish.ERROR, error)
+        self.answers.end_all(Finish.ERROR, error)
 
     def note_rebuild(self, error: EngineError) -> None:
         """Tell that the window was lost with the context, and read what the black box has."""
@@ -383,7 +385,7 @@ class Engine:
         finish, error = Finish.CANCELLED, None
         if self._status.state == 'failed':
             finish, error = Finish.ERROR, BusyError(self._status.why_not_ready())
-        self._answers.end_all(finish, error)
+        self.answers.end_all(finish, error)
         for pending in waiting:
             pending.finish(Answer(pending.question.text, '', finish, error))
         with self._wake:
@@ -392,5 +394,5 @@ class Engine:
     def update_status(self, *counted: str, **facts) -> None:
         """Update the status from the session, count one more of these, and set the facts."""
         with self._wake:
-            self._status = self._status.after(self.session, bool(self._answers), counted, **facts)
+            self._status = self._status.after(self.session, bool(self.answers), counted, **facts)
         call_safely(self._on_change, self.status())

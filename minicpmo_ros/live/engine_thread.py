@@ -25,8 +25,7 @@ import time
 
 from minicpmo_ros.errors import CancelledError, EngineError, Error
 from minicpmo_ros.live.arbiter import Priority
-from minicpmo_ros.live.shared_context import read_together
-from minicpmo_ros.llm.context import AbortFlag
+from minicpmo_ros.llm.context import AbortFlag, Context
 
 log = logging.getLogger(__name__)
 
@@ -165,13 +164,14 @@ class EngineThread:
 
     def _begin(self, engine) -> None:
         began_s = time.monotonic()
-        engine.end_expired_questions()
-        engine.begin_questions()
+        if engine.is_asked:
+            engine.end_expired_questions()
+            engine.begin_questions()
         self._shares.charge(engine, time.monotonic() - began_s)
 
     def _resize(self) -> None:
         with self.wake:
-            if self.new_size is None or any(engine.is_answering for engine in self._open):
+            if self.new_size is None or any(len(engine.answers) for engine in self._open):
                 return
             size, self.new_size = self.new_size, None
         try:
@@ -236,6 +236,54 @@ class EngineThread:
             raise
         except Exception as error:
             self._fail(engine, error)
+
+
+def read_together(context: Context, waiting: list) -> None:
+    """Read what the steps of several sessions yield, in one decode as often as there is something.
+
+    `waiting`: (steps, the Pieces that they have yielded). What is wrong with the pieces of one is
+    thrown into its steps. An error of the context ends all of them, and is raised.
+    """
+    try:
+        while waiting:
+            waiting = _read_once(context, waiting)
+    except BaseException:
+        for steps, _ in waiting:
+            steps.close()
+        raise
+
+
+def _read_once(context: Context, waiting: list) -> list:
+    """Read the pieces of all; return [(steps, next pieces)] of those that go on."""
+    if len(waiting) == 1:
+        return _read_one(context, *waiting[0])
+    try:
+        logits = context.decode([piece for _, pieces in waiting for piece in pieces])
+    except (CancelledError, EngineError):
+        raise
+    except Exception:  # one of them is to blame
+        return [one for each in waiting for one in _read_one(context, *each)]
+    going_on, begin = [], 0
+    for steps, pieces in waiting:
+        found, begin = logits[begin : begin + len(pieces)], begin + len(pieces)
+        going_on += [(steps, pieces) for pieces in _resume(steps.send, found)]
+    return going_on
+
+
+def _read_one(context: Context, steps, pieces: list) -> list:
+    try:
+        logits = context.decode(pieces)
+    except Exception as error:
+        return [(steps, pieces) for pieces in _resume(steps.throw, error)]
+    return [(steps, pieces) for pieces in _resume(steps.send, logits)]
+
+
+def _resume(resume, what) -> list:
+    """Return [what the steps yield next], or [] where they have ended."""
+    try:
+        return [resume(what)]
+    except StopIteration:
+        return []
 
 
 class Shares:

@@ -58,6 +58,11 @@ class Question:
         """Whether it is answered from notes alone."""
         return self.memory == 'only'
 
+    @property
+    def is_about_audio(self) -> bool:
+        """Whether it asks what was just said, or about audio up to a stamp."""
+        return not self.text.strip() or self.heard_until != 0
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -208,40 +213,37 @@ class QuestionQueue:
     def __init__(self, max_waiting: int, max_parallel: int, excess: Excess | None = None):
         self._max_waiting, self.max_parallel = max_waiting, max_parallel
         self._excess = excess or Excess()
-        self._waiting, self._begun = deque(), []
+        self.waiting, self._begun = deque(), []  # oldest first
         self._has_room = True  # for another beside those that have begun
         self.pause_reason = ''  # why no questions are accepted; '': they are accepted
-
-    def __len__(self) -> int:  # noqa: D105
-        return len(self._waiting)
 
     def put(self, pending: PendingQuestion) -> None:
         """Add a question; raise BusyError if it is not accepted."""
         if self.pause_reason:
             raise BusyError(self.pause_reason)
-        if len(self._waiting) >= self._max_waiting:
+        if len(self.waiting) >= self._max_waiting:
             self._excess.count += 1
             raise BusyError(
-                f'{len(self._waiting)} questions are waiting, more are not taken. '
+                f'{len(self.waiting)} questions are waiting, more are not taken. '
                 'Ask again later, or raise max_waiting.'
             )
-        self._waiting.append(pending)
+        self.waiting.append(pending)
 
     def begin(self, has_heard: Callable = lambda _: True) -> PendingQuestion | None:
         """Return the oldest that waits and `has_heard`, to be begun; None: none may be now."""
-        ready = next(filter(has_heard, self._waiting), None)
+        ready = next(filter(has_heard, self.waiting), None)
         if ready is None or len(self._begun) >= self.max_parallel or not self._has_room:
             return None
         if self._begun and (ready.question.remember or self._begun[0].question.remember):
             return None
-        self._waiting.remove(ready)
+        self.waiting.remove(ready)
         self._begun.append(ready)
         return ready
 
     def put_back(self, pending: PendingQuestion) -> None:
         """Let the question begun last wait until another one ends: there is no room for it."""
         self._begun.remove(pending)
-        self._waiting.appendleft(pending)
+        self.waiting.appendleft(pending)
         self._has_room = False
 
     def end(self, pending: PendingQuestion) -> None:
@@ -252,19 +254,19 @@ class QuestionQueue:
 
     def take_expired(self) -> list:
         """Remove and return those that wait although nobody is waiting for their answers."""
-        over = [pending for pending in self._waiting if pending.is_over]
+        over = [pending for pending in self.waiting if pending.is_over]
         for pending in over:
-            self._waiting.remove(pending)
+            self.waiting.remove(pending)
         return over
 
     def take_all(self) -> list:
         """Remove and return all questions that wait."""
-        waiting, self._waiting = list(self._waiting), deque()
+        waiting, self.waiting = list(self.waiting), deque()
         return waiting
 
     def cancel_all(self, why: Error) -> None:
         """Cancel all questions, begun or not."""
-        for pending in [*self._begun, *self._waiting]:
+        for pending in [*self._begun, *self.waiting]:
             pending.cancel(why)
 
 

@@ -29,7 +29,7 @@ than half of the window (`can_fork`). Sessions in one SharedContext may read in 
 import math
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 
 import numpy as np
@@ -126,7 +126,7 @@ class Session:
         started_s = time.perf_counter()
         rows, is_still = self._make_room_for(unit, riders)
         room = self._n_unreserved() - len(rows)
-        first, *others = list(grouped(riders, self.shared.n_free(self), room)) or [[]]
+        first, *others = (riders and [*grouped(riders, self.shared.n_free(self), room)]) or [[]]
         logits, found = yield from self._reading(reads, [riders[i] for i in first], rows)
         self.window.append_unit(unit, len(rows), is_still)
         if others:
@@ -376,7 +376,7 @@ class Session:
                 raise ValueError('this fork was dropped, or lost with its context')
             if self.context.next_position(fork.sequence) + len(rows) > fork.end:
                 raise ValueError(f'{len(rows)} rows are more than this fork has reserved')
-        with self._riding(len(riders)) as sequences:
+        with self._riding(len(riders)) if riders else nullcontext(()) as sequences:
             pieces = [Piece(rows, (fork.sequence,), n) for fork, rows, n in reads]
             if live_rows is not None:
                 pieces.append(Piece(live_rows, (self.sequence, *sequences)))

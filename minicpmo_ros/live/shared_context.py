@@ -8,14 +8,14 @@ sequences of the windows. A session may have `max_forks` at once, but never the 
 another session, which has none, would need.
 
 What sessions read is told in steps: generators that yield Pieces, take the logits, and return what
-became of it. `read_alone` reads those of one session, `read_together` those of several, in one
+became of it. `read_alone` reads those of one session; an EngineThread those of several, in one
 decode. One thread uses all of it.
 """
 
 import math
 from dataclasses import replace
 
-from minicpmo_ros.errors import CancelledError, EngineError
+from minicpmo_ros.errors import EngineError
 from minicpmo_ros.llm.context import AbortFlag, Context
 from minicpmo_ros.llm.context_options import ContextOptions
 from minicpmo_ros.llm.model import LanguageModel
@@ -144,51 +144,3 @@ def read_alone(context: Context, steps):
                 pieces = steps.send(logits)
     except StopIteration as end:
         return end.value
-
-
-def read_together(context: Context, waiting: list) -> None:
-    """Read what the steps of several sessions yield, in one decode as often as there is something.
-
-    `waiting`: (steps, the Pieces that they have yielded). What is wrong with the pieces of one is
-    thrown into its steps. An error of the context ends all of them, and is raised.
-    """
-    try:
-        while waiting:
-            waiting = _read_once(context, waiting)
-    except BaseException:
-        for steps, _ in waiting:
-            steps.close()
-        raise
-
-
-def _read_once(context: Context, waiting: list) -> list:
-    """Read the pieces of all; return [(steps, next pieces)] of those that go on."""
-    if len(waiting) == 1:
-        return _read_one(context, *waiting[0])
-    try:
-        logits = context.decode([piece for _, pieces in waiting for piece in pieces])
-    except (CancelledError, EngineError):
-        raise
-    except Exception:  # one of them is to blame
-        return [one for each in waiting for one in _read_one(context, *each)]
-    going_on, begin = [], 0
-    for steps, pieces in waiting:
-        found, begin = logits[begin : begin + len(pieces)], begin + len(pieces)
-        going_on += [(steps, pieces) for pieces in _resume(steps.send, found)]
-    return going_on
-
-
-def _read_one(context: Context, steps, pieces: list) -> list:
-    try:
-        logits = context.decode(pieces)
-    except Exception as error:
-        return [(steps, pieces) for pieces in _resume(steps.throw, error)]
-    return [(steps, pieces) for pieces in _resume(steps.send, logits)]
-
-
-def _resume(resume, what) -> list:
-    """Return [what the steps yield next], or [] where they have ended."""
-    try:
-        return [resume(what)]
-    except StopIteration:
-        return []

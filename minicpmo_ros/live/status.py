@@ -139,7 +139,7 @@ class LiveInputs:
         excess: Excess | None = None,
     ):
         self._options, self._excess = options.evidence, excess or Excess()
-        self._black_box = black_box or SessionKeeper('', 0, lambda: None)
+        self._black_box = black_box  # None: there is none
         self._assembler = UnitAssembler(options.unit_deadline_s, options.max_pending)
         self._inbox = UnitInbox(self._assembler, options.max_backlog)
         self.units = self._inbox.units  # closed, oldest first
@@ -191,17 +191,18 @@ class LiveInputs:
     def forget(self) -> str:
         """As `clear`, and empty the black box; return why it is not empty, or ''."""
         self.clear()
-        return self._black_box.clear()
+        return self._black_box.clear() if self._black_box is not None else ''
 
     def read_again(self, newest: tuple, lock) -> None:
         """Let the black box be read again: the window was lost. Waits, so not under the lock."""
-        stored = self._black_box.stored()
+        stored = self._black_box.stored() if self._black_box is not None else None
         with lock:
             self.restoring.resume(stored, newest[-1] if newest else None)
 
     def offer_black_box(self) -> None:
         """Let what the black box has be read, before live units come; it may wait for a disk."""
-        self.restoring.offer(self._black_box.stored(), self._black_box.clear)
+        if self._black_box is not None:
+            self.restoring.offer(self._black_box.stored(), self._black_box.clear)
 
     @property
     def has_unit(self) -> bool:
@@ -222,7 +223,8 @@ class LiveInputs:
         closed, units = self._assembler.closed_second, self.units
         next_live = units[0].second if units else None if closed is None else closed + 1
         self.restoring.load(session, next_live, on_done)
-        self._black_box.clear()
+        if self._black_box is not None:
+            self._black_box.clear()
 
     def has_heard(self, pending, status: EngineStatus) -> bool:
         """Return whether a question does not wait for its audio any more."""
@@ -270,7 +272,7 @@ class LiveInputs:
         if unit.is_restored and unit.arrived is not None:
             self._note_restored(unit)
         if window:
-            if not self.restoring.is_recorded(unit):
+            if self._black_box is not None and not self.restoring.is_recorded(unit):
                 self._black_box.put(unit, tuple(window))
             self.restoring.note_read(unit, report.prefill_ms / 1e3, window)
 

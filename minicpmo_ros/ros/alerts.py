@@ -136,7 +136,7 @@ class AlertServer:
         states = self.watch.states()
         report.tell('standing questions', len(states))
         report.tell('standing questions that hold', sum(_holds(one) for one in states))
-        report.tell('rows of all standing questions', self._asker.n_rows)
+        report.tell('rows of all standing questions', self._asker.n_rows if states else 0)
         report.count(
             'seconds without standing questions by an unforeseen error',
             self._asker.failures,

@@ -41,8 +41,11 @@ class SessionServer:
         ):
             node.create_service(kind, name, callback, callback_group=ReentrantCallbackGroup())
 
-    def set_up(self, options, checked) -> SessionKeeper:
-        """Open the black box; return it for an engine. `checked`: Future of a ModelDirectory."""
+    def set_up(self, options, checked) -> SessionKeeper | None:
+        """Open the black box; return it for an engine, None where there is none.
+
+        `checked`: Future of a ModelDirectory.
+        """
 
         def model() -> tuple:
             found = checked.result()
@@ -51,7 +54,7 @@ class SessionServer:
         self.release()
         path, n_seconds = options.memory_black_box_path, options.memory_black_box_s
         self._keeper = SessionKeeper(path, n_seconds, model, self._on_problem)
-        return self._keeper
+        return self._keeper if n_seconds else None
 
     def release(self) -> None:
         """Write what waits and close the file."""

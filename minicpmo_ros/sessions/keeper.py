@@ -82,14 +82,12 @@ class SessionKeeper:
         if n_seconds:
             self._thread.start()
 
-    # For an engine.
+    # For an engine, where there is a black box.
     def stored(self) -> StoredSession | None:
         """Return what an engine whose window is empty is to read again, or None.
 
         Waits until all that was given is written, but not for ever.
         """
-        if not self.n_seconds:
-            return None
         found, is_done = [], threading.Event()
         self._work.put(lambda: self._look(found, is_done))
         if not is_done.wait(OPENING_S):
@@ -99,8 +97,6 @@ class SessionKeeper:
 
     def put(self, unit: Unit, window: tuple) -> None:
         """Write a second that the window has read; `window`: the seconds in it since."""
-        if not self.n_seconds:
-            return
         if not self._waiting.acquire(blocking=False):
             self._lost += 1
             self._tell(f'{self.path}: the disk is too slow, {self._lost} seconds are not in it.')
@@ -110,8 +106,6 @@ class SessionKeeper:
 
     def clear(self) -> str:
         """Forget all seconds before this returns; return why that is not so, or ''."""
-        if not self.n_seconds:
-            return ''
         self._n_clears += 1
         box, problem = self._box, '' if self._is_others else self.problem
         if box is not None:

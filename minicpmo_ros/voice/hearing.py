@@ -102,15 +102,12 @@ class Hearing:
 
 
 def hear(pending, listen, unit_deadline_s: float, wake) -> None:
-    """Ask for the audio that a question is about, if it is; `wake` is notified when it comes.
+    """Ask for the audio that a question is about; `wake` is notified when it comes.
 
     `listen(until_ns, timeout_s, take)` calls `take(OpenSecond)` once, in any thread.
     """
-    question = pending.question
-    if question.text.strip() and not question.heard_until:
-        return
     timeout_s = unit_deadline_s + SPARE_S
-    hearing = pending.hearing = Hearing(question.heard_until, timeout_s)
+    hearing = pending.hearing = Hearing(pending.question.heard_until, timeout_s)
 
     def take(found: OpenSecond) -> None:
         with wake:
