@@ -55,11 +55,21 @@ def time_of(stamp_ns: int) -> Time:
     return Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
 
 
+# Of format F32LE: what cannot be read, whatever comes before and behind it.
+UNUSABLE = np.full(3, np.nan, '<f4').tobytes()
+
+
 class Source:
     """Publishes in the namespace of the test's graph."""
 
-    def __init__(self, graph, sample_rate: int = RATE_HZ, channels: int = 1):
-        self._graph = graph
+    def __init__(
+        self,
+        graph,
+        sample_rate: int = RATE_HZ,
+        channels: int = 1,
+        sample_format: str = 'S16LE',
+    ):
+        self._graph, self._sample_format = graph, sample_format
         self.images = graph.create_publisher(CompressedImage, 'image/compressed', DEEP)
         self.audio = graph.create_publisher(AudioDataStamped, 'audio', DEEP)
         self.info = graph.create_publisher(AudioInfo, 'audio_info', LATCHED)
@@ -67,7 +77,7 @@ class Source:
             AudioInfo(
                 channels=channels,
                 sample_rate=sample_rate,
-                sample_format='S16LE',
+                sample_format=sample_format,
                 coding_format='wave',
             )
         )
@@ -89,8 +99,11 @@ class Source:
         self.images.publish(message)
 
     def sound(self, stamp_ns: int, samples) -> None:
-        """Publish samples (n,) float32 as 16-bit PCM."""
-        self.raw_sound(stamp_ns, (samples * 32767).astype('<i2').tobytes())
+        """Publish samples (n,) float32, in 16 bits where nothing else was said."""
+        if self._sample_format == 'S16LE':
+            samples = samples * 32767
+        kind = {'S16LE': '<i2', 'F32LE': '<f4'}[self._sample_format]
+        self.raw_sound(stamp_ns, samples.astype(kind).tobytes())
 
     def raw_sound(self, stamp_ns: int, data: bytes) -> None:
         """Publish any bytes as sound."""

@@ -11,7 +11,7 @@ from lifecycle_msgs.srv import GetState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from ros_graph import TIMEOUT_S
-from ros_source import FIRST, Source, jpeg, picture_of, sound_of
+from ros_source import FIRST, UNUSABLE, Source, jpeg, picture_of, sound_of
 
 from minicpmo_ros.modelset.gguf_layouts import HALF_B, TINY
 from minicpmo_ros.msg import AudioEmbedding, ImageEmbedding, Status
@@ -142,7 +142,7 @@ def test_no_picture_and_no_sound_ends_the_node(graph, tiny_model_dir):
     seen, heard = [], []
     graph.create_subscription(ImageEmbedding, 'vision_encoder/embedding', seen.append, 50)
     graph.create_subscription(AudioEmbedding, 'streaming_encoder/embedding', heard.append, 50)
-    source = Source(graph)
+    source = Source(graph, sample_format='F32LE')
     source.wait_heard()
     good = jpeg(picture_of(1))
     for i, data in enumerate((b'', b'text', good[: len(good) // 2], b'\x89PNG\r\n\x1a\n' * 9)):
@@ -152,7 +152,7 @@ def test_no_picture_and_no_sound_ends_the_node(graph, tiny_model_dir):
         assert seen[2 * i].second == FIRST + 2 * i
         assert seen[2 * i].status == ImageEmbedding.LOST and not seen[2 * i].tokens
     assert process.log.count('[WARN]') < 4  # throttled
-    source.raw_sound(FIRST * 10**9, b'odd')
+    source.raw_sound(FIRST * 10**9, UNUSABLE)
     for i in range(3):
         source.sound((FIRST + i) * 10**9, sound_of(i))
     graph.spin_until(lambda: heard, 'a second of sound after a damaged one')
