@@ -303,9 +303,12 @@ class Stream(_Awaited):
         """Give up where who took the question is gone: no answer would ever come."""
         client = self._client
         self._takers = self._takers or client.publishers()
-        gone = self._takers.isdisjoint(client.publishers())
+        if self._takers:
+            gone = self._takers.isdisjoint(client.publishers()) or client.is_silent
+        else:  # it tells no status: another node that answers
+            gone = not client.has_server
         ready = client.status is None or client.status.state == Status.READY
-        self._doubts = self._doubts + 1 if gone or client.is_silent or not ready else 0
+        self._doubts = self._doubts + 1 if gone or not ready else 0
         if self._doubts > LOST_TICKS:
             self._give_up(
                 AskError(f'{client.name} took the question and ended. {client.describe()}')

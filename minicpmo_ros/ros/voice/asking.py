@@ -62,11 +62,12 @@ class Asker:
     def _begin(self, event, timeout_s: float, on_text, **options) -> None:
         """Ask, as soon as the llm can be asked."""
         self.asked += 1
-        send = partial(self._send, event, timeout_s, on_text, options)
-        if self._client.is_ready:
+        client, send = self._client, partial(self._send, event, timeout_s, on_text, options)
+        tells_nothing = client.has_server and not client.publishers()  # a node of somebody else
+        if client.is_ready or tells_nothing:
             send()
         else:
-            ready = self._client.ready_async(min(timeout_s, FIND_TIMEOUT_S))
+            ready = client.ready_async(min(timeout_s, FIND_TIMEOUT_S))
             ready.add_done_callback(partial(self._when_done, event, lambda _: send()))
 
     def _send(self, event, timeout_s: float, on_text, options: dict) -> None:
