@@ -80,7 +80,6 @@ def follow_proactive(arguments, options, sources) -> int:
     """Follow the proactive task as published, for `replay`; write proactive.csv, print a table."""
     from minicpmo_ros.evaluation.bags.clip_reading import read_windows
     from minicpmo_ros.evaluation.runner import Core
-    from minicpmo_ros.evaluation.statistics import share_by_clip
     from minicpmo_ros.evaluation.streamingbench import follow, poll_of, read_proactive
     from minicpmo_ros.llm.model import load_vocabulary
     from minicpmo_ros.modelset.directory import ModelDirectory
@@ -106,7 +105,13 @@ def follow_proactive(arguments, options, sources) -> int:
                 spoken.append(follow(core, kept.clip(), one))
     finally:
         core.close()
-    with open(arguments.out / 'proactive.csv', 'w', newline='', encoding='utf-8') as file:
+    _write_proactive(arguments.out / 'proactive.csv', spoken)
+    _print_proactive(spoken)
+    return 0
+
+
+def _write_proactive(path: Path, spoken: list) -> None:
+    with open(path, 'w', newline='', encoding='utf-8') as file:
         rows = csv.writer(file, lineterminator='\n')
         rows.writerow(('question', 'bag', 'asked_s', 'truth_s', 'output', 'spoken_s', 'text'))
         for s in spoken:
@@ -114,9 +119,14 @@ def follow_proactive(arguments, options, sources) -> int:
             rows.writerow(
                 (one.index, one.bag, one.asked_s, one.truth_s, one.output, s.at_s, s.text)
             )
+
+
+def _print_proactive(spoken: list) -> None:
+    from minicpmo_ros.evaluation.statistics import share_by_clip
+
     print('| questions | spoke | time right (95 %) | time and answer right (95 %) |')
     print('|---|---|---|---|')
-    bags = [one.bag for one in there]
+    bags = [s.asked.bag for s in spoken]
     shares = [
         share_by_clip([right(s) for s in spoken], bags)
         for right in (lambda s: s.is_in_time, lambda s: s.is_right)
@@ -124,7 +134,6 @@ def follow_proactive(arguments, options, sources) -> int:
     told = [f'{100 * s.share:.1f} % ({100 * s.low:.1f} to {100 * s.high:.1f})' for s in shares]
     count = sum(s.at_s is not None for s in spoken)
     print(f'| {len(spoken)} | {count} | {told[0]} | {told[1]} |')
-    return 0
 
 
 def _draw(run) -> str:

@@ -26,7 +26,7 @@ from minicpmo_ros.live.window import Read
 from minicpmo_ros.llm.grammar.json_schema import write_gbnf
 from minicpmo_ros.llm.grammar.mask import Grammar
 from minicpmo_ros.llm.probability import AT_ONCE, ChoiceScores, allowed_mass
-from minicpmo_ros.llm.sampling import Choices, Sampler, log_probability
+from minicpmo_ros.llm.sampling import Choices, Sampler, SamplingOptions, log_probability
 from minicpmo_ros.llm.vocabulary import Utf8Stream
 from minicpmo_ros.notes.recall import Recollection
 
@@ -58,18 +58,13 @@ class Generation:
         self._session, self.question, self._asked_s = session, question, asked_s
         options, vocabulary = session.options, session.model.vocabulary
         self.question_ids = self._read_question()
-        is_empty = question.is_past  # the fork, of the window
         self._recalled = self._recall()
         again, self._again, self._notes = self._look_again()
         preface = session.model.vocabulary.encode(self._recalled.text)
         question_rows = self._read_rows(again, tail, [*preface, *self.question_ids])  # (n, width)
         self._max_tokens = min(question.max_tokens or options.max_tokens, options.max_tokens)
         self._grammar = self._read_grammar(between)
-        sampling = options.sampling
-        if question.temperature is not None:
-            sampling = replace(sampling, temperature=question.temperature)
-        if question.seed is not None:
-            sampling = replace(sampling, seed=question.seed)
+        sampling = self._sampling()
         self.sampler = Sampler(
             sampling, vocabulary.unspoken_ids - session.prompt.stop_ids, self._grammar
         )
@@ -82,18 +77,7 @@ class Generation:
         self.answer = self.turn = None  # an Answer, once it is finished; a RememberedTurn
         self._heard = session.epoch, tail.unit.second if tail else None
         self._remembered, self._first_s, self._last_s = False, None, None
-        window = session.window
-        seconds = [] if is_empty else window.seconds
-        audio_end_s = None if is_empty else window.audio_end_s
-        audio_end_s = tail.audio_end_s if tail else audio_end_s
-        self._evidence = {
-            'seconds': tuple(seconds),
-            'units': len(seconds),
-            'window_start_s': seconds[0] if seconds else tail.unit.second if tail else 0,
-            'window_end_s': tail.audio_end_s if tail else seconds[-1] + 1 if seconds else 0,
-            'image_end_s': None if is_empty else window.image_end_s,
-            'audio_end_s': audio_end_s,
-            'prompt_tokens': (window.prefix if is_empty else window.end) + len(question_rows),
+        self._evidence = self._evidence_of(tail, len(question_rows)) | {
             'temperature': sampling.temperature,
             'seed': sampling.seed,
         }
@@ -102,13 +86,34 @@ class Generation:
             self._scores = ChoiceScores(self._grammar.paths, self._grammar.end_ids)
             n_answer = min(n_answer, most_tokens(question.choices))
             n_answer = max(n_answer, *map(len, self._grammar.paths))
-        self.fork = session.fork(len(question_rows) + n_answer, is_empty)
+        self.fork = session.fork(len(question_rows) + n_answer, is_empty=question.is_past)
         self._question_rows = len(question_rows)
         self._unsent = self._say_forced()  # text
         if self._scores is not None:
             self._scores.skip(tuple(self.ids))
         rows = np.concatenate([question_rows, self._rows(self.ids)])
         self._todo = rows, 1  # not yet read, and of how many of the last ones logits are wanted
+
+    def _sampling(self) -> SamplingOptions:
+        """Return how tokens are chosen: as the session has it, but for what the question says."""
+        asked = {'temperature': self.question.temperature, 'seed': self.question.seed}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return replace(self._session.options.sampling, **given)
+
+    def _evidence_of(self, tail, n_rows: int) -> dict:
+        """Return what the answer is based on, as fields of an Answer; n_rows: of the question."""
+        window, is_empty = self._session.window, self.question.is_past  # the fork has none of it
+        seconds = [] if is_empty else window.seconds
+        audio_end_s = None if is_empty else window.audio_end_s
+        return {
+            'seconds': tuple(seconds),
+            'units': len(seconds),
+            'window_start_s': seconds[0] if seconds else tail.unit.second if tail else 0,
+            'window_end_s': tail.audio_end_s if tail else seconds[-1] + 1 if seconds else 0,
+            'image_end_s': None if is_empty else window.image_end_s,
+            'audio_end_s': tail.audio_end_s if tail else audio_end_s,
+            'prompt_tokens': (window.prefix if is_empty else window.end) + n_rows,
+        }
 
     def _read_rows(self, again: list, tail, ids: list) -> np.ndarray:
         """Return what the fork reads: old seconds, the open one, the image, the question."""

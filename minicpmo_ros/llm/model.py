@@ -120,40 +120,9 @@ class LanguageModel:
         path = Path(path)
         options = options or ModelOptions()
         devices = Devices(options.device, options.rpc_servers)
-        chosen = devices.for_llama()  # an array that C reads while loading
         header = read_header(path)
         _check(path, header, options.pre_tokenizer)
-        llama.llama_backend_init()
-        stopped = []
-
-        def progress(fraction, _):
-            if on_progress is not None and not on_progress(fraction):
-                stopped.append(fraction)
-            return not stopped
-
-        parameters = llama.llama_model_default_params()
-        parameters.devices = ctypes.cast(chosen, ctypes.c_void_p)
-        parameters.n_gpu_layers = options.gpu_layers
-        parameters.load_mode = MAP if options.use_mmap else READ
-        parameters.load_mode += LOCK if options.use_mlock else READ
-        parameters.use_extra_bufts = False
-        on_gpu = options.gpu_layers and not devices.is_cpu
-        placed = _repacked(header) if options.repack and not on_gpu else (_Placed * 1)()
-        parameters.tensor_buft_overrides = ctypes.addressof(placed)  # C reads it while loading
-        parameters.kv_overrides = overrides(options.pre_tokenizer)
-        parameters.progress_callback = llama.llama_progress_callback(progress)
-        pointer = llama.llama_model_load_from_file(str(path).encode(), parameters)
-        if stopped:
-            if pointer:
-                llama.llama_model_free(pointer)
-            raise CancelledError('Loading was stopped.')
-        if not pointer:
-            raise ModelFileError(
-                path,
-                'llama.cpp refused to load it',
-                'Its log names the reason; check that it is complete and that '
-                'the memory suffices.',
-            )
+        pointer = _load_weights(path, header, options, devices, on_progress)
         model = cls(pointer, path, header, devices, options.gpu_layers)
         if options.pre_tokenizer:
             try:
@@ -166,6 +135,42 @@ class LanguageModel:
     def close(self) -> None:
         """Free the weights; no context on them may be left."""
         self._weights.free()
+
+
+def _load_weights(path: Path, header: Header, options: ModelOptions, devices, on_progress):
+    """Return llama.cpp's pointer to a model; raise as LanguageModel.load."""
+    llama.llama_backend_init()
+    stopped = []
+
+    def progress(fraction, _):
+        if on_progress is not None and not on_progress(fraction):
+            stopped.append(fraction)
+        return not stopped
+
+    parameters = llama.llama_model_default_params()
+    chosen = devices.for_llama()  # an array that C reads while loading, as the next one
+    parameters.devices = ctypes.cast(chosen, ctypes.c_void_p)
+    parameters.n_gpu_layers = options.gpu_layers
+    parameters.load_mode = MAP if options.use_mmap else READ
+    parameters.load_mode += LOCK if options.use_mlock else READ
+    parameters.use_extra_bufts = False
+    on_gpu = options.gpu_layers and not devices.is_cpu
+    placed = _repacked(header) if options.repack and not on_gpu else (_Placed * 1)()
+    parameters.tensor_buft_overrides = ctypes.addressof(placed)
+    parameters.kv_overrides = overrides(options.pre_tokenizer)
+    parameters.progress_callback = llama.llama_progress_callback(progress)
+    pointer = llama.llama_model_load_from_file(str(path).encode(), parameters)
+    if stopped:
+        if pointer:
+            llama.llama_model_free(pointer)
+        raise CancelledError('Loading was stopped.')
+    if not pointer:
+        raise ModelFileError(
+            path,
+            'llama.cpp refused to load it',
+            'Its log names the reason; check that it is complete and that the memory suffices.',
+        )
+    return pointer
 
 
 def load_vocabulary(path, pre_tokenizer: str = '') -> Vocabulary:
