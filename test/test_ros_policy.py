@@ -79,7 +79,9 @@ def done_by(graph, node: str) -> set:
 
 
 @pytest.mark.parametrize(
-    ('executable', 'arguments', 'package', 'nodes'), CASES, ids=lambda one: str(one)[:24]
+    ('executable', 'arguments', 'package', 'nodes'),
+    CASES,
+    ids=[f'{executable}-{n}' for n, (executable, *_) in enumerate(CASES)],
 )
 def test_all_that_an_executable_does_is_allowed(
     graph, tiny_model_dir, tmp_path, executable, arguments, package, nodes
