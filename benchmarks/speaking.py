@@ -51,7 +51,7 @@ def self_turns(rng) -> dict:
         speech.tell(begin_ns, True)
         speech.tell(end_ns, False)
     begun_s = time.process_time()
-    clean = without_echo(said, heard)
+    clean = without_echo(said, heard, learns_room=True)
     spent_s, turns = time.process_time() - begun_s, {}
     for listen, samples in (
         ('always', heard),
@@ -93,7 +93,7 @@ def interruptions_found(rng) -> dict:
         kept[room] = float(np.sum(windowed(clean)[asked] ** 2) / np.sum(clean[asked] ** 2))
         finder = TurnFinder(load_detector(), TurnOptions())
         finder.robot_speaks = lambda stamp_ns: True
-        events = finder.push(0, clean)
+        events = finder.push(0, without_echo(said, echo + questions, learns_room=True))
         starts = [e.start_ns / NS for e in events if e.kind is TurnKind.STARTED]
         found[room] = sum(
             any(begin - 0.3 * SAMPLE_RATE_HZ < start * SAMPLE_RATE_HZ < end for start in starts)
@@ -102,9 +102,12 @@ def interruptions_found(rng) -> dict:
     return {'interruptions_found': found, 'own_words_left_s': own_s, 'question_kept': kept}
 
 
-def without_echo(said, heard) -> np.ndarray:
-    """Return what the echo canceller leaves, (n,), of what was heard while this was said."""
-    remover, clean = EchoRemover(ECHO_DELAY_MS), []
+def without_echo(said, heard, learns_room: bool = False) -> np.ndarray:
+    """Return what the echo canceller leaves, (n,), of what was heard while this was said.
+
+    learns_room: as for node `voice`; a window hears without.
+    """
+    remover, clean = EchoRemover(ECHO_DELAY_MS, learns_room), []
     for at in range(0, len(said), CHUNK):
         begin_ns = at * NS // SAMPLE_RATE_HZ
         remover.play(begin_ns, said[at : at + CHUNK])

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.voice_sounds import ROOMS, echo_of, own_speech, say
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.speech.self_speech import EchoRemover, ResidueGate
+from minicpmo_ros.speech.self_speech import BLOCK, EchoRemover, ResidueGate, RoomFilter
 from minicpmo_ros.voice.detector import FRAME, load_detector
 from minicpmo_ros.voice.turns import TurnFinder, TurnKind, TurnOptions
 
@@ -25,9 +25,9 @@ def speech():
     return own_speech(60)[0]
 
 
-def listened(speech, heard, rng=None, chunk=640):
+def listened(speech, heard, rng=None, chunk=640, learns_room=False):
     """Give what is left of what was heard; the stamps jitter if `rng` is given."""
-    remover, parts = EchoRemover(40), []
+    remover, parts = EchoRemover(40, learns_room), []
     for at in range(0, len(heard), chunk):
         jitter_ns = 0 if rng is None or not at else int(rng.uniform(-0.03, 0.03) * NS)
         stamp_ns = BEGIN_NS + at * NS // RATE
@@ -42,25 +42,48 @@ def turns(samples):
     return finder.push(BEGIN_NS, samples) + finder.stop('the end')
 
 
+@pytest.mark.parametrize('learns_room', [False, True])
 @pytest.mark.parametrize('room', ROOMS)
-def test_a_minute_of_its_own_words_louder_than_a_person_is_no_turn(speech, rng, room):
+def test_a_minute_of_its_own_words_louder_than_a_person_is_no_turn(speech, rng, room, learns_room):
     heard = echo_of(rng, speech, room)
-    clean = listened(speech, heard, rng)
+    clean = listened(speech, heard, rng, learns_room=learns_room)
     assert len(clean) == len(heard)
     assert turns(heard) and turns(clean) == []
     quieter_db = 10 * np.log10(np.mean(heard[RATE:] ** 2) / np.mean(clean[RATE:] ** 2))
     assert quieter_db > 20
 
 
-def test_a_question_into_its_words_is_one_turn_where_it_was_asked(speech, rng):
-    heard = echo_of(rng, speech, 'short')[: (QUESTION_AT_S + 6) * RATE]
+@pytest.mark.parametrize('room', ROOMS)
+def test_a_question_into_its_words_is_one_turn_where_it_was_asked(speech, rng, room):
+    heard = echo_of(rng, speech, room)[: (QUESTION_AT_S + 6) * RATE]
     question = say('Please tell me what I said.', 'en-gb+f3')
     begin = QUESTION_AT_S * RATE
     heard[begin : begin + len(question)] += question
-    started = [e for e in turns(listened(speech, heard)) if e.kind is TurnKind.STARTED]
+    started = [
+        e for e in turns(listened(speech, heard, learns_room=True)) if e.kind is TurnKind.STARTED
+    ]
     assert len(started) == 1
     late_s = (started[0].stamp_ns - BEGIN_NS) / NS - QUESTION_AT_S
     assert 0 < late_s < len(question) / RATE
+
+
+def test_a_room_that_changes_or_is_not_linear_makes_no_turn(speech, rng):
+    moved = echo_of(rng, speech, 'long')
+    moved[30 * RATE :] = echo_of(rng, speech, 'short')[30 * RATE :]
+    clipped = echo_of(rng, np.clip(3 * speech, -0.4, 0.4), 'long')
+    for heard in (moved, clipped):
+        assert turns(heard) and turns(listened(speech, heard, learns_room=True)) == []
+
+
+def test_a_room_is_learned_from_the_echo_and_lost_with_it(speech, rng):
+    room, heard = RoomFilter(), echo_of(rng, speech, 'long')
+    other = rng.normal(0, 0.1, len(heard)).astype(np.float32)
+    known = []
+    for at in range(0, 40 * RATE, BLOCK):
+        near = heard if at < 20 * RATE else other  # what is heard has nothing to do with it
+        room.subtract(near[at : at + BLOCK], speech[at : at + BLOCK])
+        known.append(room.is_learned)
+    assert not known[0] and known[15 * RATE // BLOCK] and not known[-1]
 
 
 def gated(clean, chunk=640):
@@ -85,14 +108,14 @@ def test_a_window_hears_nothing_of_its_words_and_the_question_into_them(speech, 
 
 
 @pytest.mark.parametrize('chunk', [100, 160, 1000, 7000])
-def test_where_the_robot_is_silent_everything_is_heard_10_ms_late(rng, chunk):
+def test_where_the_robot_is_silent_everything_is_heard_a_block_late(rng, chunk):
     samples = rng.normal(0, 0.1, RATE).astype(np.float32)
     remover = EchoRemover(40)
     heard = np.concatenate([
         remover.hear(BEGIN_NS + at * NS // RATE, samples[at : at + chunk])[0]
         for at in range(0, RATE, chunk)
     ])  # fmt: skip
-    np.testing.assert_array_equal(heard, np.concatenate([np.zeros(160), samples[:-160]]))
+    np.testing.assert_array_equal(heard, np.concatenate([np.zeros(BLOCK), samples[:-BLOCK]]))
 
 
 def test_chunks_of_any_length_give_the_same(speech, rng):
@@ -105,11 +128,11 @@ def test_a_jump_of_the_stamps_begins_anew(rng):
     samples, remover = rng.normal(0, 0.1, RATE).astype(np.float32), EchoRemover(40)
     remover.hear(BEGIN_NS, samples)
     heard, clean = remover.hear(BEGIN_NS + 60 * NS, samples)
-    assert len(heard) == len(clean) == RATE and not heard[:160].any()
+    assert len(heard) == len(clean) == RATE and not heard[:BLOCK].any()
     remover.play(BEGIN_NS + 60 * NS, samples)
     remover.play(BEGIN_NS, samples)  # a recording that is played again
     heard, _ = remover.hear(BEGIN_NS, samples)
-    np.testing.assert_array_equal(heard[160:], samples[:-160])
+    np.testing.assert_array_equal(heard[BLOCK:], samples[:-BLOCK])
 
 
 def test_blocks_that_come_in_a_burst_sound_one_after_the_other(speech, rng):

@@ -8,9 +8,12 @@ of that time, and of TAIL_S after it in which the room still sounds, becomes sil
 left of it without the echo. Only the stamps of the speaker's states and of the audio count, so
 that a recording gives the same.
 
-The echo is taken out by WebRTC's AEC3, of the optional package pywebrtc-audio. It compares the two
-sounds in blocks of 10 ms, so both lie on one count of samples. Stamps say where a sound begins;
-within it samples are counted, because stamps jitter by more than an echo bears.
+The echo is taken out by WebRTC's AEC3, of the optional package pywebrtc-audio. Its filter is
+shorter than the tail of most rooms: what it cannot subtract it suppresses, and with it who speaks
+meanwhile. So for who looks for that somebody a RoomFilter of 0.4 s subtracts the echo before it,
+once it has learned the room. Both compare two sounds in blocks, so these lie on one count of
+samples. Stamps say where a sound begins; within it samples are counted, because stamps jitter by
+more than an echo bears.
 
 What it leaves of the robot's words is faint, yet words. A ResidueGate makes it silence, too, where
 a detector of speech hears nobody in it.
@@ -30,7 +33,13 @@ LISTEN = (HALF_DUPLEX, ALWAYS, BARGE_IN)
 TAIL_S = 0.8
 KEPT = 256  # intervals
 MS = 1_000_000  # ns
-BLOCK = SAMPLE_RATE_HZ // 100  # samples; AEC3 takes no others
+AEC3_BLOCK = SAMPLE_RATE_HZ // 100  # samples; it takes no others
+BLOCK = 2 * AEC3_BLOCK
+PARTS = 20  # of BLOCK samples: the tail of a room that is subtracted, 0.4 s
+KEPT_OF_ROOM = 0.999  # from block to block: how fast the room may change
+SMOOTHING = 0.7  # of the spectrum that the echo does not explain
+SLOW, FAST = 0.98, 0.8  # smoothing of the levels by which it is judged: 1 s, and 0.1 s
+LEARNED, LOST = 0.03, 1.0  # of the power heard, what is left from which the room is known: -15 dB
 ANEW = round(0.15 * SAMPLE_RATE_HZ)  # a stamp that far from the count of samples begins it anew
 AHEAD = 5 * SAMPLE_RATE_HZ  # blocks that come early wait for their turn, up to so much
 FAR_CHUNKS = 1024  # kept of the robot's own sound: 40 s of blocks of 40 ms
@@ -152,18 +161,75 @@ class ResidueGate:
         return heard
 
 
+class RoomFilter:
+    """Subtracts the echo of a known sound by a model of the room, of PARTS blocks.
+
+    A partitioned Kalman filter in the frequency domain (Enzner and Vary 2006): it knows how much
+    it doubts each part of the room, and hardly learns while somebody else speaks. `is_learned`:
+    what is left has fallen to LEARNED of what was heard, and has not risen to LOST since.
+    """
+
+    def __init__(self):
+        shape = (PARTS, BLOCK + 1)
+        self._far = np.zeros(shape, np.complex64)  # spectra of the newest blocks, newest first
+        self._room = np.zeros(shape, np.complex64)
+        self._doubt = np.ones(shape, np.float32)  # variance of the room
+        self._rest = np.full(BLOCK + 1, 1e-3, np.float32)  # power that the echo does not explain
+        self._before = np.zeros(BLOCK, np.float32)
+        # By smoothing: mean squares of what was heard and of what is left.
+        self._powers = {SLOW: np.full(2, 1e-6), FAST: np.full(2, 1e-6)}
+        self.is_learned = False
+
+    def subtract(self, near: np.ndarray, far: np.ndarray) -> np.ndarray:
+        """Return what is left of a block heard, (BLOCK,) float32, without the sound `far`."""
+        self._far = np.roll(self._far, 1, 0)
+        self._far[0] = np.fft.rfft(np.concatenate([self._before, far]))
+        self._before = far
+        echo = np.fft.irfft((self._far * self._room).sum(0))[BLOCK:]
+        left = (near - echo).astype(np.float32)
+        self._learn(np.fft.rfft(np.concatenate([np.zeros(BLOCK, np.float32), left])))
+        if far.any():
+            self._judge(near, left)
+        return left
+
+    def _learn(self, left: np.ndarray) -> None:
+        """Correct the room by the spectrum (BLOCK + 1,) of what is left."""
+        powers = np.abs(self._far) ** 2  # (PARTS, BLOCK + 1)
+        self._rest = SMOOTHING * self._rest + (1 - SMOOTHING) * np.abs(left) ** 2
+        gain = self._doubt / ((powers * self._doubt).sum(0) / 2 + self._rest + 1e-6)
+        change = np.fft.irfft(gain * np.conj(self._far) * left, axis=1)
+        change[:, BLOCK:] = 0  # each part is one block long
+        changed = self._room + np.fft.rfft(change, axis=1)
+        self._room = (KEPT_OF_ROOM * changed).astype(np.complex64)
+        doubt = KEPT_OF_ROOM**2 * (1 - gain * powers / 2) * self._doubt
+        doubt += (1 - KEPT_OF_ROOM**2) * np.abs(self._room) ** 2
+        self._doubt = doubt.astype(np.float32)
+
+    def _judge(self, near: np.ndarray, left: np.ndarray) -> None:
+        """Note whether the room is known: soon where it has changed, and slowly else."""
+        new = np.array([np.mean(near**2), np.mean(left**2)])
+        for smoothing, powers in self._powers.items():
+            self._powers[smoothing] = smoothing * powers + (1 - smoothing) * new
+        heard, left_over = self._powers[FAST if self.is_learned else SLOW]
+        self.is_learned = bool(left_over < heard * (LOST if self.is_learned else LEARNED))
+
+
 class EchoRemover:
     """See the module; `delay_ms`: how much later the microphone hears what was published.
 
-    `play` may be called from another thread than `hear`. Raises InputError without the library.
+    learns_room: hear who speaks meanwhile better, by a RoomFilter; more of its own words is left
+    while that learns. `play` may be called from another thread than `hear`. Raises InputError
+    without the library.
     """
 
-    def __init__(self, delay_ms: int):
+    def __init__(self, delay_ms: int, learns_room: bool = False):
         try:
             from pywebrtc_audio import EchoCanceller
         except Exception as error:  # of the package or the loader
             raise InputError(LACKING.format(error)) from error
-        self._canceller = EchoCanceller(SAMPLE_RATE_HZ, 1, delay_ms)
+        # One hears the microphone, the other what a room filter leaves of it.
+        self._canceller, self._second = (EchoCanceller(SAMPLE_RATE_HZ, 1, delay_ms) for _ in '12')
+        self._room = RoomFilter() if learns_room else None
         self._lock, self._far = threading.Lock(), deque(maxlen=FAR_CHUNKS)  # (begin, samples)
         self.played_s = 0.0  # sound that was taken
         self._far_count, self._near_count = _Count(AHEAD), _Count()
@@ -192,7 +258,7 @@ class EchoRemover:
         near, self._rest = np.split(self._rest, [n_blocks * BLOCK])
         far = self._far_from(begin + len(samples) - len(self._rest) - len(near), len(near))
         clean = [
-            self._canceller.process(near[at : at + BLOCK], far[at : at + BLOCK])
+            self._cleaned(near[at : at + BLOCK], far[at : at + BLOCK])
             for at in range(0, len(near), BLOCK)
         ]
         self._heard = np.concatenate([self._heard, near])
@@ -200,6 +266,18 @@ class EchoRemover:
         heard, self._heard = np.split(self._heard, [len(samples)])
         clean, self._clean = np.split(self._clean, [len(samples)])
         return heard, clean
+
+    def _cleaned(self, near: np.ndarray, far: np.ndarray) -> np.ndarray:
+        """Return a block (BLOCK,) without the echo: by AEC3 alone until the room is known."""
+        if self._room is None:
+            return self._process(self._canceller, near, far)
+        clean = self._process(self._second, self._room.subtract(near, far), far)
+        return clean if self._room.is_learned else self._process(self._canceller, near, far)
+
+    @staticmethod
+    def _process(canceller, near: np.ndarray, far: np.ndarray) -> np.ndarray:
+        blocks = [slice(at, at + AEC3_BLOCK) for at in range(0, BLOCK, AEC3_BLOCK)]
+        return np.concatenate([canceller.process(near[each], far[each]) for each in blocks])
 
     def _begin_anew(self) -> None:
         self._rest = np.empty(0, np.float32)  # less than a block

@@ -65,7 +65,7 @@ class SelfSpeechInput:
         if self.listen == BARGE_IN:
             try:
                 self._gate = make_gate() if has_gate else None
-                self._echo = EchoRemover(options.echo_delay_ms)
+                self._echo = EchoRemover(options.echo_delay_ms, learns_room=not has_gate)
                 self._sound = AudioInput(node, None, self._on_sound, SOUND)
             except InputError as error:
                 self.listen, self.problem = HALF_DUPLEX, str(error)
@@ -87,7 +87,7 @@ class SelfSpeechInput:
     def hear(self, begin_ns: int, samples) -> tuple:
         """Return samples (n,) float32 at 16 kHz as they are listened to, and as no gate has them.
 
-        With barge_in both lack the echo, and are late by 10 ms.
+        With barge_in both lack the echo, and are late by 20 ms.
         """
         if self.listen == ALWAYS:
             return samples, samples
