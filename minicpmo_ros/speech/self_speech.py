@@ -230,6 +230,7 @@ class EchoRemover:
         # One hears the microphone, the other what a room filter leaves of it.
         self._canceller, self._second = (EchoCanceller(SAMPLE_RATE_HZ, 1, delay_ms) for _ in '12')
         self._room = RoomFilter() if learns_room else None
+        self._silent = PARTS  # blocks without a sound of its own, by now
         self._lock, self._far = threading.Lock(), deque(maxlen=FAR_CHUNKS)  # (begin, samples)
         self.played_s = 0.0  # sound that was taken
         self._far_count, self._near_count = _Count(AHEAD), _Count()
@@ -271,6 +272,9 @@ class EchoRemover:
         """Return a block (BLOCK,) without the echo: by AEC3 alone until the room is known."""
         if self._room is None:
             return self._process(self._canceller, near, far)
+        self._silent = 0 if far.any() else self._silent + 1
+        if self._silent > PARTS:  # no echo is left: nothing is to be learned
+            return near
         clean = self._process(self._second, self._room.subtract(near, far), far)
         return clean if self._room.is_learned else self._process(self._canceller, near, far)
 
