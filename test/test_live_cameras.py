@@ -39,7 +39,7 @@ class Robot:
             EngineOptions(1.0, evidence=EvidenceOptions(required, 5.0)),
             on_change=lambda status: status.state == 'ready' and ready.put(True),
             now=lambda: Instant(self.time_s),
-            black_box=self.keeper,
+            black_box=self.keeper if path else None,
         )
         self.engine.start()
         assert ready.get(timeout=WAIT_S)

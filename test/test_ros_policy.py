@@ -32,16 +32,17 @@ EARS = {(SUBSCRIBE, 'audio'), (SUBSCRIBE, 'speaker/state'), (SUBSCRIBE, 'speaker
         (SUBSCRIBE, 'speaker/audio_info')}  # fmt: skip
 LLM = {(EXECUTE, 'llm/ask'), (SUBSCRIBE, 'speaker/state'), (SUBSCRIBE, 'pose'),
        (REPLY, 'llm/recall'), (REPLY, 'llm/save'), (SUBSCRIBE, '/tf')}  # fmt: skip
+VOICE = {*EARS, (CALL, 'llm/ask'), (SUBSCRIBE, 'llm/status'), (REQUEST, 'speaker/stop')}
 IMAGES = (SUBSCRIBE, 'image/compressed')
 # (executable, its arguments, packages that it finds, {node: what it does when all is there}).
 CASES = [
-    ('live', (*MODEL, *NOTES, *BARGE_IN), ('tf2_msgs', 'tf2_msgs'),
+    ('live', (*MODEL, *NOTES, *BARGE_IN, '--', '--voice'), ('tf2_msgs', 'tf2_msgs'),
      {'llm': LLM, 'vision_encoder': {IMAGES, (REPLY, 'vision_encoder/look')},
-      'streaming_encoder': EARS}),
+      'streaming_encoder': EARS, 'voice': VOICE}),
     ('llm', (*MODEL, *NOTES), ('tf2_msgs', 'tf2_msgs'), {'llm': LLM}),
     ('vision_encoder', MODEL, None, {'vision_encoder': {IMAGES}}),
     ('streaming_encoder', (*MODEL, *BARGE_IN), None, {'streaming_encoder': EARS}),
-    ('voice', BARGE_IN, None, {'voice': {*EARS, (CALL, 'llm/ask'), (REQUEST, 'speaker/stop')}}),
+    ('voice', BARGE_IN, None, {'voice': VOICE}),
     ('speaker', ('-p', 'say:=audio_common'), ('mgonzs13', 'audio_common_msgs'),
      {'speaker': {(CALL, 'say'), (EXECUTE, 'speaker/say')}}),
     ('speaker', ('-p', 'say:=sound_play'), ('sound_play', 'sound_play'),

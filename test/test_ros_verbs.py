@@ -90,11 +90,11 @@ def test_watch_prints_an_answer_as_one_line_that_a_terminal_may_show(robot):
     topic = f'{robot.namespace}/llm/answer'
     try:
         robot.spin_until(lambda: robot.count_subscribers(topic) == 2, 'who watches')
-        # The graph knows of who watches before the llm sends to it: one of these arrives.
-        for _ in range(100):
-            robot.ask('two\nlines and \033[2J')
-            if process.poll() is not None:
-                break
+        # The graph knows of who watches before the llm sends to it: it is asked until one arrives.
+        robot.spin_until(
+            lambda: robot.ask('two\nlines and \033[2J') and process.poll() is not None,
+            'an answer to arrive',
+        )
     finally:
         out, _ = finish(robot, process)
     assert out.count('\n') == 1 and '\033' not in out

@@ -81,9 +81,10 @@ def quoted(text: str) -> list:
 
 
 def nodes_of(cell: str) -> list:
-    named = {'all three': ['vision_encoder', 'streaming_encoder', 'llm']}
-    named['both encoders, `voice`'] = ['vision_encoder', 'streaming_encoder', 'voice']
-    return named.get(cell) or quoted(cell)
+    if cell == 'those with `/diagnostics`':
+        (cell,) = [nodes for nodes, names, *_ in table('Outputs') if names == '`/diagnostics`']
+    encoders = ['vision_encoder', 'streaming_encoder'] if 'both encoders' in cell else []
+    return encoders + quoted(cell)
 
 
 def told(title: str) -> list:

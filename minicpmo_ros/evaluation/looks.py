@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from minicpmo_ros.encoders.siglip.model import read_facts
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.clip import Clip, ClipImage
 from minicpmo_ros.live.question import Answer, Finish
@@ -157,6 +156,8 @@ def with_room(options, questions, vision_header):
     It is read before the question and needs positions as the question does: without them, seconds
     would leave the window.
     """
+    from minicpmo_ros.encoders.siglip.model import read_facts  # loads llama.cpp
+
     images = {'': 0, 'sharp': 1, 'tiles': 1 + options.look_tiles}
     most = max((images[question.looks] for question in questions), default=0)
     room = most * (read_facts(vision_header).queries + MARKS)
