@@ -13,7 +13,7 @@ import pytest
 import tts_node
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.action import ActionClient
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
 from minicpmo_ros.action import Say
@@ -25,6 +25,7 @@ from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 FIRST, SECOND = "It's a red box.", ' Nobody has opened it.'
 VOICES = {AUDIO_COMMON: 'en-gb 0.5 2', SOUND_PLAY: 'en-gb 0.5 (-3, 1)'}
 DEEP = QoSProfile(depth=100)
+KEPT = QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Stage:
@@ -36,7 +37,7 @@ class Stage:
         for message_type, topic, notes, qos in (
             (Sentence, 'speaker/sentence', self.sentences, DEEP),
             (SpeakerState, 'speaker/state', self.states, STATE_QOS),
-            (String, 'tts/events', self.events, DEEP),
+            (String, 'tts/events', self.events, KEPT),
         ):
             graph.create_subscription(message_type, topic, notes.append, qos)
         graph.create_subscription(DiagnosticArray, '/diagnostics', self._take, DEEP)

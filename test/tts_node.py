@@ -28,14 +28,16 @@ def main(kind: str, namespace: str) -> None:
     import rclpy
     from rclpy.action import ActionServer, CancelResponse
     from rclpy.callback_groups import ReentrantCallbackGroup
-    from rclpy.qos import QoSProfile
+    from rclpy.qos import QoSDurabilityPolicy, QoSProfile
     from rclpy.task import Future
     from std_msgs.msg import String
 
     rclpy.init()
     node, goals = rclpy.create_node('tts_node', namespace=namespace), []
     deep = QoSProfile(depth=50)
-    events = node.create_publisher(String, 'tts/events', deep)
+    # Who listens may find this publisher after the first event.
+    kept = QoSProfile(depth=50, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+    events = node.create_publisher(String, 'tts/events', kept)
 
     def tell(text):
         events.publish(String(data=text))
