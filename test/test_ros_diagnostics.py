@@ -160,6 +160,10 @@ def test_what_keeps_audio_from_being_heard_is_a_warning_until_it_is_mended(
         return entry and entry.level == WARN and all(word in entry.message for word in words)
 
     graph.spin_until(lambda: is_told('waits for its format', '/audio_info'), 'a warning')
+    graph.spin_until(
+        lambda: is_told('waits for its format') and 'waits for its format' in process.log,
+        'a line in the log',
+    )
     info = graph.create_publisher(AudioInfo, 'audio_info', LATCHED)
     info.publish(AudioInfo(channels=2, sample_rate=RATE_HZ, sample_format='S16LE'))
     graph.spin_until(lambda: is_told('cancel each other', 'audio.channel'), 'the next one')

@@ -33,6 +33,7 @@ from minicpmo_ros.ros.messages import stamp_ns_of
 # Audio and its format come on two topics, in any order.
 EARLY_CHUNKS = 200
 EARLY_BYTES = 4_000_000
+FIND_FORMAT_S = 2.0  # until it is told that the format is missing: nodes find each other slowly
 # Chunks that may wait in the middleware: two seconds at 10 ms each.
 AUDIO_QOS = QoSProfile(depth=200, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 # How much audio may wait for a worker. Bytes count as audio of at least this rate (48 kHz, 8
@@ -132,7 +133,7 @@ class AudioInput:
             )
         self._audio = self._info = None  # (what is subscribed to, subscription)
         self._early = deque(maxlen=EARLY_CHUNKS)  # (stamp_ns, data) that came before their format
-        self._told_s = -60.0
+        self._early_since_s, self._told_s = 0.0, -60.0
         self._poller = Poller(node, node.time.now)
         self._looking = node.steady_timer(LOOK_PERIOD_S, self._look)
         self._look()
@@ -262,10 +263,12 @@ class AudioInput:
 
     def _take(self, stamp_ns, data) -> None:
         if self._format is None:
+            self._early_since_s = self._early_since_s if self._early else time.monotonic()
             self._early.append((stamp_ns, data))
             while sum(len(waiting) for _, waiting in self._early) > EARLY_BYTES:
                 self._early.popleft()
-            self._tell(self.waiting)
+            if time.monotonic() - self._early_since_s > FIND_FORMAT_S:
+                self._tell(self.waiting)
             return
         self._on_chunk(stamp_ns, data, self._format)
 
