@@ -99,3 +99,19 @@ def test_values_of_another_kind_are_refused(tiny_model_dir, capsys):
     assert "n_ctx is 'many'; an int is expected" in capsys.readouterr().err
     assert main(['plan', str(tiny_model_dir), '--set', 'kv_type=q4_0']) == 2
     assert "kv_type is 'q4_0'; allowed are f32, f16, q8_0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'given, n_images',
+    [(['cameras=[front,left]'], 2), (['vision.max_tiles=3'], 4), ([], 1)],
+)
+def test_words_and_figures_tell_the_same_of_a_second(tiny_model_dir, given, n_images, capsys):
+    arguments = ['plan', str(tiny_model_dir), *CPU, '--memory-mib', '2000']
+    for setting in given:
+        arguments += ['--set', setting]
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert main([*arguments, '--json']) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures['images_per_s'] == n_images and f'; {n_images} image' in told
+    assert f'about {figures["positions_per_s"]} positions' in told

@@ -180,8 +180,7 @@ def _verdict(plan, limits) -> str:
 
 def _seconds(plan) -> str:
     """Return what a second takes of the window and of the vision encoder, in words."""
-    n_cameras, n_tiles = plan.options.n_cameras, plan.options.max_tiles
-    n_images = n_cameras + (n_tiles if n_tiles > 1 else 0)
+    n_cameras, n_images = plan.options.n_cameras, plan.options.images_per_s
     of_what = f' with {n_cameras} cameras' * (n_cameras > 1)
     return (
         f'A second{of_what} takes about {plan.positions} positions, so the window holds '
@@ -199,7 +198,7 @@ def _figures(plan, limits) -> dict:
         'gpu_limit_mib': limits.device_mib,
         'positions_per_s': plan.positions,
         'window_s': plan.window_s,
-        'images_per_s': plan.options.n_cameras,
+        'images_per_s': plan.options.images_per_s,
         'parts': [
             {
                 'part': amount.part,

@@ -115,6 +115,11 @@ class PlanOptions:
     audio_precision: str = ''
     parts: tuple = PLANNED  # of the model, and 'process': Python, ROS and a GPU's runtime
 
+    @property
+    def images_per_s(self) -> int:
+        """How many images of a second are encoded, tiles among them, at most."""
+        return self.n_cameras + (self.max_tiles if self.max_tiles > 1 else 0)
+
     def placed(self) -> dict:
         """Return (device, RPC servers) of each part."""
         return {
@@ -225,11 +230,9 @@ def positions_of_a_second(model: ModelDirectory, options: PlanOptions) -> int:
     if not {'vision', 'audio'} <= model.headers.keys():
         return 0
     image = vision_facts(model.headers['vision']).queries + AROUND
-    images = options.n_cameras * image
+    images = options.images_per_s * image
     if options.n_cameras > 1:
         images += options.n_cameras * LABEL
-    if options.max_tiles > 1:
-        images += options.max_tiles * image
     return 1 + images + audio_facts(model.headers['audio']).tokens_per_second + AROUND
 
 
