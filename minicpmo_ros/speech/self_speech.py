@@ -21,6 +21,7 @@ a detector of speech hears nobody in it.
 
 import threading
 from collections import deque
+from functools import partial
 
 import numpy as np
 
@@ -227,9 +228,10 @@ class EchoRemover:
             from pywebrtc_audio import EchoCanceller
         except Exception as error:  # of the package or the loader
             raise InputError(LACKING.format(error)) from error
-        # One hears the microphone, the other what a room filter leaves of it.
-        self._canceller, self._second = (EchoCanceller(SAMPLE_RATE_HZ, 1, delay_ms) for _ in '12')
-        self._room = RoomFilter() if learns_room else None
+        make_canceller = partial(EchoCanceller, SAMPLE_RATE_HZ, 1, delay_ms)
+        self._canceller, self._room = make_canceller(), None
+        if learns_room:  # the second canceller hears what the filter leaves
+            self._room, self._second = RoomFilter(), make_canceller()
         self._silent = PARTS  # blocks without a sound of its own, by now
         self._lock, self._far = threading.Lock(), deque(maxlen=FAR_CHUNKS)  # (begin, samples)
         self.played_s = 0.0  # sound that was taken
