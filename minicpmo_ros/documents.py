@@ -33,6 +33,14 @@ MAX_FILE_BYTES = 2**30  # a bag that is taken for questions is not read into mem
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def is_utf8(value) -> bool:
+    """Return whether it is a text that UTF-8 can hold: JSON may have halves of characters."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def without_repeats(pairs: list) -> dict:
     """Return the dict of these pairs; ValueError for a name that occurs twice."""
     read = {}

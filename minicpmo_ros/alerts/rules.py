@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from minicpmo_ros.config import SENSES
-from minicpmo_ros.documents import StrictLoader, appearing, parse_yaml, told
+from minicpmo_ros.documents import StrictLoader, appearing, is_utf8, parse_yaml, told
 from minicpmo_ros.errors import InputError
 
 FORMAT = 'minicpmo_ros alerts 1'
@@ -106,14 +106,7 @@ class AlertRule:
 
 
 def _is_text(value) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and '\0' not in value and _is_utf8(value)
-
-
-def _is_utf8(value: str) -> bool:
-    try:
-        return value.encode() is not None
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
+    return is_utf8(value) and bool(value.strip()) and '\0' not in value
 
 
 def _is_number(low: float, high: float):
@@ -163,7 +156,7 @@ CHECKS = {
     'scale': (_is_number(0.01, 100.0), 'a number from 0.01 to 100'),
     'bias': (_is_number(-100.0, 100.0), 'a number from -100 to 100'),
     'describe': (
-        lambda v: isinstance(v, str) and _is_utf8(v) and '\0' not in v,
+        lambda v: is_utf8(v) and '\0' not in v,
         'a question, true or false',
     ),
     'picture': (_is_bool, 'true or false'),

@@ -20,6 +20,7 @@ from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.action import Ask as AskAction
+from minicpmo_ros.documents import is_utf8
 from minicpmo_ros.errors import AskError, BusyError, CancelledError, Error, InputError, LateError
 from minicpmo_ros.live.question import check_form
 from minicpmo_ros.msg import Answer, Status
@@ -60,17 +61,9 @@ def make_goal(question: str, **options) -> AskAction.Goal:
     return AskAction.Goal(**fields)
 
 
-def is_text(value) -> bool:
-    """Return whether it is a text that a message can hold: half of a surrogate pair cannot be."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
-
-
 def is_texts(value) -> bool:
     """Return whether it is a list of texts that are not empty."""
-    return isinstance(value, (list, tuple)) and all(is_text(v) and v for v in value)
+    return isinstance(value, (list, tuple)) and all(is_utf8(v) and v for v in value)
 
 
 def is_count(value) -> bool:
@@ -87,7 +80,7 @@ TIME, IMAGE = 'builtin_interfaces/Time', 'sensor_msgs/CompressedImage'
 NUMBERS = ('uint32', 'float', TIME, IMAGE)
 # By type of a field of the message: which values can be sent, and how that is said.
 SENDABLE = {
-    'string': (is_text, 'a text'),
+    'string': (is_utf8, 'a text'),
     'sequence<string>': (is_texts, 'a list of texts, none empty'),
     'uint32': (is_count, "a whole number, None for the node's own"),
     'float': (is_finite, "a number, None for the node's own"),

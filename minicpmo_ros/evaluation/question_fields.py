@@ -8,21 +8,14 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from minicpmo_ros.config import LOOKS
+from minicpmo_ros.documents import is_utf8
 from minicpmo_ros.errors import InputError
 
 RULES = ('text', 'letter')  # by which an answer is right, as in matching.py
 
 
-def is_line(value) -> bool:
-    """Return whether it is a text that a file can hold: JSON may have halves of characters."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
-
-
-def _is_text(value) -> bool:
-    return is_line(value) and bool(value.strip())
+def _is_filled(value) -> bool:
+    return is_utf8(value) and bool(value.strip())
 
 
 def _is_second(value) -> bool:
@@ -30,12 +23,12 @@ def _is_second(value) -> bool:
 
 
 def _is_texts(value) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
+    return isinstance(value, list) and all(map(_is_filled, value))
 
 
 def is_lines(value) -> bool:
     """Return whether it is texts as they are printed in a question; they may be empty."""
-    return isinstance(value, list) and all(map(is_line, value))
+    return isinstance(value, list) and all(map(is_utf8, value))
 
 
 def _is_share(value) -> bool:
@@ -44,7 +37,7 @@ def _is_share(value) -> bool:
 
 def is_inside(value) -> bool:
     """Return whether it is a path that does not leave the folder."""
-    if not _is_text(value) or '\\' in value or '\0' in value:
+    if not _is_filled(value) or '\\' in value or '\0' in value:
         return False
     path = PurePosixPath(value)
     is_short = len(value.encode()) < 4096 and all(len(p.encode()) < 256 for p in path.parts)
@@ -52,22 +45,22 @@ def is_inside(value) -> bool:
 
 
 CHECKS: dict[str, tuple[Callable, str]] = {
-    'id': (_is_text, 'a text'),
+    'id': (_is_filled, 'a text'),
     'clip': (is_inside, 'a path relative to the file'),
     'start_s': (_is_second, 'a whole number of seconds'),
     'end_s': (_is_second, 'a whole number of seconds'),
-    'family': (_is_text, 'a text'),
-    'text': (is_line, 'a text, an empty one to ask for an answer to what was said'),
+    'family': (_is_filled, 'a text'),
+    'text': (is_utf8, 'a text, an empty one to ask for an answer to what was said'),
     'answers': (lambda v: _is_texts(v) and bool(v), 'a list of one text or more'),
     'choices': (_is_texts, 'a list of texts'),
-    'kind': (is_line, 'a text'),
+    'kind': (is_utf8, 'a text'),
     'chance': (_is_share, 'a number from 0 to 1'),
     'hard': (lambda v: isinstance(v, bool), 'true or false'),
     'rule': (lambda v: v in RULES, f'one of {", ".join(RULES)}'),
     'options': (is_lines, 'a list of texts'),
     'relative': (lambda v: isinstance(v, bool), 'true or false'),
     'asked_at_s': (_is_second, 'a whole number of seconds'),
-    'note': (is_line, 'a text'),
+    'note': (is_utf8, 'a text'),
     'look': (lambda v: v in LOOKS, f'one of {", ".join(LOOKS)}'),
     'image': (is_inside, 'a path relative to the file'),
     'json_schema': (lambda v: isinstance(v, (str, dict)), 'a JSON schema, as an object or a text'),

@@ -14,7 +14,7 @@ import json
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
-from minicpmo_ros.documents import read_json, told
+from minicpmo_ros.documents import is_utf8, read_json, told
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.looks import SentImage
 from minicpmo_ros.evaluation.matching import is_data, is_letter, is_text
@@ -22,7 +22,6 @@ from minicpmo_ros.evaluation.question_fields import (
     CHECKS,
     has_truth,
     is_inside,
-    is_line,
     is_lines,
     read_schema,
 )
@@ -213,11 +212,11 @@ def _read_head(path: Path, data: dict) -> dict:
     head = {'name': '', 'notes': '', 'clips': {}}
     head.update({name: data[name] for name in head if data.get(name) is not None})
     for name in ('name', 'notes'):
-        if not is_line(head[name]):
+        if not is_utf8(head[name]):
             raise InputError(f'{path}: {name} is {told(head[name])}, a text is expected.')
     clips = head['clips']
     if not isinstance(clips, dict) or not all(
-        is_line(clip) and (is_line(shown) or is_lines(shown)) for clip, shown in clips.items()
+        is_utf8(clip) and (is_utf8(shown) or is_lines(shown)) for clip, shown in clips.items()
     ):
         raise InputError(
             f'{path}: clips is {told(clips)}, an object with a text or a list of texts a clip is '
