@@ -111,6 +111,22 @@ def graph(ros, tmp_path, request):
     graph.close()
 
 
+@pytest.fixture
+def spun(graph):
+    """Give a function that has a node spun until the test is over."""
+    nodes = []
+
+    def spin(node):
+        nodes.append(node)
+        graph.own_executor.add_node(node)
+        return node
+
+    yield spin
+    for node in nodes:
+        graph.own_executor.remove_node(node)
+        node.destroy_node()
+
+
 @pytest.fixture(scope='module')
 def shared_graph(ros, tmp_path_factory, request):
     """Give a `Graph` for all tests of a file, which share its processes."""

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from ament_index_python.packages import get_package_prefix
+from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
@@ -198,12 +199,17 @@ class Graph(Node):
         future = self.ask_client.call_async(Ask.Request(question=question, **fields))
         return self.result_of(future, f'the answer to {question!r}', timeout_s)
 
+    def call(self, kind, name: str, **fields):
+        """Call a service of this kind and name, and give the reply."""
+        client = self.create_client(kind, name)
+        self.spin_until(client.service_is_ready, name)
+        reply = self.result_of(client.call_async(kind.Request(**fields)), name)
+        self.destroy_client(client)
+        return reply
+
     def reset(self):
         """Call ~/reset, wait for the empty window where it succeeds, and give the reply."""
-        client = self.create_client(Trigger, 'llm/reset')
-        self.spin_until(client.service_is_ready, 'the reset')
-        reply = self.result_of(client.call_async(Trigger.Request()), 'the reset')
-        self.destroy_client(client)
+        reply = self.call(Trigger, 'llm/reset')
         if reply.success:
             self.spin_until(lambda: self.status.units == 0, 'an empty window')
         return reply
@@ -218,13 +224,8 @@ class Graph(Node):
 
     def change_state(self, node: str, transition: str) -> bool:
         """Ask a node for a lifecycle transition by label."""
-        client = self.create_client(ChangeState, f'{node}/change_state')
-        self.spin_until(client.service_is_ready, f'{node}/change_state')
-        request = ChangeState.Request()
-        request.transition.label = transition
-        reply = self.result_of(client.call_async(request), transition)
-        self.destroy_client(client)
-        return reply.success
+        wanted = Transition(label=transition)
+        return self.call(ChangeState, f'{node}/change_state', transition=wanted).success
 
     def close(self) -> None:
         for process in self.processes:

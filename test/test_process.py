@@ -38,19 +38,21 @@ def test_many_threads_share_few_arenas_unless_the_user_says_otherwise(monkeypatc
     assert told.stdout.count('<heap nr=') == count
 
 
-def test_a_robot_does_not_load_the_library_for_video_until_an_image_needs_it():
-    """PyAV takes 15 MiB and 30 ms, and hardly any camera sends PNG with 16 bits a colour."""
-    told = subprocess.run(
-        [sys.executable, '-c', 'import sys, minicpmo_ros.ros.live; print(*sys.modules)'],
+def loaded_with(module: str) -> list:
+    """Give the names of all modules that a new process has after it has imported one."""
+    return subprocess.run(
+        [sys.executable, '-c', f'import sys, {module}; print(*sys.modules)'],
         capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
+
+
+def test_a_robot_does_not_load_the_library_for_video_until_an_image_needs_it():
+    """PyAV takes 15 MiB and 30 ms, and hardly any camera sends PNG with 16 bits a colour."""
+    told = loaded_with('minicpmo_ros.ros.live')
     assert 'PIL.Image' in told and 'av' not in told
 
 
 def test_who_asks_a_robot_does_not_load_llama_cpp():
     """It would take a third of the CPU time that `minicpmo ask` takes to load."""
-    told = subprocess.run(
-        [sys.executable, '-c', 'import sys, minicpmo_ros.client; print(*sys.modules)'],
-        capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
+    told = loaded_with('minicpmo_ros.client')
     assert 'rclpy' in told and 'llama_cpp' not in told

@@ -59,22 +59,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(faults, 'WAITS_S', SOON_S)
 
 
-@pytest.fixture
-def spun(graph):
-    """Give a function that has a node spun until the test is over."""
-    nodes = []
-
-    def spin(node):
-        nodes.append(node)
-        graph.own_executor.add_node(node)
-        return node
-
-    yield spin
-    for node in nodes:
-        graph.own_executor.remove_node(node)
-        node.destroy_node()
-
-
 def entry(node):
     """Give (message, values) that the node would publish on /diagnostics now."""
     from minicpmo_ros.ros.framework.diagnostics import Diagnostics

@@ -40,22 +40,6 @@ def fail(*_, **__):
 
 
 @pytest.fixture
-def spun(graph):
-    """Give a function that has a node spun until the test is over."""
-    nodes = []
-
-    def spin(node):
-        nodes.append(node)
-        graph.own_executor.add_node(node)
-        return node
-
-    yield spin
-    for node in nodes:
-        graph.own_executor.remove_node(node)
-        node.destroy_node()
-
-
-@pytest.fixture
 def llm(graph, spun, tiny_model_dir, tmp_path, monkeypatch):
     """Give a node of this process that is ready, with notes and a black box."""
     monkeypatch.setattr(faults, 'WAITS_S', (0.01,))
@@ -74,14 +58,6 @@ def llm(graph, spun, tiny_model_dir, tmp_path, monkeypatch):
     spun(node)
     graph.wait_ready()
     return node
-
-
-def call(graph, kind, name, **fields):
-    client = graph.create_client(kind, name)
-    graph.spin_until(client.service_is_ready, name)
-    reply = graph.result_of(client.call_async(kind.Request(**fields)), name)
-    graph.destroy_client(client)
-    return reply
 
 
 def spin_both(graph, outside, condition):
@@ -142,16 +118,16 @@ def test_a_service_that_fails_replies(graph, llm, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         patch.setattr(Engine, 'reset', fail)
         patch.setattr(Engine, 'status', fail)
-        assert is_told(call(graph, Trigger, 'llm/reset'), capfd)
-        assert is_told(call(graph, SaveSession, 'llm/save', path='/tmp/none'), capfd)
+        assert is_told(graph.call(Trigger, 'llm/reset'), capfd)
+        assert is_told(graph.call(SaveSession, 'llm/save', path='/tmp/none'), capfd)
     with monkeypatch.context() as patch:
         patch.setattr(Places, 'here', fail)
-        assert is_told(call(graph, Remember, 'llm/remember', text='A red ball.'), capfd)
-        assert is_told(call(graph, Recall, 'llm/recall', text='ball'), capfd)
+        assert is_told(graph.call(Remember, 'llm/remember', text='A red ball.'), capfd)
+        assert is_told(graph.call(Recall, 'llm/recall', text='ball'), capfd)
     assert llm.faults.count >= 4 and llm.state == 'active'
-    assert call(graph, Remember, 'llm/remember', text='A red ball.').success
-    assert call(graph, Recall, 'llm/recall', text='ball').notes
-    assert call(graph, Trigger, 'llm/reset').success
+    assert graph.call(Remember, 'llm/remember', text='A red ball.').success
+    assert graph.call(Recall, 'llm/recall', text='ball').notes
+    assert graph.call(Trigger, 'llm/reset').success
 
 
 def test_what_needs_the_files_of_a_node_without_them_is_refused(graph, llm):
@@ -164,7 +140,7 @@ def test_what_needs_the_files_of_a_node_without_them_is_refused(graph, llm):
         (LoadSession, 'load', {'path': '/tmp/none'}),
         (Remember, 'remember', {'text': 'A red ball.'}),
     ):
-        reply = call(graph, kind, f'llm/{name}', **fields)
+        reply = graph.call(kind, f'llm/{name}', **fields)
         assert not reply.success and reply.reason, name
 
 

@@ -31,14 +31,6 @@ def show(source, first, n):
     return first
 
 
-def call(graph, kind, name, **fields):
-    client = graph.create_client(kind, name)
-    graph.spin_until(client.service_is_ready, name)
-    reply = graph.result_of(client.call_async(kind.Request(**fields)), name)
-    graph.destroy_client(client)
-    return reply
-
-
 def answers(graph):
     return [graph.ask(question, choices=[], temperature=0.0).answer.text for question in QUESTIONS]
 
@@ -81,9 +73,9 @@ def test_a_reset_and_what_is_forgotten_stay_forgotten(graph, tmp_path):
     source.wait_heard()
     show(source, FIRST, 5)
     last = graph.status.seconds[-1] + 1
-    reply = call(graph, Forget, 'llm/forget', begin=time_of(0), end=time_of((last - 2) * 10**9))
+    reply = graph.call(Forget, 'llm/forget', begin=time_of(0), end=time_of((last - 2) * 10**9))
     assert reply.success, reply.reason
-    saved = call(graph, SaveSession, 'llm/save', path=str(tmp_path / 'few.session'))
+    saved = graph.call(SaveSession, 'llm/save', path=str(tmp_path / 'few.session'))
     assert saved.success and saved.units == 1 and 'not in the black box' in saved.reason
     assert graph.reset().success
     # From the reply on nothing of it is read again; its bytes are overwritten a moment later.
@@ -98,7 +90,7 @@ def test_a_saved_session_is_read_by_another_node_and_refused_by_reason(graph, tm
     live, source = start(graph, path), Source(graph)
     source.wait_heard()
     show(source, FIRST, 6)
-    reply = call(graph, SaveSession, 'llm/save', path=str(saved))
+    reply = graph.call(SaveSession, 'llm/save', path=str(saved))
     before, told = list(graph.status.seconds), answers(graph)
     assert reply.success and reply.units == len(before), reply.reason
     assert saved.stat().st_mode & 0o777 == 0o600
@@ -107,16 +99,16 @@ def test_a_saved_session_is_read_by_another_node_and_refused_by_reason(graph, tm
     start(graph, tmp_path / 'other.session', seconds=0)
     for wrong, reason in (('relative', 'absolute'), (str(tmp_path / 'no'), 'No such file'),
                           (str(tmp_path), 'is no file')):  # fmt: skip
-        reply = call(graph, LoadSession, 'llm/load', path=wrong)
+        reply = graph.call(LoadSession, 'llm/load', path=wrong)
         assert not reply.success and reason in reply.reason
-    reply = call(graph, LoadSession, 'llm/load', path=str(saved))
+    reply = graph.call(LoadSession, 'llm/load', path=str(saved))
     assert reply.success and reply.units == len(before) and not reply.reason
     graph.spin_until(lambda: list(graph.status.seconds) == before, 'the window')
     assert graph.status.restored == len(before) and answers(graph) == told
-    assert not call(graph, SaveSession, 'llm/save', path=str(saved)).success
+    assert not graph.call(SaveSession, 'llm/save', path=str(saved)).success
     cut = tmp_path / 'cut.session'
     shutil.copy(saved, cut)
     with open(cut, 'r+b') as file:
         file.truncate(saved.stat().st_size - 1)
-    reply = call(graph, LoadSession, 'llm/load', path=str(cut))
+    reply = graph.call(LoadSession, 'llm/load', path=str(cut))
     assert reply.success and reply.units == len(before) - 1 and '1 places' in reply.reason
