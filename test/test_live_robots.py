@@ -34,8 +34,6 @@ from minicpmo_ros.live.engine_thread import (
 )
 from minicpmo_ros.live.evidence import EvidenceOptions
 from minicpmo_ros.live.question import (
-    HALVES_AT_ONCE,
-    Excess,
     Finish,
     PendingQuestion,
     Question,
@@ -44,7 +42,7 @@ from minicpmo_ros.live.question import (
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions
 from minicpmo_ros.live.shared_context import SharedContext
-from minicpmo_ros.live.status import EngineOptions
+from minicpmo_ros.live.status import HALVES_AT_ONCE, EngineOptions, Flood
 from minicpmo_ros.llm.context_options import ContextOptions
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.streams.pairing import Unit
@@ -429,24 +427,23 @@ def test_who_sends_more_than_a_robot_may_gets_a_part_of_a_share_until_it_stops()
 
 
 def test_what_a_live_robot_sends_is_no_excess_and_a_flood_is():
-    excess = Excess()
+    flood = Flood()
     for n in range(10_000):
-        excess.note_half(Instant(n / 2))  # image and audio of a second
+        flood.note_half(Instant(n / 2))  # image and audio of a second
     for _ in range(HALVES_AT_ONCE):  # what a network has held back comes at once
-        excess.note_half(Instant(5000.0))
-    assert excess.count == 0
+        flood.note_half(Instant(5000.0))
+    assert flood.count == 0
     for n in range(100):
-        excess.note_half(Instant(5000.0 + n / 100))
-    assert excess.count > 90
-    excess = Excess()
-    queue = QuestionQueue(2, 1, excess)
+        flood.note_half(Instant(5000.0 + n / 100))
+    assert flood.count > 90
+    queue = QuestionQueue(2, 1)
     pending = PendingQuestion(Question('a'), None, None, threading.Condition())
     queue.put(pending)
     queue.put(pending)
-    assert excess.count == 0
+    assert queue.n_refused == 0
     with pytest.raises(BusyError):
         queue.put(pending)
-    assert excess.count == 1
+    assert queue.n_refused == 1
 
 
 def test_nobody_saves_up_while_nothing_is_asked():

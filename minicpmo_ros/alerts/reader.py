@@ -8,8 +8,8 @@
 
 Nothing is generated: the answers are told apart by the probabilities of their first tokens. A
 sense has not changed if the image is the same as in the second before, and if the audio was quiet
-then and is now. A live stream calls `try_begin` and `try_end`, while there are rules: there, an
-unforeseen error costs a second's readings.
+then and is now. A live stream calls `try_begin` and `try_end`, while there are rules, and
+`try_lose`: there, an unforeseen error costs a second's readings.
 """
 
 import logging
@@ -162,6 +162,13 @@ class AlertAsker:
         """Lose sight, because what was seen is no longer in the window."""
         if self._readers:
             self._on_events(self.watch.reset(reason))
+
+    def try_lose(self, reason: str) -> None:
+        """As `lose`; what goes wrong is logged and counted."""
+        try:
+            self.lose(reason)
+        except Exception as error:
+            self._note(error)
 
     def _unchanged(self, unit: Unit) -> set:
         """Return the senses that show what they showed in the unit before."""

@@ -1,7 +1,10 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Answers that are being given together: what they read next, and their share of the device."""
+"""Questions of one robot from the queue to their answers, which are given together.
+
+What the answers read next, and their share of the device.
+"""
 
 import logging
 from collections import deque
@@ -11,7 +14,7 @@ from dataclasses import replace
 
 from minicpmo_ros.errors import CancelledError, ContextFullError, EngineError
 from minicpmo_ros.live.arbiter import DeviceArbiter, Priority, Turn
-from minicpmo_ros.live.question import Answer, Finish, PendingQuestion
+from minicpmo_ros.live.question import Answer, Finish, PendingQuestion, QuestionQueue
 
 log = logging.getLogger(__name__)
 
@@ -133,42 +136,45 @@ def spoken_part(text: str, said: str) -> str:
 class RunningAnswers:
     """The answers that are given together, on one turn on the device; for the engine's thread.
 
-    `on_end(pending, answer, **facts)` receives each that ends, and facts for the status. An
-    EngineError is raised, after which all must end; any other error ends the answer it is of.
+    `running`: the RunningAnswers there are. `turn`: the Turn on the device that they share; None:
+    nothing is answered. `turns`: what was remembered and may still change, newest last. The caller
+    need not ask about what there is none of.
+    `queue`: of the questions, guarded by `lock`. `tell(*counted, **facts)` receives what changes
+    in the status when one ends. An EngineError is raised, after which all must end; any other
+    error ends the answer it is of.
     """
 
     def __init__(
         self,
         arbiter: DeviceArbiter,
-        on_end: Callable,
+        queue: QuestionQueue,
+        lock,
+        tell: Callable,
         is_closing: Callable[[], bool],
     ):
-        self._arbiter, self._on_end, self._is_closing = arbiter, on_end, is_closing
-        self._answers, self._turn = [], None
-        self._turns = deque(maxlen=MOST_TURNS)  # (PendingQuestion, RememberedTurn), newest last
-        self.unit_is_owed = False  # it waited for a question; it is read before another begins
-
-    def __len__(self) -> int:  # noqa: D105
-        return len(self._answers)
+        self._arbiter, self._queue, self._lock = arbiter, queue, lock
+        self._tell, self._is_closing = tell, is_closing
+        self.running, self.turn = [], None
+        self.turns = deque(maxlen=MOST_TURNS)  # (PendingQuestion, RememberedTurn)
 
     def begin(self, session, pending: PendingQuestion, stale: str) -> None:
         """Begin to answer a question; raise what Session.ask raises."""
-        if self._turn is None:
-            self._turn = self._arbiter.acquire(Priority.QUESTION)
-        self._turn.become(Priority.QUESTION)
+        if self.turn is None:
+            self.turn = self._arbiter.acquire(Priority.QUESTION)
+        self.turn.become(Priority.QUESTION)
         self.settle_turns(waits=False)
-        self._answers.append(RunningAnswer(session, pending, self._turn, stale, self._is_closing))
+        self.running.append(RunningAnswer(session, pending, self.turn, stale, self._is_closing))
 
     def settle_turns(self, waits: bool = True) -> None:
         """Bring what is remembered up to date; see RememberedTurn. Not beside an answer."""
-        if self._answers:
+        if self.running:
             return
-        for pending, turn in self._turns:
+        for pending, turn in self.turns:
             try:
                 turn.settle(pending.said, waits)
             except ContextFullError as error:
                 log.warning('a turn is not remembered: %s', error)
-        self._turns = deque((one for one in self._turns if not one[1].is_over), MOST_TURNS)
+        self.turns = deque((one for one in self.turns if not one[1].is_over), MOST_TURNS)
 
     def next_reads(self) -> dict:
         """Return {answer: the Read that comes next} of those that read together.
@@ -176,7 +182,7 @@ class RunningAnswers:
         Where the session reads apart, the oldest question that has not been read goes alone: read
         with others, its first token would come as late as the last of theirs.
         """
-        reads, answers = {}, list(self._answers)
+        reads, answers = {}, list(self.running)
         unread = [answer for answer in answers if answer.is_read_alone and not answer.has_token]
         for answer in unread[:1] or answers:
             try:
@@ -213,66 +219,94 @@ class RunningAnswers:
             if finish is not None:
                 self._end(answer, finish, error)
 
-    def lets_unit(self, waits: bool, has_room: bool) -> bool:
-        """Return whether a unit that waits, if there is room for it, is to be read now."""
-        turn = self._turn
-        if turn is None:
-            self.unit_is_owed = False
-            return waits
+    def lets_unit(self, waits: bool, has_room: bool) -> tuple:
+        """Return whether a unit that waits, if there is room for it, is to be read now.
+
+        And whether it waits for a question, so that it is to be read before another begins.
+        """
+        turn = self.turn
         turn.unit_waits = waits and has_room
         is_let = turn.unit_waits and self._arbiter.lets_unit(turn)
         is_kept_waiting = turn.priority is Priority.QUESTION or not has_room
-        self.unit_is_owed = waits and not is_let and is_kept_waiting
-        return is_let
+        return is_let, waits and not is_let and is_kept_waiting
 
     @contextmanager
     def hold_for_unit(self):
-        """Hold the device for a unit inside the block."""
-        if self._turn is None:
-            with self._arbiter.hold(Priority.UNIT):
-                yield
-            return
-        self._turn.become(Priority.UNIT)
+        """Use the turn for a unit inside the block."""
+        self.turn.become(Priority.UNIT)
         try:
             yield
         finally:
-            self._turn.become(Priority.ANSWER)
-            self._turn.unit_waits = False
+            self.turn.become(Priority.ANSWER)
+            self.turn.unit_waits = False
 
     def let_others(self) -> None:
         """Let others use the device; give it back if no answer is running."""
-        if self._turn is None:
+        if not self.running:
+            self.turn.release()
+            self.turn = None
             return
-        if not self._answers:
-            self._turn.release()
-            self._turn = None
-            return
-        is_first = not all(answer.has_token for answer in self._answers)
-        self._turn.become(Priority.QUESTION if is_first else Priority.ANSWER)
-        self._turn.between()
+        is_first = not all(answer.has_token for answer in self.running)
+        self.turn.become(Priority.QUESTION if is_first else Priority.ANSWER)
+        self.turn.between()
+
+    def refuse(self, pending: PendingQuestion, error: Exception, stale: bool = False) -> None:
+        """End a question that was not begun, because of an error."""
+        self._finish(pending, Answer(pending.question.text, '', Finish.ERROR, error, stale))
+
+    def not_begun(self, pending: PendingQuestion, error: Exception) -> None:
+        """Let a question wait for the room that other answers have, or end it with its error."""
+        if not isinstance(error, ContextFullError) or not self.running:
+            return self.refuse(pending, error)
+        with self._lock:
+            self._queue.put_back(pending)
 
     def end_expired(self) -> None:
-        """End those that nobody is waiting for any more."""
-        for answer in [answer for answer in self._answers if answer.pending.is_over]:
+        """End those that nobody is waiting for any more, begun or not."""
+        with self._lock:
+            expired = self._queue.take_expired()
+        for pending in expired:
+            self._finish(pending, Answer(pending.question.text, '', Finish.CANCELLED))
+        for answer in [answer for answer in self.running if answer.pending.is_over]:
             self._end(answer, Finish.CANCELLED)
 
     def end_all(self, finish: Finish, error: Exception | None = None) -> None:
         """End all of them, and give the device back."""
-        for answer in list(self._answers):
+        if self.turn is None:
+            return
+        for answer in list(self.running):
             try:
                 self._end(answer, finish, error)
             except Exception:  # who asked has been told; the others are to be
                 log.exception('an answer has not ended as it should')
         self.let_others()
 
+    def close(self, finish: Finish, error: Exception | None = None) -> None:
+        """End all questions, begun or not."""
+        with self._lock:
+            waiting = self._queue.take_all()
+        self.end_all(finish, error)
+        for pending in waiting:
+            pending.finish(Answer(pending.question.text, '', finish, error))
+
     def _end(self, answer: RunningAnswer, finish: Finish, error: Exception | None = None) -> None:
-        self._answers.remove(answer)
+        self.running.remove(answer)
         try:
             ended = answer.end(finish, error)
         except Exception as problem:
             text = answer.pending.question.text
-            self._on_end(answer.pending, Answer(text, '', Finish.ERROR, error or problem))
+            self._finish(answer.pending, Answer(text, '', Finish.ERROR, error or problem))
             raise
         if answer.turn is not None:
-            self._turns.append((answer.pending, answer.turn))
-        self._on_end(answer.pending, ended, answer_live_s=ended.live_s)
+            self.turns.append((answer.pending, answer.turn))
+        self._finish(answer.pending, ended, answer_live_s=ended.live_s)
+
+    def _finish(self, pending: PendingQuestion, answer: Answer, **facts) -> None:
+        """Finish a question; count it if nobody waits for the answer any more, and not by wish."""
+        with self._lock:
+            self._queue.end(pending)
+        is_dropped = answer.finish == Finish.CANCELLED and pending.why_over() is not None
+        try:
+            self._tell(*['questions_dropped'] * is_dropped, **facts)
+        finally:
+            pending.finish(answer)

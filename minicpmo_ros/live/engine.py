@@ -39,16 +39,14 @@ from minicpmo_ros.errors import (
     InputError,
 )
 from minicpmo_ros.live.answers import RunningAnswers
-from minicpmo_ros.live.arbiter import DeviceArbiter
+from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
 from minicpmo_ros.live.engine_thread import EngineThread
 from minicpmo_ros.live.question import (
     Answer,
-    Excess,
     Finish,
     PendingQuestion,
     Question,
     QuestionQueue,
-    call_safely,
 )
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.status import EngineOptions, EngineStatus, LiveInputs, why_failed
@@ -93,15 +91,17 @@ class Engine:
         self.arbiter.unit_deadline_s = self.options.unit_deadline_s
         self._wake = self.thread.wake  # guards everything below it
         self._status = EngineStatus()
-        self.excess, limits = Excess(), self.options
-        self._inputs = LiveInputs(limits, black_box, self.excess)
-        self._questions = QuestionQueue(limits.max_waiting, limits.max_parallel, self.excess)
+        self._inputs = LiveInputs(self.options, black_box)
+        self._questions = QuestionQueue(self.options.max_waiting, self.options.max_parallel)
         self._reset_is_due = False  # before anything else is done
         self.is_closing = False  # it is closed, or about to be
         self._ended = threading.Event()  # set while the thread has nothing to do with it
         self._ended.set()
         self.session = None  # used in the thread of the engine only, as the next
-        self.answers = RunningAnswers(self.arbiter, self._finish, lambda: self.is_closing)
+        self.answers = RunningAnswers(
+            self.arbiter, self._questions, self._wake, self.update_status, lambda: self.is_closing
+        )
+        self._unit_is_owed = False  # it waited for a question; it is read before another begins
         self._sampling = None  # replaces that of the session
 
     # --- for any thread -----------------------------------------------------------------------
@@ -245,14 +245,19 @@ class Engine:
         return self._reset_is_due or self.is_closing or self.is_asked or self._inputs.has_unit
 
     @property
+    def excess(self) -> int:
+        """How much was sent beyond what any robot may: halves that race, questions refused."""
+        return self._inputs.flood.count + self._questions.n_refused
+
+    @property
     def is_asked(self) -> bool:
         """Whether a question waits or is being answered."""
-        return len(self.answers) > 0 or len(self._questions.waiting) > 0
+        return bool(self.answers.running or self._questions.waiting)
 
     @property
     def needs_device(self) -> bool:
         """Whether there is something to be read."""
-        return len(self.answers) > 0 or self._inputs.has_unit
+        return bool(self.answers.running) or self._inputs.has_unit
 
     @property
     def due_s(self) -> float | None:
@@ -266,15 +271,7 @@ class Engine:
         if is_due:
             self.session.reset()
             self.update_status()
-            call_safely(self._alerts.lose, 'the window was reset')
-
-    def end_expired_questions(self) -> None:
-        """End those that nobody is waiting for any more."""
-        with self._wake:
-            expired = self._questions.take_expired()
-        for pending in expired:
-            self._finish(pending, Answer(pending.question.text, '', Finish.CANCELLED))
-        self.answers.end_expired()
+            self._alerts.try_lose('the window was reset')
 
     def begin_questions(self) -> None:
         """Begin the questions that may be answered now, oldest first."""
@@ -283,23 +280,19 @@ class Engine:
                 with self._wake:
                     stale, refused = self._inputs.judge(pending, self._status, self._now())
                 if refused:
-                    self._refuse(pending, InputError(refused), bool(stale))
+                    self.answers.refuse(pending, InputError(refused), bool(stale))
                     continue
                 if self._sampling is not None:
                     self.session.options = replace(self.session.options, sampling=self._sampling)
                 self.answers.begin(self.session, pending, stale)
                 self.update_status()
             except Exception as error:
-                if not isinstance(error, ContextFullError) or not self.answers:
-                    self._refuse(pending, error)
-                else:
-                    with self._wake:
-                        self._questions.put_back(pending)
+                self.answers.not_begun(pending, error)
 
     def _next_question(self) -> PendingQuestion | None:
         with self._wake:
             # A reset that came since `_reset_window` goes before what was asked after it.
-            if self._reset_is_due or self.thread.new_size or self.answers.unit_is_owed:
+            if self._reset_is_due or self.thread.new_size or self._unit_is_owed:
                 return None
             return self._questions.begin(lambda one: self._inputs.has_heard(one, self._status))
 
@@ -308,7 +301,7 @@ class Engine:
 
         In steps, as Session.appending; nothing is read where that is more than `room` rows.
         """
-        reads = self.answers.next_reads()
+        reads = self.answers.next_reads() if self.answers.running else {}
         room -= sum(len(read.rows) for read in reads.values()) if room < math.inf else 0
         if room < 0:
             return
@@ -320,7 +313,8 @@ class Engine:
 
     def let_others(self) -> None:
         """Let others use the device."""
-        self.answers.let_others()
+        if self.answers.turn is not None:
+            self.answers.let_others()
 
     def _take_unit(self, room: float) -> Unit | None:
         """Take the oldest waiting unit if it is its turn."""
@@ -330,16 +324,19 @@ class Engine:
             unit = self._inputs.peek()
             has_room = unit is not None and self.session.can_append(unit)
             fits = room == math.inf or (has_room and len(self.session.unit_rows(unit)) <= room)
-            is_let = self.answers.lets_unit(unit is not None and fits, has_room)
+            is_let, self._unit_is_owed = unit is not None and fits, False
+            if self.answers.turn is not None:
+                is_let, self._unit_is_owed = self.answers.lets_unit(is_let, has_room)
             return self._inputs.take(unit) if is_let else None
 
     def _reading_unit(self, unit: Unit, reads: dict):
         is_watched = bool(self._alerts.watch.rules)
         riders = self._alerts.try_begin(unit) if is_watched else []
         try:
-            with self.answers.hold_for_unit():
+            with self._holding_device():
                 report = yield from self.session.appending(unit, list(reads.values()), riders)
-                self.answers.settle_turns()
+                if self.answers.turns:
+                    self.answers.settle_turns()
         except (CancelledError, EngineError):
             raise
         except Exception as error:
@@ -352,47 +349,40 @@ class Engine:
         self.update_status(**self._status.after_reading(unit, report))
         if is_watched:
             self._alerts.try_end(report)
-        self.answers.take(reads, report.logits)
+        if reads:
+            self.answers.take(reads, report.logits)
 
-    def _refuse(self, pending: PendingQuestion, error: Exception, stale: bool = False) -> None:
-        self._finish(pending, Answer(pending.question.text, '', Finish.ERROR, error, stale))
-
-    def _finish(self, pending: PendingQuestion, answer: Answer, **facts) -> None:
-        """Finish a question; count it if nobody waits for the answer any more, and not by wish."""
-        with self._wake:
-            self._questions.end(pending)
-        is_dropped = answer.finish == Finish.CANCELLED and pending.why_over() is not None
-        try:
-            self.update_status(*['questions_dropped'] * is_dropped, **facts)
-        finally:
-            pending.finish(answer)
-
-    def lose_answers(self, error: EngineError) -> None:
-        """End all answers, because the context has failed."""
-        self.answers.end_all(Finish.ERROR, error)
+    def _holding_device(self):
+        """Hold the device for a unit, by the turn of the answers where there are any."""
+        if self.answers.turn is None:
+            return self.arbiter.hold(Priority.UNIT)
+        return self.answers.hold_for_unit()
 
     def note_rebuild(self, error: EngineError) -> None:
         """Tell that the window was lost with the context, and read what the black box has."""
         self._inputs.read_again(self._status.newest, self._wake)
         self.update_status('rebuilds', lost_window=f'The window was lost: {error}')
-        call_safely(self._alerts.lose, 'the window was lost')
+        self._alerts.try_lose('the window was lost')
 
     def _end_all(self) -> None:
         """Finish all questions that are not answered yet."""
         with self._wake:
             self.is_closing = True
-            waiting = self._questions.take_all()
         finish, error = Finish.CANCELLED, None
         if self._status.state == 'failed':
             finish, error = Finish.ERROR, BusyError(self._status.why_not_ready())
-        self.answers.end_all(finish, error)
-        for pending in waiting:
-            pending.finish(Answer(pending.question.text, '', finish, error))
+        self.answers.close(finish, error)
         with self._wake:
             self._inputs.clear()
 
     def update_status(self, *counted: str, **facts) -> None:
         """Update the status from the session, count one more of these, and set the facts."""
         with self._wake:
-            self._status = self._status.after(self.session, bool(self.answers), counted, **facts)
-        call_safely(self._on_change, self.status())
+            self._status = self._status.after(
+                self.session, bool(self.answers.running), counted, **facts
+            )
+        status = self.status()
+        try:
+            self._on_change(status)
+        except Exception:
+            log.exception('on_change of the engine failed')

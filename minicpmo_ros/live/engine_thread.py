@@ -10,9 +10,9 @@ used the device least comes first and is not bound to that.
 Shares are kept in time: of what a decode takes, each robot that took part is charged its share by
 rows. Who has been charged more than SLACK_S beyond the one with the least has to wait, so a robot
 that asks or sends more than others slows down itself. Who comes back after a pause begins with
-what the least have been charged: nobody saves up. Who sends more than any robot may (Excess), such
-as seconds that come faster than time passes, is charged FLOOD_CHARGE times what it takes until
-FLOOD_S after that, so that a flood costs the others a part of a share, not a whole one.
+what the least have been charged: nobody saves up. Who sends more than any robot may (`excess`),
+such as seconds that come faster than time passes, is charged FLOOD_CHARGE times what it takes
+until FLOOD_S after that, so that a flood costs the others a part of a share, not a whole one.
 
 An error of one robot ends its engine alone. An error of llama.cpp costs all of them their windows,
 and is survived as Engine says.
@@ -25,6 +25,7 @@ import time
 
 from minicpmo_ros.errors import CancelledError, EngineError, Error
 from minicpmo_ros.live.arbiter import Priority
+from minicpmo_ros.live.question import Finish
 from minicpmo_ros.llm.context import AbortFlag, Context
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ class EngineThread:
         self._resize()
         self._for_each(self._begin)
         engines = [engine for engine in self._open if not engine.is_closing]
-        self._shares.watch({engine: engine.excess.count for engine in engines}, time.monotonic())
+        self._shares.watch({engine: engine.excess for engine in engines}, time.monotonic())
         try:
             self._read(engines)
         except CancelledError:
@@ -165,13 +166,13 @@ class EngineThread:
     def _begin(self, engine) -> None:
         began_s = time.monotonic()
         if engine.is_asked:
-            engine.end_expired_questions()
+            engine.answers.end_expired()
             engine.begin_questions()
         self._shares.charge(engine, time.monotonic() - began_s)
 
     def _resize(self) -> None:
         with self.wake:
-            if self.new_size is None or any(len(engine.answers) for engine in self._open):
+            if self.new_size is None or any(engine.answers.running for engine in self._open):
                 return
             size, self.new_size = self.new_size, None
         try:
@@ -185,7 +186,7 @@ class EngineThread:
         self._for_each(lambda engine: engine.update_status('resizes'))
 
     def _rebuild(self, error: EngineError) -> None:
-        self._for_each(lambda engine: engine.lose_answers(error))
+        self._for_each(lambda engine: engine.answers.end_all(Finish.ERROR, error))
         log.error('the window is lost and the context is rebuilt: %s', error)
         try:
             for engine in self._open[:1]:
@@ -297,7 +298,7 @@ class Shares:
         self._flooding = set()
 
     def watch(self, counts: dict, now_s: float) -> None:
-        """Note how much each engine has been sent beyond its own until now, see Excess."""
+        """Note how much each engine has been sent beyond its own until now."""
         for engine, count in counts.items():
             before, _ = self._excess.get(engine, (0, 0.0))
             if count > before:

@@ -18,12 +18,8 @@ from minicpmo_ros.errors import (
     InputError,
     LateError,
 )
-from minicpmo_ros.streams.time import Instant
 
 log = logging.getLogger(__name__)
-
-# Of the two halves of a second: twice what a robot sends, and what a network holds back at most.
-HALVES_PER_S, HALVES_AT_ONCE = 4, 64
 
 
 class Finish(IntEnum):
@@ -184,24 +180,6 @@ class PendingQuestion:
             call_safely(self._on_done, answer)
 
 
-class Excess:
-    """Counts what one robot sends beyond what any may: refused questions, seconds that race."""
-
-    def __init__(self):
-        self.count = 0
-        self._allowed, self._paid_s = HALVES_AT_ONCE, 0.0
-
-    def note_half(self, now: Instant) -> None:
-        """Note that half a second has come, and whether that is faster than time passes."""
-        paid_s, self._paid_s = self._paid_s, now.steady_s
-        earned = HALVES_PER_S * max(0.0, now.steady_s - paid_s)
-        self._allowed = min(HALVES_AT_ONCE, self._allowed + earned)
-        if self._allowed < 1:
-            self.count += 1
-        else:
-            self._allowed -= 1
-
-
 class QuestionQueue:
     """Questions in the order of arrival: those that wait, and those that have begun.
 
@@ -210,9 +188,9 @@ class QuestionQueue:
     engine.
     """
 
-    def __init__(self, max_waiting: int, max_parallel: int, excess: Excess | None = None):
+    def __init__(self, max_waiting: int, max_parallel: int):
         self._max_waiting, self.max_parallel = max_waiting, max_parallel
-        self._excess = excess or Excess()
+        self.n_refused = 0  # because there was no room for them
         self.waiting, self._begun = deque(), []  # oldest first
         self._has_room = True  # for another beside those that have begun
         self.pause_reason = ''  # why no questions are accepted; '': they are accepted
@@ -222,7 +200,7 @@ class QuestionQueue:
         if self.pause_reason:
             raise BusyError(self.pause_reason)
         if len(self.waiting) >= self._max_waiting:
-            self._excess.count += 1
+            self.n_refused += 1
             raise BusyError(
                 f'{len(self.waiting)} questions are waiting, more are not taken. '
                 'Ask again later, or raise max_waiting.'

@@ -31,7 +31,11 @@ MEASURED = 3  # seconds; the first ones after loading take longer
 
 
 class Restoring:
-    """`max_backlog`: live units that may wait. `max_age_s`: of the newest second, at most."""
+    """`max_backlog`: live units that may wait. `max_age_s`: of the newest second, at most.
+
+    While it `is_idle`, nothing is to be restored and nothing of the window was: then live units
+    need not pass here.
+    """
 
     def __init__(self, max_backlog: int, max_age_s: float):
         self._max_backlog, self._max_age_s = max_backlog, max_age_s
@@ -53,6 +57,7 @@ class Restoring:
         if session is None:
             return
         self._session, self._waits, self._on_refused = session, True, on_refused
+        self.is_idle = False
         self.told = (
             f'{len(session.seconds)} seconds of {session.reader.path} wait for the first live one.'
         )
@@ -73,6 +78,7 @@ class Restoring:
             return
         self._clear()
         self._may_resume, self._session, self._live = False, session, newest
+        self.is_idle = False
         self._left, self._ending = deque(session.stored), 'llama.cpp had failed.'
         self.told = f'{len(session.seconds)} seconds of {session.reader.path} are being read.'
 
@@ -90,7 +96,7 @@ class Restoring:
                 'call ~/reset before, or load it where time is later.'
             )
         self.clear()
-        self._session, self._on_done = session, on_done
+        self._session, self._on_done, self.is_idle = session, on_done, False
         self._left = deque(session.stored)
         self.told = f'{len(session.seconds)} seconds of {session.reader.path} are being read.'
 
@@ -162,6 +168,7 @@ class Restoring:
             self._spent_s.append(spent_s)
             self._n_lost -= 1
         self._seconds.intersection_update(window)
+        self.is_idle = self._session is None and not self._seconds
 
     def _finish(self) -> None:
         """Tell what became of it, once nothing is left."""
@@ -188,7 +195,7 @@ class Restoring:
         """Forget what is left, and what was told."""
         session, on_done = self._session, self._on_done
         self._clear()
-        self.told = ''
+        self.told, self._may_resume = '', True
         if session is not None:
             session.close()
         if on_done is not None:
@@ -200,6 +207,7 @@ class Restoring:
 
     def _clear(self) -> None:
         self._session = self._on_done = self._on_refused = self._live = self._next = None
+        self.is_idle = True
         self._waits = self._has_live = False
         self._left, self._seconds = deque(), set()  # StoredSeconds to be read; seconds that were
         self._spent_s, self._n_first = [], None  # of each; live ones that waited

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from minicpmo_ros.config import LLM, MEMORY
 from minicpmo_ros.errors import BusyError, InputError, ModelFileError
 from minicpmo_ros.live.evidence import Evidence, EvidenceOptions
-from minicpmo_ros.live.question import Excess
 from minicpmo_ros.live.restoring import Restoring
 from minicpmo_ros.live.session_options import UnitReport
 from minicpmo_ros.sessions.keeper import SessionKeeper, StoredSession
@@ -20,6 +19,8 @@ from minicpmo_ros.voice.hearing import OpenSecond
 
 MOST_NEWEST = 4  # seconds whose embeddings are at hand for a snapshot
 RESTORING_BACKLOG = 16  # live units that may wait while others are restored, at least
+# Of the two halves of a second: twice what a robot sends, and what a network holds back at most.
+HALVES_PER_S, HALVES_AT_ONCE = 4, 64
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class EngineStatus:
     image_end_s: int | None = None  # end of the newest second with an image; None: no image
     audio_end_s: int | None = None  # end of the newest second with audio; None: no audio
     camera_ends_s: dict = field(default_factory=dict)  # as Evidence
-    stale: str = ''  # which senses are missing or too old, in words
+    evidence: Evidence = field(default_factory=Evidence)  # what an answer would rest on now
+    max_staleness_s: float = LLM.max_staleness_s  # older than this, an input is stale
     units: int = 0  # in the window
     seconds: tuple = ()  # which ones, oldest first
     still: int = 0  # of them, whose image was left out
@@ -79,6 +81,11 @@ class EngineStatus:
     prefill_ms: float = 0.0  # of the newest unit
     newest: tuple = ()  # the newest Units that were read, as they came, MOST_NEWEST at most
     busy_s: float = 0.0  # since the piece of work at hand was begun; 0: none is
+
+    @property
+    def stale(self) -> str:
+        """Which inputs are missing or too old, in words; or ''."""
+        return self.evidence.staleness(self.max_staleness_s)
 
     def after(self, session, is_answering: bool, counted: tuple, **facts) -> 'EngineStatus':
         """Return it brought up to date with the Session; the `counted` fields grow by one."""
@@ -126,19 +133,32 @@ class EngineStatus:
         return 'No model is loaded. Start or configure the node first.'
 
 
+class Flood:
+    """Counts the halves of seconds that come faster than time passes."""
+
+    def __init__(self):
+        self.count = 0
+        self._allowed, self._paid_s = HALVES_AT_ONCE, 0.0
+
+    def note_half(self, now: Instant) -> None:
+        """Note that half a second has come, and whether that is faster than time passes."""
+        paid_s, self._paid_s = self._paid_s, now.steady_s
+        earned = HALVES_PER_S * max(0.0, now.steady_s - paid_s)
+        self._allowed = min(HALVES_AT_ONCE, self._allowed + earned)
+        if self._allowed < 1:
+            self.count += 1
+        else:
+            self._allowed -= 1
+
+
 class LiveInputs:
     """The units on their way to the window, and when the senses came.
 
     The caller holds the lock of the engine.
     """
 
-    def __init__(
-        self,
-        options: EngineOptions,
-        black_box: SessionKeeper | None = None,
-        excess: Excess | None = None,
-    ):
-        self._options, self._excess = options.evidence, excess or Excess()
+    def __init__(self, options: EngineOptions, black_box: SessionKeeper | None = None):
+        self._options, self.flood = options.evidence, Flood()
         self._black_box = black_box  # None: there is none
         self._assembler = UnitAssembler(options.unit_deadline_s, options.max_pending)
         self._inbox = UnitInbox(self._assembler, options.max_backlog)
@@ -154,7 +174,7 @@ class LiveInputs:
 
     def put_image(self, second: int, rows, tiles: tuple, now: Instant) -> None:
         """Add the image embeddings of a second; see Engine.put_image."""
-        self._excess.note_half(now)
+        self.flood.note_half(now)
         if rows is not None:
             self._newest_image = second, rows, tiles
             self._note_arrival(now, 'image', tiles[2:])
@@ -162,7 +182,7 @@ class LiveInputs:
 
     def put_audio(self, second: int, rows, now: Instant, level_dbfs: float) -> None:
         """Add the audio embeddings of a second; see Engine.put_audio."""
-        self._excess.note_half(now)
+        self.flood.note_half(now)
         if rows is not None:
             self._note_arrival(now, 'audio')
         self._told_audio = second
@@ -174,7 +194,7 @@ class LiveInputs:
 
     def collect(self, now: Instant) -> int | None:
         """Close the units that are due; return the second of the newest closed unit."""
-        if self.restoring.is_at_work:
+        if self.is_restoring:
             self._inbox.max_units = max(self._max_backlog, RESTORING_BACKLOG)
         elif len(self.units) < self._max_backlog:
             self._inbox.max_units = self._max_backlog
@@ -207,16 +227,23 @@ class LiveInputs:
     @property
     def has_unit(self) -> bool:
         """Whether there is a unit to be read, live or restored."""
-        return bool(self.units) or self.restoring.is_at_work
+        return bool(self.units) or self.is_restoring
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether seconds are being read again."""
+        return not self.restoring.is_idle and self.restoring.is_at_work
 
     def peek(self) -> Unit | None:
         """Return the unit to be read next: a restored one, else the oldest live one, or None."""
-        restored = self.restoring.peek(self.units)
+        restored = None if self.restoring.is_idle else self.restoring.peek(self.units)
         return restored or (self.units[0] if self.units else None)
 
     def take(self, unit: Unit) -> Unit:
         """Return the unit that `peek` gave, as it is to be read; a live one waits no longer."""
-        return self.restoring.take(unit if unit.is_restored else self.units.popleft())
+        if not unit.is_restored:
+            unit = self.units.popleft()
+        return unit if self.restoring.is_idle else self.restoring.take(unit)
 
     def load(self, session: StoredSession, on_done: Callable) -> None:
         """Let a saved session be read before live units; see Restoring.load."""
@@ -271,9 +298,12 @@ class LiveInputs:
         self._unit_arrived = unit.arrived
         if unit.is_restored and unit.arrived is not None:
             self._note_restored(unit)
-        if window:
-            if self._black_box is not None and not self.restoring.is_recorded(unit):
-                self._black_box.put(unit, tuple(window))
+        if not window:
+            return
+        is_idle = self.restoring.is_idle
+        if self._black_box is not None and (is_idle or not self.restoring.is_recorded(unit)):
+            self._black_box.put(unit, tuple(window))
+        if not is_idle:
             self.restoring.note_read(unit, report.prefill_ms / 1e3, window)
 
     def evidence(self, status: EngineStatus, now: Instant) -> Evidence:
@@ -290,13 +320,14 @@ class LiveInputs:
         )
 
     def reported(self, status: EngineStatus, now: Instant) -> EngineStatus:
-        """Return a status with what is stale now, and what was lost on the way."""
+        """Return a status with what is known of the senses now, and what was lost on the way."""
         evidence = self.evidence(status, now)
         return replace(
             status,
-            stale=evidence.staleness(self._options.max_staleness_s),
+            evidence=evidence,
+            max_staleness_s=self._options.max_staleness_s,
             camera_ends_s=evidence.camera_ends_s,
-            restored=self.restoring.count(status.seconds),
+            restored=0 if self.restoring.is_idle else self.restoring.count(status.seconds),
             restoring=self.restoring.told,
             units_dropped=self._inbox.dropped,
             late=self._assembler.late,
