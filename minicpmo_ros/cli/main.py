@@ -54,7 +54,7 @@ def main(arguments=None) -> int:
     """Run one verb; return the exit status."""
     prepare()
     given = sys.argv[1:] if arguments is None else list(arguments)
-    parsed = make_parser().parse_args(given)
+    parsed = make_parser(given[0] if given else None).parse_args(given)
     parsed.given = given
     try:
         return parsed.run(parsed) or 0
@@ -65,8 +65,8 @@ def main(arguments=None) -> int:
         return 128 + signal.SIGINT
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the parser of all verbs."""
+def make_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser of all verbs; only `verb`, if it is one, then has its arguments."""
     parser = argparse.ArgumentParser(
         prog='minicpmo',
         description='Tools for model directories '
@@ -74,22 +74,32 @@ def make_parser() -> argparse.ArgumentParser:
         'manifest.yaml.',
     )
     verbs = parser.add_subparsers(dest='verb', metavar='VERB', required=True)
-    for name, (module_name, summary) in VERBS.items():
-        module = importlib.import_module(f'minicpmo_ros.cli.{module_name}')
-        run = getattr(module, f'run_{name}')
-        verb = verbs.add_parser(
-            name,
-            help=summary,
-            description=run.__doc__,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        getattr(module, f'add_{name}_arguments')(verb)
-        verb.set_defaults(run=run)
-    for name, summary in ROBOT_VERBS.items():
-        verb = verbs.add_parser(name, help=summary, description=f'{summary.capitalize()}.')
-        add_arguments(name, verb)
-        verb.set_defaults(run=runner(name))
+    known = {**{name: summary for name, (_, summary) in VERBS.items()}, **ROBOT_VERBS}
+    for name, summary in known.items():
+        if verb in known and verb != name:
+            verbs.add_parser(name, help=summary)  # for the usage
+        elif name in VERBS:
+            _add_verb(verbs, name)
+        else:
+            robots = verbs.add_parser(name, help=summary, description=f'{summary.capitalize()}.')
+            add_arguments(name, robots)
+            robots.set_defaults(run=runner(name))
     return parser
+
+
+def _add_verb(verbs, name: str) -> None:
+    """Add the parser of a verb of this package, whose module is imported here."""
+    module_name, summary = VERBS[name]
+    module = importlib.import_module(f'minicpmo_ros.cli.{module_name}')
+    run = getattr(module, f'run_{name}')
+    verb = verbs.add_parser(
+        name,
+        help=summary,
+        description=run.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    getattr(module, f'add_{name}_arguments')(verb)
+    verb.set_defaults(run=run)
 
 
 if __name__ == '__main__':
