@@ -45,7 +45,8 @@ from minicpmo_ros.ros.messages import to_time
 from minicpmo_ros.streams.relay import Rechunker
 from minicpmo_ros.units import NS
 
-PUBLISH_PERIOD_S = 0.01
+# Of looks at what is due: each takes nearly a millisecond of CPU time, due or not.
+SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.01, 0.05
 CLOCK_PERIOD_S = 0.02
 ENDS_LOOK_PERIOD_S = 1.0  # for ends of topics that do not fit
 PATIENCE_S = 5.0  # after which it says what it waits for
@@ -135,7 +136,7 @@ class MediaPlayer(Node):
         self._worker.start()
         # Steady, or simulated time would have to run before the node that makes it run.
         self._steady = RosClock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(PUBLISH_PERIOD_S, self._publish_due, clock=self._steady)
+        self._due_timer = self.create_timer(SHORTEST_WAIT_S, self._on_timer, clock=self._steady)
         self._topics = topics
         self.create_timer(ENDS_LOOK_PERIOD_S, self._look, clock=self._steady)
         self.create_service(SetBool, '~/pause', self._on_pause)
@@ -260,6 +261,25 @@ class MediaPlayer(Node):
                 continue
 
     # The executor: publishes what is due.
+    def _on_timer(self) -> None:
+        self._publish_due()
+        if self.context.ok():
+            self._due_timer.timer_period_ns = int(self._wait_s() * NS)
+            self._due_timer.reset()  # or the new period would begin after the next look
+
+    def _wait_s(self) -> float:
+        """Return how long nothing falls due, within the bounds of waiting."""
+        wait_s = LONGEST_WAIT_S
+        if self._begun_ns is not None and not self._is_paused:
+            if self._clock_publisher is not None:
+                wait_s = CLOCK_PERIOD_S - (self._looked_s - self._clocked_s)
+            if self._next is not None:
+                due_ns = self._next.due_ns - self._position_ns
+                wait_s = min(wait_s, due_ns / NS / self._options.rate)
+            elif not self._is_ended:
+                wait_s = SHORTEST_WAIT_S  # the file is being read
+        return max(wait_s, SHORTEST_WAIT_S)
+
     def _publish_due(self) -> None:
         if self._begun_ns is None and not self._begin():
             return
@@ -294,6 +314,8 @@ class MediaPlayer(Node):
         return self._begun_ns + position_ns - turn_ns
 
     def _on_pause(self, request, response):
+        if self._begun_ns is not None:
+            self._advance()  # by what has passed since the last look, as it was until now
         self._is_paused, response.success = request.data, True
         return response
 
