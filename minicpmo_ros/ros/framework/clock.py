@@ -14,7 +14,8 @@ import time
 from minicpmo_ros.streams.time import STEP_BACK_NS, Instant
 
 CLOCK_TOPIC = '/clock'
-CLOCK_LOOK_PERIOD_S = 0.5
+# Where time is not simulated, only use_sim_time may change.
+CLOCK_LOOK_PERIOD_S, PARAMETER_LOOK_PERIOD_S = 0.5, 2.0
 PATIENCE_S = 3.0  # after which a /clock that has not come is missing
 
 
@@ -27,7 +28,7 @@ class NodeTime:
         self._newest_ns, self._jumps = 0, 0
         self._is_orphaned = False  # nobody publishes /clock
         self._since_s = None  # monotonic: since when the first /clock is waited for
-        node.steady_timer(CLOCK_LOOK_PERIOD_S, self._look)
+        self._looking = node.steady_timer(CLOCK_LOOK_PERIOD_S, self._look)
 
     def now(self) -> Instant:
         """Return this instant."""
@@ -44,7 +45,10 @@ class NodeTime:
             return Instant(steady_s, now_ns if is_known else None, self._jumps)
 
     def _look(self) -> None:
-        if self._clock.ros_time_is_active:
+        is_simulated = self._clock.ros_time_is_active
+        period_s = CLOCK_LOOK_PERIOD_S if is_simulated else PARAMETER_LOOK_PERIOD_S
+        self._looking.timer_period_ns = int(period_s * 1e9)
+        if is_simulated:
             topic = self._node.resolve_topic_name(CLOCK_TOPIC)
             self._is_orphaned = not self._node.count_publishers(topic)
         problem = self._missing()
