@@ -111,7 +111,8 @@ class Graph(Node):
     """The test's own node, with clients for the nodes under test in `namespace`."""
 
     def __init__(self, log_dir: Path, namespace: str):
-        super().__init__('tester', namespace=namespace)
+        # Nobody asks for its parameters; each look would look at their services, too.
+        super().__init__('tester', namespace=namespace, start_parameter_services=False)
         self.log_dir, self.namespace = log_dir, namespace
         self.processes = []
         self.statuses, self._statuses = [], None

@@ -91,7 +91,7 @@ class _Graph:
     """The graph as seen by a node of our own."""
 
     def __init__(self, namespace: str, image: str, audio: str, audio_info: str):
-        self._node = Node('minicpmo_doctor', namespace=namespace)
+        self._node = Node('minicpmo_doctor', namespace=namespace, start_parameter_services=False)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
         resolve = self._node.resolve_topic_name

@@ -146,7 +146,7 @@ def bytes_of(path: Path) -> bytes:
 @contextmanager
 def robot(arguments):
     """Yield (node, Client) in the namespace that is given."""
-    node = Node('minicpmo', namespace=arguments.namespace)
+    node = Node('minicpmo', namespace=arguments.namespace, start_parameter_services=False)
     client = Client(node, 'llm')
     try:
         yield node, client

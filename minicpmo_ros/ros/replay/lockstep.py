@@ -54,7 +54,7 @@ class LockstepPlayer(Node):
     """Plays clips and asks questions; `processes` must not end meanwhile."""
 
     def __init__(self, namespace: str | None = None):
-        super().__init__('replay', namespace=namespace)
+        super().__init__('replay', namespace=namespace, start_parameter_services=False)
         self._audio_type, info_type = audio_types()
         self.client, self.processes = Client(self), []
         self._images = self.create_publisher(CompressedImage, 'image/compressed', DEEP)
