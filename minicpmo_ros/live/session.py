@@ -40,7 +40,7 @@ from minicpmo_ros.live.generation import Generation
 from minicpmo_ros.live.question import Question
 from minicpmo_ros.live.session_options import SessionOptions, UnitReport
 from minicpmo_ros.live.shared_context import SharedContext, read_alone
-from minicpmo_ros.live.window import Fork, Window, grouped
+from minicpmo_ros.live.window import Fork, Forks, Window, grouped
 from minicpmo_ros.llm.context import AbortFlag, Piece, copies
 from minicpmo_ros.llm.context_options import ContextOptions, cells
 from minicpmo_ros.llm.model import LanguageModel, ModelOptions
@@ -79,7 +79,7 @@ class Session:
             self.options.speech,
             self.options.system_text or None,
         )
-        self.context = None  # once it is open
+        self.context = self.window = self.forks = None  # once it is open
         self.sequence = self.shared.add(self)  # of the window
         try:
             self.open()
@@ -125,7 +125,7 @@ class Session:
             self.keep(unit.window)
         started_s = time.perf_counter()
         rows, is_still = self._make_room_for(unit, riders)
-        room = self._n_unreserved() - len(rows)
+        room = self.forks.n_unreserved() - len(rows)
         first, *others = (riders and [*grouped(riders, self.shared.n_free(self), room)]) or [[]]
         logits, found = yield from self._reading(reads, [riders[i] for i in first], rows)
         self.window.append_unit(unit, len(rows), is_still)
@@ -163,7 +163,7 @@ class Session:
             n_rows = len(self.unit_rows(unit))
         except InputError:
             return True  # append will say why not
-        return not self._forks or self.window.prefix + n_rows <= self._window_limit()
+        return not self.forks.living or self.window.prefix + n_rows <= self.forks.window_limit()
 
     def ask(
         self,
@@ -187,21 +187,22 @@ class Session:
         ContextFullError where forks would leave less than half of the window, ValueError if there
         are `max_forks` already.
         """
-        if len(self._forks) >= self.options.max_forks:
-            raise ValueError(f'{len(self._forks)} questions are being answered; end one first')
+        living, n_unreserved = self.forks.living, self.forks.n_unreserved()
+        if len(living) >= self.options.max_forks:
+            raise ValueError(f'{len(living)} questions are being answered; end one first')
         if not self.can_fork(n_positions):
-            raise ContextFullError(n_positions, self._n_unreserved(), WAIT)
-        self.evict(self.window.spans_to_evict(n_positions, self.window.end + self._n_unreserved()))
+            raise ContextFullError(n_positions, n_unreserved, WAIT)
+        self.evict(self.window.spans_to_evict(n_positions, self.window.end + n_unreserved))
         (sequence,), drop = self.shared.take(self, 1), lambda: self._drop(fork)
         shared_end = self.window.prefix if is_empty else self.window.end
-        fork = Fork(sequence, shared_end, n_positions, self._n_resets, drop)
+        fork = Fork(sequence, shared_end, n_positions, self.forks.n_resets, drop)
         self.context.copy(self.sequence, fork.sequence, fork.forked_at)
-        self._forks.append(fork)
+        living.append(fork)
         return fork
 
     def can_fork(self, n_positions: int) -> bool:
         """Return whether `fork` has a sequence, and room that leaves half of the window."""
-        window_limit = self.window.end + self._n_unreserved() - n_positions
+        window_limit = self.window.end + self.forks.n_unreserved() - n_positions
         return self.shared.n_free(self) > 0 and window_limit >= self.window.capacity // 2
 
     def remember(self, question_ids: list, answer_ids: list, end_id: int | None = None) -> int:
@@ -230,7 +231,7 @@ class Session:
 
     def reset(self) -> None:
         """Empty the window; running answers keep their evidence."""
-        self._n_resets += 1
+        self.forks.n_resets += 1
         self.epoch += 1
         self.window.remove(self.window.spans)
         self.context.remove(self.sequence, self.window.prefix, -1)
@@ -262,12 +263,12 @@ class Session:
 
     def _drop(self, fork: Fork) -> None:
         """Free the cells of a fork; after the last one, evict what the window has borrowed."""
-        if fork not in self._forks:
+        if fork not in self.forks.living:
             return  # dropped before, or lost with its context
-        self._forks.remove(fork)
+        self.forks.living.remove(fork)
         self.context.remove(fork.sequence, 0, -1)
         self.shared.give_back([fork.sequence])
-        if not self._forks:
+        if not self.forks.living:
             self._make_room(0)
 
     @property
@@ -293,8 +294,9 @@ class Session:
 
     def open(self, carried: tuple | None = None) -> None:
         """Begin a window in the shared context, empty or with what was `carried` over."""
-        self._forks, self._n_resets = [], 0
         self.epoch += 1
+        if self.forks is not None:
+            self.forks.living.clear()  # they were lost with the context before
         self.context = self.shared.context()
         prefix, reserve, options = self.prompt.prefix, self._reserve, self.options
         capacity = self.context.n_ctx - reserve
@@ -305,6 +307,7 @@ class Session:
                 'Raise n_ctx, or lower max_tokens or max_question_tokens.'
             )
         self.window = Window(len(prefix), capacity, options.window_policy, options.still)
+        self.forks = Forks(self.window, self.context.n_ctx)
         if carried is None:
             self.context.read(prefix, self.sequence)
         else:
@@ -316,30 +319,10 @@ class Session:
         image_rows = None if is_still else unit.image_rows
         return self.prompt.unit(image_rows, *unit.tiles[:2], unit.audio_rows, unit.cameras)
 
-    def _n_unreserved(self) -> int:
-        """Return how many positions neither the window nor a fork has or may come to need."""
-        prefix, kept = self.window.prefix, {}  # of each emptied window, what forks still share
-        for fork in self._forks:
-            if fork.n_resets < self._n_resets:
-                kept[fork.n_resets] = max(kept.get(fork.n_resets, prefix), fork.forked_at)
-        reserved = sum(fork.n_positions for fork in self._forks)
-        reserved += sum(kept.values()) - prefix * len(kept)
-        return self.context.n_ctx - self.window.end - reserved
-
-    def _window_limit(self) -> int:
-        """Return the position that the window may grow to now."""
-        if self._forks:
-            return self.window.end + self._n_unreserved()
-        return self.window.capacity
-
-    def _shared_end(self, fork: Fork) -> int:
-        """Return up to which position a fork shares cells with the live sequence."""
-        return fork.forked_at if fork.n_resets == self._n_resets else self.window.prefix
-
     def _make_room(self, n_rows: int) -> None:
         """Evict what keeps `n_rows` from the window, also from the forks that share it."""
-        limit = self._window_limit()
-        if self._forks and self.window.prefix + n_rows > limit:
+        limit = self.forks.window_limit()
+        if self.forks.living and self.window.prefix + n_rows > limit:
             raise ContextFullError(n_rows, limit - self.window.prefix, WAIT)
         self.evict(self.window.spans_to_evict(n_rows, limit))
 
@@ -348,8 +331,8 @@ class Session:
         is_still = self.window.is_still(unit)
         rows = self.unit_rows(unit, is_still)
         self._make_room(len(rows))
-        if self._forks:  # without them there is room for riders
-            room = self._window_limit() - self.window.prefix - len(rows)
+        if self.forks.living:  # without them there is room for riders
+            room = self.forks.window_limit() - self.window.prefix - len(rows)
             self._make_room(len(rows) + max((n for n in map(len, riders) if n <= room), default=0))
         has_left = is_still and not self.window.is_still(unit)  # the image that it goes without
         return self._make_room_for(unit, riders) if has_left else (rows, is_still)
@@ -357,14 +340,11 @@ class Session:
     def evict(self, spans: list) -> None:
         """Take spans out of the window and of the forks that share them."""
         self.evicted += sum(span.second is not None for span in spans)
-        for fork in self._forks:
-            fork.evicted += [span for span in spans if span.end <= self._shared_end(fork)]
+        self.forks.note_evicted(spans)
         for start, end in self.window.remove(spans):
-            shared_ends = {fork: self._shared_end(fork) for fork in self._forks}
-            own = {fork.sequence: shared_end for fork, shared_end in shared_ends.items()}
-            self.context.close_gap(start, end, self.sequence, own, self.shared.strangers(self))
-            for fork, shared_end in shared_ends.items():
-                fork.forked_at -= max(0, min(end, shared_end) - start)
+            own, strangers = self.forks.shared_ends(), self.shared.strangers(self)
+            self.context.close_gap(start, end, self.sequence, own, strangers)
+            self.forks.move_up(start, end)
 
     def _reading(self, reads, riders, live_rows: np.ndarray | None = None):
         """Read what forks read, rows at the live end, and riders behind them, in one decode.
@@ -372,7 +352,7 @@ class Session:
         Steps, as `appending`; returns the logits of reads and of riders (None: no sequence left).
         """
         for fork, rows, _ in reads:
-            if fork not in self._forks:
+            if fork not in self.forks.living:
                 raise ValueError('this fork was dropped, or lost with its context')
             if self.context.next_position(fork.sequence) + len(rows) > fork.end:
                 raise ValueError(f'{len(rows)} rows are more than this fork has reserved')

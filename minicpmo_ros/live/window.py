@@ -228,6 +228,51 @@ class Fork:
         return self.forked_at + self.n_positions
 
 
+class Forks:
+    """The forks of a window in a context of `n_positions`, and what they leave to the window.
+
+    A fork shares with the window what that was until it began anew; then only the prefix.
+    """
+
+    def __init__(self, window: Window, n_positions: int):
+        self._window, self._n_positions = window, n_positions
+        self.living = []  # oldest first
+        self.n_resets = 0  # of the window
+
+    def n_unreserved(self) -> int:
+        """Return how many positions neither the window nor a fork has or may come to need."""
+        prefix, kept = self._window.prefix, {}  # of each emptied window, what forks still share
+        for fork in self.living:
+            if fork.n_resets < self.n_resets:
+                kept[fork.n_resets] = max(kept.get(fork.n_resets, prefix), fork.forked_at)
+        reserved = sum(fork.n_positions for fork in self.living)
+        reserved += sum(kept.values()) - prefix * len(kept)
+        return self._n_positions - self._window.end - reserved
+
+    def window_limit(self) -> int:
+        """Return the position that the window may grow to now."""
+        if self.living:
+            return self._window.end + self.n_unreserved()
+        return self._window.capacity
+
+    def shared_ends(self) -> dict:
+        """Return {sequence: the position up to which it shares cells with the window}."""
+        return {fork.sequence: self._shared_end(fork) for fork in self.living}
+
+    def note_evicted(self, spans: list) -> None:
+        """Note which forks lose spans that are about to leave the window."""
+        for fork in self.living:
+            fork.evicted += [span for span in spans if span.end <= self._shared_end(fork)]
+
+    def move_up(self, start: int, end: int) -> None:
+        """Move the forks by what each has shared of the positions [start, end), which are gone."""
+        for fork in self.living:
+            fork.forked_at -= max(0, min(end, self._shared_end(fork)) - start)
+
+    def _shared_end(self, fork: Fork) -> int:
+        return fork.forked_at if fork.n_resets == self.n_resets else self._window.prefix
+
+
 class Read(NamedTuple):
     """Rows (n, width) that a fork reads next; of that many of the last ones logits are wanted."""
 
