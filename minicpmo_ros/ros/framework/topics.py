@@ -201,7 +201,10 @@ class Topics:
     def publish(self, message_type, topic: str, qos: QoSProfile):
         """Make a publisher."""
         end = self._end('publisher', topic, qos)
-        events = PublisherEventCallbacks(incompatible_qos=lambda event: self._tell(end, event))
+        # Without rclpy's own, which Fast DDS never calls and the executor looks at each time.
+        events = PublisherEventCallbacks(
+            incompatible_qos=lambda event: self._tell(end, event), use_default_callbacks=False
+        )
         return self._make(
             end, self._node.create_publisher, message_type, topic, end.qos, event_callbacks=events
         )
