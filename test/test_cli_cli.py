@@ -200,6 +200,10 @@ def test_look_prints_what_each_threshold_would_reuse(tmp_path, capsys, rng):
     assert '20 seconds with an image' in out and '| 8 (default) | 9 |' in out
     status, _, err = run(capsys, 'look', tmp_path / 'a.mcap')
     assert status == 2 and '--changes' in err
+    status, out, err = run(
+        capsys, 'look', tmp_path / 'a.mcap', '--start', 99, '--out', tmp_path / 'a.png'
+    )
+    assert status == 2 and 'Check --start and --seconds' in err and not out
     status, out, err = run(capsys, 'look', '--changes', tmp_path / 'a.mcap', '--start', 99)
     assert status == 2 and 'No second has an image' in err and not out
 

@@ -30,7 +30,7 @@ from minicpmo_ros.evaluation.bags.clip import (
     Sources,
     type_store,
 )
-from minicpmo_ros.evaluation.bags.clip_reading import read_clip
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip, read_windows
 from minicpmo_ros.units import NS
 
 SECONDS = 6
@@ -244,6 +244,49 @@ def test_of_a_malformed_sqlite_the_whole_pages_are_read(tmp_path):
     storage.write_bytes(data[:4096])
     with pytest.raises(InputError, match='cannot be read|lost'):
         read_clip(folder)
+
+
+def test_reading_leaves_nothing_beside_a_bag_that_was_recorded_with_a_log_written_ahead(tmp_path):
+    """As rosbag2's preset `resilient` records."""
+    folder = write(tmp_path / 'bag', 'db3')
+    (storage,) = folder.glob('*.db3')
+    with sqlite3.connect(storage) as connection:
+        connection.execute('PRAGMA journal_mode = WAL')
+    connection.close()
+    before = sorted(folder.iterdir())
+    clip = read_clip(folder)
+    assert len(clip.images) == SECONDS and not clip.losses
+    assert sorted(folder.iterdir()) == before
+    with sqlite3.connect(storage) as recorder:  # and while it is recorded, all of it is read
+        rows = recorder.execute('SELECT topic_id, timestamp, data FROM messages').fetchall()
+        recorder.execute(
+            'INSERT INTO messages (topic_id, timestamp, data) VALUES (?, ?, ?)', rows[0]
+        )
+        recorder.commit()
+        assert len(list(Bag(folder).messages())) == len(rows) + 1
+    recorder.close()
+
+
+def test_hidden_files_beside_a_recording_are_no_part_of_it(tmp_path):
+    folder = write(tmp_path / 'bag', 'mcap')
+    (storage,) = folder.glob('*.mcap')
+    (folder / 'metadata.yaml').unlink()
+    shutil.copy(storage, folder / f'.{storage.name}.Xy12ab')  # that rsync is copying
+    (folder / f'._{storage.name}').write_bytes(b'\0\5\x16\7' + bytes(4092))  # of macOS
+    clip = read_clip(folder)
+    assert sum(len(samples) for _, samples in clip.audio) == 16000 * SECONDS
+    assert clip.losses == ('metadata.yaml is missing; topics are taken from the files.',)
+
+
+def test_a_bag_whose_images_begin_long_after_its_audio_is_read_by_its_index(tmp_path):
+    path = tmp_path / 'late.mcap'
+    images = [(3600 * NS + i * NS, jpeg((40, 99, 9))) for i in range(3)]
+    writing.write_clip(path, START_S, images, np.zeros(16000 * 5))
+    for begin_s, n_images in ((0, 0), (3600, 2)):
+        window = ((begin_s, begin_s + 2), True)
+        with read_windows(path, [window], by_index=True) as kept:
+            clip = kept.clip([window])
+        assert len(clip.images) == n_images and not clip.losses
 
 
 def test_what_is_no_bag_is_refused(tmp_path):

@@ -133,8 +133,11 @@ class Bag:
                 )
             return [self.path]
         if not self.path.is_dir():
-            raise InputError(f'{self.path}: there is no such bag.')
-        entries = [path for path in self.path.iterdir() if path.is_file()]
+            what = 'it is no file and no folder' if self.path.exists() else 'there is no such bag'
+            raise InputError(f'{self.path}: {what}.')
+        # Hidden files are no recordings: what is being copied, or what macOS puts beside a file.
+        shown = (path for path in self.path.iterdir() if not path.name.startswith('.'))
+        entries = [path for path in shown if path.is_file()]
         found = sorted((p for p in entries if _storage(p)[0]), key=_split_number)
         others = {path: other for path in found if (other := _other(path))}
         found = [path for path in found if path not in others]

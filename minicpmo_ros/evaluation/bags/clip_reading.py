@@ -180,7 +180,8 @@ class Reading:
     def _wants(self, first_ns: int, last_ns: int) -> bool:
         """Return whether what was recorded in a time may be of a window, or is the bag's begin."""
         medians = [offset.median_ns for offset in self._offsets.values()]
-        is_early = self.first_s is None or first_ns <= self._begun_ns + BEGIN_NS
+        has_begun = self.first_s is not None and self._begun_ns is not None
+        is_early = not has_begun or first_ns <= self._begun_ns + BEGIN_NS
         if not medians or is_early:
             return True
         for (begin, end), relative in self._windows:

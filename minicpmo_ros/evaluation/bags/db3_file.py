@@ -21,6 +21,7 @@ from minicpmo_ros.evaluation.bags.storage import Message
 LARGEST_DATABASE_BYTES = 2**40
 LONGEST_SKIP = 4096  # rows a damaged page of SQLite can hold, generously
 JOURNALS = ('-wal', '-journal')  # beside a file: what a recorder that was killed left there
+OF_WAL = ('-wal', '-shm')
 # Of damaged bytes the library raises these; UnicodeDecodeError is a ValueError.
 ERRORS = (sqlite3.Error, ValueError, OverflowError, MemoryError)
 
@@ -88,11 +89,24 @@ def _can_be_opened(path: Path) -> bool:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """Open for reading only, also where the folder cannot be written."""
+    """Open for reading only, also where the folder cannot be written.
+
+    One that was recorded with a log written ahead (WAL) would get that log and its index beside
+    it: they are made by whoever opens it, and only a writer can remove them. Where neither is
+    there, nobody has it open.
+    """
+    if not any(path.with_name(path.name + end).exists() for end in OF_WAL) and _is_wal(path):
+        return _connected(path, 'mode=ro&immutable=1')
     try:
         return _connected(path, 'mode=ro')
     except sqlite3.OperationalError:
         return _connected(path, 'mode=ro&immutable=1')
+
+
+def _is_wal(path: Path) -> bool:
+    """Return whether its header says so (https://sqlite.org/fileformat.html, 1.3)."""
+    with path.open('rb') as file:
+        return file.read(20)[18:] == b'\2\2'
 
 
 def _connected(path: Path, mode: str) -> sqlite3.Connection:

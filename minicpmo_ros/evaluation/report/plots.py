@@ -218,6 +218,8 @@ def contact_sheet(clip: Clip, start_s: int | None = None, end_s: int | None = No
         newest[image.stamp_ns // NS] = image
     audio = samples_by_second(clip)
     told = [*newest, *audio]
+    if not told:
+        raise InputError('No second there has an image or audio. Check --start and --seconds.')
     start_s = min(told) if start_s is None else start_s
     end_s = max(told) + 1 if end_s is None else end_s
     seconds = range(start_s, end_s)
