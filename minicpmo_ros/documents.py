@@ -88,12 +88,14 @@ def _one_line(error: Exception) -> str:
 
 def read_json(path: Path, expected_format: str) -> dict:
     """Read a JSON or YAML object that says it is of this format; raises InputError."""
-    is_yaml = path.suffix in ('.yaml', '.yml')
+    is_yaml = path.suffix.lower() in ('.yaml', '.yml')
     kind = 'YAML' if is_yaml else 'JSON'
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(f'{path}: it is larger than {MAX_FILE_BYTES >> 20} MiB.')
         data = path.read_bytes()
+        if not data.strip():
+            raise InputError(f'{path}: it is empty.')
         data = parse_yaml(data, StrictLoader) if is_yaml else _parsed(data)
     except OSError as error:
         raise InputError(f'{path}: it cannot be read ({error.strerror}).') from error
@@ -101,12 +103,30 @@ def read_json(path: Path, expected_format: str) -> dict:
         raise InputError(
             f'{path}: it is not {kind} that can be read: lists or objects are nested too deep.'
         ) from error
-    except ValueError as error:  # or no UTF-8, a repeated name
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f'{path}: it is no text in UTF-8 (byte {error.start}). Save it in UTF-8, if it is the '
+            'right file.'
+        ) from error
+    except ValueError as error:  # or a repeated name
         raise InputError(f'{path}: it is not {kind} ({error}).') from error
-    found = data.get('format') if isinstance(data, dict) else None
-    if found != expected_format:
-        raise InputError(f'{path}: its format is {told(found)}, {expected_format!r} is expected.')
+    if not isinstance(data, dict) or 'format' not in data:
+        raise InputError(
+            f'{path}: it does not say what it is; an object with "format": "{expected_format}" is '
+            f'expected, and {_kind(data)} is there. It is a file of something else, or lacks this.'
+        )
+    if data['format'] != expected_format:
+        raise InputError(
+            f'{path}: its format is {told(data["format"])}, {expected_format!r} is expected.'
+        )
     return data
+
+
+def _kind(data) -> str:
+    """Return what a document is, in words."""
+    if isinstance(data, dict):
+        return f'one with {", ".join(told(name) for name in list(data)[:5]) or "nothing"}'
+    return f'a list of {len(data)}' if isinstance(data, list) else told(data)
 
 
 def _parsed(data: bytes):
@@ -121,6 +141,46 @@ def require_place(target: Path) -> None:
         raise InputError(
             f'{target.parent} is no folder; make it, or write {target.name} elsewhere.'
         )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; InputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f'{folder}: no folder can be made there ({error.strerror}). Name another one.'
+        ) from error
+
+
+def make_place(target: Path) -> None:
+    """Make the folder of a file that will be written, before what takes long; or InputError."""
+    make_folder(target.parent)
+    require_place(target)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all, into a folder that is made if it is missing."""
+    make_place(target)
+    with appearing(target) as file:
+        file.write(text.encode())
+
+
+def require_other(target: Path, *sources) -> None:
+    """Raise InputError where a file to be written is one of those that are read for it."""
+    if target.exists() and any(Path(s).exists() and target.samefile(s) for s in sources):
+        raise InputError(f'{target} is one of the files to be read; write elsewhere.')
+
+
+def put_aside(path: Path, beside: tuple = ()) -> Path:
+    """Give a file that is of no use another name, and those whose names go on; return its name."""
+    number = 1
+    while (aside := Path(f'{path}.damaged-{number}')).exists():
+        number += 1
+    for end in ('', *beside):
+        if (part := Path(f'{path}{end}')).exists():
+            part.rename(f'{aside}{end}')
+    return aside
 
 
 def hold_for_writing(path: Path) -> int:

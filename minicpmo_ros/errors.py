@@ -68,6 +68,11 @@ class ServerAwayError(EngineError):
     may_pass = True
 
 
+def in_words(error: Exception) -> str:
+    """Return what an error of the system or of a library says, without numbers for programs."""
+    return ' '.join((getattr(error, 'strerror', None) or str(error)).split())
+
+
 @dataclass(frozen=True)
 class Finding:
     """One line of the report; both texts are sentences without a full stop."""

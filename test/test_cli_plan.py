@@ -31,6 +31,13 @@ def test_the_tables_add_up(tiny_model_dir, capsys):
     assert by_case[8192, 'f16'] > by_case[4096, 'f16'] == int(host) > by_case[4096, 'q8_0']
 
 
+@pytest.mark.parametrize('given', ('a,b', '[a, a]', '[a, a/]', '[1, 2]', '2', '{a: b}'))
+def test_robots_that_the_node_would_refuse_are_not_planned(tiny_model_dir, capsys, given):
+    assert main(['plan', str(tiny_model_dir), *CPU, '--set', f'robots={given}']) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith('minicpmo plan: robots is ') and not told.out
+
+
 def test_only_contexts_that_the_model_has_are_planned(tmp_path, capsys):
     directory = write_model(tmp_path / 'm', replace(TINY, context_length=4096), None)
     assert main(['plan', str(directory), *CPU, '--memory-mib', '2000']) == 0

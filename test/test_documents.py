@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from minicpmo_ros.cli import main as cli
-from minicpmo_ros.documents import parse_yaml, told
+from minicpmo_ros.documents import parse_yaml, read_json, told
+from minicpmo_ros.errors import InputError
 
 DEEP = '[' * 1000 + ']' * 1000
 HOSTILE = (
@@ -70,3 +71,29 @@ def test_a_node_refuses_a_value_that_ros_does_not_know(tmp_path, ros_domain, val
     assert 'Traceback' not in child.stderr, child.stderr
     assert child.returncode == 1
     assert 'parameter n_ctx' in child.stderr or 'arguments cannot be read' in child.stderr
+
+
+@pytest.mark.parametrize(
+    'name, data, why',
+    (
+        ('a.json', b'', 'it is empty'),
+        ('a.yaml', b' \n', 'it is empty'),
+        ('a.json', b'[{"video": "a.mp4"}]', 'a list of 1 is there'),
+        ('a.json', b'{"info": 1, "data": []}', "one with 'info', 'data' is there"),
+        ('a.json', b'7', '7 is there'),
+        ('a.json', b'\x89MCAP0\r\n', 'no text in UTF-8 (byte 0)'),
+        ('a.json', '{"a": "heiß"}'.encode('latin-1'), 'no text in UTF-8 (byte 10)'),
+        ('a.json', b'{"format": "other"}', "its format is 'other'"),
+        ('a.json', b'{"format": 1}\n{"format": 1}', 'not JSON'),
+    ),
+)
+def test_a_file_of_another_program_is_told_by_what_is_in_it(tmp_path, name, data, why):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError) as refused:
+        read_json(tmp_path / name, 'this format')
+    assert why in str(refused.value) and 'codec' not in str(refused.value)
+
+
+def test_the_ending_of_a_name_tells_yaml_in_capitals_too(tmp_path):
+    (tmp_path / 'a.YAML').write_text('format: this format\n')
+    assert read_json(tmp_path / 'a.YAML', 'this format') == {'format': 'this format'}

@@ -258,7 +258,7 @@ def test_every_message_is_of_the_schema_beside_it(asked, tmp_path, capsys):
     'arguments, expected',
     [
         (('--mcap', 'out.bag'), 'ends in .mcap'),
-        (('--mcap', 'a.mcap'), 'is the bag itself'),
+        (('--mcap', 'a.mcap'), 'is one of the files to be read'),
         (('--mcap', 'no/out.mcap'), 'no folder'),
         (('--out', 'a.png', '--answers', 'run'), '--mcap'),
         (('--mcap', 'out.mcap', '--answers', 'nothing'), 'no run'),

@@ -158,7 +158,7 @@ def test_shards_that_are_missing_or_there_twice_are_named(tmp_path, split):
         join(tmp_path / 'joined', [*folders, again])
     with pytest.raises(InputError, match='is one of 5 shards'):
         join(tmp_path / 'joined', [*folders, write_shard(tmp_path, Shard(0, 5), questions)])
-    with pytest.raises(InputError, match='There is no shard'):
+    with pytest.raises(InputError, match='there is no shard'):
         join(tmp_path / 'joined', [])
     write_whole(tmp_path / 'whole', questions)
     with pytest.raises(InputError, match='a whole run and no shard'):

@@ -145,13 +145,17 @@ def test_bad_files_are_refused_at_once(tmp_path, content, read):
     path = tmp_path / 'bad.mp4'
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match='bad.mp4'):
+    with pytest.raises(InputError, match='bad.mp4') as refused:
         read(path)
+    assert 'Errno' not in str(refused.value)  # a number that only programs know
 
 
 def test_directories_and_addresses_are_no_files(tmp_path):
-    for path in (tmp_path, 'http://localhost:1/a.mp4', 'concat:a.mp4'):
+    for path in ('http://localhost:1/a.mp4', 'concat:a.mp4'):
         with pytest.raises(InputError, match='no such file'):
+            read_video(path)
+    for path in (tmp_path, '/dev/zero'):
+        with pytest.raises(InputError, match='it is no file'):
             read_video(path)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from minicpmo_ros.config import ALERTS_TOGETHER, LLM
+from minicpmo_ros.documents import make_folder, make_place
 from minicpmo_ros.errors import InputError
 
 
@@ -32,6 +33,8 @@ def run_alerts(arguments) -> None:
     from minicpmo_ros.evaluation.report.plots import reliability_diagram
 
     run = AlertRun.read(arguments.folder)
+    if arguments.write:
+        make_place(arguments.write)
     fitted = fit_run(run)
     print(fitted.report(), end='')
     diagram = reliability_diagram({one.after.id: one.bins for one in fitted.fitted})
@@ -56,7 +59,7 @@ def watch_rules(arguments, options, sources) -> int:
     truth = AlertTruth.read(arguments.questions, arguments.bag)
     truth.check(rules)
     model = ModelDirectory.open(arguments.model)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.out)
     options = replace(
         options,
         max_forks=min(len(rules), ALERTS_TOGETHER),
@@ -97,7 +100,7 @@ def follow_proactive(arguments, options, sources) -> int:
     vocabulary = load_vocabulary(model.llm_path, model.manifest.pre_tokenizer)
     longest = max(len(vocabulary.encode(poll_of(one))) for one in there)
     allowed = options.max_question_tokens or max(LLM.max_question_tokens, longest)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.out)
     core, spoken = Core(model, replace(options, max_question_tokens=allowed)), []
     try:
         for one in there:

@@ -12,10 +12,11 @@ a verb, the exit status is 128 and its number, as shells have it.
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 
-from minicpmo_ros.errors import Error, TerminatedError
+from minicpmo_ros.errors import Error, TerminatedError, in_words
 from minicpmo_ros.process import prepare
 from minicpmo_ros.verbs.arguments import VERBS as ROBOT_VERBS
 from minicpmo_ros.verbs.arguments import add_arguments, runner
@@ -58,11 +59,25 @@ def main(arguments=None) -> int:
     parsed.given = given
     try:
         return parsed.run(parsed) or 0
+    except BrokenPipeError:  # who read what was printed has seen enough, such as `head`
+        sys.stdout = open(os.devnull, 'w')
+        return 128 + signal.SIGPIPE
     except (Error, OSError) as error:
-        print(f'minicpmo {parsed.verb}: {" ".join(str(error).split())}', file=sys.stderr)
+        print(f'minicpmo {parsed.verb}: {_told(error)}', file=sys.stderr)
         return 128 + signal.SIGTERM if isinstance(error, TerminatedError) else 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _told(error: Exception) -> str:
+    """Return one line about an error, of the system's with the file and what to do."""
+    from minicpmo_ros.documents import FULL
+
+    if isinstance(error, Error):
+        return ' '.join(str(error).split())
+    where = f'{error.filename}: ' if error.filename is not None else ''
+    remedy = ' Free some room, or write elsewhere.' if error.errno in FULL else ''
+    return f'{where}{in_words(error)}.{remedy}'
 
 
 def make_parser(verb: str | None = None) -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ from minicpmo_ros.cli.options import (
     model_path,
     progress,
 )
+from minicpmo_ros.documents import make_folder, make_place, write_text
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import AUDIO, INPUTS
 
@@ -108,6 +109,8 @@ def measure_all(arguments, baselines_of, command: str):
         a.device, a.threads, a.n_ctx, a.kv_type, a.repack, a.pairs, a.units, tokens=a.tokens
     )
     models = [ModelDirectory.open(directory) for directory in a.directories]
+    if a.json:
+        make_place(a.json)
     report = BenchReport(machine_facts(), options, command)
     a.only = a.only or (CONFIGURATION, *RATIOS)
     unknown = set(a.only) - {CONFIGURATION, *RATIOS}
@@ -137,8 +140,7 @@ def _tell(name: str, found) -> None:
 
 def write(report, path: Path) -> None:
     """Write the figures as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report.data, indent=1) + '\n')
+    write_text(path, json.dumps(report.data, indent=1) + '\n')
 
 
 def add_score_arguments(parser) -> None:
@@ -175,7 +177,7 @@ def add_score_arguments(parser) -> None:
         'folder of a replay; may be repeated',
     )
     parser.add_argument(
-        '--save', type=Path, metavar='FOLDER', help='write all answers into this file'
+        '--save', type=Path, metavar='FOLDER', help='write all answers into files in this folder'
     )
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the report into this file')
     add_asking_arguments(parser)
@@ -193,6 +195,10 @@ def run_score(arguments) -> None:
 
     if not arguments.directories and not arguments.answers:
         raise InputError('Nothing to score was given. Give model directories, or --answers.')
+    if arguments.json:
+        make_place(arguments.json)
+    if arguments.save:
+        make_folder(arguments.save)
     questions = asked_questions(arguments)
     imported = [
         Run.read(given).answer_set() if given.is_dir() else AnswerSet.read(given)
@@ -210,14 +216,12 @@ def run_score(arguments) -> None:
         for answers in _answers(model, questions, arguments)
     ]
     if arguments.save:
-        arguments.save.mkdir(parents=True, exist_ok=True)
         for answers in given:
             answers.write(arguments.save / f'{re.sub("[ /]", "-", answers.title)}.json')
     found = report(questions, given + imported)
     print(markdown(found), end='')
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(found, indent=1) + '\n')
+        write_text(arguments.json, json.dumps(found, indent=1) + '\n')
 
 
 def _answers(model, questions, arguments) -> list:
@@ -313,6 +317,9 @@ def run_report(arguments) -> int:
             f'--out is {arguments.out}; a name that ends in .html is expected. The other files '
             'are written beside it.'
         )
+    make_place(arguments.out)
+    if arguments.json:
+        make_folder(arguments.json)
     read = [
         (name, Run.of_answers(run) if run.is_file() else Run.read(run))
         for name, run in map(_named, arguments.runs)
@@ -323,11 +330,11 @@ def run_report(arguments) -> int:
     questions = QuestionSet.read(arguments.questions, arguments.bag, needs_clips=False)
     questions = read[0][1].of(questions)
     report = RunReport(questions, [judge(name, one, questions) for name, one in read])
-    arguments.out.write_text(page.html(report, arguments.title), encoding='utf-8')
     told = runs.markdown(report)
-    arguments.out.with_suffix('.md').write_text(told, encoding='utf-8')
-    arguments.out.with_suffix('.csv').write_text(runs.as_csv(report), encoding='utf-8')
-    arguments.out.with_suffix('.table.csv').write_text(runs.table_csv(report), encoding='utf-8')
+    write_text(arguments.out, page.html(report, arguments.title))
+    write_text(arguments.out.with_suffix('.md'), told)
+    write_text(arguments.out.with_suffix('.csv'), runs.as_csv(report))
+    write_text(arguments.out.with_suffix('.table.csv'), runs.table_csv(report))
     if arguments.json:
         interchange.write(report, arguments.json)
     print(told, end='')

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minicpmo_ros.cli.options import HELP, model_path
 from minicpmo_ros.config import PARTS
+from minicpmo_ros.documents import make_folder
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.families import FAMILIES
 from minicpmo_ros.modelset.gguf_layouts import FFN_NAMES, PRECISIONS, SHAPES
@@ -73,7 +74,7 @@ def run_adopt(arguments) -> None:
     directory = arguments.directory
     place = directory if arguments.out is None else arguments.out
     if arguments.out is not None:
-        place.mkdir(parents=True, exist_ok=True)
+        make_folder(place)
     adopt.require_place(place, arguments.force)
     chosen = {part: getattr(arguments, part) for part in PARTS if getattr(arguments, part)}
     found = adopt.find(

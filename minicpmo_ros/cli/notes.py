@@ -17,6 +17,7 @@ from minicpmo_ros.cli.options import (
     sources_of,
 )
 from minicpmo_ros.config import LLM, MEMORY
+from minicpmo_ros.documents import require_other, write_text
 from minicpmo_ros.errors import InputError
 
 ACTIONS = ('list', 'find', 'export', 'forget')
@@ -49,11 +50,13 @@ def run_memory(arguments) -> None:
     wanted = Filter(_moment(arguments.begin), _moment(arguments.end))
     if bool(arguments.words) != (arguments.action == 'find'):
         raise InputError('Words are for find, and find needs them: memory FILE find keys.')
+    if arguments.out is not None:
+        require_other(arguments.out, arguments.file)
     if arguments.limit < 1:
         raise InputError(f'--limit is {arguments.limit}; 1 or more is expected.')
     is_forgetting = arguments.action == 'forget'
-    if is_forgetting and not arguments.file.exists():
-        raise InputError(f'{arguments.file}: there is no such file.')
+    if is_forgetting:
+        _require_notes(arguments.file)
     with NoteStore(arguments.file, is_read_only=not is_forgetting) as store:
         if is_forgetting:
             if arguments.begin is None or arguments.end is None:
@@ -105,6 +108,8 @@ def run_remember(arguments) -> None:
 
     if arguments.every < 1:
         raise InputError(f'--every is {arguments.every}; 1 second or more is expected.')
+    if arguments.out.is_file() and arguments.out.stat().st_size:
+        _require_notes(arguments.out)
     questions, sources = read_questions(arguments.ask), sources_of(arguments)
     model = ModelDirectory.open(model_path(arguments.model))
     options = CoreOptions(
@@ -120,10 +125,19 @@ def run_remember(arguments) -> None:
                 n = remember_bag(
                     core, bag, store, questions, arguments.every, sources, not arguments.no_images
                 )
-                print(f'{number} of {len(arguments.bags)}: {bag}, {n} notes', file=sys.stderr)
+                why = '' if n else f' more; there is one for every {arguments.every} s (--every)'
+                print(f'{number} of {len(arguments.bags)}: {bag}, {n} notes{why}', file=sys.stderr)
             print(f'{len(store)} notes: {arguments.out}')
     finally:
         core.close()
+
+
+def _require_notes(path: Path) -> None:
+    """Raise StoreError for what is no file of notes: a writer would put it aside as damaged."""
+    from minicpmo_ros.notes.store import NoteStore
+
+    with NoteStore(path, is_read_only=True):
+        pass
 
 
 def _moment(text: str | None) -> float | None:
@@ -160,5 +174,5 @@ def _export(store, wanted, out: Path | None) -> None:
     if out is None:
         print(text, end='')
     else:
-        out.write_text(text, encoding='utf-8')
+        write_text(out, text)
         print(f'{len(lines)} notes: {out}', file=sys.stderr)

@@ -235,12 +235,13 @@ def run_importance(arguments) -> None:
     `minicpmo quantize --importance FILE` then spends its bits on the columns that matter.
     llama.cpp's own tools read the file too.
     """
-    from minicpmo_ros.documents import require_place
+    from minicpmo_ros.documents import require_other, require_place
     from minicpmo_ros.evaluation.precision_search import collect
     from minicpmo_ros.modelset.directory import ModelDirectory
 
     require_place(arguments.out)
     model, questions = ModelDirectory.open(arguments.directory), asked_questions(arguments)
+    require_other(arguments.out, model.llm_path, model.vision_path, model.audio_path)
     importance = collect(model, questions, core_options(arguments), progress(model.path))
     end_progress()
     importance.write(arguments.out)

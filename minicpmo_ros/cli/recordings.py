@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minicpmo_ros.cli.options import add_topic_arguments, shipped_questions, sources_of
 from minicpmo_ros.config import VISION
+from minicpmo_ros.documents import make_folder, require_other, require_place
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.units import NS
 
@@ -31,6 +32,10 @@ def run_bag(arguments) -> None:
     """Convert a video into a bag: one image a second and all its audio, with exact stamps."""
     from minicpmo_ros.evaluation.bags.writing import write_video
 
+    if arguments.out.suffix.lower() != '.mcap':
+        raise InputError(f'--out is {arguments.out}; a name that ends in .mcap is expected.')
+    require_place(arguments.out)
+    require_other(arguments.out, arguments.video)
     write_video(arguments.video, arguments.out)
     print(arguments.out)
 
@@ -104,8 +109,9 @@ def _check_look(arguments) -> None:
             raise InputError(f'--{name} is {path}; a name that ends in {expected} is expected.')
     if arguments.start < 0 or (arguments.seconds is not None and arguments.seconds < 1):
         raise InputError('--start is 0 or more, --seconds 1 or more.')
-    if arguments.mcap and arguments.mcap.exists() and arguments.mcap.samefile(arguments.bag):
-        raise InputError(f'{arguments.mcap} is the bag itself; write another file.')
+    for path in filter(None, (arguments.out, arguments.mcap)):
+        require_place(path)
+        require_other(path, arguments.bag)
     if not arguments.mcap and (arguments.answers or arguments.questions):
         raise InputError('--answers and --questions are for --mcap FILE.')
     if not arguments.changes and arguments.crop:
@@ -244,7 +250,7 @@ def run_streamingbench(arguments) -> None:
 
     proactive = is_proactive(arguments.annotations)
     annotated, defects = (read_proactive if proactive else read_annotations)(arguments.annotations)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.out)
     there = _make_bags(arguments, annotated, defects)
     (arguments.out / 'defects.txt').write_text(''.join(f'{line}\n' for line in defects))
     if not there:

@@ -33,7 +33,7 @@ from minicpmo_ros.convert.checkpoint import (
 )
 from minicpmo_ros.convert.shape import read_shape
 from minicpmo_ros.convert.tokens import read_chat_template, read_tokens
-from minicpmo_ros.documents import appearing
+from minicpmo_ros.documents import appearing, make_folder
 from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.families import FAMILIES
 from minicpmo_ros.families.base import Shape
@@ -126,7 +126,7 @@ def convert_directory(
         shape.family, model_id, files, LICENCE, notes, FAMILIES[shape.family].speech
     )
     _check_headers(checkpoint, manifest, writers, jobs)
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     (target / FILE_NAME).unlink(missing_ok=True)  # until all is there, it is no model
     tell = _progress(jobs, on_progress)
     for part, writer in writers.items():

@@ -33,7 +33,7 @@ from minicpmo_ros.alerts.calibration import (
 from minicpmo_ros.alerts.reader import AlertAsker
 from minicpmo_ros.alerts.rules import AlertRule, read_rules, write_rules
 from minicpmo_ros.alerts.watch import AlertWatch
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import InputError, in_words
 from minicpmo_ros.evaluation.alert_scores import AlertTruth, RuleScore, held_seconds, score
 from minicpmo_ros.evaluation.bags.clip import SAMPLE_RATE_HZ, Clip, ClipImage, Decoding, Sources
 from minicpmo_ros.evaluation.bags.clip_reading import read_windows
@@ -203,7 +203,7 @@ class AlertRun:
                 watched = [WatchedSecond.of_row(row) for row in csv.DictReader(file)]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f'{folder}: it is not the folder of a run of replay --alerts ({error}).'
+                f'{folder}: it is not the folder of a run of replay --alerts ({in_words(error)}).'
             ) from error
         return cls(read_rules(folder / RULES), watched, truth, blank, summary)
 

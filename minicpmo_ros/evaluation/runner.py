@@ -37,6 +37,7 @@ from minicpmo_ros.live.session_options import SessionOptions
 from minicpmo_ros.llm.context import ContextOptions
 from minicpmo_ros.llm.model import ModelOptions
 from minicpmo_ros.media.audio.log_mel import log_mel
+from minicpmo_ros.media.image.tiling import Crop, check_area
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.streams import Status
 from minicpmo_ros.streams.audio import AudioPipeline
@@ -93,6 +94,11 @@ class CoreOptions:
     unchanged_threshold: float = VISION.unchanged_threshold
     max_forks: int = 1  # questions that are read at once
     rpc_servers: str = COMPUTING.rpc_servers
+
+    def __post_init__(self):
+        """Refuse what no question can be asked with, before one is."""
+        Crop.parse(self.crop)
+        check_area(self.area)
 
 
 class Core:

@@ -220,7 +220,8 @@ def join(out: Path, folders: list) -> Joined:
     Costs and starts follow each other shard by shard. Raises InputError, and writes nothing, where
     a shard is of another run, missing, there twice or not complete.
     """
-    out, parts = Path(out), _parts([Path(folder) for folder in folders])
+    out = Path(out)
+    parts = _parts(out, [Path(folder) for folder in folders])
     if (out / ANSWERS).exists():
         raise InputError(f'{out}: a run is there already. Name another folder, or remove it.')
     owners = _owners(parts)
@@ -234,10 +235,13 @@ def join(out: Path, folders: list) -> Joined:
     return Joined(len(parts), len(owners), tuple(sorted(software)))
 
 
-def _parts(folders: list) -> list:
+def _parts(out: Path, folders: list) -> list:
     """Read the heads and compare them; return the shards in their order."""
     if not folders:
-        raise InputError('There is no shard to join.')
+        raise InputError(
+            f'{out / FOLDER}: there is no shard to join. Give the folder that --out of `replay '
+            '--shard` had, or name the folders of the shards behind it.'
+        )
     parts = [_Part(folder) for folder in folders]
     first = parts[0]
     for part in parts[1:]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from minicpmo_ros.documents import MAX_FILE_BYTES, told
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import InputError, in_words
 from minicpmo_ros.evaluation.bags.clip import Clip
 from minicpmo_ros.evaluation.bags.writing import START_S
 from minicpmo_ros.evaluation.matching import LETTERS
@@ -242,7 +242,7 @@ def _entries(path: Path) -> list:
     except OSError as error:
         raise InputError(f'{path}: it cannot be read ({error.strerror}).') from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f'{path}: it is not JSON ({error}).') from error
+        raise InputError(f'{path}: it is not JSON ({in_words(error)}).') from error
     if not isinstance(data, list):
         raise InputError(f'{path}: a list of entries is expected, {type(data).__name__} is there.')
     return data

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from minicpmo_ros.config import COMPUTING
-from minicpmo_ros.errors import EngineError
+from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.ggml.devices import Devices
 from minicpmo_ros.ggml.library import GgmlType, lib, row_bytes
 from minicpmo_ros.ggml.signatures import InitParams, TensorStruct
@@ -60,7 +60,7 @@ class Backend:
         rpc_servers: str = COMPUTING.rpc_servers,
     ):
         if not 1 <= threads <= MAX_THREADS:
-            raise ValueError(f'threads is {threads}, 1 to {MAX_THREADS} are allowed')
+            raise InputError(f'threads is {threads}; 1 to {MAX_THREADS} are allowed')
         self._devices = Devices(device, rpc_servers)  # which keep a connection open
         found = self._devices.handles[0]
         handle = lib.backend_dev_init(found, None)

@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import InputError, in_words
 from minicpmo_ros.media.audio.channels import ChannelMixer
 from minicpmo_ros.media.audio.stream import scale_to_float
 from minicpmo_ros.media.image.tiling import check_size
@@ -128,7 +128,8 @@ def _chunks(container, stream, path, mixer: ChannelMixer):
 
 def _open(path):
     if not Path(path).is_file():
-        raise InputError(f'{path}: there is no such file. Give a video or audio file.')
+        what = 'it is no file' if Path(path).exists() else 'there is no such file'
+        raise InputError(f'{path}: {what}. Give a video or audio file.')
     try:
         return av.open(
             str(Path(path).resolve()),
@@ -137,7 +138,7 @@ def _open(path):
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise InputError(
             f'{path}: not a video or audio file that can be read '
-            f'({error}). Convert it to MP4, Matroska or WAV.'
+            f'({in_words(error)}). Convert it to MP4, Matroska or WAV.'
         ) from error
 
 
@@ -165,7 +166,9 @@ def _decode(container, stream, path):
         try:
             yield from container.decode(stream)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise InputError(f'{path}: the {stream.type} is damaged ({error}).') from error
+            raise InputError(
+                f'{path}: the {stream.type} is damaged ({in_words(error)}).'
+            ) from error
 
 
 def _time_s(container, frame, otherwise_s: Fraction) -> Fraction:

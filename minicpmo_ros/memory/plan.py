@@ -368,12 +368,22 @@ def plan_options(parameters: dict) -> PlanOptions:
         if name in parameters.get(node, {}):
             value = parameters[node][name]
             if name == 'robots':  # their namespaces; none: one robot
-                value = max(1, sum(map(bool, value)) if isinstance(value, list | tuple) else 1)
+                value = _count_robots(value)
             elif name == 'cameras':  # their names; none: one camera
                 text = ','.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
                 value = max(1, sum(1 for one in text.split(',') if one.strip()))
             given[row.name] = _checked(name, value, row.default)
     return PlanOptions(**given)
+
+
+def _count_robots(names) -> int:
+    """Return how many robots parameter robots names, at least one; InputError as the node has."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InputError(f'robots is {told(names)}; a list of names is expected, such as [a, b]')
+    given = [name.rstrip('/') for name in filter(None, names)]
+    if len(set(given)) < len(given):
+        raise InputError(f'robots is {told(names)}; name each robot once')
+    return max(1, len(given))
 
 
 def _checked(name: str, value, default):

@@ -20,7 +20,7 @@ import yaml
 
 from minicpmo_ros.config import PARTS
 from minicpmo_ros.documents import appearing, parse_yaml, told
-from minicpmo_ros.errors import ModelFileError
+from minicpmo_ros.errors import ModelFileError, in_words
 
 FILE_NAME = 'manifest.yaml'
 HASH_CHUNK_BYTES = 1 << 22
@@ -84,6 +84,12 @@ def write_manifest(directory, manifest: Manifest, hashes: bool = True) -> Path:
 def read_manifest(directory) -> Manifest:
     """Read and check the manifest of a directory; ModelFileError says what is wrong with it."""
     path = Path(directory) / FILE_NAME
+    if path.parent.exists() and not path.parent.is_dir():
+        raise ModelFileError(
+            path.parent,
+            'it is a file, and a model is a directory',
+            'Give the directory that holds llm.gguf, vision.gguf, audio.gguf and manifest.yaml',
+        )
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         raise ModelFileError(path, 'it is not a file', REPAIR)
     try:
@@ -95,7 +101,7 @@ def read_manifest(directory) -> Manifest:
             'Give a directory that holds llm.gguf, vision.gguf, audio.gguf and manifest.yaml',
         ) from None
     except (OSError, ValueError) as error:
-        raise ModelFileError(path, f'it cannot be read ({error})', REPAIR) from None
+        raise ModelFileError(path, f'it cannot be read ({in_words(error)})', REPAIR) from None
     entries = _checked(path, record, Manifest, 'the manifest').pop('files')
     if not isinstance(entries, dict) or set(entries) != set(PARTS):
         raise ModelFileError(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from minicpmo_ros.documents import hold_for_writing
+from minicpmo_ros.documents import hold_for_writing, put_aside
 from minicpmo_ros.errors import BusyError, Error
 from minicpmo_ros.notes.note import Note, Pose, checked
 from minicpmo_ros.units import MIB
@@ -159,6 +159,7 @@ def _prepare(path: Path) -> None:
 def _writable(path: Path) -> sqlite3.Connection:
     db = _connect(str(path))
     try:
+        _require_own(db, path)
         db.execute('PRAGMA journal_mode = WAL')
         db.execute('PRAGMA synchronous = NORMAL')
         db.execute('PRAGMA secure_delete = ON')
@@ -169,6 +170,17 @@ def _writable(path: Path) -> sqlite3.Connection:
     except BaseException:
         db.close()
         raise
+
+
+def _require_own(db: sqlite3.Connection, path: Path) -> None:
+    """Raise StoreError for a database of another program, such as a bag: it is left as it is."""
+    rows = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    tables = [name for (name,) in rows]
+    if tables and 'notes' not in tables:
+        raise StoreError(
+            f'{path} is a database of another program, with the tables {", ".join(tables[:5])}. '
+            'It is no file of notes: name another file.'
+        )
 
 
 def _migrate(db: sqlite3.Connection) -> None:
@@ -194,13 +206,8 @@ def _current(db: sqlite3.Connection, path: Path, is_read_only: bool = False) -> 
 
 def _mend(path: Path, error: Exception) -> tuple:
     """Put the damaged file aside and take over what can be read of it."""
-    number = 1
-    while (aside := Path(f'{path}.damaged-{number}')).exists():
-        number += 1
     try:
-        for end in ('', '-wal', '-shm'):
-            if (part := Path(f'{path}{end}')).exists():
-                part.rename(f'{aside}{end}')
+        aside = put_aside(path, ('-wal', '-shm'))
     except OSError as problem:
         raise StoreError(why(path, problem)) from problem
     _prepare(path)

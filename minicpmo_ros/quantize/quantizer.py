@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from minicpmo_ros.config import PARTS
-from minicpmo_ros.documents import appearing
+from minicpmo_ros.documents import appearing, make_folder, require_other
 from minicpmo_ros.encoders.siglip import model as siglip_model
 from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.ggml.gguf_copy import align, byte_count, opening, row_blocks
@@ -147,7 +147,7 @@ def quantize_directory(
     sources = [header.path for header in model.headers.values()]
     manifest = target / FILE_NAME
     _check_targets([*outputs.values(), manifest], [*sources, model.path / FILE_NAME], options)
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     manifest.unlink(missing_ok=True)  # until all is there, it is no model
     reports, entries = {}, {}
     for part, header in model.headers.items():
@@ -195,8 +195,7 @@ def _check_targets(targets: list, sources: list, options: QuantizeOptions) -> No
             continue
         if target.is_dir():
             raise InputError(f'{target} is a directory; give the name of a file in it.')
-        if any(target.samefile(source) for source in sources):
-            raise InputError(f'{target} is one of the files to be read; write elsewhere.')
+        require_other(target, *sources)
         if not options.overwrite:
             raise InputError(
                 f'{target} already exists; write elsewhere, or allow overwriting (--force).'

@@ -8,7 +8,8 @@ process loses at most the second that it was writing; what the system has taken 
 After a power failure the newest seconds can be missing: nothing waits for the disk.
 
 One process writes a file, and only its owner may read it. What cannot be used (another model's, a
-damaged header) is begun anew, and `told` says so; a file of another length keeps its seconds.
+damaged header) is begun anew, and `told` says so; what is no file of a session at all, such as a
+bag that was named by mistake, is put aside; a file of another length keeps its seconds.
 """
 
 import errno
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from minicpmo_ros.documents import FULL, hold_for_writing
+from minicpmo_ros.documents import FULL, hold_for_writing, put_aside
 from minicpmo_ros.errors import BusyError
 from minicpmo_ros.sessions.session_file import (
     PAGE,
@@ -27,6 +28,7 @@ from minicpmo_ros.sessions.session_file import (
     SessionFileError,
     SessionReader,
     encode_unit,
+    is_of_another_kind,
     mark,
     newest_run,
     window_of,
@@ -149,6 +151,8 @@ class BlackBox:
 
     def _begin_anew(self, why: str) -> tuple:
         self.told = f'{why} It is begun anew.'
+        if is_of_another_kind(self.path):
+            self.told += f' What was there is {put_aside(self.path)}.'
         self._make([])
         return [], []
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from minicpmo_ros.documents import appearing
+from minicpmo_ros.documents import appearing, make_folder
 from minicpmo_ros.families import FAMILIES
 from minicpmo_ros.families.base import Shape
 from minicpmo_ros.ggml.gguf_copy import byte_count
@@ -109,7 +109,7 @@ def write_model(
     """
     shape = SHAPES[shape] if isinstance(shape, str) else shape
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     (directory / FILE_NAME).unlink(missing_ok=True)  # until all is there, it is no model
     write_llm(directory / 'llm.gguf', shape, seed, llm_type)
     write_vision(directory / 'vision.gguf', shape, seed, vision_type, ffn_naming, pad_ffn)

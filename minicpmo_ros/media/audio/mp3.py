@@ -13,7 +13,7 @@ from collections.abc import Callable
 import av
 import numpy as np
 
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import InputError, in_words
 
 # LAME's encoder takes 576 samples, the decoder's filter bank 529 (LAME's technical FAQ).
 DELAY = 1105
@@ -118,7 +118,9 @@ class Mp3Stream:
         return self._mix(values.T)
 
     def _damage(self, size: int, error) -> np.ndarray:
-        self.problem = f'MP3 audio is damaged: {size} bytes are left out as silence ({error}).'
+        self.problem = (
+            f'MP3 audio is damaged: {size} bytes are left out as silence ({in_words(error)}).'
+        )
         if not self._frames:
             return np.empty(0, np.float32)
         frames = min(LONGEST_DAMAGE_FRAMES, max(1, round(size / self._frame_bytes)))
