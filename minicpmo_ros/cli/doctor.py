@@ -76,7 +76,7 @@ def findings(arguments, environment) -> list:
     from minicpmo_ros.cli import doctor_machine as machine
     from minicpmo_ros.cli import doctor_software as software
 
-    root, has_ros = arguments.root, importlib.util.find_spec('rclpy') is not None
+    has_ros = importlib.util.find_spec('rclpy') is not None
     distribution = environment.get('ROS_DISTRO', '')
     from_distribution = bool(distribution) and '_ROS_WHEELS_BOOTSTRAP_COMPLETE' not in environment
     found = [
@@ -90,8 +90,24 @@ def findings(arguments, environment) -> list:
         text = 'the model was not looked at, because llama.cpp does not load'
         found += [broken, Finding('files', WARN, text, 'Mend that first')]
     else:
-        found += [machine.gpu(root, gpu_name), *_model(arguments, gpu_name)]
-    found += [
+        found += [machine.gpu(arguments.root, gpu_name), *_model(arguments, gpu_name)]
+    found += _running_on(arguments.root, environment, has_ros)
+    found = [finding for finding in found if finding is not None]
+    if arguments.topics == 'no':
+        return found
+    if any(finding.check == 'rmw' and finding.level == FAIL for finding in found):
+        # Importing rclpy would end this process.
+        text = 'the graph was not looked at, because there is no middleware'
+        return [*found, Finding('topics', WARN, text, 'Mend that first')]
+    return found + _topics(arguments, environment, has_ros)
+
+
+def _running_on(root, environment, has_ros: bool) -> list:
+    """Check the machine and its middleware; None in place of what does not concern it."""
+    from minicpmo_ros.cli import doctor_machine as machine
+    from minicpmo_ros.cli import doctor_software as software
+
+    return [
         machine.swap(root),
         machine.power(root),
         machine.clocks(root),
@@ -106,14 +122,6 @@ def findings(arguments, environment) -> list:
         machine.descriptors(),
         machine.threads(root),
     ]
-    found = [finding for finding in found if finding is not None]
-    if arguments.topics == 'no':
-        return found
-    if any(finding.check == 'rmw' and finding.level == FAIL for finding in found):
-        # Importing rclpy would end this process.
-        text = 'the graph was not looked at, because there is no middleware'
-        return [*found, Finding('topics', WARN, text, 'Mend that first')]
-    return found + _topics(arguments, environment, has_ros)
 
 
 def _model(arguments, gpu_name: str) -> list:

@@ -62,11 +62,8 @@ def memory(root: Path, model: ModelDirectory, n_ctx: int, kv_type: str, gpu: str
     held_mib = sum(resident_mib(process, root)['VmRSS'] for process in running)
     fact = (
         f'{need_mib:.0f} MiB are needed for {n_ctx} positions in {kv_type} ({plan.parts_text()}), '
-        f'{free_mib:.0f} of {total_mib:.0f} are available'
+        f'{free_mib:.0f} of {total_mib:.0f} are available{_beside(running, held_mib)}'
     )
-    if running:
-        names = ', '.join(f'{name} ({process})' for process, name in running.items())
-        fact += f' beside {names}, which have {held_mib:.0f}'
     if plan.device_mib and not shares:
         fact += f'; {plan.device_mib:.0f} more are needed of the GPU, which has its own memory'
     less = 'lower n_ctx, set kv_type to q8_0, or take smaller files (minicpmo quantize)'
@@ -89,6 +86,12 @@ def memory(root: Path, model: ModelDirectory, n_ctx: int, kv_type: str, gpu: str
             f'or {less}',
         ),
     )
+
+
+def _beside(running: dict, held_mib: float) -> str:
+    """Return the part of a sentence that names the running processes; '' if there are none."""
+    names = ', '.join(f'{name} ({process})' for process, name in running.items())
+    return f' beside {names}, which have {held_mib:.0f}' if running else ''
 
 
 def _running(root: Path) -> dict:

@@ -51,6 +51,16 @@ def add_fetch_arguments(parser) -> None:
         parser.add_argument(
             f'--{part}', metavar='PATTERN', help=f'name of the {part} file, with * and ?'
         )
+    _add_hub_arguments(parser)
+    parser.add_argument(
+        '--licence', default='', help='for the manifest; default: as the card says'
+    )
+    parser.add_argument('--dry-run', action='store_true', help='say what would be fetched')
+    parser.add_argument('--force', action='store_true', help='overwrite a manifest of other files')
+
+
+def _add_hub_arguments(parser) -> None:
+    """Declare from where the files are fetched."""
     parser.add_argument(
         '--repo',
         metavar='OWNER/NAME',
@@ -67,11 +77,6 @@ def add_fetch_arguments(parser) -> None:
     parser.add_argument(
         '--timeout', type=amount, default=30.0, metavar='S', help='wait so long for the next byte'
     )
-    parser.add_argument(
-        '--licence', default='', help='for the manifest; default: as the card says'
-    )
-    parser.add_argument('--dry-run', action='store_true', help='say what would be fetched')
-    parser.add_argument('--force', action='store_true', help='overwrite a manifest of other files')
 
 
 def run_fetch(arguments) -> None:

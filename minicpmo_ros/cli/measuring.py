@@ -112,17 +112,11 @@ def measure_all(arguments, baselines_of, command: str):
     if a.json:
         make_place(a.json)
     report = BenchReport(machine_facts(), options, command)
-    a.only = a.only or (CONFIGURATION, *RATIOS)
-    unknown = set(a.only) - {CONFIGURATION, *RATIOS}
-    if unknown:
-        raise InputError(
-            f'--only names {", ".join(sorted(unknown))}; known are '
-            f'{", ".join((CONFIGURATION, *RATIOS))}.'
-        )
-    wanted = tuple(name for name in RATIOS if name in a.only)
+    only = _checked_only(a.only, (CONFIGURATION, *RATIOS))
+    wanted = tuple(name for name in RATIOS if name in only)
     for model in models:
         entry, ratios = describe(model), None
-        if CONFIGURATION in a.only:
+        if CONFIGURATION in only:
             entry.update(measure(model, options, pss_mib))
         if wanted and entry['shape'] not in report.data['ratios']:
             ratios = measure_ratios(model, options, baselines_of(model, options), wanted, _tell)
@@ -131,6 +125,16 @@ def measure_all(arguments, baselines_of, command: str):
             write(report, a.json)  # what is measured is kept, whatever comes
     print(report.markdown(), end='')
     return report
+
+
+def _checked_only(only, known: tuple) -> tuple:
+    """Return what is to be measured, all if nothing is named; InputError for what is not known."""
+    unknown = set(only or ()) - set(known)
+    if unknown:
+        raise InputError(
+            f'--only names {", ".join(sorted(unknown))}; known are {", ".join(known)}.'
+        )
+    return only or known
 
 
 def _tell(name: str, found) -> None:
@@ -270,6 +274,23 @@ def add_report_arguments(parser) -> None:
         help='the questions that were asked',
     )
     parser.add_argument(
+        '--bag',
+        type=Path,
+        metavar='BAG',
+        help='as it was given to replay; default: the folder of FILE',
+    )
+    _add_page_arguments(parser)
+    parser.add_argument(
+        '--fail-under',
+        type=_percent,
+        metavar='PERCENT',
+        help='exit with status 1 if the last run has a smaller percentage of right answers',
+    )
+
+
+def _add_page_arguments(parser) -> None:
+    """Declare what `report` writes."""
+    parser.add_argument(
         '--out',
         type=Path,
         required=True,
@@ -277,23 +298,11 @@ def add_report_arguments(parser) -> None:
         help='page to write; .md, .csv and .table.csv are written to the same folder',
     )
     parser.add_argument(
-        '--bag',
-        type=Path,
-        metavar='BAG',
-        help='as it was given to replay; default: the folder of FILE',
-    )
-    parser.add_argument(
         '--json',
         type=Path,
         metavar='FOLDER',
         help='also write a folder for each run, in the formats of lm-evaluation-harness '
         '(results_*.json, samples_*.jsonl) and inspect_ai (a log)',
-    )
-    parser.add_argument(
-        '--fail-under',
-        type=_percent,
-        metavar='PERCENT',
-        help='exit with status 1 if the last run has a smaller percentage of right answers',
     )
     parser.add_argument('--title', default='Replay', help='title of the page')
 

@@ -43,7 +43,6 @@ def run_memory(arguments) -> None:
     running one, call ~/forget).
     """
     from minicpmo_ros.notes.note import Filter
-    from minicpmo_ros.notes.recall import recall
     from minicpmo_ros.notes.store import NoteStore
 
     zone = datetime.now().astimezone().tzinfo
@@ -65,19 +64,23 @@ def run_memory(arguments) -> None:
         elif arguments.action == 'export':
             _export(store, wanted, arguments.out)
         elif arguments.action == 'find':
-            is_given = (arguments.begin, arguments.end) != (None, None)
-            now_s = datetime.now().timestamp()
-            words = ' '.join(arguments.words)
-            found = recall(
-                store, words, now_s, zone, None, arguments.limit, wanted if is_given else None
-            )
-            _print([one.note for one in found], zone)
+            _print(_found(store, arguments, wanted, zone), zone)
         else:
             _print(store.list(wanted, arguments.limit), zone)
             print(
                 f'{len(store)} notes, {store.size_bytes / 2**20:.1f} MiB: {arguments.file}',
                 file=sys.stderr,
             )
+
+
+def _found(store, arguments, wanted, zone) -> list:
+    """Return the notes that a question of the words would be answered with, the best first."""
+    from minicpmo_ros.notes.recall import recall
+
+    is_given = (arguments.begin, arguments.end) != (None, None)
+    now_s, words = datetime.now().timestamp(), ' '.join(arguments.words)
+    found = recall(store, words, now_s, zone, None, arguments.limit, wanted if is_given else None)
+    return [one.note for one in found]
 
 
 def add_remember_arguments(parser) -> None:

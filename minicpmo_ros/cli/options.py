@@ -8,10 +8,18 @@ import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from minicpmo_ros.config import COMPUTING
+from minicpmo_ros.config import COMPUTING, EVALUATION, LLM, TILE_RULES, VISION
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.verbs.arguments import amount
 
 HELP = 'model directory, or the name of an embedded model (nano)'
+
+
+OPTIONS = (
+    'device', 'rpc_servers', 'threads', 'prompt', 'speech', 'n_ctx', 'kv_type', 'window_policy',
+    'still', 'max_tokens', 'max_question_tokens', 'max_tiles', 'area', 'crop', 'sharp_every',
+    'look_tiles', 'tile_rule', 'tile_alpha', 'unchanged_threshold',
+)  # fmt: skip
 
 
 def model_path(given: str) -> Path:
@@ -111,6 +119,107 @@ def sources_of(arguments):
     return Sources(a.image_topic, a.audio_topic, a.audio_channel, a.audio_format)
 
 
+def add_core_arguments(parser) -> None:
+    """Declare the OPTIONS: how the model runs."""
+    add_device_argument(parser)
+    parser.add_argument(
+        '--threads', type=count, default=EVALUATION.threads, help='CPU threads of each worker'
+    )
+    parser.add_argument(
+        '--max-tokens',
+        type=count,
+        default=EVALUATION.max_tokens,
+        help='the longest answer, in tokens',
+    )
+    parser.add_argument(
+        '--max-question-tokens',
+        type=count,
+        metavar='N',
+        help='the longest question, in tokens; default: what the longest question needs, '
+        'at least 384',
+    )
+    _add_window_arguments(parser)
+    _add_vision_arguments(parser)
+    parser.add_argument('--prompt', default=LLM.prompt, help='layout of the prompt: en or zh')
+    add_speech_argument(parser)
+
+
+def _add_window_arguments(parser) -> None:
+    """Declare what the window holds."""
+    parser.add_argument(
+        '--n-ctx', type=count, default=LLM.n_ctx, help='size of the context in positions'
+    )
+    parser.add_argument(
+        '--kv-type', choices=('f16', 'q8_0'), default=LLM.kv_type, help='type of keys and values'
+    )
+    parser.add_argument(
+        '--window-policy',
+        choices=('recent', 'long'),
+        default=LLM.window_policy,
+        help='what is evicted when the window is full',
+    )
+    parser.add_argument(
+        '--still',
+        action='store_true',
+        help='leave out images that have not changed (parameter window.still)',
+    )
+
+
+def _add_vision_arguments(parser) -> None:
+    """Declare which images are seen, and what of them."""
+    parser.add_argument(
+        '--unchanged-threshold',
+        type=amount,
+        default=VISION.unchanged_threshold,
+        help='an image that differs from the last image by less is not encoded again; '
+        'levels of 255; 0: encode all',
+    )
+    parser.add_argument(
+        '--area',
+        type=amount,
+        default=VISION.area,
+        help="of the overview, 0.25 to 1.0 of the model's own (default: %(default)s)",
+    )
+    parser.add_argument(
+        '--crop',
+        default=VISION.crop,
+        metavar='"X0 Y0 X1 Y1"',
+        help='the part of images that is seen, as shares of width and height',
+    )
+    parser.add_argument(
+        '--sharp-every',
+        type=count,
+        default=VISION.sharp_every,
+        metavar='S',
+        help='every S seconds the overview has all of the area',
+    )
+    _add_tile_arguments(parser)
+
+
+def _add_tile_arguments(parser) -> None:
+    parser.add_argument(
+        '--max-tiles', type=count, default=VISION.max_tiles, help='the most tiles of an image'
+    )
+    parser.add_argument(
+        '--look-tiles',
+        type=count,
+        default=VISION.look_tiles,
+        help='the most tiles of an image that a question looks at in tiles',
+    )
+    parser.add_argument(
+        '--tile-rule',
+        choices=TILE_RULES,
+        default=VISION.tile_rule,
+        help='how the grid of tiles is chosen',
+    )
+    parser.add_argument(
+        '--tile-alpha',
+        type=amount,
+        default=VISION.tile_alpha,
+        help='of the rule relaxed: how much more of the image more tiles must show',
+    )
+
+
 def asked_questions(arguments):
     """Read the questions that the options name."""
     from minicpmo_ros.evaluation.questions import QuestionSet
@@ -129,6 +238,14 @@ def core_options(arguments):
         threads=arguments.threads,
         speech=arguments.speech,
     )
+
+
+def all_core_options(arguments):
+    """Return how the model runs, as all OPTIONS say it."""
+    from minicpmo_ros.evaluation.runner import CoreOptions
+
+    given = {name: getattr(arguments, name) for name in OPTIONS}  # None: as many as are needed
+    return CoreOptions(**{name: 0 if value is None else value for name, value in given.items()})
 
 
 def progress(what):

@@ -50,11 +50,22 @@ def run_parameters(arguments) -> int:
 
 def page() -> str:
     """Return the page; needs rclpy, as the nodes do."""
+    from minicpmo_ros.ros.launch import process_specs as launching
+
+    launches = {'live': launching.ARGUMENTS, 'replay': launching.REPLAY_ARGUMENTS}
+    return (
+        INTRODUCTION
+        + ''.join(_table(*table) for table in _tables())
+        + ''.join(_launch_table(name, rows) for name, rows in launches.items())
+    )
+
+
+def _tables() -> list:
+    """Return (title, rows, when a change holds, if it is the same for all rows) of each table."""
     from minicpmo_ros.ros.audio_node import StreamingEncoder
     from minicpmo_ros.ros.framework.lifecycle import COMMON_PARAMETERS
     from minicpmo_ros.ros.framework.parameters import START
     from minicpmo_ros.ros.image_node import VisionNode
-    from minicpmo_ros.ros.launch import process_specs as launching
     from minicpmo_ros.ros.llm_node import LlmNode
     from minicpmo_ros.ros.playback import player as media_player
     from minicpmo_ros.ros.playback import recorder
@@ -84,12 +95,7 @@ def page() -> str:
         ('web', web),
     ):
         tables.append((f'`{name}`', module.PARAMETERS, START))
-    launches = {'live': launching.ARGUMENTS, 'replay': launching.REPLAY_ARGUMENTS}
-    return (
-        INTRODUCTION
-        + ''.join(_table(*table) for table in tables)
-        + ''.join(_launch_table(name, rows) for name, rows in launches.items())
-    )
+    return tables
 
 
 def _table(title: str, rows, when: str) -> str:

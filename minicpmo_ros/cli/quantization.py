@@ -41,13 +41,6 @@ def add_quantize_arguments(parser) -> None:
     )
     _add_rule_arguments(parser)
     parser.add_argument(
-        '--no-pad',
-        action='store_true',
-        help='store rows of the vision '
-        'feed-forward that no block fits in f16 instead of widening them with '
-        'zeros, for use with stock llama.cpp',
-    )
-    parser.add_argument(
         '--importance',
         type=Path,
         metavar='FILE',
@@ -76,6 +69,13 @@ def add_quantize_arguments(parser) -> None:
 
 def _add_rule_arguments(parser) -> None:
     """Declare what says which tensor gets which type."""
+    parser.add_argument(
+        '--no-pad',
+        action='store_true',
+        help='store rows of the vision '
+        'feed-forward that no block fits in f16 instead of widening them with '
+        'zeros, for use with stock llama.cpp',
+    )
     parser.add_argument(
         '--type',
         choices=TYPES,
@@ -319,13 +319,7 @@ def run_search(arguments) -> None:
     model, questions = ModelDirectory.open(arguments.directory), asked_questions(arguments)
     importance = arguments.importance and Importance.read(arguments.importance)
     quantizing = QuantizeOptions(threads=arguments.threads, importance=importance)
-    groups = measured_groups(
-        model,
-        arguments.types,
-        quantizing,
-        out.parent,
-        lambda precision: print(f'measuring the error of {precision}', flush=True),
-    )
+    groups = measured_groups(model, arguments.types, quantizing, out.parent, _tell_measuring)
     facts = facts_of(model, questions, groups, arguments.importance)
     journal = Journal(out.with_name(out.name + '.json'), facts)
     search = Search(
@@ -346,6 +340,10 @@ def run_search(arguments) -> None:
         f'{100 * best.agreement:.1f} % of {len(questions.questions)} questions, '
         f'{search.n_tried} sets of types asked'
     )
+
+
+def _tell_measuring(precision: str) -> None:
+    print(f'measuring the error of {precision}', flush=True)
 
 
 def _keep_and_tell(search, out: Path, tried, accepted: bool) -> None:

@@ -66,6 +66,16 @@ def add_look_arguments(parser) -> None:
         metavar='FILE',
         help='that the run of --answers was asked; default: the questions that ship',
     )
+    _add_change_arguments(parser)
+    parser.add_argument(
+        '--start', type=int, default=0, help='where to begin, in seconds from the start of the bag'
+    )
+    parser.add_argument('--seconds', type=int, help='how many seconds; default: to the end')
+    add_topic_arguments(parser)
+
+
+def _add_change_arguments(parser) -> None:
+    """Declare what is printed of images that do not change."""
     parser.add_argument(
         '--changes',
         action='store_true',
@@ -77,11 +87,6 @@ def add_look_arguments(parser) -> None:
         metavar='"X0 Y0 X1 Y1"',
         help='for --changes: compare this part of the images alone, as vision.crop has it',
     )
-    parser.add_argument(
-        '--start', type=int, default=0, help='where to begin, in seconds from the start of the bag'
-    )
-    parser.add_argument('--seconds', type=int, help='how many seconds; default: to the end')
-    add_topic_arguments(parser)
 
 
 def run_look(arguments) -> None:

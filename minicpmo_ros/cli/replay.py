@@ -12,22 +12,14 @@ from pathlib import Path
 from minicpmo_ros.cli import alerts
 from minicpmo_ros.cli.options import (
     HELP,
-    add_device_argument,
-    add_speech_argument,
+    add_core_arguments,
     add_topic_arguments,
+    all_core_options,
     count,
     model_path,
     sources_of,
 )
-from minicpmo_ros.config import EVALUATION, LLM, TILE_RULES, VISION
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.verbs.arguments import amount
-
-OPTIONS = (
-    'device', 'rpc_servers', 'threads', 'prompt', 'speech', 'n_ctx', 'kv_type', 'window_policy',
-    'still', 'max_tokens', 'max_question_tokens', 'max_tiles', 'area', 'crop', 'sharp_every',
-    'look_tiles', 'tile_rule', 'tile_alpha', 'unchanged_threshold',
-)  # fmt: skip
 
 
 def add_replay_arguments(parser) -> None:
@@ -47,6 +39,22 @@ def add_replay_arguments(parser) -> None:
         'compare with alerts_truth of FILE',
     )
     parser.add_argument(
+        '--bag',
+        type=Path,
+        metavar='BAG',
+        help='folder of the bags, or a single bag to ask about; default: the folder of FILE',
+    )
+    add_topic_arguments(parser)
+    parser.add_argument('--limit', type=count, metavar='N', help='ask only the first N')
+    _add_runner_arguments(parser)
+    _add_share_arguments(parser)
+    add_core_arguments(parser)
+    _add_input_arguments(parser)
+
+
+def _add_runner_arguments(parser) -> None:
+    """Declare whether the live graph is asked, and what of it is written."""
+    parser.add_argument(
         '--runner',
         choices=('offline', 'graph'),
         default='offline',
@@ -54,22 +62,16 @@ def add_replay_arguments(parser) -> None:
         'through topics and services, in lock-step with simulated time',
     )
     parser.add_argument(
-        '--bag',
-        type=Path,
-        metavar='BAG',
-        help='folder of the bags, or a single bag to ask about; default: the folder of FILE',
-    )
-    add_topic_arguments(parser)
-    parser.add_argument(
         '--record',
         choices=('', 'answers', 'all'),
         default='',
         help='with --runner graph, write bags into FOLDER/bags. answers: the answers; '
         'all: also what was played',
     )
-    parser.add_argument('--limit', type=count, metavar='N', help='ask only the first N')
-    _add_share_arguments(parser)
-    _add_core_arguments(parser)
+
+
+def _add_input_arguments(parser) -> None:
+    """Declare what the model gets beside the question."""
     parser.add_argument(
         '--memory',
         default='',
@@ -129,98 +131,6 @@ def _add_share_arguments(parser) -> None:
     )
 
 
-def _add_core_arguments(parser) -> None:
-    """Declare the OPTIONS: how the model runs."""
-    add_device_argument(parser)
-    parser.add_argument(
-        '--threads', type=count, default=EVALUATION.threads, help='CPU threads of each worker'
-    )
-    parser.add_argument(
-        '--n-ctx', type=count, default=LLM.n_ctx, help='size of the context in positions'
-    )
-    parser.add_argument(
-        '--kv-type', choices=('f16', 'q8_0'), default=LLM.kv_type, help='type of keys and values'
-    )
-    parser.add_argument(
-        '--window-policy',
-        choices=('recent', 'long'),
-        default=LLM.window_policy,
-        help='what is evicted when the window is full',
-    )
-    parser.add_argument(
-        '--still',
-        action='store_true',
-        help='leave out images that have not changed (parameter window.still)',
-    )
-    parser.add_argument(
-        '--unchanged-threshold',
-        type=amount,
-        default=VISION.unchanged_threshold,
-        help='an image that differs from the last image by less is not encoded again; '
-        'levels of 255; 0: encode all',
-    )
-    parser.add_argument(
-        '--max-tokens',
-        type=count,
-        default=EVALUATION.max_tokens,
-        help='the longest answer, in tokens',
-    )
-    parser.add_argument(
-        '--max-question-tokens',
-        type=count,
-        metavar='N',
-        help='the longest question, in tokens; default: what the longest question needs, '
-        'at least 384',
-    )
-    _add_vision_arguments(parser)
-    parser.add_argument('--prompt', default=LLM.prompt, help='layout of the prompt: en or zh')
-    add_speech_argument(parser)
-
-
-def _add_vision_arguments(parser) -> None:
-    """Declare what of an image is seen."""
-    parser.add_argument(
-        '--max-tiles', type=count, default=VISION.max_tiles, help='the most tiles of an image'
-    )
-    parser.add_argument(
-        '--area',
-        type=amount,
-        default=VISION.area,
-        help="of the overview, 0.25 to 1.0 of the model's own (default: %(default)s)",
-    )
-    parser.add_argument(
-        '--crop',
-        default=VISION.crop,
-        metavar='"X0 Y0 X1 Y1"',
-        help='the part of images that is seen, as shares of width and height',
-    )
-    parser.add_argument(
-        '--sharp-every',
-        type=count,
-        default=VISION.sharp_every,
-        metavar='S',
-        help='every S seconds the overview has all of the area',
-    )
-    parser.add_argument(
-        '--look-tiles',
-        type=count,
-        default=VISION.look_tiles,
-        help='the most tiles of an image that a question looks at in tiles',
-    )
-    parser.add_argument(
-        '--tile-rule',
-        choices=TILE_RULES,
-        default=VISION.tile_rule,
-        help='how the grid of tiles is chosen',
-    )
-    parser.add_argument(
-        '--tile-alpha',
-        type=amount,
-        default=VISION.tile_alpha,
-        help='of the rule relaxed: how much more of the image more tiles must show',
-    )
-
-
 def run_replay(arguments) -> int:
     """Ask a model all questions about bags; an interrupted run resumes in its folder.
 
@@ -232,15 +142,10 @@ def run_replay(arguments) -> int:
     FILE; the folder gets probabilities.csv, probabilities.svg and alerts.json. A FILE of
     StreamingBench's proactive task is followed as published.
     """
-    from minicpmo_ros.evaluation import replay
-    from minicpmo_ros.evaluation.results import Results, Run
-    from minicpmo_ros.evaluation.runner import CoreOptions, Variant
     from minicpmo_ros.evaluation.shards import Shard
     from minicpmo_ros.evaluation.streamingbench import is_proactive
-    from minicpmo_ros.modelset.directory import ModelDirectory
-    from minicpmo_ros.ros.framework.machine import run_start
 
-    options = CoreOptions(**{name: _given(arguments, name) for name in OPTIONS})
+    options = all_core_options(arguments)
     if arguments.cluster is None and arguments.shards:
         raise InputError('--shards is for --cluster; --shard I/N asks one of them here.')
     if arguments.alerts:
@@ -252,13 +157,18 @@ def run_replay(arguments) -> int:
     shard = Shard.parse(arguments.shard) if arguments.shard else Shard(0, 1)
     if arguments.list_bags:
         return _list_bags(arguments, shard)
-    questions = _questions(arguments, needs_clips=not arguments.shard)
+    return _ask_here(arguments, options, shard)
+
+
+def _ask_here(arguments, options, shard) -> int:
+    """Ask all questions, or those of the shard, and tell what became of it."""
+    from minicpmo_ros.evaluation.results import Results, Run
+    from minicpmo_ros.evaluation.runner import Variant
+    from minicpmo_ros.ros.framework.machine import run_start
+
     variant = Variant(arguments.input, arguments.audio)
-    sources = sources_of(arguments)
-    model = ModelDirectory.open(arguments.model)
-    plan = replay.ReplayPlan.make(model, questions, options, variant, sources, arguments.memory)
-    path = 'graph' if arguments.runner == 'graph' else 'core'
-    facts, places = plan.facts(path), None
+    plan = _planned(arguments, options, variant)
+    facts, places = plan.facts('graph' if arguments.runner == 'graph' else 'core'), None
     if arguments.shard:
         arguments.out = shard.folder(arguments.out)
         plan, facts, places = shard.cut(plan, facts)
@@ -269,6 +179,27 @@ def run_replay(arguments) -> int:
     begun = run_start(arguments.threads, arguments.workers)
     results = Results(arguments.out, facts, plan.questions, begun, places)
     _tell_resumed(plan, results)
+    _ask_all(arguments, plan, results, open_answerer)
+    made = Run.read(arguments.out)
+    for sentence in made.summary():
+        print(sentence, file=sys.stderr)
+    return int(made.is_empty and not arguments.shard)
+
+
+def _planned(arguments, options, variant):
+    """Return the ReplayPlan of the whole run."""
+    from minicpmo_ros.evaluation.replay import ReplayPlan
+    from minicpmo_ros.modelset.directory import ModelDirectory
+
+    questions = _questions(arguments, needs_clips=not arguments.shard)
+    sources, model = sources_of(arguments), ModelDirectory.open(arguments.model)
+    return ReplayPlan.make(model, questions, options, variant, sources, arguments.memory)
+
+
+def _ask_all(arguments, plan, results, open_answerer) -> None:
+    """Answer what has not been answered yet, and write it down."""
+    from minicpmo_ros.evaluation import replay
+
     workers = replay.Workers(arguments.workers, tuple(arguments.gpus))
     try:
         replay.run(plan, results, open_answerer, workers, _tell)
@@ -278,10 +209,6 @@ def run_replay(arguments) -> int:
         results.close()
         if sys.stderr.isatty():
             print(file=sys.stderr)
-    made = Run.read(arguments.out)
-    for sentence in made.summary():
-        print(sentence, file=sys.stderr)
-    return int(made.is_empty and not arguments.shard)
 
 
 def _ask_on_cluster(arguments) -> int:
@@ -348,11 +275,6 @@ def run_merge(arguments) -> int:
             file=sys.stderr,
         )
     return 0
-
-
-def _given(arguments, name: str):
-    value = getattr(arguments, name)
-    return 0 if value is None else value  # as many as are needed
 
 
 def _follow(arguments, options, follow) -> int:
