@@ -15,7 +15,7 @@ from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 
-from minicpmo_ros.media.image.compressed import Decoded
+from minicpmo_ros.media.image.tiling import Decoded
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 
 FIRST = 1_000_000  # of the seconds published; any

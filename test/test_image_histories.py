@@ -11,7 +11,7 @@ import pytest
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.live.arbiter import DeviceArbiter
-from minicpmo_ros.media.image.compressed import Decoded
+from minicpmo_ros.media.image.tiling import Decoded
 from minicpmo_ros.msg import ImageEmbedding
 from minicpmo_ros.ros import encoder_node
 from minicpmo_ros.ros.image_node import VisionNode, VisionState

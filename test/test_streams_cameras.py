@@ -8,7 +8,7 @@ import pytest
 from test_streams_image import FakeEncoder, at
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.media.image.compressed import Decoded
+from minicpmo_ros.media.image.tiling import Decoded
 from minicpmo_ros.streams import Status
 from minicpmo_ros.streams.cameras import CameraPipelines
 from minicpmo_ros.streams.image import ImagePipeline

@@ -11,9 +11,9 @@ from PIL import Image
 
 from minicpmo_ros.config import TILE_RULES
 from minicpmo_ros.errors import EngineError, InputError
-from minicpmo_ros.media.image.compressed import Decoded, decode_as_needed
+from minicpmo_ros.media.image.compressed import decode_as_needed
 from minicpmo_ros.media.image.raw import decode_raw
-from minicpmo_ros.media.image.tiling import Crop, TileRule, plan_tiles
+from minicpmo_ros.media.image.tiling import Crop, Decoded, TileRule, plan_tiles
 from minicpmo_ros.pace.governor import Governor
 from minicpmo_ros.streams import Status
 from minicpmo_ros.streams.image import ImagePipeline

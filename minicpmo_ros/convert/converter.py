@@ -120,12 +120,20 @@ def convert_directory(
         'chat_template': read_chat_template(checkpoint.path),
     }
     writers = _writers(shape, FILE_TYPES[PRECISIONS[precision]], as_llm)
-    files = {part: FileEntry(f'{part}.gguf', precision) for part in PARTS}
-    notes = f'Converted from the Hugging Face checkpoint {name}.'
-    manifest = Manifest(
-        shape.family, model_id, files, LICENCE, notes, FAMILIES[shape.family].speech
-    )
+    manifest = _manifest(shape.family, model_id, precision, name)
     _check_headers(checkpoint, manifest, writers, jobs)
+    model = _write_all(target, manifest, writers, jobs, on_progress)
+    return Conversion(model, unused, _warnings(checkpoint.path, tokens))
+
+
+def _manifest(family: str, model_id: str, precision: str, checkpoint: str) -> Manifest:
+    files = {part: FileEntry(f'{part}.gguf', precision) for part in PARTS}
+    notes = f'Converted from the Hugging Face checkpoint {checkpoint}.'
+    return Manifest(family, model_id, files, LICENCE, notes, FAMILIES[family].speech)
+
+
+def _write_all(target: Path, manifest: Manifest, writers: dict, jobs, on_progress):
+    """Write the files, then the manifest; return the ModelDirectory."""
     make_folder(target)
     (target / FILE_NAME).unlink(missing_ok=True)  # until all is there, it is no model
     tell = _progress(jobs, on_progress)
@@ -133,8 +141,7 @@ def convert_directory(
         _write(target / f'{part}.gguf', writer, jobs[part], partial(tell, part))
     write_manifest(target, manifest)
     # Zeros in the checkpoint are not judged here: `check` and the nodes refuse what is empty.
-    model = ModelDirectory.open(target, hollow=True)
-    return Conversion(model, unused, _warnings(checkpoint.path, tokens))
+    return ModelDirectory.open(target, hollow=True)
 
 
 def _writers(shape: Shape, file_type: int, as_llm: dict) -> dict:

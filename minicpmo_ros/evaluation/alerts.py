@@ -40,7 +40,7 @@ from minicpmo_ros.evaluation.bags.clip_reading import read_windows
 from minicpmo_ros.evaluation.looks import GREY
 from minicpmo_ros.evaluation.questions import LONGEST_WINDOW_S
 from minicpmo_ros.evaluation.runner import Core
-from minicpmo_ros.media.image.compressed import Decoded
+from minicpmo_ros.media.image.tiling import Decoded
 from minicpmo_ros.streams.pairing import Unit
 from minicpmo_ros.units import NS
 

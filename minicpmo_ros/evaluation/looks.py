@@ -20,8 +20,7 @@ import numpy as np
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.clip import Clip, ClipImage
 from minicpmo_ros.live.question import Answer, Finish
-from minicpmo_ros.media.image.compressed import Decoded
-from minicpmo_ros.media.image.tiling import Crop, TileRule, reserved_area
+from minicpmo_ros.media.image.tiling import Crop, Decoded, TileRule, reserved_area
 from minicpmo_ros.streams.image import ImagePipeline
 from minicpmo_ros.units import NS
 

@@ -34,6 +34,12 @@ from minicpmo_ros.units import NS
 MOST_HELD_S = 1800  # seconds of one clip in memory, unless one window is longer
 LONGEST_GAP_S = 5  # between images; slower cameras are told of
 LEAST_TOKENS = 384  # what is kept for a question, however short all are
+# Of the file of a run; max_question_tokens decides about refusals alone: a run may outgrow it.
+KEPT_OPTIONS = (
+    'prompt', 'n_ctx', 'n_ubatch', 'kv_type', 'attention', 'window_policy', 'still', 'max_tokens',
+    'max_tiles', 'area', 'crop', 'sharp_every', 'look_tiles', 'tile_rule', 'tile_alpha',
+    'unchanged_threshold',
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,24 +124,6 @@ class ReplayPlan:
 
     def facts(self, path: str = 'core') -> dict:
         """Return what the run's file begins with."""
-        kept = (
-            'prompt',
-            'n_ctx',
-            'n_ubatch',
-            'kv_type',
-            'attention',
-            'window_policy',
-            'still',
-            'max_tokens',
-            'max_tiles',
-            'area',
-            'crop',
-            'sharp_every',
-            'look_tiles',
-            'tile_rule',
-            'tile_alpha',
-            'unchanged_threshold',
-        )  # fmt: skip; max_question_tokens decides about refusals alone: a run may outgrow it
         on_cpu = self.options.device == 'cpu'
         remote = REMOTE if self.options.rpc_servers else ''
         return {
@@ -153,7 +141,7 @@ class ReplayPlan:
             **({'memory': self.memory} if self.memory else {}),
             'device': 'cpu' if on_cpu else remote or gpu_name() or 'cpu',
             'options': {
-                **{name: getattr(self.options, name) for name in kept},
+                **{name: getattr(self.options, name) for name in KEPT_OPTIONS},
                 'speech': self.model.speech(self.options.speech),
             },
         }

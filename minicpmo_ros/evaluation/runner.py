@@ -126,38 +126,41 @@ class Core:
             batch = min(VISION.batch, o.max_tiles)
             self.vision = VisionEncoder.load(model.vision_path, self._backend, batch)
             self.audio = AudioEncoder.load(model.audio_path, self._backend)
-            on_cpu = o.device == 'cpu'
-            self.session = Session.load(
-                model.llm_path,
-                layout,
-                ModelOptions(
-                    0 if on_cpu else -1,
-                    o.device,
-                    o.rpc_servers,
-                    pre_tokenizer=model.manifest.pre_tokenizer,
-                    repack=o.repack,
-                ),
-                ContextOptions(
-                    o.n_ctx,
-                    o.n_ubatch,
-                    kv_type=o.kv_type,
-                    attention=o.attention,
-                    threads=o.threads,
-                    offload_kv=not on_cpu,
-                    on_product=on_product,
-                ),
-                SessionOptions(
-                    max_tokens=o.max_tokens,
-                    max_question_tokens=o.max_question_tokens,
-                    window_policy=o.window_policy,
-                    still=o.still,
-                    max_forks=o.max_forks,
-                    speech=model.speech(o.speech),
-                ),
-            )
+            self.session = self._load_session(layout, on_product)
         except BaseException:
             self._backend.close()
             raise
+
+    def _load_session(self, layout, on_product: Callable | None) -> Session:
+        model, o, on_cpu = self.model, self.options, self.options.device == 'cpu'
+        return Session.load(
+            model.llm_path,
+            layout,
+            ModelOptions(
+                0 if on_cpu else -1,
+                o.device,
+                o.rpc_servers,
+                pre_tokenizer=model.manifest.pre_tokenizer,
+                repack=o.repack,
+            ),
+            ContextOptions(
+                o.n_ctx,
+                o.n_ubatch,
+                kv_type=o.kv_type,
+                attention=o.attention,
+                threads=o.threads,
+                offload_kv=not on_cpu,
+                on_product=on_product,
+            ),
+            SessionOptions(
+                max_tokens=o.max_tokens,
+                max_question_tokens=o.max_question_tokens,
+                window_policy=o.window_policy,
+                still=o.still,
+                max_forks=o.max_forks,
+                speech=model.speech(o.speech),
+            ),
+        )
 
     @property
     def is_cpu(self) -> bool:

@@ -247,31 +247,38 @@ class Builder:
                 mask,
             )
         if kind == 'flash':
-            _require(
-                _sides(v) == _sides(k)
-                and v.type == k.type
-                and q.type == GgmlType.F32
-                and _dense_rows(q)
-                and _dense_rows(k)
-                and _dense_rows(v)
-                and not v_transposed,
-                'flash attention',
-                q,
-                k,
-                v,
-            )
-            y = self._op(lib.flash_attn_ext, q, k, v, mask, factor, 0.0, 0.0)  # (b, t, h, d)
-            lib.prec_set_acc(y.handle, _PRECISION_F32)
+            _require(not v_transposed, 'flash attention', q, k, v)
+            y = self._fused_attention(q, k, v, mask, factor)  # (b, t, h, d)
             return self.reshape(self._unpadded(y, n_padding), (b * t, h * (d - n_padding)))
         _require(not n_padding, 'attention with padding', q)
+        if not v_transposed:
+            v = self.contiguous(self.transpose(v, (0, 1, 3, 2)))
+        y = self._written_attention(q, k, v, mask, factor)  # (b, t, h, d)
+        return self.reshape(y, (b * t, h * _sides(v)[2]))
+
+    def _fused_attention(self, q: Tensor, k: Tensor, v: Tensor, mask, factor: float) -> Tensor:
+        """Attention over v (b, h, m, d) in one operation: (b, t, h, d)."""
+        _require(
+            _sides(v) == _sides(k)
+            and v.type == k.type
+            and q.type == GgmlType.F32
+            and all(map(_dense_rows, (q, k, v))),
+            'flash attention',
+            q,
+            k,
+            v,
+        )
+        y = self._op(lib.flash_attn_ext, q, k, v, mask, factor, 0.0, 0.0)
+        lib.prec_set_acc(y.handle, _PRECISION_F32)
+        return y
+
+    def _written_attention(self, q: Tensor, k: Tensor, v: Tensor, mask, factor: float) -> Tensor:
+        """Attention over v (b, h, d, m) with the scores written out: (b, t, h, d)."""
         scores = self.matmul(k, q)  # (b, h, t, m)
         lib.prec_set_acc(scores.handle, _PRECISION_F32)
         weights = self._op(lib.soft_max_ext, scores, mask, factor, 0.0)
-        if not v_transposed:
-            v = self.contiguous(self.transpose(v, (0, 1, 3, 2)))
         y = self.matmul(v, weights)  # (b, h, t, d)
-        width = h * _sides(v)[2]
-        return self.reshape(self.contiguous(self.transpose(y, (0, 2, 1, 3))), (b * t, width))
+        return self.contiguous(self.transpose(y, (0, 2, 1, 3)))
 
     def padded(self, x: Tensor, n_zeros: int) -> Tensor:
         """Append zeros to the last axis of x (..., d), contiguous float32: (..., d + n_zeros)."""

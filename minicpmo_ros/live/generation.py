@@ -60,14 +60,13 @@ class Generation:
         self.question_ids = self._read_question()
         self._recalled = self._recall()
         again, self._again, self._notes = self._look_again()
-        preface = session.model.vocabulary.encode(self._recalled.text)
+        preface = vocabulary.encode(self._recalled.text)
         question_rows = self._read_rows(again, tail, [*preface, *self.question_ids])  # (n, width)
         self._max_tokens = min(question.max_tokens or options.max_tokens, options.max_tokens)
         self._grammar = self._read_grammar(between)
-        sampling = self._sampling()
-        self.sampler = Sampler(
-            sampling, vocabulary.unspoken_ids - session.prompt.stop_ids, self._grammar
-        )
+        unsaid = vocabulary.unspoken_ids - session.prompt.stop_ids
+        self._sampling = self._asked_sampling()
+        self.sampler = Sampler(self._sampling, unsaid, self._grammar)
         self._stream = Utf8Stream()
         self.ids, self.text = [], ''
         self._log_probabilities, self._mass = [], math.nan  # of the tokens that were picked
@@ -77,16 +76,11 @@ class Generation:
         self.answer = self.turn = None  # an Answer, once it is finished; a RememberedTurn
         self._heard = session.epoch, tail.unit.second if tail else None
         self._remembered, self._first_s, self._last_s = False, None, None
-        self._evidence = self._evidence_of(tail, len(question_rows)) | {
-            'temperature': sampling.temperature,
-            'seed': sampling.seed,
-        }
-        n_answer = self._max_tokens
+        self._evidence = self._evidence_of(tail, len(question_rows))
         if question.choices:
             self._scores = ChoiceScores(self._grammar.paths, self._grammar.end_ids)
-            n_answer = min(n_answer, most_tokens(question.choices))
-            n_answer = max(n_answer, *map(len, self._grammar.paths))
-        self.fork = session.fork(len(question_rows) + n_answer, is_empty=question.is_past)
+        n_positions = len(question_rows) + self._n_answer_positions()
+        self.fork = session.fork(n_positions, is_empty=question.is_past)
         self._question_rows = len(question_rows)
         self._unsent = self._say_forced()  # text
         if self._scores is not None:
@@ -94,7 +88,15 @@ class Generation:
         rows = np.concatenate([question_rows, self._rows(self.ids)])
         self._todo = rows, 1  # not yet read, and of how many of the last ones logits are wanted
 
-    def _sampling(self) -> SamplingOptions:
+    def _n_answer_positions(self) -> int:
+        """Return how many positions the answer, or a choice that is scored, takes at most."""
+        choices = self.question.choices
+        if not choices:
+            return self._max_tokens
+        spelled = min(self._max_tokens, most_tokens(choices))
+        return max(spelled, *map(len, self._grammar.paths))
+
+    def _asked_sampling(self) -> SamplingOptions:
         """Return how tokens are chosen: as the session has it, but for what the question says."""
         asked = {'temperature': self.question.temperature, 'seed': self.question.seed}
         given = {name: value for name, value in asked.items() if value is not None}
@@ -337,6 +339,8 @@ class Generation:
             recalled=self._recalled.notes,
             snapshots=self._again,
             **self._evidence,
+            temperature=self._sampling.temperature,
+            seed=self._sampling.seed,
         )
 
 

@@ -89,28 +89,10 @@ class Context:
         check_options(options, model)
         self.model, self.options, self.abort = model, options, abort or AbortFlag()
         self.is_fused = is_fused(options.attention, options.kv_type, model.on_gpu)
-        parameters = llama.llama_context_default_params()
-        parameters.n_ctx = options.n_ctx
-        if options.n_windows > 1:
-            parameters.n_ctx = options.n_windows * cells(options.n_ctx)
-        parameters.n_batch = parameters.n_ubatch = options.n_batch
-        parameters.n_seq_max = options.n_sequences
-        parameters.n_outputs_max = self._n_outputs = max(options.n_outputs, options.n_sequences)
-        parameters.n_threads = parameters.n_threads_batch = options.threads
-        parameters.kv_unified = True
-        parameters.flash_attn_type = FUSED if self.is_fused else PLAIN
-        parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
-        parameters.offload_kqv = parameters.op_offload = options.offload_kv
-        parameters.no_perf = True
-        parameters.abort_callback = self.abort.callback
-        parameters.abort_callback_data = self.abort.data
+        self._n_outputs = max(options.n_outputs, options.n_sequences)
         self._watch = options.on_product and ProductWatch(options.on_product)
-        if self._watch:
-            parameters.cb_eval = ctypes.cast(
-                self._watch.callback, llama.ggml_backend_sched_eval_callback
-            )
         with graph_reuse(not model.is_remote):
-            pointer = llama.llama_init_from_model(model.pointer, parameters)
+            pointer = llama.llama_init_from_model(model.pointer, self._parameters())
         if not pointer:
             raise EngineError(
                 f'llama.cpp made no context of {options.n_ctx} positions; its log '
@@ -127,6 +109,30 @@ class Context:
             raise EngineError('this context cannot shift positions')
         self._batch = _Batch(self.n_batch, model.width, options.n_sequences)
         self._logits = np.empty((self._n_outputs, model.vocabulary.size), np.float32)
+
+    def _parameters(self):
+        """Return llama.cpp's parameters for a context with these options."""
+        options = self.options
+        parameters = llama.llama_context_default_params()
+        parameters.n_ctx = options.n_ctx
+        if options.n_windows > 1:
+            parameters.n_ctx = options.n_windows * cells(options.n_ctx)
+        parameters.n_batch = parameters.n_ubatch = options.n_batch
+        parameters.n_seq_max = options.n_sequences
+        parameters.n_outputs_max = self._n_outputs
+        parameters.n_threads = parameters.n_threads_batch = options.threads
+        parameters.kv_unified = True
+        parameters.flash_attn_type = FUSED if self.is_fused else PLAIN
+        parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
+        parameters.offload_kqv = parameters.op_offload = options.offload_kv
+        parameters.no_perf = True
+        parameters.abort_callback = self.abort.callback
+        parameters.abort_callback_data = self.abort.data
+        if self._watch:
+            parameters.cb_eval = ctypes.cast(
+                self._watch.callback, llama.ggml_backend_sched_eval_callback
+            )
+        return parameters
 
     def close(self) -> None:
         """Free keys and values; the context is of no use afterwards."""

@@ -97,20 +97,25 @@ def find(
     unused += [
         (each.path, 'another was chosen') for each in candidates if each.path.resolve() not in kept
     ]
-    family = picked['llm'].family
-    manifest = Manifest(
-        family=family,
-        model_id=model_id or family,
-        files=_entries(picked, directory if out is None else None),
-        licence=licence or LOOK_UP,
-        notes='Adopted from published files.',
-        speech=FAMILIES[family].speaks(picked['llm'].header.metadata.get('general.name')),
-        pre_tokenizer=pre_tokenizer,
-    )
+    entries = _entries(picked, directory if out is None else None)
+    manifest = _manifest(picked['llm'], entries, model_id, licence, pre_tokenizer)
     model = ModelDirectory.of(directory if out is None else out, manifest)
     if pre_tokenizer:
         load_vocabulary(model.llm_path, pre_tokenizer)
     return Adoption(model, tuple(sorted(unused)))
+
+
+def _manifest(llm, entries: dict, model_id: str, licence: str, pre_tokenizer: str) -> Manifest:
+    """Return the manifest of files, of which the language model tells the family."""
+    return Manifest(
+        family=llm.family,
+        model_id=model_id or llm.family,
+        files=entries,
+        licence=licence or LOOK_UP,
+        notes='Adopted from published files.',
+        speech=FAMILIES[llm.family].speaks(llm.header.metadata.get('general.name')),
+        pre_tokenizer=pre_tokenizer,
+    )
 
 
 def _entries(picked: dict, directory: Path | None) -> dict:

@@ -129,12 +129,7 @@ class Hub:
         """
         path = Path(directory) / file.name
         if path.exists():
-            if path.stat().st_size != file.size_bytes or sha256_of(path) != file.sha256:
-                raise ModelFileError(
-                    path,
-                    'it is there and is not the published file',
-                    'Move it away, then run the same command again',
-                )
+            _require_published(path, file)
             return path
         part = incomplete_path(path, file)
         with self._told(file.name, AGAIN), _locked(part) as target:
@@ -265,6 +260,16 @@ def require_room(files, directory) -> None:
             f'{missing / MIB:.0f} MiB are to be fetched into {directory}, and its disk has '
             f'{max(0, free) / MIB:.0f} MiB for them. Make room, give a folder on another disk, or '
             'take a smaller --precision. Nothing was fetched.'
+        )
+
+
+def _require_published(path: Path, file: RemoteFile) -> None:
+    """Raise ModelFileError if a file that is there is another than the published one."""
+    if path.stat().st_size != file.size_bytes or sha256_of(path) != file.sha256:
+        raise ModelFileError(
+            path,
+            'it is there and is not the published file',
+            'Move it away, then run the same command again',
         )
 
 

@@ -138,22 +138,9 @@ class _Graph:
             self._node.get_publishers_info_by_topic(topic)
             for topic in (self._raw, self._compressed)
         )
-        wrong = [
-            Finding(
-                'images',
-                FAIL,
-                f'{topic} is published by {_names([end])} as {end.topic_type}',
-                f'The vision_encoder takes {wanted} there: remap the name',
-            )
-            for topic, ends, wanted in (
-                (self._raw, raw, RAW),
-                (self._compressed, compressed, COMPRESSED),
-            )
-            for end in ends
-            if end.topic_type != wanted
-        ]
-        sources = raw + compressed
-        if wrong or not sources:
+        wrong = _of_other_types(self._raw, raw, RAW)
+        wrong += _of_other_types(self._compressed, compressed, COMPRESSED)
+        if wrong or not raw + compressed:
             return wrong or [_missing('images', (self._compressed, self._raw), expects)]
         name = self._compressed if compressed else self._raw
         size, unknown = self._sizes.get(name, 0), SEGMENT_BYTES + 1 if not compressed else 0
@@ -257,6 +244,20 @@ class _Graph:
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
         for entry in array.status:
             self._told[entry.name.split(':')[0]] = entry
+
+
+def _of_other_types(topic: str, ends: list, wanted: str) -> list:
+    """Return a Finding for each publisher of images of another type than the wanted one."""
+    return [
+        Finding(
+            'images',
+            FAIL,
+            f'{topic} is published by {_names([end])} as {end.topic_type}',
+            f'The vision_encoder takes {wanted} there: remap the name',
+        )
+        for end in ends
+        if end.topic_type != wanted
+    ]
 
 
 def _missing(check: str, topics: tuple, expects: bool) -> Finding:

@@ -20,8 +20,9 @@ from functools import partial
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
-from minicpmo_ros.media.image.compressed import Decoded, decode_as_needed, is_grey
+from minicpmo_ros.media.image.compressed import decode_as_needed, is_grey
 from minicpmo_ros.media.image.raw import AUTO, MEANINGS, decode_image, stated_encoding
+from minicpmo_ros.media.image.tiling import Decoded
 from minicpmo_ros.ros.framework.parameters import Parameter
 from minicpmo_ros.ros.framework.threads import Poller
 from minicpmo_ros.ros.framework.topics import LOOK_AGAIN_PERIOD_S, LOOK_PERIOD_S

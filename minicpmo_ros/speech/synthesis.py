@@ -77,21 +77,7 @@ class Synthesiser:
 
         Raises EngineError with what to do if the program fails, gives no sound or hangs.
         """
-        try:
-            with self._lock:
-                self._is_stopped = False
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    preexec_fn=end_with_parent,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise EngineError(
-                f'{self._name} cannot be started: {error}. Install it, or set engine to none'
-            ) from None
+        self._start()
         try:
             data, errors = self._process.communicate(
                 ' '.join(text.replace('\0', ' ').split()).encode() + b'\n', self._deadline_s
@@ -115,6 +101,23 @@ class Synthesiser:
                 f'{told or "it says nothing"}. Check the parameters engine and voice'
             )
         return self._sound_of(data)
+
+    def _start(self) -> None:
+        try:
+            with self._lock:
+                self._is_stopped = False
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    preexec_fn=end_with_parent,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise EngineError(
+                f'{self._name} cannot be started: {error}. Install it, or set engine to none'
+            ) from None
 
     def stop(self) -> None:
         """End the process at hand, if there is one."""

@@ -20,11 +20,11 @@ import numpy as np
 
 from minicpmo_ros.config import VISION
 from minicpmo_ros.errors import EngineError, InputError, ModelFileError
-from minicpmo_ros.media.image.compressed import Decoded
 from minicpmo_ros.media.image.tiling import (
     DEFAULT_RULE,
     WHOLE,
     Crop,
+    Decoded,
     TilePlan,
     TileRule,
     check_area,
@@ -206,15 +206,9 @@ class ImagePipeline:
             return ImageSecond(second, Status.EMPTY)
         if self.governor.leaves_out(second):
             return ImageSecond(second, Status.SKIPPED)
-        started_s, reasons, area = perf_counter(), [], self.area_of(second)
-        for stamp_ns, make_image in reversed(offered):
-            try:
-                decoded, image, plan = self._decode(make_image, self._n_tiles, area, self._crop)
-                taken_ns = stamp_ns
-                break
-            except Exception as error:  # whatever a decoder raises on damaged data
-                reasons.append(str(error) or type(error).__name__)
-        else:
+        started_s, area = perf_counter(), self.area_of(second)
+        found, reasons = self._decode_newest(offered, area)
+        if found is None:
             return ImageSecond(
                 second,
                 Status.LOST,
@@ -222,6 +216,7 @@ class ImagePipeline:
                 image_stamp_ns=offered[-1][0],
                 preprocess_ms=_ms_since(started_s),
             )
+        taken_ns, decoded, image, plan = found
         small = thumbnail(image)
         note = f'{reasons[0].rstrip(".")}. The image before it is used.' if reasons else ''
         new = _image_second(second, taken_ns, decoded, area, plan, note)
@@ -271,6 +266,20 @@ class ImagePipeline:
         side, squares = self._encoder.image_size, self._encoder.takes_squares
         seen = crop.size(width, height)
         return plan_tiles(*seen, max_tiles, side, self._tile_rule, squares, area)
+
+    def _decode_newest(self, offered: list, area: float) -> tuple:
+        """Return ((stamp_ns, *_decode) of the newest image that is whole, why later ones are not).
+
+        None in place of the first if all are damaged.
+        """
+        reasons = []
+        for stamp_ns, make_image in reversed(offered):
+            try:
+                decoded = self._decode(make_image, self._n_tiles, area, self._crop)
+                return (stamp_ns, *decoded), reasons
+            except Exception as error:  # whatever a decoder raises on damaged data
+                reasons.append(str(error) or type(error).__name__)
+        return None, reasons
 
     def _decode(self, make_image: Callable, max_tiles: int, area: float, crop: Crop) -> tuple:
         """Return an image as Decoded, the part of it that is seen (h, w, 3), and its TilePlan."""

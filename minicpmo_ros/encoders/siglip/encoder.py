@@ -144,6 +144,36 @@ class VisionEncoder:
         return self._graphs.run(grid, inputs, between)['embeddings']
 
     def _checked_grid(self, tiles: Sequence[np.ndarray]) -> Grid:
+        """Return the patches of tiles; raise InputError if they do not fit."""
+        height, width, colours = shape = self._checked_shape(tiles)
+        size = self.patch_size
+        grid, largest = Grid(len(tiles), height // size, width // size), self._largest
+        if self.takes_squares:
+            if shape != (self.image_size, self.image_size, 3):
+                raise InputError(
+                    f'A tile has the shape {shape}; this model allows '
+                    f'{(self.image_size, self.image_size, 3)} only. Resize it first.'
+                )
+            return grid
+        if colours != 3 or not height or not width or height % size or width % size:
+            raise InputError(
+                f'A tile has the shape {shape}; (height, width, 3) with sides that '
+                f'are multiples of {size} is allowed. Resize it first.'
+            )
+        if (
+            not 2 <= grid.patches <= largest.patches
+            or grid.rows + grid.columns > largest.rows + largest.columns
+        ):
+            raise InputError(
+                f'A tile of {width}x{height} has {grid.columns}x{grid.rows} patches; '
+                f'2 to {largest.patches} with one side at most '
+                f'{geometry.MAX_ASPECT} times the other are allowed. Resize it '
+                'first.'
+            )
+        return grid
+
+    def _checked_shape(self, tiles: Sequence[np.ndarray]) -> tuple:
+        """Return the shape (height, width, colours) that all tiles have."""
         if not 1 <= len(tiles) <= self.max_tiles:
             raise InputError(
                 f'{len(tiles)} tiles were given at once, 1 to {self.max_tiles} are '
@@ -162,32 +192,7 @@ class VisionEncoder:
                     f'Tiles of the shapes {shape} and {tile.shape} were given at '
                     'once; they must be of one size.'
                 )
-        height, width, colours = shape
-        size = self.patch_size
-        if self.takes_squares:
-            if shape != (self.image_size, self.image_size, 3):
-                raise InputError(
-                    f'A tile has the shape {shape}; this model allows '
-                    f'{(self.image_size, self.image_size, 3)} only. Resize it first.'
-                )
-            return Grid(len(tiles), height // size, width // size)
-        if colours != 3 or not height or not width or height % size or width % size:
-            raise InputError(
-                f'A tile has the shape {shape}; (height, width, 3) with sides that '
-                f'are multiples of {size} is allowed. Resize it first.'
-            )
-        grid, largest = Grid(len(tiles), height // size, width // size), self._largest
-        if (
-            not 2 <= grid.patches <= largest.patches
-            or grid.rows + grid.columns > largest.rows + largest.columns
-        ):
-            raise InputError(
-                f'A tile of {width}x{height} has {grid.columns}x{grid.rows} patches; '
-                f'2 to {largest.patches} with one side at most '
-                f'{geometry.MAX_ASPECT} times the other are allowed. Resize it '
-                'first.'
-            )
-        return grid
+        return shape
 
     def _patches(self, tile: np.ndarray) -> np.ndarray:
         """Cut a tile into normalised patches (patches, patch_columns): colours apart, zeros."""

@@ -20,8 +20,9 @@ from PIL import Image
 
 from minicpmo_ros.media.audio.channels import MEAN
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
-from minicpmo_ros.media.image.compressed import Decoded, decode_as_needed
+from minicpmo_ros.media.image.compressed import decode_as_needed
 from minicpmo_ros.media.image.raw import decode_image
+from minicpmo_ros.media.image.tiling import Decoded
 from minicpmo_ros.units import NS
 
 IMAGE, RAW_IMAGE = 'sensor_msgs/msg/CompressedImage', 'sensor_msgs/msg/Image'

@@ -9,14 +9,13 @@ InputError that says what is allowed.
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.image.raw import decode_raw
-from minicpmo_ros.media.image.tiling import check_size
+from minicpmo_ros.media.image.tiling import Decoded, check_size
 
 COMPRESSED_FORMATS = ('JPEG', 'PNG', 'WEBP')
 MAX_COMPRESSED_BYTES = 64 * 2**20
@@ -34,20 +33,6 @@ _MORE = b'\x55' * 64  # of compressed pixels
 # What drivers write into CompressedImage.format of a video.
 VIDEO_FORMATS = ('h264', 'h265', 'hevc', 'av1', 'vp8', 'vp9', 'mpeg4', 'theora')
 _PNG, _COLORS = b'\x89PNG\r\n\x1a\n', (2, 4, 6)  # kinds of PNG with several samples a pixel
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """An image as it was needed: of its own size, or smaller."""
-
-    pixels: np.ndarray  # (H, W, 3) uint8 RGB
-    width: int  # of the image itself, upright
-    height: int
-
-    @classmethod
-    def whole(cls, pixels: np.ndarray) -> 'Decoded':
-        """Return an image of its own size."""
-        return cls(pixels, pixels.shape[1], pixels.shape[0])
 
 
 def decode_compressed(data, stated_format: str = '') -> np.ndarray:

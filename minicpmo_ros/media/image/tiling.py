@@ -34,6 +34,20 @@ MIN_AREA = 0.25  # of the overview; on nano half of the answers about images are
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """An image as it was needed: of its own size, or smaller."""
+
+    pixels: np.ndarray  # (H, W, 3) uint8 RGB
+    width: int  # of the image itself, upright
+    height: int
+
+    @classmethod
+    def whole(cls, pixels: np.ndarray) -> 'Decoded':
+        """Return an image of its own size."""
+        return cls(pixels, pixels.shape[1], pixels.shape[0])
+
+
+@dataclass(frozen=True)
 class TileRule:
     """How the grid of tiles is chosen.
 
