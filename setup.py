@@ -22,7 +22,9 @@ def program(name: str) -> str:
     lines = settings['options.entry_points']['console_scripts'].split('\n')
     targets = dict(line.replace(' ', '').split('=') for line in lines if line)
     module, _, function = targets[name].partition(':')
-    return f'import sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n'
+    # Processes that it starts anew import it for what it defines, and must not run it again.
+    run = f"if __name__ == '__main__':\n    sys.exit({function}())\n"
+    return f'import sys\n\nfrom {module} import {function}\n\n{run}'
 
 
 class InstallScripts(install_scripts):

@@ -186,6 +186,20 @@ def test_an_option_that_no_question_can_be_asked_with_spoils_no_run(
     assert run(capsys, *words)[0] == 0  # into the same folder
 
 
+def test_the_installed_command_asks_in_several_processes(tmp_path, questions, bag):
+    """Each of them imports the command's own file, which must not run in it again."""
+    shutil.copy(bag, tmp_path / 'other.mcap')
+    file = json.loads(questions.read_text())
+    file['questions'].append({**file['questions'][0], 'id': 'b', 'clip': 'other.mcap'})
+    questions.write_text(json.dumps(file))
+    words = 'replay', 'nano', questions, '--out', tmp_path / 'run', '--workers', '2'
+    done = subprocess.run(
+        [shutil.which('minicpmo'), *map(str, words)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and '2 of 2 questions' in done.stderr, done.stderr
+    assert (tmp_path / 'run' / 'answers.jsonl').read_text().count('\n') == 3  # and its head
+
+
 def test_a_model_that_is_given_as_a_file_is_told_to_be_a_directory(tiny_model_dir, capsys):
     for name in ('llm.gguf', 'manifest.yaml'):
         for verb in ('check', 'plan', 'bench'):

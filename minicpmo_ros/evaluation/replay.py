@@ -240,9 +240,10 @@ def _in_processes(
         for k in range(count):
             receiver, sender = context.Pipe(duplex=False)
             share = (sender, plan, tasks[k::count], open_answerer)
-            processes.append(context.Process(target=_work, args=share, daemon=True))
+            process = context.Process(target=_work, args=share, daemon=True)
             with visible_gpu(workers.device_of(k)):
-                processes[-1].start()
+                process.start()
+            processes.append(process)
             sender.close()
             pipes.append(receiver)
         for i, (name, _) in enumerate(tasks):
