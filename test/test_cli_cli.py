@@ -80,6 +80,20 @@ def test_no_amount_is_below_zero_or_no_number(capsys, words, wrong):
     assert 'a number from 0 on is expected' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('wrong', ['bad name', '//a', '1a', 'a//b', 'é', 'a\n', '~'])
+@pytest.mark.parametrize('verb', ['ask', 'watch', 'status', 'top', 'doctor'])
+def test_what_is_no_namespace_is_refused_in_words(capsys, verb, wrong):
+    with pytest.raises(SystemExit):
+        run(capsys, verb, '--namespace', wrong)
+    assert 'is no namespace; names of letters' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('given', ['/robot1', 'robot1', 'a/b_2', '/a/', '/', ''])
+def test_a_namespace_may_end_with_a_slash(given):
+    parsed = cli.make_parser().parse_args(['status', '--namespace', given])
+    assert parsed.namespace == given.rstrip('/')
+
+
 @pytest.mark.parametrize('verb', [
     'bench', 'check', 'doctor', 'importance', 'plan', 'quantize', 'replay', 'score', 'search'
 ])  # fmt: skip

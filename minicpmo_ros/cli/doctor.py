@@ -12,7 +12,7 @@ from pathlib import Path
 from minicpmo_ros.cli.options import HELP, model_path
 from minicpmo_ros.config import LLM
 from minicpmo_ros.errors import FAIL, WARN, Finding
-from minicpmo_ros.verbs.arguments import amount
+from minicpmo_ros.verbs.arguments import amount, namespace
 
 
 def add_doctor_arguments(parser) -> None:
@@ -40,7 +40,7 @@ def add_doctor_arguments(parser) -> None:
         default='auto',
         help='look at the graph; auto: if ROS is installed; yes: expect sources and nodes in it',
     )
-    parser.add_argument('--namespace', default='/', help='namespace of the nodes')
+    parser.add_argument('--namespace', type=namespace, default='/', help='namespace of the nodes')
     parser.add_argument('--image-topic', default='image', help='as given to the launch file')
     parser.add_argument('--audio-topic', default='audio', help='as given to the launch file')
     parser.add_argument('--audio-info-topic', default='', help='as given to the launch file')

@@ -4,12 +4,14 @@
 """Arguments of the verbs about a running robot, and their entry points; quick to import."""
 
 import math
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
 from minicpmo_ros.config import LOOKS, NOTES_READ
 
+NAMESPACE = re.compile(r'/?([a-z_]\w*(/[a-z_]\w*)*/?)?', re.ASCII | re.IGNORECASE)
 VERBS = {  # verb: what it does
     'ask': 'ask the running model a question',
     'watch': 'print answers, standing questions and turns of speech as they come',
@@ -26,9 +28,21 @@ def amount(text: str) -> float:
     return number
 
 
+def namespace(text: str) -> str:
+    """Read an option that is a namespace of ROS; '' and '/' are the one of all."""
+    if not NAMESPACE.fullmatch(text):
+        raise ArgumentTypeError(
+            f'{text!r} is no namespace; names of letters, digits and _ are expected, with / '
+            'between them, such as /robot1'
+        )
+    return text.rstrip('/')
+
+
 def add_arguments(verb: str, parser) -> None:
     """Declare the options of a verb."""
-    parser.add_argument('--namespace', default='', help='of the nodes, such as /robot1')
+    parser.add_argument(
+        '--namespace', type=namespace, default='', help='of the nodes, such as /robot1'
+    )
     if verb == 'ask':
         parser.add_argument(
             'question', nargs='?', default='', help='plain text; left out: answer what was said'
