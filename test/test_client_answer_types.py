@@ -5,7 +5,7 @@
 
 import enum
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Literal
 
 import pytest
@@ -107,3 +107,52 @@ def test_a_type_without_a_schema_is_refused_in_words(kind):
 
     with pytest.raises(InputError, match='Holder.held is'):
         schema_of(Holder)
+
+
+@dataclass
+class Unknown:
+    held: 'Nowhere'  # noqa: F821
+
+
+@dataclass
+class Noted:
+    held: int = field(default=0, metadata={'maximum': object()})
+
+
+@pytest.mark.parametrize(
+    'kind',
+    [Unknown, Noted, Noted(1), tuple[()], Literal[b'x'], Literal[Color.RED]],
+    ids=lambda kind: str(kind)[:20],
+)
+def test_a_type_whose_schema_cannot_be_written_is_refused_in_words(kind):
+    with pytest.raises(InputError, match='has no JSON schema'):
+        schema_of(kind)
+
+
+def test_types_of_one_name_from_two_modules_keep_their_own_schemas():
+    first, second = (
+        make_dataclass('Point', [('at', Literal[place])]) for place in ('here', 'there')
+    )
+    both = make_dataclass('Both', [('a', first), ('b', second), ('c', first)])
+    schema = schema_of(both)
+    places = [part['properties'].get('at') for part in schema['$defs'].values()]
+    assert {'enum': ['here']} in places and {'enum': ['there']} in places
+    assert write_gbnf(json.dumps(schema))
+    text = '{"a": {"at": "here"}, "b": {"at": "there"}, "c": {"at": "here"}}'
+    found = read_as(both, text)
+    assert type(found.a) is type(found.c) is first and type(found.b) is second
+    properties = schema['$defs']['Both']['properties']
+    assert properties['a'] == properties['c'] != properties['b']
+
+
+def test_what_the_code_of_a_type_refuses_is_told_as_not_of_this_type():
+    @dataclass
+    class Choosy:
+        value: int
+
+        def __post_init__(self):
+            raise RuntimeError('not this one')
+
+    with pytest.raises(InputError, match='is not of this type: not this one'):
+        read_as(Choosy, '{"value": 1}')
+    assert read_as(Choosy | dict[str, int], '{"value": 1}') == {'value': 1}

@@ -3,6 +3,7 @@
 
 """The client for users' own nodes and scripts, against the installed executables."""
 
+import gc
 import signal
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import threading
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import pytest
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.task import Future
 from ros_graph import LONG
+from ros_source import jpeg, picture_of
 from std_msgs.msg import String
 
 from minicpmo_ros.client import (
@@ -141,14 +144,32 @@ WRONG = (
     dict(question='?', temperature='hot'),
     dict(question='?', remember='often'),
     dict(question='?', loud=True),
+    dict(question='ends at a NUL\0here'),
+    dict(question='?', choices=['a\0b', 'a']),
+    dict(question='?', json_schema={'enum': {1}}),
+    dict(question='?', json_schema=[1]),
+    dict(question='?', temperature=1e300),
+    dict(question='?', temperature=10**400),
+    dict(question='?', remember=2),
+    dict(question='?', remember=np.ones(2)),
+    dict(question='?', image=b''),
+    dict(question='?', image=np.zeros((4, 4, 3), np.uint8)),
+    dict(question='?', timeout_s=float('nan')),
+    dict(question='?', timeout_s=-1),
+    dict(question='?', timeout_s='5'),
 )
 
 
 def test_a_wrong_argument_is_refused_before_anything_is_sent(graph, asker):
     for arguments in WRONG:
         name = list(arguments)[-1]
-        with pytest.raises(InputError, match=f'{name}'):
+        with pytest.raises(InputError, match=f'{name}') as told:
             asker.ask(**arguments)
+        assert len(str(told.value)) < 500
+    with pytest.raises(InputError, match='on_text is 5'):
+        asker.stream('?', 5)
+    with pytest.raises(InputError, match='timeout_s is nan'):
+        asker.wait_until_ready(timeout_s=float('nan'))
 
 
 def test_whoever_is_not_there_or_has_failed_is_told_with_the_reason(
@@ -329,3 +350,42 @@ def test_a_node_that_ends_in_the_middle_of_an_answer_is_told_of_and_asked_again(
     asker.wait_until_ready()
     check_answers_as_data(asker)
     assert asker.ask('And now?', max_tokens=2).text
+
+
+@pytest.mark.parametrize('name', ('', 'two words', 'llm/', None))
+def test_a_name_that_no_node_can_have_is_refused_in_words(node, name):
+    with pytest.raises(InputError, match='it takes the name of a node'):
+        Client(node, name)
+
+
+def test_who_uses_numpy_and_leaves_early_is_served_without_a_word(
+    graph, node, asker, tiny_model_dir, capfd
+):
+    start_live(graph, tiny_model_dir, '-p', 'seed:=3')
+    asker.wait_until_ready()
+    numbers = dict(max_tokens=np.int64(2), temperature=np.float32(0.5), timeout_s=np.float64(60))
+    for truth in (1, np.True_):
+        assert asker.ask('Is it?', remember=truth, **numbers).remembered
+    encoded = jpeg(picture_of(1))
+    for image in (bytearray(encoded), memoryview(encoded), np.frombuffer(encoded, np.uint8)):
+        assert asker.ask('What is it?', image=image, **numbers).look_stamp is not None
+    capfd.readouterr()
+    for _ in asker.stream('Tell me everything.', **LONG):
+        break
+    with pytest.raises(LateError):
+        asker.ask('Tell me everything.', timeout_s=0.1, **LONG)
+    for _ in range(2):  # the second call does nothing
+        asker.destroy()
+    gc.collect()
+    assert capfd.readouterr() == ('', ''), 'rclpy prints what nobody has retrieved'
+    with pytest.raises(AskError, match='was destroyed'):
+        asker.ask('And now?')
+
+
+def test_a_client_whose_node_was_destroyed_says_so(graph):
+    node = rclpy.create_node('gone', namespace=graph.namespace)
+    asker = Client(node)
+    node.destroy_node()
+    with pytest.raises(AskError, match='node of this client was destroyed'):
+        asker.ask('Anybody?')
+    asker.destroy()

@@ -15,10 +15,15 @@ import json
 import types
 import typing
 
+from minicpmo_ros.documents import told
 from minicpmo_ros.errors import InputError
 
 PLAIN = {str: 'string', int: 'integer', float: 'number', bool: 'boolean', type(None): 'null'}
 UNIONS = (typing.Union, types.UnionType)
+USE = (
+    'Use a dataclass, a pydantic model, str, int, float, bool, None, Literal, Enum, list[...], '
+    'tuple[...] or dict[str, ...].'
+)
 
 
 def schema_of(kind) -> dict:
@@ -27,9 +32,18 @@ def schema_of(kind) -> dict:
         return kind
     if hasattr(kind, 'model_json_schema'):
         return kind.model_json_schema()
-    definitions = {}
-    schema = _schema(kind, definitions, getattr(kind, '__name__', str(kind)))
-    return schema | ({'$defs': definitions} if definitions else {})
+    definitions, name = {}, getattr(kind, '__name__', told(kind))
+    try:
+        schema = _schema(kind, definitions, name)
+        if definitions:
+            named = {_name(one, definitions): part for one, part in definitions.items()}
+            schema |= {'$defs': named}
+        json.dumps(schema)
+    except InputError:
+        raise
+    except Exception as error:  # a name that cannot be resolved, a value that JSON does not know
+        raise InputError(f'{name} has no JSON schema: {error}. {USE}') from error
+    return schema
 
 
 def read_as(kind, text: str):
@@ -39,7 +53,7 @@ def read_as(kind, text: str):
             return kind.model_validate_json(text)
         value = json.loads(text)
         return value if isinstance(kind, dict) else _object(kind, value)
-    except (ValueError, TypeError, KeyError) as error:  # pydantic's is a ValueError
+    except Exception as error:  # the type's own code may refuse it, too
         raise InputError(f'The answer {text[:80]!r} is not of this type: {error}') from error
 
 
@@ -61,33 +75,36 @@ def _schema(kind, definitions: dict, where: str) -> dict:
             'type': 'object',
             'additionalProperties': _schema(arguments[1], definitions, where),
         }
-    if origin is tuple and arguments[-1] is not Ellipsis:
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         parts = [_schema(part, definitions, where) for part in arguments]
         n = len(parts)
         return {'type': 'array', 'prefixItems': parts, 'minItems': n, 'maxItems': n}
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _of_dataclass(kind, definitions)
-    raise InputError(
-        f'{where} is {kind!r}, which has no JSON schema. Use a dataclass, a pydantic model, str, '
-        'int, float, bool, None, Literal, Enum, list[...], tuple[...] or dict[str, ...].'
-    )
+    raise InputError(f'{where} is {kind!r}, which has no JSON schema. {USE}')
 
 
 def _of_dataclass(kind, definitions: dict) -> dict:
-    name = kind.__qualname__
-    if name not in definitions:
-        definitions[name] = {}  # it may contain itself
+    if kind not in definitions:
+        definitions[kind] = {}  # it may contain itself
         hints, properties = typing.get_type_hints(kind), {}
         for field in _fields(kind):
-            part = _schema(hints[field.name], definitions, f'{name}.{field.name}')
+            part = _schema(hints[field.name], definitions, f'{kind.__qualname__}.{field.name}')
             properties[field.name] = part | dict(field.metadata)
-        definitions[name] = {
+        definitions[kind] |= {
             'type': 'object',
             'properties': properties,
             'required': list(properties),
             'additionalProperties': False,
         }
-    return {'$ref': f'#/$defs/{name}'}
+    return {'$ref': f'#/$defs/{_name(kind, definitions)}'}
+
+
+def _name(kind, definitions: dict) -> str:
+    """Return the name of a dataclass among all: those of two modules may be called the same."""
+    named_so = [one for one in definitions if one.__qualname__ == kind.__qualname__]
+    number = named_so.index(kind) + 1
+    return kind.__qualname__ if number == 1 else f'{kind.__qualname__}_{number}'
 
 
 def _fields(kind) -> list:
@@ -104,7 +121,7 @@ def _object(kind, value):
         for part in arguments:
             try:
                 return _object(part, value)
-            except (ValueError, TypeError, KeyError):
+            except Exception:  # of the type's own code, too
                 continue
         raise ValueError(f'{value!r} is none of {kind}')
     if isinstance(kind, type) and issubclass(kind, enum.Enum):

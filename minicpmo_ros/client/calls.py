@@ -12,7 +12,9 @@ import math
 import time
 from collections import deque
 from contextlib import contextmanager, suppress
+from numbers import Integral, Real
 
+import numpy as np
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from rclpy.executors import ExternalShutdownException
@@ -20,7 +22,7 @@ from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.action import Ask as AskAction
-from minicpmo_ros.documents import is_utf8
+from minicpmo_ros.documents import is_utf8, told
 from minicpmo_ros.errors import AskError, BusyError, CancelledError, Error, InputError, LateError
 from minicpmo_ros.live.question import check_form
 from minicpmo_ros.msg import Answer, Status
@@ -47,49 +49,100 @@ def make_goal(question: str, **options) -> AskAction.Goal:
             raise InputError(f'{name} is no option of a question. There are {known}.')
         if value is not None or types[name] not in NUMBERS:
             fields[name] = value
-    if isinstance(fields.get('image'), bytes):
-        fields['image'] = CompressedImage(data=fields['image'])
-    if isinstance(fields.get('json_schema'), dict):
-        fields['json_schema'] = json.dumps(fields['json_schema'])
+    for name, read in READERS.items():
+        if name in fields:
+            fields[name] = read(fields[name])
     for name, value in fields.items():
-        is_right, wanted = SENDABLE[types[name]]
+        is_right, wanted, make = SENDABLE[types[name]]
         if not is_right(value):
-            raise InputError(f'{name} is {value!r}; it takes {wanted}.')
+            raise InputError(f'{name} is {told(value)}; it takes {wanted}.')
+        # Exactly the type of the field: of another one, the message ends the process.
+        fields[name] = make(value)
     check_form(*(fields.get(name) for name in ('choices', 'grammar', 'json_schema')))
     if fields.get('temperature') == 0:  # in the message 0 is the node's own
         fields['temperature'] = GREEDY
     return AskAction.Goal(**fields)
 
 
+def seconds_of(timeout_s) -> float:
+    """Return a time to wait, inf for None and what is beyond a life; raise InputError for none."""
+    if timeout_s is None:
+        return math.inf
+    if not isinstance(timeout_s, Real) or not timeout_s >= 0:
+        raise InputError(
+            f'timeout_s is {told(timeout_s)}; it takes a number of seconds from 0, None for ever.'
+        )
+    return float(timeout_s) if timeout_s < FOR_EVER_S else math.inf
+
+
+def is_text(value) -> bool:
+    """Return whether it is a text that a message can hold: it would end at a NUL."""
+    return is_utf8(value) and '\0' not in value
+
+
 def is_texts(value) -> bool:
     """Return whether it is a list of texts that are not empty."""
-    return isinstance(value, (list, tuple)) and all(is_utf8(v) and v for v in value)
+    return isinstance(value, (list, tuple)) and all(is_text(v) and v for v in value)
 
 
 def is_count(value) -> bool:
     """Return whether a message can hold it as uint32."""
-    return isinstance(value, int) and 0 <= value < 2**32
+    return isinstance(value, Integral) and 0 <= value < 2**32
 
 
-def is_finite(value) -> bool:
-    """Return whether it is a number that is finite."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def is_number(value) -> bool:
+    """Return whether a message can hold it as float32, finite."""
+    return isinstance(value, Real) and abs(value) <= LARGEST
 
 
+def is_truth(value) -> bool:
+    """Return whether it is true or false, also as NumPy or C have it."""
+    return isinstance(value, (Integral, np.bool_)) and value in (0, 1)
+
+
+def _read_image(value):
+    """Return encoded bytes of any kind, also those of cv2.imencode, as a message."""
+    is_encoded = isinstance(value, (bytes, bytearray, memoryview)) or (
+        isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.size == len(value)
+    )
+    return CompressedImage(data=bytes(value)) if is_encoded and len(value) else value
+
+
+def _read_schema(value):
+    """Return a schema as its text."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        raise InputError(f'json_schema is {told(value)}; it takes a dict or a text.')
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f'json_schema cannot be written as JSON: {error}.') from None
+
+
+LARGEST = float(np.finfo(np.float32).max)
+FOR_EVER_S = 1e9
+READERS = {'image': _read_image, 'json_schema': _read_schema}
 TIME, IMAGE = 'builtin_interfaces/Time', 'sensor_msgs/CompressedImage'
 NUMBERS = ('uint32', 'float', TIME, IMAGE)
-# By type of a field of the message: which values can be sent, and how that is said.
+# By type of a field of the message: which values can be sent, how that is said, and the value of
+# the field.
 SENDABLE = {
-    'string': (is_utf8, 'a text'),
-    'sequence<string>': (is_texts, 'a list of texts, none empty'),
-    'uint32': (is_count, "a whole number, None for the node's own"),
-    'float': (is_finite, "a number, None for the node's own"),
-    TIME: (lambda value: isinstance(value, Time), 'a Time message, None for what has come by now'),
+    'string': (is_text, 'a text without NUL characters', str),
+    'sequence<string>': (is_texts, 'a list of texts, none empty, without NUL characters', list),
+    'uint32': (is_count, "a whole number from 0 to 2**32 - 1, None for the node's own", int),
+    'float': (is_number, "a number, None for the node's own", float),
+    TIME: (
+        lambda value: isinstance(value, Time),
+        'a Time message, None for what has come by now',
+        lambda value: value,
+    ),
     IMAGE: (
         lambda value: isinstance(value, CompressedImage),
         'the bytes of a JPEG, PNG or WebP, a CompressedImage message, or None',
+        lambda value: value,
     ),
-    'boolean': (lambda value: value in (False, True), 'True or False'),
+    'boolean': (is_truth, 'True or False', bool),
 }
 
 
@@ -98,8 +151,9 @@ class _Awaited:
 
     def __init__(self, client, timeout_s: float | None):
         self._client = client
-        self.timeout_s = math.inf if timeout_s is None else float(timeout_s)
+        self.timeout_s = seconds_of(timeout_s)
         self._begun_s = time.monotonic()
+        self._is_left = False
         # Without an executor: whoever waits hears at once, also in another thread.
         self.future = Future()
 
@@ -119,7 +173,15 @@ class _Awaited:
                 self.future.set_result(result)
             else:
                 self.future.set_exception(error)
+                if self._is_left:
+                    self.leave()
         self._client.forget(self)
+
+    def leave(self) -> None:
+        """Note that nobody asks for its end any more, or rclpy prints that; for any thread."""
+        self._is_left = True
+        if self.future.done():
+            self.future.exception()
 
 
 class Readiness(_Awaited):
@@ -145,6 +207,10 @@ class Stream(_Awaited):
 
     def __init__(self, client, goal: AskAction.Goal, on_text, timeout_s: float | None):
         super().__init__(client, timeout_s)
+        if not (on_text is None or callable(on_text)):
+            raise InputError(
+                f'on_text is {told(on_text)}; it takes a function of a text, or None.'
+            )
         self.answer: Answer | None = None
         self._goal, self._on_text = goal, on_text
         self._sent = self._handle = None  # future of the goal handle, and the handle
@@ -185,6 +251,7 @@ class Stream(_Awaited):
 
         Where nobody else spins the node, this returns when the question has ended.
         """
+        self.leave()
         if self._client.is_closed or (self.is_over and not self.future.cancelled()):
             return
         self._is_cancelled = True

@@ -27,7 +27,8 @@ from rclpy.qos import QoSProfile
 from minicpmo_ros.action import Ask as AskAction
 from minicpmo_ros.client.answer_types import read_as, schema_of
 from minicpmo_ros.client.calls import Readiness, Stream, make_goal
-from minicpmo_ros.errors import AskError, LateError
+from minicpmo_ros.documents import told
+from minicpmo_ros.errors import AskError, InputError, LateError
 from minicpmo_ros.msg import Answer, Status
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 
@@ -52,7 +53,13 @@ class Client:
     """
 
     def __init__(self, node, name: str = 'llm'):
-        self.name = node.resolve_topic_name(name)
+        try:
+            self.name = node.resolve_topic_name(name)
+        except Exception as error:  # of rclpy, of several types
+            raise InputError(
+                f'name is {told(name)}; it takes the name of a node, such as llm or /robot2/llm '
+                f'({" ".join(str(error).split())[:200]}).'
+            ) from None
         self.status: Status | None = None  # the newest; None: nothing was heard yet
         self._node, self._group = node, MutuallyExclusiveCallbackGroup()
         self._open = []  # what is looked at, until it is over
@@ -127,7 +134,10 @@ class Client:
     def wait_until_ready(self, timeout_s: float | None = 120.0) -> Status:
         """Wait until the model is loaded and can be asked; BusyError if it failed to load."""
         ready = self._begin(Readiness(self, timeout_s))
-        self.spin_until(lambda: ready.is_over, ready.timeout_s)
+        try:
+            self.spin_until(lambda: ready.is_over, ready.timeout_s)
+        finally:
+            ready.leave()
         return ready.future.result()
 
     def ready_async(self, timeout_s: float | None = 120.0):
@@ -143,7 +153,12 @@ class Client:
         self._until(condition, timeout_s, why)
 
     def destroy(self) -> None:
-        """End what is open and take the client out of the graph; before its node is destroyed."""
+        """End what is open and take the client out of the graph; before its node is destroyed.
+
+        A second call does nothing.
+        """
+        if self.is_closed:
+            return
         self.is_closed = True
         for awaited in list(self._open):
             awaited.end(error=AskError('The client was destroyed before there was an answer.'))
@@ -245,6 +260,10 @@ class Client:
                 if self._own_executor is None:
                     self._own_executor = SingleThreadedExecutor(context=self._node.context)
                 rclpy.spin_once(self._node, executor=self._own_executor, timeout_sec=SPIN_S)
+            except Exception:
+                if self._node.context.ok():
+                    raise
+                raise ExternalShutdownException from None  # rclpy tells it in several ways
             finally:
                 self._spinning.release()
         elif is_in_callback() and not isinstance(self._node.executor, MultiThreadedExecutor):
@@ -260,8 +279,13 @@ class Client:
     def _begin(self, awaited):
         if self.is_closed:
             raise AskError('The client was destroyed.')
+        try:
+            self.post(self._look_often)
+        except Exception as error:  # of rclpy, whose node or context is gone
+            if not self._node.context.ok():
+                raise ExternalShutdownException from None
+            raise AskError(f'The node of this client was destroyed ({error}).') from None
         self._open.append(awaited)
-        self.post(self._look_often)
         return awaited
 
     # Callbacks.
