@@ -10,6 +10,7 @@ import pytest
 from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
 from ros_graph import Graph
 from ros_source import FIRST, Source
 from std_srvs.srv import Trigger
@@ -31,7 +32,18 @@ from minicpmo_ros.ros.places import Places
 from minicpmo_ros.ros.voice import speaker as speaker_module
 from minicpmo_ros.ros.voice.speaker import SpeakerNode
 from minicpmo_ros.speech.synthesis import Sound, Synthesiser
-from minicpmo_ros.srv import Forget, LoadSession, ReadAudio, Recall, Remember, SaveSession
+from minicpmo_ros.srv import (
+    AddAlert,
+    Forget,
+    ListAlerts,
+    LoadSession,
+    PauseAlerts,
+    ReadAudio,
+    Recall,
+    Remember,
+    RemoveAlert,
+    SaveSession,
+)
 from minicpmo_ros.streams.audio import AudioPipeline
 
 
@@ -206,3 +218,36 @@ def test_an_open_second_that_cannot_be_read_is_refused_and_the_next_is_read(
         assert not reply.success and 'nobody foresaw it' in reply.reason
     assert read().success and node.faults.count == 1 and node.state == 'active'
     outside.close()
+
+
+MANY = 60  # calls of each at the same moment; the default of ROS keeps the newest 10
+CALLS = (
+    (ListAlerts, 'llm/list_alerts'),
+    (AddAlert, 'llm/add_alert'),
+    (RemoveAlert, 'llm/remove_alert'),
+    (PauseAlerts, 'llm/pause_alerts'),
+    (Recall, 'llm/recall'),
+    (Remember, 'llm/remember'),
+    (SaveSession, 'llm/save'),
+    (Trigger, 'speaker/stop'),
+)
+
+
+def test_each_of_many_who_call_at_the_same_moment_gets_a_reply(graph, tiny_model_dir):
+    graph.start('llm', '-p', f'model_dir:={tiny_model_dir}')
+    graph.start('speaker', '-p', 'engine:=none')
+    deep = QoSProfile(depth=MANY)
+    clients = [(kind, graph.create_client(kind, name, qos_profile=deep)) for kind, name in CALLS]
+    saying = ActionClient(
+        graph, Say, 'speaker/say', goal_service_qos_profile=deep, result_service_qos_profile=deep
+    )
+    for _, client in clients:
+        graph.spin_until(client.service_is_ready, client.srv_name)
+    graph.spin_until(saying.server_is_ready, 'the action')
+    futures = [client.call_async(kind.Request()) for kind, client in clients for _ in range(MANY)]
+    goals = [saying.send_goal_async(Say.Goal(text='Hello.')) for _ in range(MANY)]
+    graph.spin_until(lambda: all(one.done() for one in futures + goals), 'each reply')
+    results = [goal.result().get_result_async() for goal in goals]
+    graph.spin_until(lambda: all(one.done() for one in results), 'each result')
+    assert all('engine is none' in one.result().result.reason for one in results)
+    saying.destroy()

@@ -21,13 +21,12 @@ from minicpmo_ros.config import LOOKS, NOTES_READ
 from minicpmo_ros.errors import BusyError, CancelledError, Error, InputError
 from minicpmo_ros.live.question import Finish, Question
 from minicpmo_ros.msg import Answer, AnswerDelta, SpeakerState
+from minicpmo_ros.ros.framework.lifecycle import ACTION_QOS
 from minicpmo_ros.ros.messages import seconds_to_time, time_ns
 from minicpmo_ros.ros.notes import to_message
 from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.srv import Ask
 
-# With the default depth of 10, questions that come at the same moment are lost without an answer.
-SERVICE_QOS = QoSProfile(depth=256)
 EVENT_QOS = QoSProfile(depth=1024)  # a request is up to four events
 MOST_SPOKEN = 8
 MOST_EVENTS = 1024  # that wait for their match
@@ -182,7 +181,6 @@ class AskService:
             Ask,
             '~/ask',
             self._on_ask,
-            qos_profile=SERVICE_QOS,
             callback_group=ReentrantCallbackGroup(),
         )
         self._watch = _ClientWatch(node, '~/ask', service, getattr(Ask, 'Event', None))
@@ -224,10 +222,7 @@ class AskAction:
             node.faults.replying_to_goals('action ~/ask', self._on_goal, ActionType.Result),
             cancel_callback=self._on_cancel,
             callback_group=ReentrantCallbackGroup(),
-            goal_service_qos_profile=SERVICE_QOS,
-            result_service_qos_profile=SERVICE_QOS,
-            cancel_service_qos_profile=SERVICE_QOS,
-            feedback_pub_qos_profile=SERVICE_QOS,
+            **ACTION_QOS,
         )
         self._watch = _ClientWatch(
             node,

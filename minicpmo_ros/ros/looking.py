@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.qos import QoSProfile
 from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage
 
@@ -21,11 +20,11 @@ from minicpmo_ros.config import LOOKS
 from minicpmo_ros.errors import BusyError, EngineError, Error, InputError
 from minicpmo_ros.live.question import Answer, Finish, Question
 from minicpmo_ros.media.image.compressed import decode_as_needed
+from minicpmo_ros.ros.framework.lifecycle import SERVICE_QOS
 from minicpmo_ros.ros.messages import image_message, stamp_ns_of
 from minicpmo_ros.srv import Look
 from minicpmo_ros.units import NS
 
-LOOK_QOS = QoSProfile(depth=256)
 MOST_LOOKS = 16  # that wait for the encoder
 LOOK_TIMEOUT_S = 10.0  # an image in nine tiles takes about so long on a small board
 NO_LOOK = (
@@ -43,7 +42,6 @@ class LookServer:
             Look,
             '~/look',
             self._on_request,
-            qos_profile=LOOK_QOS,
             callback_group=ReentrantCallbackGroup(),
         )
 
@@ -118,7 +116,7 @@ class Looker:
     def __init__(self, node):
         self._node, self._waiting = node, set()
         self._client = node.create_client(
-            Look, 'look', qos_profile=LOOK_QOS, callback_group=ReentrantCallbackGroup()
+            Look, 'look', qos_profile=SERVICE_QOS, callback_group=ReentrantCallbackGroup()
         )
 
     def ask(self, question: Question, image: CompressedImage, on_delta, on_done):

@@ -51,6 +51,12 @@ LATCHED = QoSProfile(
     reliability=QoSReliabilityPolicy.RELIABLE,
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
 )
+# At the default depth of 10, requests that come at the same moment vanish and get no reply.
+SERVICE_QOS = QoSProfile(depth=256)
+ACTION_QOS = {
+    f'{part}_qos_profile': SERVICE_QOS
+    for part in ('goal_service', 'result_service', 'cancel_service', 'feedback_pub')
+}
 
 
 class ManagedNode(LifecycleNode):
@@ -147,7 +153,8 @@ class ManagedNode(LifecycleNode):
         return self.create_timer(period_s, guarded, clock=self._steady)
 
     def create_service(self, srv_type, srv_name: str, callback, **options):
-        """Create a service that always replies; see Faults.replying."""
+        """Create a service that always replies, to each of many; see Faults.replying."""
+        options.setdefault('qos_profile', SERVICE_QOS)
         if hasattr(srv_type.Response, 'success'):  # none of rclpy's own
             callback = self.faults.replying(f'service {srv_name}', callback, srv_type.Response)
         return super().create_service(srv_type, srv_name, callback, **options)

@@ -37,7 +37,7 @@ from minicpmo_ros.media.audio.channels import MEAN
 from minicpmo_ros.ros.audio_input import audio_types, info_message
 from minicpmo_ros.ros.framework.diagnostics import Awaited
 from minicpmo_ros.ros.framework.faults import Throttle
-from minicpmo_ros.ros.framework.lifecycle import LATCHED
+from minicpmo_ros.ros.framework.lifecycle import LATCHED, SERVICE_QOS
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import Parameter, ParameterTable
 from minicpmo_ros.ros.framework.topics import Topics
@@ -139,7 +139,7 @@ class MediaPlayer(Node):
         self._due_timer = self.create_timer(SHORTEST_WAIT_S, self._on_timer, clock=self._steady)
         self._topics = topics
         self.create_timer(ENDS_LOOK_PERIOD_S, self._look, clock=self._steady)
-        self.create_service(SetBool, '~/pause', self._on_pause)
+        self.create_service(SetBool, '~/pause', self._on_pause, qos_profile=SERVICE_QOS)
 
     def destroy_node(self):
         """Stop reading, then destroy; also called if the constructor failed."""

@@ -19,6 +19,7 @@ from rclpy.task import Future
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.recent import KeptMessage, RecentMessages, write_bag
 from minicpmo_ros.ros.framework.faults import faults_of
+from minicpmo_ros.ros.framework.lifecycle import SERVICE_QOS
 from minicpmo_ros.ros.messages import to_time
 from minicpmo_ros.srv import SaveBag
 from minicpmo_ros.units import MIB, NS
@@ -38,7 +39,11 @@ class BagSaver:
         self._bell = node.create_guard_condition(self._end)
         replying = faults_of(node).replying('~/save_bag', self._on_save_bag, SaveBag.Response)
         node.create_service(
-            SaveBag, '~/save_bag', replying, callback_group=ReentrantCallbackGroup()
+            SaveBag,
+            '~/save_bag',
+            replying,
+            qos_profile=SERVICE_QOS,
+            callback_group=ReentrantCallbackGroup(),
         )
 
     def take(self, message: KeptMessage) -> str:

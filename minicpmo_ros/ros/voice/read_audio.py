@@ -13,18 +13,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.qos import QoSProfile
 from rclpy.task import Future
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.msg import AudioEmbedding
+from minicpmo_ros.ros.framework.lifecycle import SERVICE_QOS
 from minicpmo_ros.ros.messages import put_rows, take_rows, time_ns, to_time
 from minicpmo_ros.srv import ReadAudio
 from minicpmo_ros.streams import Status
 from minicpmo_ros.units import NS
 from minicpmo_ros.voice.hearing import OpenSecond
 
-READ_QOS = QoSProfile(depth=256)
 MOST_REQUESTS = 64  # that wait for their audio
 REPLY_S = 0.2  # before the caller gives up, it is told why
 NO_SERVICE = (
@@ -49,7 +48,6 @@ class ReadAudioServer:
             ReadAudio,
             '~/read_audio',
             self._on_request,
-            qos_profile=READ_QOS,
             callback_group=ReentrantCallbackGroup(),
         )
 
@@ -129,7 +127,10 @@ class ReadAudioClient:
     def __init__(self, node):
         self._node = node
         self._client = node.create_client(
-            ReadAudio, 'read_audio', qos_profile=READ_QOS, callback_group=ReentrantCallbackGroup()
+            ReadAudio,
+            'read_audio',
+            qos_profile=SERVICE_QOS,
+            callback_group=ReentrantCallbackGroup(),
         )
 
     def read(self, until_ns: int, timeout_s: float, space: str, width: int, done) -> None:
