@@ -4,6 +4,7 @@
 """Files of standing questions: read as a person means them, refused in a person's terms."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 
@@ -12,6 +13,7 @@ from minicpmo_ros.alerts.rules import (
     MOST_RULES,
     WHAT_HAPPENS,
     AlertRule,
+    KeptRules,
     check_together,
     make_rule,
     read_rules,
@@ -160,3 +162,41 @@ def test_describe_true_asks_what_happens():
 def test_describe_takes_a_word_for_a_switch_and_asks_no_such_thing(read, given, asked):
     (rule,) = read(HEAD + f'- id: a\n  question: Q\n  describe: {given}')
     assert rule.describe == asked
+
+
+@pytest.mark.parametrize('given', ('   ', '\n'))
+def test_a_description_of_nothing_but_spaces_is_refused(given):
+    with pytest.raises(InputError, match='describe is'):
+        make_rule({'id': 'fall', 'question': 'Q', 'describe': given})
+
+
+def test_rules_are_never_written_over_what_was_not_read(tmp_path):
+    path = tmp_path / 'rules.yaml'
+    write_rules(path, [FALL])
+    never_read, read = KeptRules(path), KeptRules(path)
+    with pytest.raises(InputError, match='has not read.*configure the node anew'):
+        never_read.write([])
+    read.read()
+    for rules in ([], [FALL]):  # its own changes are known to it
+        read.write(rules)
+    for edited in (path.read_text() + '# mine\n', 'format: broken ['):
+        path.write_text(edited)
+        with pytest.raises(InputError, match='Nothing is written over it'):
+            read.write([])
+        assert path.read_text() == edited
+        with pytest.raises(InputError) if 'broken' in edited else nullcontext():
+            read.read()
+    with pytest.raises(InputError, match='could not be read'):
+        read.write([])
+    path.unlink()
+    read.write([FALL])
+    assert read_rules(path) == (FALL,)
+
+
+def test_rules_that_could_not_be_read_again_are_not_written(tmp_path):
+    path = tmp_path / 'rules.yaml'
+    write_rules(path, [FALL])
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r'take \d+ bytes, at most 1048576 are read'):
+        write_rules(path, [AlertRule('long', 'Q' * 2**20)])
+    assert path.read_bytes() == before

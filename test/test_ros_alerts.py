@@ -379,3 +379,18 @@ def test_rules_that_are_wrong_are_told_and_leave_the_node_unconfigured(graph, tm
     assert graph.change_state('llm', 'configure')
     graph.wait_ready()
     assert [rule.id for rule in listener.call('list_alerts').rules] == ['other']
+
+
+def test_a_service_writes_nothing_over_rules_that_could_not_be_read(graph, tmp_path):
+    path = tmp_path / 'rules.yaml'
+    path.write_text('format: minicpmo_ros alerts 1\nalerts: [{id: fall, question: Q, on: high}]\n')
+    mine = path.read_bytes()
+    keep = ('-p', f'alerts.file:={path}', '-p', 'alerts.persist:=true')
+    graph.start('llm', '-p', 'model_dir:=nano', *keep)
+    graph.spin_until(
+        lambda: graph.status is not None and graph.status.state == Status.FAILED, 'the refusal'
+    )
+    listener = Listener(graph)
+    added = listener.call('add_alert', rule=RuleMessage(id='other', question='Is it?'))
+    assert not added.success and f'{path} holds what this node has not read' in added.reason
+    assert path.read_bytes() == mine and not listener.call('list_alerts').rules

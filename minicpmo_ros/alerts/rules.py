@@ -155,10 +155,7 @@ CHECKS = {
     'half_life_s': _DURATION,
     'scale': (_is_number(0.01, 100.0), 'a number from 0.01 to 100'),
     'bias': (_is_number(-100.0, 100.0), 'a number from -100 to 100'),
-    'describe': (
-        lambda v: is_utf8(v) and '\0' not in v,
-        'a question, true or false',
-    ),
+    'describe': (lambda v: v == '' or _is_text(v), 'a question, true or false'),
     'picture': (_is_bool, 'true or false'),
 }
 LISTS = ('positive', 'negative', 'answers', 'senses')
@@ -284,13 +281,56 @@ def write_rules(path, rules) -> None:
         {'format': FORMAT, 'alerts': entries}, sort_keys=False, allow_unicode=True, width=99
     )
     try:
+        data = (_comments(path) + text).encode()
+        if len(data) > MOST_FILE_BYTES:  # it could not be read again
+            raise InputError(
+                f'{path}: the rules take {len(data)} bytes, at most {MOST_FILE_BYTES} are read. '
+                'Shorten a question or its answers, or remove a rule.'
+            )
         with appearing(path) as file:
-            file.write((_comments(path) + text).encode())
+            file.write(data)
     except OSError as error:
         raise InputError(
             f'{path}: it cannot be written ({error.strerror}). Correct the permissions, or give '
             'another alerts.file.'
         ) from error
+
+
+class KeptRules:
+    """A file that one node reads and writes: over nothing that it has not read.
+
+    Somebody may edit the file while the node runs, or it may hold rules that could not be read.
+    """
+
+    def __init__(self, path):
+        self.path, self._known = Path(path).expanduser(), None  # its bytes as this node knows them
+
+    def read(self) -> tuple:
+        """Return its rules; raises InputError."""
+        data, rules = self._data(), read_rules(self.path)
+        self._known = data
+        return rules
+
+    def write(self, rules) -> None:
+        """Write these rules; raises InputError where that fails, or something would be lost."""
+        if self._data() not in (None, self._known):
+            raise InputError(
+                f'{self.path} holds what this node has not read: it was changed since, or could '
+                'not be read. Nothing is written over it. Correct it, and configure the node anew '
+                '(or move the file away).'
+            )
+        write_rules(self.path, rules)
+        self._known = self._data()
+
+    def _data(self) -> bytes | None:
+        """Return what is in the file, one byte more than is read at most; None: no file."""
+        if not self.path.is_file():
+            return None
+        try:
+            with self.path.open('rb') as file:
+                return file.read(MOST_FILE_BYTES + 1)
+        except OSError as error:
+            raise InputError(f'{self.path}: it cannot be read ({error.strerror}).') from error
 
 
 def _comments(path: Path) -> str:

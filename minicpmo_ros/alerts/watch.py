@@ -23,6 +23,7 @@ from itertools import accumulate
 
 from minicpmo_ros.alerts.monitor import SECOND_S, TIME_WENT_BACK, Condition, RuleMonitor
 from minicpmo_ros.alerts.rules import MOST_RULES, AlertRule, check_together
+from minicpmo_ros.documents import told
 from minicpmo_ros.errors import InputError
 
 MOST_REUSED_PERIODS = 10
@@ -329,7 +330,7 @@ class AlertWatch:
     def _require(self, name: str) -> None:
         if name not in self._followed:
             known = ', '.join(self._followed) or 'none'
-            raise InputError(f'There is no alert {name!r}. There are: {known}.')
+            raise InputError(f'There is no alert {told(name)}. There are: {known}.')
 
 
 def _status(followed: _Followed) -> RuleStatus:

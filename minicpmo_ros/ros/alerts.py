@@ -8,7 +8,6 @@ second that was read. All of this runs on the executor's thread.
 """
 
 import math
-from pathlib import Path
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage
@@ -20,9 +19,8 @@ from minicpmo_ros.alerts.rules import (
     LISTS,
     MOST_RULES,
     AlertRule,
+    KeptRules,
     make_rule,
-    read_rules,
-    write_rules,
 )
 from minicpmo_ros.alerts.watch import AlertWatch, RuleStatus, Turns
 from minicpmo_ros.config import LLM, LOOKS
@@ -79,6 +77,7 @@ class AlertServer:
     def __init__(self, node):
         self._node = node
         self.watch, self._added = AlertWatch(), {}  # by id: rules that services added
+        self._rules_file = None
         self._events = node.topics.publish(Alert, '~/alerts', EVENT_QOS)
         self._states = node.topics.publish(AlertStates, '~/alerts/state', LATCHED)
         self._flags = {}  # by id: [publisher of a Bool, what it said last]
@@ -94,9 +93,9 @@ class AlertServer:
     # For the node.
     def set_up(self, options) -> AlertAsker:
         """Read the rules and return what an engine asks them with; raise InputError."""
-        path = self._file(options)
-        is_there = path is not None and (path.exists() or not options.alerts_persist)
-        rules = {rule.id: rule for rule in read_rules(path)} if is_there else {}
+        file = self._file(options)
+        is_there = file is not None and (file.path.exists() or not options.alerts_persist)
+        rules = {rule.id: rule for rule in file.read()} if is_there else {}
         rules = {**rules, **{name: r for name, r in self._added.items() if name not in rules}}
         self._tell(self.watch.reset('the node was configured'))
         turns = Turns(_budget_ms(options))
@@ -204,11 +203,11 @@ class AlertServer:
         before, added = self.watch.rules, dict(self._added)
         try:
             change()
-            path = self._file(options) if options.alerts_persist else None
-            if path is None:
+            file = self._file(options) if options.alerts_persist else None
+            if file is None:
                 response.reason = NOT_KEPT
             else:
-                write_rules(path, self.watch.rules)
+                file.write(self.watch.rules)
             response.success = True
         except Error as error:
             response.reason, self._added = str(error), added
@@ -225,8 +224,13 @@ class AlertServer:
             if now.get(rule.id) != rule:
                 self.watch.add(rule, replace=True)
 
-    def _file(self, options) -> Path | None:
-        return Path(options.alerts_file).expanduser() if options.alerts_file else None
+    def _file(self, options) -> KeptRules | None:
+        if not options.alerts_file:
+            return None
+        file = KeptRules(options.alerts_file)
+        if self._rules_file is None or self._rules_file.path != file.path:
+            self._rules_file = file
+        return self._rules_file
 
     # Output.
     def _tell(self, events: list) -> None:
