@@ -186,9 +186,11 @@ def put_aside(path: Path, beside: tuple = ()) -> Path:
 def hold_for_writing(path: Path) -> int:
     """Return a descriptor that keeps a file for one writer, by a lock beside it; to be closed.
 
-    Raises BusyError with the process that writes it, OSError where there can be no lock.
+    Raises BusyError with the process that writes it, OSError where there can be no lock, and
+    InputError where a folder, a device or a pipe is there, which nobody shall write over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    require_place(path)
     descriptor = os.open(f'{path}.lock', os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@
 """The file of notes: what it keeps, through kills, damage and full disks; what it forgets."""
 
 import os
+import queue
 import random
 import resource
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.notes.database import StoreError
+from minicpmo_ros.notes.keeper import NoteKeeper
 from minicpmo_ros.notes.note import Filter, Note, Pose
 from minicpmo_ros.notes.store import NoteStore
 
@@ -237,3 +239,43 @@ def test_the_file_stays_within_its_size(path):
 def test_a_note_that_makes_no_sense_is_refused(path, note, told):
     with NoteStore(path) as store, pytest.raises(InputError, match=told):
         store.add(note)
+
+
+def test_what_is_no_file_of_notes_is_left_as_it_is(path):
+    with sqlite3.connect(path) as db:
+        db.execute('CREATE TABLE mine (words TEXT)')
+    db.close()
+    theirs = path.read_bytes()
+    with pytest.raises(StoreError, match='database of another program'):
+        NoteStore(path)
+    assert path.read_bytes() == theirs
+    pipe = path.with_name('pipe')
+    os.mkfifo(pipe)
+    with pytest.raises(StoreError, match='is there, and no file'):
+        NoteStore(pipe)
+    assert pipe.is_fifo()
+
+
+def test_notes_go_into_a_file_that_is_there_after_somebody_removed_it(path):
+    problems = []
+    keeper = NoteKeeper(path, on_problem=problems.append)
+    assert kept_by(keeper, 'before') and path.exists()
+    for part in path.parent.glob(f'{path.name}*'):
+        part.unlink()
+    with pytest.raises(StoreError, match='no such file'):
+        keeper.read(lambda store: store.list())  # not what was deleted
+    assert kept_by(keeper, 'behind')
+    assert [note.text for note in keeper.read(lambda store: store.list())] == ['behind']
+    assert any('was removed by somebody' in problem for problem in problems)
+    assert keeper.close()
+    with NoteStore(path) as store:
+        assert [note.text for note in store.list()] == ['behind']
+
+
+def kept_by(keeper, text: str):
+    """Add a note of these words by a keeper, and return it."""
+    done = queue.Queue()
+    keeper.do(lambda store: store.add(Note(0, 1, text)), lambda *result: done.put(result))
+    note, reason = done.get(timeout=60)
+    assert not reason
+    return note

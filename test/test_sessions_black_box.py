@@ -405,13 +405,15 @@ def test_a_full_disk_is_told_and_the_box_goes_on_when_there_is_room(tmp_path, mo
     box.close()
 
 
-@pytest.mark.parametrize('kind', ('folder', 'text', 'locked', 'removed'))
+@pytest.mark.parametrize('kind', ('folder', 'pipe', 'text', 'locked', 'removed'))
 def test_a_file_that_cannot_be_used_is_told_and_nothing_else_ends(tmp_path, kind):
     calls, path, others = Calls(), tmp_path / 'box', None
     if kind == 'folder':
         path.mkdir()
     elif kind == 'text':
         path.write_text('no session')
+    elif kind == 'pipe':
+        os.mkfifo(path)
     elif kind == 'locked':
         others = open_box(path)
     keeper = keeper_of(path, calls)
@@ -423,8 +425,10 @@ def test_a_file_that_cannot_be_used_is_told_and_nothing_else_ends(tmp_path, kind
     if kind == 'text':
         assert result == 1 and 'begun anew' in keeper.told and not keeper.problem
     else:
-        word = {'folder': 'directory', 'locked': 'another node', 'removed': 'was removed'}[kind]
+        words = {'locked': 'another node', 'removed': 'was removed'}
+        word = words.get(kind, 'is there, and no file')
         assert result is None and word in reason and word in calls.problems[-1]
+    assert kind != 'pipe' or path.is_fifo()
     assert keeper.close()
     if others is not None:
         others.close()

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from minicpmo_ros.documents import hold_for_writing, put_aside
-from minicpmo_ros.errors import BusyError, Error
+from minicpmo_ros.errors import BusyError, Error, InputError
 from minicpmo_ros.notes.note import Note, Pose, checked
 from minicpmo_ros.units import MIB
 
@@ -82,6 +82,8 @@ def lock(path: Path) -> int:
         return hold_for_writing(path)
     except OSError as error:
         raise StoreError(why(path, error)) from error
+    except InputError as error:
+        raise StoreError(str(error)) from error
     except BusyError as error:
         raise StoreError(
             f'{path} is being written by {error}. Give each node a file of its own, or ask that '

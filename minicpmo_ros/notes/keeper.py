@@ -53,6 +53,8 @@ class NoteKeeper:
     def read(self, read: Callable[[NoteStore], object]):
         """Return `read(store)`, with the store open for reading; raises StoreError."""
         with self._reading:
+            if self._reader is not None and self._reader.is_gone:
+                self._end_reader()
             if self._reader is None:
                 self._reader = NoteStore(self.path, is_read_only=True)
             try:
@@ -90,6 +92,7 @@ class NoteKeeper:
                 continue
             if work is None:
                 break
+            self._look()
             result = self._done(work)
             try:
                 on_done(*result)
@@ -115,6 +118,14 @@ class NoteKeeper:
         except Exception as error:
             log.exception('a note is not written')
             return None, f'unforeseen: {error!r}'
+
+    def _look(self) -> None:
+        """Begin a new file where somebody has removed this one: nobody would find the notes."""
+        if self._store is not None and self._store.is_gone:
+            self._store.close()
+            self._store = None
+            self._tell(f'{self.path} was removed by somebody: what was in it is gone')
+            self._open()
 
     def _open(self) -> None:
         if self._store is not None:

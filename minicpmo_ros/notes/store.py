@@ -82,9 +82,15 @@ class NoteStore:
                 self._db = open_reading(self.path)
             else:
                 self._db, self.problem = open_writing(self.path)
+            self._file = _file_of(self.path)
         except BaseException:
             self._unlock()
             raise
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether somebody has removed the file, or put another in its place."""
+        return _file_of(self.path) != self._file
 
     def __enter__(self):  # noqa: D105
         return self
@@ -335,6 +341,15 @@ class NoteStore:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _file_of(path: Path) -> tuple | None:
+    """Return what tells a file from another of its name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _terms(word: str) -> list:

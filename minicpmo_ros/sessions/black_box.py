@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from minicpmo_ros.documents import FULL, hold_for_writing, put_aside
-from minicpmo_ros.errors import BusyError
+from minicpmo_ros.errors import BusyError, InputError
 from minicpmo_ros.sessions.session_file import (
     PAGE,
     Geometry,
@@ -224,6 +224,8 @@ def _lock(path: Path) -> int:
         return hold_for_writing(path)
     except OSError as error:
         raise SessionFileError(_why(path, error)) from error
+    except InputError as error:
+        raise SessionFileError(str(error)) from error
     except BusyError as error:
         raise InUseError(
             f'{path} is being written by another node ({error}). Give each node a file of its own.'
