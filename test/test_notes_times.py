@@ -71,3 +71,11 @@ def test_how_long_ago_is_told_in_the_largest_unit_of_which_there_are_two():
     assert ago(35 * 60) == '35 minutes ago'
     assert ago(7200) == '2 hours ago'
     assert ago(3 * 86400) == '3 days ago'
+
+
+@pytest.mark.parametrize(
+    'text',
+    ('99999999999 hours ago', f'in the last {"9" * 5000} weeks', 'vor 9999999999999 小时前'),
+)
+def test_a_time_that_no_calendar_has_names_none(text):
+    assert time_span(text, NOW.timestamp(), ZONE) is None

@@ -70,7 +70,11 @@ def time_span(text: str, now_s: float, zone: tzinfo) -> TimeSpan | None:
     now = datetime.fromtimestamp(now_s, zone)
     for pattern, rule in _RULES:
         match = pattern.search(text)
-        if match is None or (span := rule(now, *match.groups())) is None:
+        try:
+            span = rule(now, *match.groups()) if match is not None else None
+        except (OverflowError, ValueError):  # before all that a calendar has
+            span = None
+        if span is None:
             continue
         begin_s, end_s, *near = (min(moment.timestamp(), now_s) for moment in span)
         rest = ' '.join(f'{text[: match.start()]} {text[match.end() :]}'.split())
