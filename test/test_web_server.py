@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import logging
 import shutil
 import socket
 import ssl
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import BusyError, InputError
 
 aiohttp = pytest.importorskip('aiohttp')
 
@@ -450,3 +451,90 @@ def test_a_key_of_another_certificate_is_told(certificate, tmp_path):
     options = ServerOptions(port=0, certificate=str(certificate[0]), key=str(other))
     with pytest.raises(InputError, match='belong together'):
         WebServer(options, Hooks(None, None, None)).start()
+
+
+HOST = 'Host: 127.0.0.1\r\n'
+NO_REQUESTS = {
+    'no host': ('GET /?t={token} HTTP/1.1\r\n\r\n', 400),
+    'no host, old': ('GET /?t={token} HTTP/1.0\r\n\r\n', 403),
+    'no address': ('GET /?t={token} HTTP/1.1\r\nHost: [::1\r\n\r\n', 403),
+    'no name': ('GET /?t={token} HTTP/1.1\r\nHost: a\u2100b\r\n\r\n', 403),
+    'no origin': ('GET /ws?t={token} HTTP/1.1\r\n' + HOST + 'Origin: http://[a\r\n\r\n', 403),
+    'no path': ('GET http://[a/?t={token} HTTP/1.1\r\n' + HOST + '\r\n', 400),
+    'no end': ('GET /' + 'a' * 20_000 + ' HTTP/1.1\r\n' + HOST + '\r\n', 400),
+    'no HTTP': ('\x16\x03\x01 hello\r\n\r\n', 400),
+}
+
+
+@pytest.mark.parametrize('what', NO_REQUESTS)
+def test_whatever_is_no_request_is_refused_in_a_line(served, caplog, what):
+    text, status = NO_REQUESTS[what]
+    address = urlsplit(served.base)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        connection.sendall(text.format(token=TOKEN).encode())
+        reply = connection.makefile('rb').readline().decode()
+    assert reply.split()[1] == str(status)
+    for record in caplog.records:
+        assert record.levelno < logging.ERROR and not record.exc_info, record.getMessage()
+        assert len(record.getMessage().splitlines()) == 1
+
+
+def test_a_message_that_nobody_foresaw_is_told_and_the_page_goes_on(served):
+    def fail(page, request):
+        if not served.requests:
+            served.requests.append(request)
+            raise ZeroDivisionError('nobody foresaw it')
+        raise BusyError('There is no llm.')
+
+    served.server.close()
+    hooks = Hooks(time.time_ns, lambda: [], fail)
+    served.server = WebServer(ServerOptions(port=0, token=TOKEN), hooks)
+    served.server.start()
+    served.base = served.server.address.partition('/?')[0]
+
+    async def work(session):
+        async with served.connect(session) as page:
+            for reason in ('nobody foresaw it', 'There is no llm.'):
+                await page.send_json(ASK)
+                assert reason in (await read_until(page, 'refused'))['reason']
+
+    run(work)
+
+
+def test_a_time_beyond_all_numbers_is_refused_and_the_page_goes_on(served):
+    async def work(session):
+        async with served.connect(session) as page:
+            for page_ms in (-1e308, 1e308, float('nan'), float('inf')):
+                await page.send_bytes(HEADER.pack(IMAGE, page_ms) + b'\xff\xd8\xff')
+                assert 'time' in (await read_until(page, 'refused'))['reason']
+
+    run(work)
+
+
+@pytest.mark.parametrize('token', ('a b', 'a&t=b#c', '50%', 'höher/?'))
+def test_the_printed_address_opens_the_page_whatever_the_token(token):
+    server = WebServer(ServerOptions(port=0, token=token), Hooks(time.time_ns, list, None))
+    server.start()
+
+    async def work(session):
+        async with session.get(server.address) as reply:
+            assert reply.status == 200
+
+    run(work)
+    server.close()
+
+
+@pytest.mark.parametrize(
+    'options, told',
+    [
+        (dict(host=''), 'host is empty.*127.0.0.1'),
+        (dict(host='no.such.host.invalid'), 'as host an address of this machine'),
+        (dict(host='a' * 80), 'as host an address of this machine'),
+        (dict(host='192.0.2.1'), 'as host an address of this machine'),
+        (dict(certificate='/no/such.pem'), "certificate '/no/such.pem'.*PEM"),
+    ],
+)
+def test_a_server_that_cannot_listen_says_what_to_change(options, told):
+    server = WebServer(ServerOptions(port=0, **options), Hooks(None, None, None))
+    with pytest.raises(InputError, match=told):
+        server.start()

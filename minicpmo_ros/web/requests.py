@@ -3,24 +3,47 @@
 
 """What a page may send to the server, checked completely before anything of it is used.
 
+Where a server listens and who may connect is here, too: who knows the token, under a name of this
+machine.
+
 A text message is a JSON object with `type`: ask, cancel, set, pause or clock. A binary message is
 one byte (its kind), the page's time as a little-endian float64 in milliseconds, and a JPEG or mono
 16-bit samples of 16 kHz.
 """
 
+import errno
+import hmac
 import json
-import math
+import socket
+import ssl
 import struct
 from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
 
+from minicpmo_ros.documents import told
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
 
 MAX_QUESTION, MAX_CHOICES, MAX_CHOICE, MAX_NAME = 4_000, 32, 200, 200  # characters, but CHOICES
 MAX_AUDIO_BYTES = 2 * SAMPLE_RATE_HZ  # one second
+LARGEST_NUMBER = 2**63
 HEADER = struct.Struct('<Bd')
 AUDIO, IMAGE = 1, 2
 JPEG_BEGIN = b'\xff\xd8\xff'
+NO_HOST = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where to listen, and for whom; a free port with port 0, a random token with ''."""
+
+    host: str = '127.0.0.1'
+    port: int = 8080
+    token: str = ''
+    certificate: str = ''  # files; '': no TLS
+    key: str = ''
+    names: tuple = ()  # by which this machine may be called, beside `host` and the loopback's
+    max_pages: int = 8
 
 
 @dataclass(frozen=True)
@@ -77,6 +100,70 @@ class Media:
     data: bytes
 
 
+def check_place(options: ServerOptions) -> None:
+    """Raise InputError where it is not said where to listen: that would be everywhere."""
+    if not options.host:
+        raise InputError(
+            'host is empty. Give 127.0.0.1 for this machine alone, 0.0.0.0 for all its networks.'
+        )
+
+
+def tls_context(options: ServerOptions) -> ssl.SSLContext | None:
+    """Return what a server encrypts with; None: it does not. Raises InputError."""
+    if not options.certificate:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(options.certificate, options.key or None)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f'The certificate {options.certificate!r} with the key {options.key!r} cannot be '
+            f'used: {error}. Give two PEM files that belong together.'
+        ) from error
+    return context
+
+
+def why_not_served(error: Exception, options: ServerOptions) -> Exception:
+    """Return what is raised to who starts a server that `error` has ended."""
+    if not isinstance(error, (OSError, UnicodeError)):
+        return error
+    remedy = 'Give another port, or 0 for a free one.'
+    is_host = isinstance(error, (socket.gaierror, UnicodeError))
+    if is_host or getattr(error, 'errno', None) in NO_HOST:
+        remedy = (
+            'Give as host an address of this machine: 127.0.0.1, 0.0.0.0 for all of them, or one '
+            'that hostname -I lists.'
+        )
+    return InputError(
+        f'The page cannot be served at {options.host}, port {options.port}: {error}. {remedy}'
+    )
+
+
+def refusal(host: str, given: str, names: tuple, token: str) -> str:
+    """Return why a request is refused, or ''.
+
+    host: its header Host; given: its token; names: by which this machine may be called.
+    """
+    if not host:
+        return 'The request names no host (header Host).'
+    name = split_address(f'//{host}').hostname
+    if name is None:
+        return f'The header Host is {told(host)}, which is no address.'
+    if name not in names:
+        return f'This machine is not known as {name!r} here: add that to the parameter hosts.'
+    if not hmac.compare_digest(given.encode(errors='replace'), token.encode()):
+        return 'The token is wrong: take the address that the node has printed.'
+    return ''
+
+
+def split_address(text: str) -> SplitResult:
+    """Return the parts of an address, none of them where it is no address."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        return urlsplit('')
+
+
 def read_text(text: str):
     """Return the request of a text message; raise InputError with what is wrong in it."""
     try:
@@ -95,7 +182,7 @@ def read_binary(data: bytes) -> Media:
         raise InputError(f'A binary message has over {HEADER.size} bytes, this one {len(data)}.')
     kind, page_ms = HEADER.unpack_from(data)
     content = data[HEADER.size :]
-    if not math.isfinite(page_ms):
+    if not abs(page_ms) < LARGEST_NUMBER:  # also not a number
         raise InputError('The time of a binary message is no number.')
     if kind == AUDIO:
         if len(content) % 2 or len(content) > MAX_AUDIO_BYTES:
@@ -127,9 +214,9 @@ def _asked(fields: dict) -> Asked:
 
 def _change(fields: dict) -> ParameterChange:
     value = fields.get('value')
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not abs(value) < float('inf'):
         raise InputError('value must be a number.')
-    if isinstance(value, int) and abs(value) >= 2**63:
+    if isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
         raise InputError('value does not fit into 64 bits.')
     if isinstance(value, str):
         value = _text(fields, 'value', MAX_QUESTION)
@@ -141,7 +228,7 @@ def _change(fields: dict) -> ParameterChange:
 def _number(fields: dict, name: str) -> float:
     value = fields.get(name)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not abs(value) < 2**63:  # also not a number
+    if not is_number or not abs(value) < LARGEST_NUMBER:  # also not a number
         raise InputError(f'{name} must be a number.')
     return float(value)
 

@@ -14,11 +14,9 @@ let go.
 """
 
 import asyncio
-import hmac
 import json
 import logging
 import secrets
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -26,10 +24,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
-from minicpmo_ros.errors import EngineError, InputError
-from minicpmo_ros.web.requests import ClockEcho, read_binary, read_text
+from minicpmo_ros.errors import EngineError, Error, InputError
+from minicpmo_ros.web.requests import (
+    ClockEcho,
+    ServerOptions,
+    check_place,
+    read_binary,
+    read_text,
+    refusal,
+    split_address,
+    tls_context,
+    why_not_served,
+)
 
 STATIC = Path(__file__).parent / 'static'
 TYPES = {
@@ -54,19 +62,7 @@ MESSAGE_BYTES = 256  # that a waiting message takes beside its data
 MAX_MALFORMED = 50  # messages, then the page is let go
 ECHOES = 16  # of the clock; the quickest of them is the most exact
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """Where to listen, and for whom; a free port with port 0, a random token with ''."""
-
-    host: str = '127.0.0.1'
-    port: int = 8080
-    token: str = ''
-    certificate: str = ''  # files; '': no TLS
-    key: str = ''
-    names: tuple = ()  # by which this machine may be called, beside `host` and the loopback's
-    max_pages: int = 8
+http_log = logging.getLogger(f'{__name__}.http')  # aiohttp's
 
 
 class Page:
@@ -197,7 +193,7 @@ class WebServer:
         host = self._options.host
         host = '127.0.0.1' if host in ('0.0.0.0', '::') else host
         host = f'[{host}]' if ':' in host else host
-        return f'{scheme}://{host}:{self._port}/?t={self._token}'
+        return f'{scheme}://{host}:{self._port}/?t={quote(self._token, safe="")}'
 
     @property
     def pages(self) -> tuple:
@@ -233,25 +229,11 @@ class WebServer:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._serve())
-        except (OSError, InputError) as error:
-            self._error = self._explain(error)
+        except Exception as error:
+            self._error = why_not_served(error, self._options)
         finally:
             self._begun.set()
             self._loop.close()
-
-    def _explain(self, error: Exception) -> InputError:
-        options = self._options
-        if isinstance(error, InputError):
-            return error
-        if isinstance(error, ssl.SSLError) or not getattr(error, 'errno', None):
-            return InputError(
-                f'The certificate {options.certificate!r} with the key {options.key!r} cannot be '
-                f'used: {error}. Give two PEM files that belong together.'
-            )
-        return InputError(
-            f'The page cannot be served at {options.host}, port {options.port}: {error}. Give '
-            'another port, or 0 for a free one.'
-        )
 
     async def _serve(self) -> None:
         try:
@@ -261,6 +243,7 @@ class WebServer:
                 f'The page needs the Python package aiohttp ({error}): pip install -r '
                 'environment/requirements-web.txt, or apt install python3-aiohttp.'
             ) from None
+        check_place(self._options)
         self._web = web
         self._ended = asyncio.Event()
         application = web.Application(client_max_size=1024)
@@ -268,11 +251,14 @@ class WebServer:
         application.router.add_get('/ws', self._on_socket)
         application.router.add_get('/{name}', self._on_file)
         # Access is not logged: the addresses hold the token.
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5)
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5, logger=http_log)
         await runner.setup()
         try:
             site = web.TCPSite(
-                runner, self._options.host, self._options.port, ssl_context=self._tls()
+                runner,
+                self._options.host,
+                self._options.port,
+                ssl_context=tls_context(self._options),
             )
             await site.start()
             self._port = runner.addresses[0][1]
@@ -280,13 +266,6 @@ class WebServer:
             await self._tick_until_ended()
         finally:
             await runner.cleanup()
-
-    def _tls(self) -> ssl.SSLContext | None:
-        if not self._options.certificate:
-            return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self._options.certificate, self._options.key or None)
-        return context
 
     async def _tick_until_ended(self) -> None:
         while not self._ended.is_set():
@@ -305,13 +284,9 @@ class WebServer:
     # Requests.
     def _refusal(self, request) -> str:
         """Return why a request is refused, or ''."""
-        name = urlsplit(f'//{request.headers.get("Host", "")}').hostname
-        if name not in (*LOOPBACK, self._options.host, *self._options.names):
-            return f'This machine is not known as {name!r} here: add that to the parameter hosts.'
-        given = request.query.get('t', '')
-        if not hmac.compare_digest(given.encode(), self._token.encode()):
-            return 'The token is wrong: take the address that the node has printed.'
-        return ''
+        names = (*LOOPBACK, self._options.host, *self._options.names)
+        host, given = request.headers.get('Host', ''), request.query.get('t', '')
+        return refusal(host, given, names, self._token)
 
     async def _on_index(self, request):
         if reason := self._refusal(request):
@@ -332,7 +307,7 @@ class WebServer:
 
     async def _on_socket(self, request):
         reason = self._refusal(request)
-        origin = urlsplit(request.headers.get('Origin', ''))
+        origin = split_address(request.headers.get('Origin', ''))
         if not reason and origin.netloc != request.headers.get('Host'):
             reason = 'Only a page of this server may connect: its Origin is another.'
         if reason:
@@ -378,8 +353,11 @@ class WebServer:
                     page.echo(request, self._now_ms())
                 else:
                     self._hooks.on_request(page, request)
-            except InputError as error:
+            except Error as error:
                 page.refuse(str(error))
+            except Exception as error:  # the page goes on, and so do the others
+                log.exception('a message of a page failed unexpectedly')
+                page.refuse(f'Unforeseen: {error!r}. The log of the node says where.')
 
 
 def encode(message: dict | bytes) -> str | bytes:
@@ -392,3 +370,18 @@ def encode(message: dict | bytes) -> str | bytes:
 def _cost(data: str | bytes) -> int:
     """Return how many bytes a waiting message takes, about."""
     return len(data) + MESSAGE_BYTES
+
+
+def _tell_in_a_line(record: logging.LogRecord) -> bool:
+    """Make one line of what a request that is no HTTP was refused for: a scanner sends many."""
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.msg, record.exc_info = 'a request that is no HTTP was refused: %s', None
+        record.args = (' '.join(str(error).split())[:200],)
+        record.levelno, record.levelname = logging.WARNING, 'WARNING'
+    return True
+
+
+http_log.addFilter(_tell_in_a_line)
