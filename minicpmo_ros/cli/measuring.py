@@ -319,7 +319,6 @@ def run_report(arguments) -> int:
     from minicpmo_ros.evaluation.report import interchange, page, runs
     from minicpmo_ros.evaluation.report.comparison import judge
     from minicpmo_ros.evaluation.report.runs import RunReport
-    from minicpmo_ros.evaluation.results import Run
 
     if arguments.out.suffix.lower() not in ('.html', '.htm'):
         raise InputError(
@@ -329,13 +328,7 @@ def run_report(arguments) -> int:
     make_place(arguments.out)
     if arguments.json:
         make_folder(arguments.json)
-    read = [
-        (name, Run.of_answers(run) if run.is_file() else Run.read(run))
-        for name, run in map(_named, arguments.runs)
-    ]
-    names = [name for name, _ in read]
-    if len(set(names)) < len(names):
-        raise InputError(f'Two runs are named alike: {", ".join(names)}. Give NAME=RUN.')
+    read = _read_runs(arguments.runs)
     questions = QuestionSet.read(arguments.questions, arguments.bag, needs_clips=False)
     questions = read[0][1].of(questions)
     report = RunReport(questions, [judge(name, one, questions) for name, one in read])
@@ -348,6 +341,20 @@ def run_report(arguments) -> int:
         interchange.write(report, arguments.json)
     print(told, end='')
     return _status(report, arguments.fail_under)
+
+
+def _read_runs(given: list) -> list:
+    """Return [(name, Run)] of the options; InputError where two have one name."""
+    from minicpmo_ros.evaluation.results import Run
+
+    read = [
+        (name, Run.of_answers(run) if run.is_file() else Run.read(run))
+        for name, run in map(_named, given)
+    ]
+    names = [name for name, _ in read]
+    if len(set(names)) < len(names):
+        raise InputError(f'Two runs are named alike: {", ".join(names)}. Give NAME=RUN.')
+    return read
 
 
 def _status(report, fail_under: float | None) -> int:
