@@ -4,6 +4,7 @@
 """A video becomes a bag whose stamps are exact, and StreamingBench is run from its own files."""
 
 import json
+import wave
 from pathlib import Path
 
 import av
@@ -61,6 +62,16 @@ def test_what_is_no_video_leaves_no_bag(tmp_path):
     with pytest.raises(InputError, match=r'a\.mkv'):
         write_video(tmp_path / 'a.mkv', tmp_path / 'a.mcap')
     assert not list(tmp_path.glob('*.mcap'))
+
+
+def test_what_ends_behind_its_header_leaves_no_bag(tmp_path):
+    with wave.open(str(tmp_path / 'a.wav'), 'wb') as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+    with pytest.raises(InputError, match='ends before its first image or sound'):
+        write_video(tmp_path / 'a.wav', tmp_path / 'a.mcap')
+    assert not (tmp_path / 'a.mcap').exists()
 
 
 def test_streamingbench_goes_from_its_files_to_a_report(tmp_path, capsys):

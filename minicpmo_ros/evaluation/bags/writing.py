@@ -17,6 +17,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from heapq import merge
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,11 @@ def write_video(video, bag, start_s: int = START_S, jpeg_quality: int = 92) -> N
         raise InputError(f'{video}: it has no images and no audio.')
     images = _one_a_second(read_video(video), jpeg_quality) if facts.width else ()
     samples = _audio(video) if facts.sample_rate_hz else np.zeros(0, np.float32)
-    write_clip(Path(bag), start_s, images, samples)
+    images = iter(images)
+    first = next(images, None)
+    if first is None and not len(samples):
+        raise InputError(f'{video}: it ends before its first image or sound. Record it again.')
+    write_clip(Path(bag), start_s, chain([] if first is None else [first], images), samples)
 
 
 def _one_a_second(frames, quality: int) -> Iterator[tuple]:
