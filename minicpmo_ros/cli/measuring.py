@@ -316,7 +316,6 @@ def run_report(arguments) -> int:
     below --fail-under.
     """
     from minicpmo_ros.evaluation.questions import QuestionSet
-    from minicpmo_ros.evaluation.report import interchange, page, runs
     from minicpmo_ros.evaluation.report.comparison import judge
     from minicpmo_ros.evaluation.report.runs import RunReport
 
@@ -332,6 +331,14 @@ def run_report(arguments) -> int:
     questions = QuestionSet.read(arguments.questions, arguments.bag, needs_clips=False)
     questions = read[0][1].of(questions)
     report = RunReport(questions, [judge(name, one, questions) for name, one in read])
+    _write_report(report, arguments)
+    return _status(report, arguments.fail_under)
+
+
+def _write_report(report, arguments) -> None:
+    """Write the page and the files beside it; print its tables."""
+    from minicpmo_ros.evaluation.report import interchange, page, runs
+
     told = runs.markdown(report)
     write_text(arguments.out, page.html(report, arguments.title))
     write_text(arguments.out.with_suffix('.md'), told)
@@ -340,7 +347,6 @@ def run_report(arguments) -> int:
     if arguments.json:
         interchange.write(report, arguments.json)
     print(told, end='')
-    return _status(report, arguments.fail_under)
 
 
 def _read_runs(given: list) -> list:

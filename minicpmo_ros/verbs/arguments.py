@@ -40,9 +40,7 @@ def namespace(text: str) -> str:
 
 def add_arguments(verb: str, parser) -> None:
     """Declare the options of a verb."""
-    parser.add_argument(
-        '--namespace', type=namespace, default='', help='of the nodes, such as /robot1'
-    )
+    parser.add_argument('--namespace', type=namespace, default='', help='of the nodes: /robot1')
     if verb == 'ask':
         parser.add_argument(
             'question', nargs='?', default='', help='plain text; left out: answer what was said'
