@@ -20,7 +20,7 @@ from test_ros_live import ask_by_action
 from minicpmo_ros.action import Ask as AskAction
 from minicpmo_ros.live import question as live
 from minicpmo_ros.msg import Answer, AudioEmbedding
-from minicpmo_ros.ros.ask_server import SERVICE_QOS
+from minicpmo_ros.ros.framework.lifecycle import SERVICE_QOS
 from minicpmo_ros.srv import Ask
 
 CLIENTS = Path(__file__).parents[1] / 'docs' / 'clients.md'

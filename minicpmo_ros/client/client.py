@@ -53,13 +53,7 @@ class Client:
     """
 
     def __init__(self, node, name: str = 'llm'):
-        try:
-            self.name = node.resolve_topic_name(name)
-        except Exception as error:  # of rclpy, of several types
-            raise InputError(
-                f'name is {told(name)}; it takes the name of a node, such as llm or /robot2/llm '
-                f'({" ".join(str(error).split())[:200]}).'
-            ) from None
+        self.name = _resolved(node, name)
         self.status: Status | None = None  # the newest; None: nothing was heard yet
         self._node, self._group = node, MutuallyExclusiveCallbackGroup()
         self._open = []  # what is looked at, until it is over
@@ -316,6 +310,17 @@ class Client:
     def _run_posted(self) -> None:
         while self._posted:
             self._posted.popleft()()
+
+
+def _resolved(node, name: str) -> str:
+    """Return the full name of a node; raise InputError for one that no node can have."""
+    try:
+        return node.resolve_topic_name(name)
+    except Exception as error:  # of rclpy, of several types
+        raise InputError(
+            f'name is {told(name)}; it takes the name of a node, such as llm or /robot2/llm '
+            f'({" ".join(str(error).split())[:200]}).'
+        ) from None
 
 
 def is_in_callback() -> bool:
