@@ -61,6 +61,19 @@ def test_commands_are_asked_in_the_last_second_and_not_in_words(tmp_path):
 
 
 @needs_espeak
+def test_a_command_may_begin_in_the_second_before(tmp_path):
+    clips.make_set(tmp_path, 3, seed=8, families=('command',), across=True)
+    questions = QuestionSet.read(tmp_path / 'questions.json')
+    for question in questions.questions:
+        *_, before, last = questions.clips[question.clip]
+        assert before.endswith('begins a word') and last.split('"')[1] in QUESTION_WORDS
+        pcm = np.concatenate([samples for _, samples in read_clip(tmp_path / question.clip).audio])
+        edge = len(pcm) - 16000
+        for part in (pcm[edge - 800 : edge], pcm[edge : edge + 800]):
+            assert np.abs(part).max() > 3 * np.abs(pcm[-1600:]).max()
+
+
+@needs_espeak
 def test_yes_and_no_are_asked_about_equally_often(tmp_path):
     clips.make_set(tmp_path, 30, seed=9, families=('verify',))
     answers = [q.answers[0] for q in QuestionSet.read(tmp_path / 'questions.json').questions]

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from training.questions import KINDS_OF, Clip, ask_about, make_question
-from training.world import COLORS, NUMBERS, SHAPES, Picture, Sound, script
+from training.world import (
+    BEGUN,
+    COLORS,
+    NUMBERS,
+    QUESTION_WORDS,
+    SHAPES,
+    Picture,
+    Sound,
+    asked_aloud,
+    is_begun,
+    script,
+)
 
 CLIP = Clip(
     (Picture('circle', 'red', 2), Picture('star', 'blue', 1), Picture('ring', 'blue', 3)),
@@ -58,6 +69,34 @@ def test_a_question_word_that_is_said_last_asks_without_text(word, answer):
     clip = Clip((*CLIP.pictures, CLIP.pictures[-1]), sounds)
     question = make_question(clip, 'command', np.random.default_rng(0))
     assert (question and (question.text, question.answer)) == (answer and ('', answer))
+
+
+def test_a_spoken_question_is_about_what_is_seen_last_and_heard_before_the_word():
+    sounds = (Sound('bell'), BEGUN, Sound('speech', 'sound', 'man'), Sound('silence'))
+    pictures = (*CLIP.pictures, Picture('cross', 'white', 1))
+
+    def told(*sounds):
+        asked = make_question(Clip(pictures, sounds), 'command', np.random.default_rng(0))
+        return asked and asked.answer
+
+    assert told(*sounds) == 'bell'
+    assert told(*sounds[:2], Sound('speech', 'color', 'man'), sounds[3]) == 'white'
+    assert told(*sounds[:3], Sound('knock')) is None  # something was heard since
+    assert told(*sounds[1:], sounds[3]) is None  # nothing was heard before the word
+
+
+def test_clips_asked_aloud_end_with_one_question_word_and_silence():
+    rng, ends = np.random.default_rng(4), set()
+    for seconds in (2, 3, 8):
+        for _ in range(60):
+            _, sounds, _ = script(seconds, rng)
+            aloud = asked_aloud(sounds, rng)
+            at = max(i for i, sound in enumerate(aloud) if sound.word)
+            assert len(aloud) == seconds and aloud[at].word in QUESTION_WORDS
+            assert [s.word for s in aloud].count(aloud[at].word) == 1
+            assert {s.kind for s in aloud[at + 1 :]} <= {'silence'}
+            ends.add((is_begun(aloud[at - 1]), len(aloud) - 1 - at))
+    assert ends == {(begun, silent) for begun in (False, True) for silent in (0, 1, 2)}
 
 
 def test_a_second_without_shapes_is_asked_about_as_such():

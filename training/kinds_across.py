@@ -7,7 +7,7 @@ What a kind is, says kinds.py.
 """
 
 from .kinds import counted, heard, moment, single_sound, tempting, unique, when
-from .world import COLORS, COUNTS, KINDS, NUMBERS, SHAPES, SPOKEN, choose
+from .world import COLORS, COUNTS, KINDS, NUMBERS, SHAPES, SPOKEN, choose, is_begun
 
 
 # ---- temporal: what comes before and after
@@ -207,15 +207,18 @@ def word_is(clip, rng):
 
 # ---- command: a question word is said last, and no text asks anything
 def said_last(clip, rng):
-    word, last = clip.sounds[-1].word, clip.seconds - 1
+    words = [i for i, s in enumerate(clip.sounds) if s.word]
+    at, last = words[-1] if words else -1, clip.seconds - 1
+    if at < 0 or any(s.kind != 'silence' for s in clip.sounds[at + 1 :]):
+        return None
+    before = at - 1 - (at > 0 and is_begun(clip.sounds[at - 1]))
     picture = clip.pictures[last]
-    before = clip.sounds[last - 1].kind if last else None
     answers = {
         'color': (picture.color, last),
         'shape': (picture.shape, last),
         'count': (counted(clip, last), last),
-        'sound': (before, last - 1),
+        'sound': (clip.sounds[before].kind if before >= 0 else None, before),
         'where': (picture.column, last),
     }
-    answer, second = answers.get(word, (None, None))
+    answer, second = answers.get(clip.sounds[at].word, (None, None))
     return ('', answer, None, second) if answer else None

@@ -169,7 +169,7 @@ def _llm_stage(options):
     teacher = None
     if options.start:
         start_language(language, options.start, tokenizer)
-        if not (options.vision_steps or options.audio_steps):  # others' rows it does not know
+        if not options.vision_steps:  # other rows of images it does not know
             teacher = copy.deepcopy(language).requires_grad_(False)
     stored, held_out = (pool.Pool.load(options.out / f'{name}.pt') for name in ('pool', 'unseen'))
 

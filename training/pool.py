@@ -20,8 +20,8 @@ from .rooms import somewhere
 from .runs import autocast
 from .scenes import draw, random_size
 from .sounds import make_stream
-from .train_audio import random_event
-from .world import choose, random_picture, random_sound, script
+from .train_audio import random_events
+from .world import asked_aloud, choose, is_begun, random_picture, random_sound, script
 
 STREAM_SECONDS = 16
 
@@ -35,25 +35,35 @@ class Pool:
         self.picture_rows, self.pictures = picture_rows, pictures
         self.sound_rows, self.sounds = sound_rows, sounds
         self.picture_at, self.sound_at = defaultdict(list), defaultdict(list)
+        self.across_at = defaultdict(list)  # words that began in the second before, by word
         for i, p in enumerate(pictures):
             self.picture_at[p.shape, p.color, p.count].append(i)
         for i, s in enumerate(sounds):
             self.sound_at[s.kind, s.word, s.pitch].append(i)
+            if i and is_begun(sounds[i - 1]):
+                self.across_at[s.word].append(i)
 
-    def clip(self, seconds, rng, p_independent, still=None):
-        """-> Clip, picture indices, sound indices"""
+    def clip(self, seconds, rng, p_independent, still=None, aloud=False):
+        """-> Clip, picture indices, sound indices; `aloud`: it ends as asked_aloud says."""
         pictures, sounds, independent = script(seconds, rng, p_independent, still)
+        sounds = asked_aloud(sounds, rng) if aloud else sounds
         p = [choose(rng, self.picture_at[w.shape, w.color, w.count]) for w in pictures]
         for i, stays in enumerate(still or ()):
             if stays:
                 p[i] = p[i - 1]
         s = [choose(rng, self.sound_at[w.kind, w.word, w.pitch]) for w in sounds]
+        for i, begun in enumerate(map(is_begun, sounds)):
+            if begun:
+                s[i + 1] = choose(rng, self.across_at[sounds[i + 1].word])
+                s[i] = s[i + 1] - 1
         shown, heard = tuple(self.pictures[i] for i in p), tuple(self.sounds[i] for i in s)
         return Clip(shown, heard, independent), p, s
 
-    def clips(self, number, seconds, rng, p_independent=0.78, still=None):
+    def clips(self, number, seconds, rng, p_independent=0.78, still=None, aloud=False):
         """-> Clips, pictures (b, seconds, 16, 256), sounds (b, seconds, 25, 256)"""
-        clips, p, s = zip(*(self.clip(seconds, rng, p_independent, still) for _ in range(number)))
+        clips, p, s = zip(
+            *(self.clip(seconds, rng, p_independent, still, aloud) for _ in range(number))
+        )
         return clips, self.picture_rows[torch.tensor(p)], self.sound_rows[torch.tensor(s)]
 
     def save(self, path):
@@ -108,10 +118,7 @@ def encode(vision, audio, words, rng, pictures=16000, seconds=16000, progress=pr
             progress(f'pool: {i} of {pictures} pictures')
     heard, made = [], []
     for i in range(0, seconds, STREAM_SECONDS * 4):
-        streams = [
-            make_stream([random_event(rng) for _ in range(STREAM_SECONDS)], words, rng)
-            for _ in range(4)
-        ]
+        streams = [make_stream(random_events(STREAM_SECONDS, rng), words, rng) for _ in range(4)]
         stream = torch.from_numpy(somewhere(np.stack([pcm for pcm, _ in streams]), rng))
         with autocast():
             rows = audio(stream, int(rng.integers(0, 15)), louder=float(rng.uniform(0, 0.5)))

@@ -3,16 +3,20 @@
 
 """Makes seconds of sound: words that voices.py has spoken, and synthesised events.
 
-A second is (16000,) float32 in [-1, 1]. The event lies wholly inside it, as the script promises.
+A stream is (16000 n,) float32 in [-1, 1]. Every event lies in the seconds that its
+script promises.
 Every kind of event is made in several ways, so that the encoder learns the kind and not the way.
 """
 
+from dataclasses import replace
 from math import pi
 
 import numpy as np
 
 from .voices import RATE_HZ
-from .world import Sound, choose
+from .world import Sound, choose, is_begun
+
+LEAST_ACROSS = RATE_HZ // 25  # samples of a word on either side of the edge it lies across
 
 
 def _fade(pcm, samples=160):
@@ -127,11 +131,8 @@ def _spoken(take, rng):
     return np.interp(np.arange(count) / rate, np.arange(len(take.samples)), take.samples)
 
 
-def make_second(sound, words, rng, hiss=None):
-    """-> ((16000,) float32, Sound with its voice filled in). `hiss`: amplitude of the noise behind
-    it; None: drawn for this second.
-    """
-    second = np.zeros(RATE_HZ, np.float32)
+def _event(sound, words, rng):
+    """-> samples (n,), Sound with its voice filled in"""
     if sound.kind == 'speech':
         take = words.draw(sound.word, rng)
         event, sound = _spoken(take, rng), Sound('speech', sound.word, take.voice)
@@ -144,12 +145,8 @@ def make_second(sound, words, rng, hiss=None):
         event = makers[sound.kind](rng) if sound.kind in makers else np.zeros(1)
     tilt = rng.uniform(-0.6, 0.6)  # duller or sharper, as microphones are
     event = (event + tilt * np.append(0, event[:-1])) / (1 + abs(tilt))
-    start = int(rng.integers(0, RATE_HZ - len(event) + 1))
     loud = rng.uniform(0.2, 0.95) if rng.random() < 0.9 else rng.uniform(0.04, 0.2)
-    second[start : start + len(event)] = event * loud
-    hiss = random_hiss(rng) if hiss is None else hiss
-    second += rng.normal(0, hiss, RATE_HZ).astype(np.float32)
-    return np.clip(second, -1, 1), sound
+    return event * loud, sound
 
 
 def random_hiss(rng):
@@ -158,7 +155,22 @@ def random_hiss(rng):
 
 
 def make_stream(wished, words, rng):
-    """-> ((16000 n,) float32, n Sounds) of n wished Sounds, mostly above one noise floor."""
+    """-> ((16000 n,) float32, n Sounds) of n wished Sounds, mostly above one noise floor. A word
+    behind BEGUN lies across the edge of both seconds.
+    """
+    pcm, sounds = np.zeros(RATE_HZ * len(wished), np.float32), list(wished)
     hiss = random_hiss(rng) if rng.random() < 0.7 else None
-    pcm, sounds = zip(*(make_second(sound, words, rng, hiss) for sound in wished))
-    return np.concatenate(pcm), list(sounds)
+    for i, sound in enumerate(wished):
+        if is_begun(sound):
+            continue
+        event, sounds[i] = _event(sound, words, rng)
+        start = int(rng.integers(0, RATE_HZ - len(event) + 1))
+        if i and is_begun(wished[i - 1]):
+            start = int(rng.integers(LEAST_ACROSS, len(event) - LEAST_ACROSS)) - len(event)
+            sounds[i - 1] = replace(sounds[i - 1], voice=sounds[i].voice)
+        start += RATE_HZ * i
+        pcm[start : start + len(event)] += event
+    for second in pcm.reshape(-1, RATE_HZ):
+        amplitude = random_hiss(rng) if hiss is None else hiss
+        second += rng.normal(0, amplitude, RATE_HZ)
+    return np.clip(pcm, -1, 1), sounds

@@ -17,7 +17,7 @@ from .rooms import somewhere
 from .runs import Run, autocast, optimizers
 from .sounds import make_stream
 from .train_vision import choice_loss, slot_logits
-from .world import SPOKEN, Sound, choose, random_sound
+from .world import BEGUN, P_ACROSS, SPOKEN, Sound, choose, is_begun, random_sound
 
 # (until this share of the steps, lengths of streams in seconds, how often). An encoder that never
 # heard a long stream hears words worse the more it remembers: trained on up to 8 s, 94 of 100 in
@@ -28,18 +28,22 @@ CURRICULUM = (
 )
 
 
-def random_event(rng):
-    if rng.random() < 0.62:
-        return Sound('speech', choose(rng, SPOKEN))
-    return random_sound(rng, p_speech=0.0)
+def random_events(seconds, rng):
+    """A Sound a second, mostly words, some of which lie across the edge of two seconds."""
+    made = []
+    for i in range(seconds):
+        is_word = rng.random() < 0.62
+        new = Sound('speech', choose(rng, SPOKEN)) if is_word else random_sound(rng, p_speech=0.0)
+        has_room = i and not (i > 1 and is_begun(made[i - 2]))
+        if is_word and has_room and rng.random() < P_ACROSS:
+            made[i - 1] = BEGUN
+        made.append(new)
+    return made
 
 
 def make_batch(seconds, streams, words, rng):
     """-> pcm (streams, seconds * 16000), list of streams * seconds Sounds"""
-    made = [
-        make_stream([random_event(rng) for _ in range(seconds)], words, rng)
-        for _ in range(streams)
-    ]
+    made = [make_stream(random_events(seconds, rng), words, rng) for _ in range(streams)]
     pcm = somewhere(np.stack([pcm for pcm, _ in made]), rng)
     pcm += np.stack([random_offset(rng) for _ in range(streams)])[:, None]
     return torch.from_numpy(pcm), [sound for _, sounds in made for sound in sounds]

@@ -28,7 +28,7 @@ from .runs import Run, autocast, optimizers
 from .train_audio import slot_labels as sound_labels
 from .train_vision import slot_labels as picture_labels
 from .windows import Windows
-from .world import MAX_SECONDS, MAX_STREAM_SECONDS, choose
+from .world import MAX_SECONDS, MAX_STREAM_SECONDS, SILENT_AFTER, choose
 
 # (until this share of the steps, lengths of windows in seconds, their weights)
 CURRICULUM = (
@@ -52,6 +52,13 @@ NOTED = 0.45  # of these batches: questions behind notes
 # Notes at most, rows and number of the questions behind them.
 NOTED_SIZES = ((1, 85, 6), (2, 110, 5), (4, 170, 4))
 LONGEST_STILL = 20  # seconds
+ASKED_S = (
+    max(SILENT_AFTER) + 2
+)  # seconds of a word that is asked about, with the silence behind it
+# Of these batches without notes: all streams end with a question word, which may have begun in the
+# second before and may have silence behind it; of each so many questions, of these families.
+ALOUD, ALOUD_NUMBER = 0.4, 2
+ALOUD_WEIGHTS = tuple({'scene': 0.2, 'command': 0.8}.get(family, 0) for family in FAMILIES)
 LIKE = 4.0  # what a row like the teacher's weighs against a right answer
 COUNTED = ('beep', 'speech', 'tone')
 BEFORE = ('color', 'shape', 'kind', 'word')
@@ -139,6 +146,7 @@ class Batch:
     packed: Packed
     gap: int
     turns: torch.Tensor | None = None  # (b, l) ids of a remembered turn
+    is_aloud: bool = False  # all of them end with a question word
 
 
 def random_stream(fraction, rng):
@@ -198,27 +206,35 @@ def make_batch(pool, tokenizer, fraction, rng, rows=4400, number=10):
     windows, moments = random_stream(fraction, rng)
     total, with_options = len(windows.units), bool(rng.random() < 0.2)
     still = [windows.rows[i] != UNIT_ROWS for i in windows.units]
-    is_noted = len(moments) == 1 and fraction >= CURRICULUM[0][0] and rng.random() < NOTED
+    is_varied = len(moments) == 1 and fraction >= CURRICULUM[0][0]
+    is_noted = is_varied and rng.random() < NOTED
+    is_aloud = is_varied and not is_noted and total > 1 and rng.random() < ALOUD
+    if is_aloud:
+        number, with_options = ALOUD_NUMBER, False
     if is_noted:
         most, asked_rows, number = choose(rng, NOTED_SIZES)
         asked_rows *= number
     else:
         asked_rows = len(moments) * number * (34 if with_options else 20)
     count = max(2, rows // (UNIT_ROWS * total + asked_rows))
-    clips, pictures, sounds = pool.clips(count, total, rng, still=still)
+    clips, pictures, sounds = pool.clips(count, total, rng, still=still, aloud=is_aloud)
+    if is_aloud and None in windows.seconds[max(1, total - ASKED_S + 1) :]:
+        windows = Windows.whole(total, still)  # no turn between a word and its beginning
     windows, turns = turned(windows, clips, tokenizer, rng)
     moments = [len(windows.rows) - 1] if len(moments) == 1 else moments
 
     def ask(clip):
         if is_noted:
             return ask_about_notes(clip, number, rng, most)
+        if is_aloud:
+            return ask_about(clip, number, rng, weights=ALOUD_WEIGHTS)
         return ask_about(clip, number, rng, with_options, FAMILY_WEIGHTS)
 
     asked_of = [[ask(kept(clip, windows.seconds_of(m))) for m in moments] for clip in clips]
     gap = int(rng.integers(0, 3000)) if rng.random() < GAPS else 0
     packed = pack(tokenizer, asked_of)
     moments = torch.tensor(moments)
-    return Batch(clips, pictures, sounds, windows, moments, asked_of, packed, gap, turns)
+    return Batch(clips, pictures, sounds, windows, moments, asked_of, packed, gap, turns, is_aloud)
 
 
 def kept(clip, seconds):
@@ -238,7 +254,7 @@ def forward(language, template, batch):
 
 def loss_of(language, template, helpers, batch, help_weight=1.0, teacher=None):
     """-> loss, (family, whether it was told right) of every question. `teacher`: a Language that
-    this one is to stay like, but for what it reads in notes.
+    this one is to stay like, but for what it reads in notes and is asked aloud.
     """
     packed = batch.packed
     with autocast():
@@ -259,7 +275,7 @@ def loss_of(language, template, helpers, batch, help_weight=1.0, teacher=None):
         take(looks[3], packed.answer_at), batch.asked_of, batch.windows, batch.moments
     )
     loss = loss + help_weight * (0.4 * early + 0.5 * helping + 0.3 * pointing)
-    if teacher is not None:
+    if teacher is not None and not batch.is_aloud:
         loss = loss + unlikeness(teacher, template, batch, seen, forked, answers)
     right = (answers.argmax(-1) == packed.answer).flatten().tolist()
     asked = [q for stream in batch.asked_of for row in stream for q in row]

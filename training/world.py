@@ -4,7 +4,8 @@
 """The little world nano lives in: what one second can show and sound like, and scripts of seconds.
 
 Pure data and chance, no pixels and no samples. One second is one Picture (equal shapes of one
-colour) and one Sound (an event that lies wholly inside the second).
+colour) and one Sound (an event that lies wholly inside the second, or a word that began in the
+second before, which then holds BEGUN).
 """
 
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ SPOKEN_GROUPS = (
     (QUESTION_WORDS, 0.12),
 )
 P_ASKED_ALOUD = 0.3  # of clips that end with a question word
+SILENT_AFTER, SILENT_WEIGHTS = (0, 1, 2), (0.7, 0.2, 0.1)  # seconds behind one that is asked about
+P_ACROSS = 0.3  # of the words that an encoder hears: they began in the second before
+P_ACROSS_ASKED = 0.6  # the same, of question words
 P_NOTHING = 0.04  # of pictures without a shape
 MAX_SECONDS = 16  # of a window
 MAX_STREAM_SECONDS = 48  # what a window has seen come and go
@@ -74,6 +78,14 @@ class Sound:
     word: str | None = None
     voice: str | None = None
     pitch: str | None = None
+
+
+BEGUN = Sound('speech')  # the beginning of a word, whose Sound is that of the next second
+
+
+def is_begun(sound):
+    """Whether a second holds the beginning of a word that ends in the next one."""
+    return sound.kind == 'speech' and sound.word is None
 
 
 def choose(rng, items, weights=None):
@@ -103,6 +115,19 @@ def random_sound(rng, used_words=(), p_speech=0.5):
                 return Sound('speech', word)
     kind = choose(rng, KINDS[:-1], (0.2, 0.22, 0.2, 0.1, 0.1, 0.09, 0.09))
     return Sound(kind, pitch=choose(rng, PITCHES) if kind in ('beep', 'tone') else None)
+
+
+def asked_aloud(sounds, rng):
+    """The same sounds, the last of them a question word that is said once, which may have begun in
+    the second before, and silence. At least 2 sounds.
+    """
+    silent = min(choose(rng, SILENT_AFTER, SILENT_WEIGHTS), len(sounds) - 2)
+    sounds = sounds[: len(sounds) - silent]
+    free = [w for w in QUESTION_WORDS if all(s.word != w for s in sounds)]
+    sounds[-1] = Sound('speech', choose(rng, free))
+    if rng.random() < P_ACROSS_ASKED:
+        sounds[-2] = BEGUN
+    return sounds + [Sound('silence')] * silent
 
 
 def changed(picture, rng):

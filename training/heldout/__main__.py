@@ -11,7 +11,7 @@ environment/requirements.txt.
 
 makes the clips that ship; the default makes 1,800 questions of each sort. `--families verify` asks
 for yes and no where much is hidden or faint, `--families command` ends each clip with a spoken
-question word and asks nothing in words.
+question word and asks nothing in words; with `--across` that word begins in the second before.
 """
 
 import argparse
@@ -29,10 +29,14 @@ def main():
     parser.add_argument('--clips', type=int, default=300)
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--families', nargs='+', choices=FAMILIES, default=TEXT_FAMILIES)
+    parser.add_argument('--across', action='store_true', help='for commands: see above')
     options = parser.parse_args()
+    if options.across and options.families != ['command']:
+        parser.error('--across is for --families command')
     if shutil.which('espeak-ng') is None:
         parser.error('espeak-ng is missing: sudo apt install espeak-ng')
-    make_set(options.folder, options.clips, options.seed, tuple(options.families))
+    families = tuple(options.families)
+    make_set(options.folder, options.clips, options.seed, families, across=options.across)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
 from minicpmo_ros.units import NS
 from training.heldout import pictures, scripts, sounds
 from training.questions import TEXT_FAMILIES, Clip, asked, make_question
-from training.world import QUESTION_WORDS, Sound
+from training.world import QUESTION_WORDS, Sound, is_begun
 
 FIRST_SECOND, SECONDS_APART = 1_750_000_000, 100  # of the stamps, from clip to clip
 LENGTHS = (3, 2, 4, 3, 8, 2, 4, 3, 5, 2, 4, 6, 3, 2, 4, 3, 8, 2, 4, 3, 7, 2, 4, 6)
@@ -42,9 +42,11 @@ class Made:
     samples: np.ndarray  # (16000 n,) float32
 
 
-def make_clip(seconds: int, hard: bool, rng, families: tuple = TEXT_FAMILIES) -> Made:
-    """Draw and speak one clip. For commands it ends with a question word; for yes and no many
-    seconds are hard to see or to hear.
+def make_clip(
+    seconds: int, hard: bool, rng, families: tuple = TEXT_FAMILIES, across: bool = False
+) -> Made:
+    """Draw and speak one clip. For commands it ends with a question word, which begins in the
+    second before if `across`; for yes and no many seconds are hard to see or to hear.
     """
     size = scripts.pick(rng, pictures.SIZES)
     stands = not hard or rng.random() < 0.5  # one place for the whole clip
@@ -64,7 +66,10 @@ def make_clip(seconds: int, hard: bool, rng, families: tuple = TEXT_FAMILIES) ->
     wished = scripts.sounds_of(script, rng)
     if 'command' in families:
         wished[-1] = Sound('speech', scripts.pick(rng, QUESTION_WORDS))
-    made = [sounds.make_second(sound, rng) for sound in wished]
+    n_alone = seconds - 2 * across
+    made = [sounds.make_second(sound, rng) for sound in wished[:n_alone]]
+    if across:
+        made += sounds.make_across(wished[-1], rng)
     if 'verify' in families:
         made = [(sounds.harm(pcm, rng) if rng.random() < HARMED else pcm, s) for pcm, s in made]
     facts = Clip(tuple(shown), tuple(sound for _, sound in made), hard)
@@ -82,7 +87,14 @@ def ask(facts: Clip, rng, with_options: bool, families: tuple = TEXT_FAMILIES) -
     return None if None in questions else questions
 
 
-def make_set(folder: Path, count: int, seed: int, families: tuple = TEXT_FAMILIES, progress=print):
+def make_set(
+    folder: Path,
+    count: int,
+    seed: int,
+    families: tuple = TEXT_FAMILIES,
+    progress=print,
+    across: bool = False,
+):
     """Write `count` clips, questions.json (open) and choices.json (four options; only for families
     that have options) into a folder.
     """
@@ -93,7 +105,8 @@ def make_set(folder: Path, count: int, seed: int, families: tuple = TEXT_FAMILIE
     for i in range(count):
         seconds, hard = LENGTHS[i % len(LENGTHS)], HARD[i % len(HARD)]
         for take in count_up():
-            made = make_clip(seconds, hard, np.random.default_rng((seed, i, take)), families)
+            chance = np.random.default_rng((seed, i, take))
+            made = make_clip(seconds, hard, chance, families, across)
             # Of its own chance, so that other words for a question leave the clips as they are.
             rng = np.random.default_rng((seed, i, take, 1))
             asked_about = [
@@ -136,7 +149,8 @@ def tell(facts: Clip) -> list:
     lines = []
     for picture, sound in zip(facts.pictures, facts.sounds):
         place = f', {picture.row} {picture.column}' if picture.column else ''
-        heard = {'speech': f'a {sound.voice} says "{sound.word}"'}.get(
+        says = 'begins a word' if is_begun(sound) else f'says "{sound.word}"'
+        heard = {'speech': f'a {sound.voice} {says}'}.get(
             sound.kind, ' '.join(filter(None, (sound.pitch, sound.kind)))
         )
         lines.append(f'{picture.count} {picture.color} {picture.shape}{place}; {heard}')

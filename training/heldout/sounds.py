@@ -4,22 +4,24 @@
 """Seconds of sound: words by voices, accents and speeds of espeak-ng that training lacks, and
 events by modes, filters and modulation.
 
-A second is (16000,) float32 in [-1, 1]; its event lies wholly inside it. espeak-ng is a tool:
-its program speaks, nothing of it is shipped.
+A second is (16000,) float32 in [-1, 1]; its event lies wholly inside it, but for words that are
+made across the edge of two. espeak-ng is a tool: its program speaks, nothing of it is shipped.
 """
 
 import io
 import subprocess
 import wave
+from dataclasses import replace
 from math import log, pi
 
 import numpy as np
 import soxr
 
-from training.world import Sound
+from training.world import BEGUN, Sound
 
 RATE_HZ = 16000
 LONGEST = int(0.95 * RATE_HZ)
+LEAST_ACROSS = RATE_HZ // 20  # samples of a word on either side of the edge it lies across
 # (accent, variant): no accent, no variant of them and no speed below was used in training.
 MEN = tuple(
     (accent, variant)
@@ -41,6 +43,16 @@ def make_second(sound: Sound, rng) -> tuple:
     start = int(rng.integers(0, RATE_HZ - len(event) + 1))
     second[start : start + len(event)] += rng.uniform(0.25, 0.85) * event
     return np.clip(second, -1, 1).astype(np.float32), sound
+
+
+def make_across(sound: Sound, rng) -> list:
+    """Give two seconds as make_second does: a word begins in the first and ends in the second."""
+    event, sound = _event(sound, rng)
+    pcm = np.concatenate([_room(rng), _room(rng)])
+    begin = RATE_HZ - int(rng.integers(LEAST_ACROSS, len(event) - LEAST_ACROSS))
+    pcm[begin : begin + len(event)] += rng.uniform(0.25, 0.85) * event
+    pcm = np.clip(pcm, -1, 1).astype(np.float32)
+    return [(pcm[:RATE_HZ], replace(BEGUN, voice=sound.voice)), (pcm[RATE_HZ:], sound)]
 
 
 def harm(second: np.ndarray, rng) -> np.ndarray:

@@ -1,0 +1,78 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the audio encoder is taught is where the sounds are, words across an edge among them."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+pytest.importorskip('torch')
+pytest.importorskip('training.sounds', reason='training/ is not in this tree')
+from training import pool  # noqa: E402
+from training.sounds import make_stream  # noqa: E402
+from training.train_audio import random_events  # noqa: E402
+from training.voices import RATE_HZ, Take  # noqa: E402
+from training.world import (  # noqa: E402
+    BEGUN,
+    COLORS,
+    KINDS,
+    PITCHES,
+    SHAPES,
+    SPOKEN,
+    Picture,
+    Sound,
+    is_begun,
+)
+
+BLOCK = RATE_HZ // 200
+
+
+class Words:
+    """Every word is half a second of one value."""
+
+    def draw(self, word, rng):
+        return Take('espeak', 'man', np.full(RATE_HZ // 2, 0.9, np.float32))
+
+
+def loud(pcm):
+    """Which blocks of 5 ms of pcm (n,) are of a word."""
+    return np.abs(pcm).reshape(-1, BLOCK).mean(1) > 0.015
+
+
+def test_a_word_that_was_begun_lies_across_the_edge_and_others_inside(rng):
+    for _ in range(50):
+        wished = [Sound('silence'), BEGUN, Sound('speech', 'color'), Sound('speech', 'red')]
+        pcm, sounds = make_stream(wished, Words(), rng)
+        assert sounds[1].voice == sounds[2].voice == 'man' and is_begun(sounds[1])
+        before, begun, ended, inside = loud(pcm).reshape(4, -1)
+        assert before.sum() == 0 and inside.sum() >= 80
+        assert begun[-7:].all() and ended[:7].all()  # 40 ms at least, that fade at the very end
+        assert begun.sum() + ended.sum() >= 80
+
+
+def test_every_beginning_is_followed_by_its_word(rng):
+    for seconds in (1, 2, 8, 30):
+        for _ in range(40):
+            made = random_events(seconds, rng)
+            assert len(made) == seconds and not is_begun(made[-1])
+            assert all(after.word for one, after in zip(made, made[1:]) if is_begun(one))
+
+
+def test_clips_asked_aloud_take_a_word_and_its_beginning_from_one_stream(rng):
+    pictures = [Picture(None, None, 0)]
+    pictures += [Picture(*kind) for kind in product(SHAPES, COLORS, range(1, 5))]
+    sounds = [Sound(kind) for kind in KINDS]
+    sounds += [Sound(kind, pitch=pitch) for kind in ('beep', 'tone') for pitch in PITCHES]
+    sounds += [Sound('speech', word) for word in SPOKEN]
+    sounds += [sound for word in SPOKEN for sound in (BEGUN, Sound('speech', word))]
+    stored = pool.Pool(None, pictures, None, sounds)
+    found = 0
+    for _ in range(60):
+        clip, _, at = stored.clip(4, rng, 1.0, aloud=True)
+        for i, sound in enumerate(clip.sounds):
+            if is_begun(sound):
+                assert at[i + 1] == at[i] + 1 and clip.sounds[i + 1].word
+                found += 1
+    assert found > 20
