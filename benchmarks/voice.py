@@ -19,6 +19,9 @@ cpu_share, rss_mib     of node `voice` as a process of its own, meanwhile
 replay_same_turns      whether a recording gives the same turns at rates 0.5, 1 and 2
 commands               share of right answers to empty questions about fresh clips of the held-out
                        generator that end with a spoken question word, or to those of --commands
+commands_across        the same where the word begins in the second before the last
+commands_by_phase      the same of a word that begins so many seconds behind the start of a second,
+                       heard as far as node `voice` has it heard
 words_heldout_voices   share of right answers to what word was said, about other fresh clips, whose
                        voices of espeak-ng nano has never heard
 
@@ -44,6 +47,7 @@ prepare()
 
 import numpy as np  # noqa: E402
 
+from benchmarks.voice_phases import right_by_phase  # noqa: E402
 from benchmarks.voice_sounds import NOISES, SPEECH_RMS, conversation, noise, say  # noqa: E402
 from minicpmo_ros.evaluation.questions import QuestionSet  # noqa: E402
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all  # noqa: E402
@@ -63,6 +67,7 @@ SAID = 'color'  # nano answers it without text, by the image
 PHASES_S, CHUNK, LEAD_S = (0.0, 0.25, 0.5, 0.75), 640, 2
 NAMESPACE = '/voice_benchmark'
 RATES = (1.0, 0.5, 2.0)
+PHASE_CLIPS = 32
 FRESH_CLIPS, FRESH_SEED = {'command': 100, 'source': 200}, 5
 MEASURED = ROOT / 'benchmarks' / 'voice_measured.json'
 
@@ -107,7 +112,19 @@ def commands(path: Path | None) -> dict:
     spoken = [each for each in QuestionSet.read(path).questions if not each.text.strip()]
     if not spoken:
         raise SystemExit(f'{path} has no question with an empty text')
-    return {'commands': right_share(path, spoken), 'commands_asked': len(spoken)}
+    across = fresh('command', across=True)
+    rng, core = np.random.default_rng(FRESH_SEED), open_nano()
+    clips = [make_clip(3, True, rng) for _ in range(PHASE_CLIPS)]
+    try:
+        by_phase = right_by_phase(core, load_detector(), clips, rng)
+    finally:
+        core.close()
+    return {
+        'commands': right_share(path, spoken),
+        'commands_asked': len(spoken),
+        'commands_across': right_share(across, list(QuestionSet.read(across).questions)),
+        'commands_by_phase': by_phase,
+    }
 
 
 def words() -> dict:
@@ -117,22 +134,27 @@ def words() -> dict:
     return {'words_heldout_voices': right_share(path, asked), 'words_asked': len(asked)}
 
 
-def fresh(family: str) -> Path:
+def fresh(family: str, across: bool = False) -> Path:
     """Return a file of questions of one family about fresh clips of the held-out generator."""
-    folder = OUT.parent / 'voice_clips' / family
-    make_set(folder, FRESH_CLIPS[family], FRESH_SEED, (family,), print)
+    folder = OUT.parent / 'voice_clips' / (family + '_across' * across)
+    make_set(folder, FRESH_CLIPS[family], FRESH_SEED, (family,), print, across)
     return folder / 'questions.json'
 
 
 def right_share(path: Path, asked: list) -> float:
     """Return which share of some questions of a file nano answers right, by the core."""
-    core = Core(ModelDirectory.open(NANO), CoreOptions(device='cpu'))
+    core = open_nano()
     try:
         questions = replace(QuestionSet.read(path), questions=tuple(asked))
         (answers,) = answer_all(core, questions, [Variant()])
     finally:
         core.close()
     return sum(answers.answers[each.id].strip() in each.answers for each in asked) / len(asked)
+
+
+def open_nano() -> Core:
+    """Return nano, loaded."""
+    return Core(ModelDirectory.open(NANO), CoreOptions(device='cpu'))
 
 
 def measured_earlier() -> dict:
