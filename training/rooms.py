@@ -49,9 +49,9 @@ class Place:
         return (companded(out) if self.is_companded else out).astype(np.float32)
 
 
-def somewhere(streams, rng):
+def somewhere(streams, rng, p_plain=P_PLAIN):
     """Return streams (n, samples) float32, each as heard in a place of its own."""
-    places = [random_place(rng) for _ in streams]
+    places = [random_place(rng, p_plain) for _ in streams]
     return np.stack([place.heard(pcm) if place else pcm for place, pcm in zip(places, streams)])
 
 
@@ -62,9 +62,9 @@ def companded(pcm, mu=255):
     return np.sign(code) * np.expm1(np.abs(code) * np.log1p(mu)) / mu
 
 
-def random_place(rng):
+def random_place(rng, p_plain=P_PLAIN):
     """Return a Place, or None for sound as it was made."""
-    if rng.random() < P_PLAIN:
+    if rng.random() < p_plain:
         return None
     is_line = rng.random() < 0.25
     return Place(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from . import codes
-from .rooms import somewhere
+from .rooms import P_PLAIN, somewhere
 from .runs import Run, autocast, optimizers
 from .sounds import make_stream
 from .train_vision import choice_loss, slot_logits
@@ -28,23 +28,25 @@ CURRICULUM = (
 )
 
 
-def random_events(seconds, rng):
+def random_events(seconds, rng, p_across=P_ACROSS):
     """A Sound a second, mostly words, some of which lie across the edge of two seconds."""
     made = []
     for i in range(seconds):
         is_word = rng.random() < 0.62
         new = Sound('speech', choose(rng, SPOKEN)) if is_word else random_sound(rng, p_speech=0.0)
         has_room = i and not (i > 1 and is_begun(made[i - 2]))
-        if is_word and has_room and rng.random() < P_ACROSS:
+        if is_word and has_room and rng.random() < p_across:
             made[i - 1] = BEGUN
         made.append(new)
     return made
 
 
-def make_batch(seconds, streams, words, rng):
-    """-> pcm (streams, seconds * 16000), list of streams * seconds Sounds"""
-    made = [make_stream(random_events(seconds, rng), words, rng) for _ in range(streams)]
-    pcm = somewhere(np.stack([pcm for pcm, _ in made]), rng)
+def make_batch(seconds, streams, words, rng, p_plain=P_PLAIN, p_across=P_ACROSS):
+    """-> pcm (streams, seconds * 16000), list of streams * seconds Sounds; p_plain: share of the
+    streams that are in no room, p_across: of the words that lie across the edge of two seconds.
+    """
+    made = [make_stream(random_events(seconds, rng, p_across), words, rng) for _ in range(streams)]
+    pcm = somewhere(np.stack([pcm for pcm, _ in made]), rng, p_plain)
     pcm += np.stack([random_offset(rng) for _ in range(streams)])[:, None]
     return torch.from_numpy(pcm), [sound for _, sounds in made for sound in sounds]
 
@@ -87,11 +89,11 @@ def loss_of(audio, pcm, sounds, rng):
 
 
 @torch.no_grad()
-def evaluate(audio, words, batches=8, seed=998, isolated=False):
-    """slot -> share of seconds whose value is told right."""
+def evaluate(audio, words, batches=8, seed=998, isolated=False, **how):
+    """slot -> share of seconds whose value is told right; `how`: as make_batch takes it."""
     rng, right, seen = np.random.default_rng(seed), {}, {}
     for _ in range(batches):
-        pcm, sounds = make_batch(8, 8, words, rng)
+        pcm, sounds = make_batch(8, 8, words, rng, **how)
         rows = audio(pcm, isolated=isolated).flatten(0, 1).float()
         for slot, label in slot_labels(sounds).items():
             told = slot_logits(rows, codes.SOUND_SLOTS, slot, codes.SOUND).argmax(-1)
