@@ -4,8 +4,8 @@
 """How many words the audio encoder of a nano tells by itself: python -m training.hears models/nano
 
 A line for each synthesiser, and for voices of espeak-ng that were not in training: percent of
-words that lie wholly inside their second, clean and in rooms, and of words of which most lie across
-the edge of two seconds.
+words that lie wholly inside their second, clean and in rooms, and of words of which most lie
+across the edge of two seconds.
 """
 
 import argparse
