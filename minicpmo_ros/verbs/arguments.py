@@ -42,41 +42,42 @@ def add_arguments(verb: str, parser) -> None:
     """Declare the options of a verb."""
     parser.add_argument('--namespace', type=namespace, default='', help='of the nodes: /robot1')
     if verb == 'ask':
-        parser.add_argument(
-            'question', nargs='?', default='', help='plain text; left out: answer what was said'
-        )
-        parser.add_argument(
-            '--choices', nargs='+', default=[], metavar='TEXT', help='the answer is one of these'
-        )
-        parser.add_argument(
-            '--remember', action='store_true', help='later questions know of this one'
-        )
-        parser.add_argument(
-            '--look',
-            choices=LOOKS,
-            default=LOOKS[0],
-            help='at the newest image: sharp: with all of the area; tiles: also in tiles',
-        )
-        parser.add_argument(
-            '--image', type=Path, help='a JPEG, PNG or WebP that is read before the question'
-        )
-        parser.add_argument(
-            '--memory',
-            choices=NOTES_READ,
-            default=NOTES_READ[0],
-            help='whether notes of before are read; only: without the window',
-        )
-        parser.add_argument('--max-tokens', type=int, default=0, help="0: the node's own")
-        parser.add_argument(
-            '--temperature', type=float, help="0: greedy; left out: the node's own"
-        )
-        parser.add_argument('--timeout', type=amount, default=60.0, help='seconds')
+        _add_question_arguments(parser)
     elif verb == 'status':
         parser.add_argument('--json', action='store_true', help='all fields, as JSON')
     else:
         parser.add_argument(
             '--count', type=int, default=0, help='end after so many lines or tables; 0: go on'
         )
+
+
+def _add_question_arguments(parser) -> None:
+    """Declare a question and how it is to be answered."""
+    parser.add_argument(
+        'question', nargs='?', default='', help='plain text; left out: answer what was said'
+    )
+    parser.add_argument(
+        '--choices', nargs='+', default=[], metavar='TEXT', help='the answer is one of these'
+    )
+    parser.add_argument('--remember', action='store_true', help='later questions know of this one')
+    parser.add_argument(
+        '--look',
+        choices=LOOKS,
+        default=LOOKS[0],
+        help='at the newest image: sharp: with all of the area; tiles: also in tiles',
+    )
+    parser.add_argument(
+        '--image', type=Path, help='a JPEG, PNG or WebP that is read before the question'
+    )
+    parser.add_argument(
+        '--memory',
+        choices=NOTES_READ,
+        default=NOTES_READ[0],
+        help='whether notes of before are read; only: without the window',
+    )
+    parser.add_argument('--max-tokens', type=int, default=0, help="0: the node's own")
+    parser.add_argument('--temperature', type=float, help="0: greedy; left out: the node's own")
+    parser.add_argument('--timeout', type=amount, default=60.0, help='seconds')
 
 
 def runner(verb: str) -> Callable:
