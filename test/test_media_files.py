@@ -211,6 +211,35 @@ def test_damaged_files_end_early_or_say_so(tmp_path, rng):
                 pass
 
 
+@pytest.fixture
+def harmed(tmp_path):
+    """A copy of the demo clip with the middle of one packet of each stream overwritten."""
+    data = bytearray(DEMO.read_bytes())
+    with av.open(str(DEMO)) as container:
+        for stream in (container.streams.video[0], container.streams.audio[0]):
+            container.seek(0)
+            packet = [p for p in container.demux(stream) if p.size][20]
+            data[packet.pos : packet.pos + packet.size] = b'\xff' * packet.size
+    path = tmp_path / 'harmed.mp4'
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize('kind', ('video', 'audio'))
+def test_a_packet_that_is_damaged_is_left_out_where_that_is_wanted(harmed, kind):
+    def read(path, *how):
+        return list(read_video(path, *how) if kind == 'video' else read_audio(path, None, *how)[1])
+
+    with pytest.raises(InputError, match=f'the {kind} is damaged'):
+        read(harmed)
+    told = []
+    stamps = [stamp_ns for stamp_ns, _ in read(harmed, told.append)]
+    whole = [stamp_ns for stamp_ns, _ in read(DEMO)]
+    assert len(told) >= 1 and all('is damaged' in damage for damage in told)
+    assert stamps[-1] == whole[-1] and set(stamps) <= set(whole)
+    assert len(whole) - len(stamps) <= 2 * len(told)
+
+
 def test_demo_clip_is_what_its_table_says():
     facts = probe(DEMO)
     assert (facts.width, facts.height, facts.sample_rate_hz) == (320, 240, 24000)

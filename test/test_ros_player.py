@@ -70,6 +70,19 @@ rclpy.spin(node)
 """
 
 
+def test_it_plays_on_behind_a_damaged_packet_and_says_so(graph, tmp_path):
+    data = bytearray(CLIP.read_bytes())
+    with av.open(str(CLIP)) as container:
+        packet = [p for p in container.demux(container.streams.video[0]) if p.size][20]
+    data[packet.pos : packet.pos + packet.size] = b'\xff' * packet.size
+    path = tmp_path / 'harmed.mp4'
+    path.write_bytes(data)
+    process, pictures, _ = play(graph, path, '-p', 'exit_at_end:=true', '-p', 'rate:=10.0')
+    assert ended(graph, process) == 0, process.log
+    assert stamp_ns_of(pictures[-1]) - stamp_ns_of(pictures[0]) > 5e9
+    assert 'the video is damaged' in process.log and 'left out' in process.log
+
+
 def test_it_waits_at_its_end_for_who_has_not_acknowledged_and_says_so(graph):
     text = LISTENER.format(namespace=graph.namespace)
     listener = subprocess.Popen([sys.executable, '-c', text])

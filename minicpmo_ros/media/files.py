@@ -7,6 +7,7 @@ Stamps are nanoseconds of presentation since the start of the file. Images and a
 origin, so their offset is kept. Only local files are opened: no network address and no playlist.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -73,26 +74,30 @@ def probe(path) -> FileFacts:
         )
 
 
-def read_video(path):
+def read_video(path, on_damage: Callable | None = None):
     """Return an iterator of (stamp_ns, image (H, W, 3) uint8 RGB) in order of presentation.
 
-    Images are upright. Raises InputError at once for a file without images, and on the way
-    where the file turns out to be damaged.
+    Images are upright. Raises InputError at once for a file without images, and on the way where
+    the file turns out to be damaged; on_damage: is called with that sentence for each packet that
+    cannot be decoded, which is then left out.
     """
     container = _open(path)
     stream = _require(container, 'video', path)
-    return _images(container, stream, path)
+    return _images(container, _decode(container, stream, path, on_damage), stream)
 
 
-def read_audio(path, mixer: ChannelMixer | None = None) -> tuple:
+def read_audio(
+    path, mixer: ChannelMixer | None = None, on_damage: Callable | None = None
+) -> tuple:
     """Return (rate_hz, iterator of (stamp_ns, samples (n,) float32 mono)), chunks as stored.
 
     mixer: makes one channel of all; None: a new one, of their mean.
-    Raises InputError as `read_video` does.
+    Raises InputError as `read_video` does; on_damage: as there.
     """
     container = _open(path)
     stream = _require(container, 'audio', path)
-    return stream.rate, _chunks(container, stream, path, mixer or ChannelMixer())
+    frames = _decode(container, stream, path, on_damage)
+    return stream.rate, _chunks(container, frames, mixer or ChannelMixer())
 
 
 def samples_of(frame, mixer: ChannelMixer) -> np.ndarray:
@@ -103,10 +108,10 @@ def samples_of(frame, mixer: ChannelMixer) -> np.ndarray:
     return mixer.mix(scale_to_float(values.T))
 
 
-def _images(container, stream, path):
+def _images(container, frames, stream):
     interval_s = 1 / (stream.average_rate or Fraction(25))
     next_s = Fraction(0)
-    for frame in _decode(container, stream, path):
+    for frame in frames:
         check_size(frame.width, frame.height)
         at_s = _time_s(container, frame, next_s)
         next_s = at_s + interval_s
@@ -115,9 +120,9 @@ def _images(container, stream, path):
         yield _ns(at_s), np.ascontiguousarray(upright)
 
 
-def _chunks(container, stream, path, mixer: ChannelMixer):
+def _chunks(container, frames, mixer: ChannelMixer):
     next_s = Fraction(0)
-    for frame in _decode(container, stream, path):
+    for frame in frames:
         samples = samples_of(frame, mixer)  # (n,)
         at_s = _time_s(container, frame, next_s)
         next_s = at_s + Fraction(len(samples), frame.sample_rate)
@@ -160,15 +165,24 @@ def _require(container, kind: str, path):
     return stream
 
 
-def _decode(container, stream, path):
+def _decode(container, stream, path, on_damage: Callable | None):
     """Yield decoded frames and close the container at the end, however it comes."""
     with container:
-        try:
-            yield from container.decode(stream)
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise InputError(
-                f'{path}: the {stream.type} is damaged ({in_words(error)}).'
-            ) from error
+        packets = container.demux(stream)
+        while True:
+            packet = None
+            try:
+                packet = next(packets, None)
+                frames = () if packet is None else packet.decode()
+            except (av.error.FFmpegError, OSError, ValueError) as error:
+                damage = f'{path}: the {stream.type} is damaged ({in_words(error)}).'
+                if on_damage is None or packet is None:
+                    raise InputError(damage) from error
+                on_damage(damage)
+                continue
+            if packet is None:
+                return
+            yield from frames
 
 
 def _time_s(container, frame, otherwise_s: Fraction) -> Fraction:

@@ -11,7 +11,7 @@ for itself, as far as it is taken.
 import heapq
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -164,16 +164,24 @@ class MediaSource:
     notes: tuple = ()  # sentences on how it is played
 
 
-def open_source(path: str, jpeg_quality: int = 90, sources: Sources | None = None) -> MediaSource:
-    """Open a file or bag; raise InputError if it is unreadable or has neither stream."""
+def open_source(
+    path: str,
+    jpeg_quality: int = 90,
+    sources: Sources | None = None,
+    on_damage: Callable | None = None,
+) -> MediaSource:
+    """Open a file or bag; raise InputError if it is unreadable or has neither stream.
+
+    on_damage: as read_video of media.files takes it.
+    """
     if is_bag(path) or Path(path).suffix in SUFFIXES:
         return _open_bag(path, sources)
     facts = probe(path)
     if not facts.width and not facts.sample_rate_hz:
         raise InputError(f'{path}: no images and no audio in it')
     mixer = ChannelMixer(parse_channel((sources or Sources()).audio_channel))
-    rate_hz, audio = read_audio(path, mixer) if facts.sample_rate_hz else (0, None)
-    images = _jpegs(read_video(path), jpeg_quality) if facts.width else None
+    rate_hz, audio = read_audio(path, mixer, on_damage) if facts.sample_rate_hz else (0, None)
+    images = _jpegs(read_video(path, on_damage), jpeg_quality) if facts.width else None
     image_ns = int(NS / (facts.frame_rate_hz or USUAL_RATE_HZ))
     return MediaSource(images, audio, rate_hz, image_ns, mixer)
 

@@ -122,6 +122,7 @@ class MediaPlayer(Node):
         names = [name.strip() for name in self._options.wait_for_nodes.split(',')]
         self._awaited = Awaited(self, tuple(name for name in names if name))
         self._made_s, self._throttle = time.monotonic(), Throttle()
+        self._damaged = 0  # packets of the file that could not be decoded
         for note in media.notes:
             self.get_logger().warning(note)
         self._queue = queue.Queue(QUEUE_ITEMS)  # of Item; then None or the Error that ended it
@@ -160,7 +161,14 @@ class MediaPlayer(Node):
     def _open(self) -> MediaSource:
         o = self._options
         sources = Sources(o.image_topic, o.audio_topic, o.audio_channel, o.audio_format)
-        return open_source(o.file, o.jpeg_quality, sources)
+        return open_source(o.file, o.jpeg_quality, sources, self._on_damage)
+
+    def _on_damage(self, damage: str) -> None:
+        self._damaged += 1
+        if self._throttle.allows('damage'):
+            self.get_logger().warning(
+                f'{damage} What cannot be decoded is left out: {self._damaged} packets so far.'
+            )
 
     def _look(self) -> None:
         """Log mismatched topic ends, and what playing waits for."""
