@@ -112,22 +112,6 @@ def test_what_ggml_says_reaches_the_sink(heard):
     assert any(text.startswith('gguf_') for text in told)  # a function of ggml, not of llama.cpp
 
 
-def test_the_log_is_taken_back_from_the_python_api_of_llama_cpp():
-    code = (
-        'from minicpmo_ros.process import prepare\nprepare()\n'
-        'from minicpmo_ros.ggml import library\n'
-        'import llama_cpp\nllama_cpp.Llama\n'  # loads what sets a log of its own
-        'library.set_log(lambda level, text: print(level, text))\n'
-        'model = llama_cpp.llama_model_load_from_file(\n'
-        '    b"/nowhere", llama_cpp.llama_model_default_params())\n'
-        'assert not model\n'
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0 and 'error gguf_' in done.stdout, done.stderr
-
-
 def test_an_abort_says_why():
     code = (
         'from minicpmo_ros.process import prepare\nprepare()\n'

@@ -152,11 +152,9 @@ def set_log(sink: Callable | None) -> None:
     """Send every line that ggml and llama.cpp log to sink(level, text).
 
     level is 'debug', 'info', 'warning' or 'error'. The sink is called by whatever thread
-    computes and must not block. None: the logger `minicpmo_ros.llama_cpp` of Python. It replaces
-    the log of llama-cpp-python's own API, which takes it where a program loads that later.
+    computes and must not block. None: the logger `minicpmo_ros.llama_cpp` of Python.
     """
     llama_log.sink = sink or _to_logging
-    _take_log()
 
 
 def explain_abort(explain: Callable[[str], str]) -> None:
@@ -191,23 +189,19 @@ def check_version() -> None:
         raise EngineError(f'the layout of ggml tensors has changed. Install {PINNED}')
 
 
-def _take_log() -> None:
+def _route_log() -> None:
     address = ctypes.cast(llama_log.callback, ctypes.c_void_p)
     lib.log_set(address, None)
-    _set_llama_log(address, None)
-
-
-def _end_with_python() -> None:
-    """What C destroys after Python has ended must not call into it."""
+    set_llama_log = ctypes.CDLL(_llama._lib._name).llama_log_set
+    set_llama_log.argtypes, set_llama_log.restype = [ctypes.c_void_p, ctypes.c_void_p], None
+    set_llama_log(address, None)
+    lib.set_abort_callback(ctypes.cast(_last_words, ctypes.c_void_p))
+    # What C destroys after Python has ended must not call into it.
     atexit.register(lib.set_abort_callback, None)
-    atexit.register(_set_llama_log, None, None)
+    atexit.register(set_llama_log, None, None)
     atexit.register(lib.log_set, None, None)
 
 
 llama_log = _Log()
-_set_llama_log = ctypes.CDLL(_llama._lib._name).llama_log_set
-_set_llama_log.argtypes, _set_llama_log.restype = [ctypes.c_void_p, ctypes.c_void_p], None
 check_version()
-_take_log()
-lib.set_abort_callback(ctypes.cast(_last_words, ctypes.c_void_p))
-_end_with_python()
+_route_log()
