@@ -6,10 +6,8 @@ and with what it ends.
 """
 
 import ctypes
-import importlib.util
 import os
 import signal
-import sys
 from contextlib import contextmanager
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -24,19 +22,10 @@ DEFAULTS = {
     # NumPy multiplies little here, and its threads spin: 40 ms of CPU time when it is loaded.
     'OPENBLAS_NUM_THREADS': '1',
 }
-# Packages that load more than is wanted of them, and where names are that are wanted of them.
-PARTLY = {
-    # Its own API in Python, which needs jinja2, a cache on the disk and more: 40 ms of CPU time.
-    'llama_cpp': {},
-    # What makes Python of .msg files, with its parser, beside what loads it: 20 ms.
-    'rosidl_generator_py': {'import_type_support': 'import_type_support_impl'},
-}
 
 
 def prepare() -> None:
     """Settle it all; what the user has set or loaded himself stays."""
-    for package, homes in PARTLY.items():
-        load_partly(package, homes)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     # glibc gives every thread an arena, which keeps what was freed in it: 30 to 45 MiB, once three
@@ -44,29 +33,6 @@ def prepare() -> None:
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt is not None and 'MALLOC_ARENA_MAX' not in os.environ:
         mallopt(M_ARENA_MAX, ARENAS)
-
-
-def load_partly(name: str, homes: dict) -> None:
-    """Let the modules of a package be imported without its __init__, which may load much more.
-
-    It runs once a name of it is wanted that is none of `homes`: {name: its module}.
-    """
-    spec = None if name in sys.modules else importlib.util.find_spec(name)
-    if spec is None:
-        return
-    package = importlib.util.module_from_spec(spec)
-
-    def missing(wanted: str):
-        if wanted in homes:
-            module = importlib.import_module(f'{name}.{homes[wanted]}')
-            setattr(package, wanted, getattr(module, wanted))
-        else:
-            del package.__getattr__
-            spec.loader.exec_module(package)
-        return getattr(package, wanted)
-
-    package.__getattr__ = missing
-    sys.modules[name] = package
 
 
 def visible_gpu(number: str | None):

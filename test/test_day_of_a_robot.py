@@ -125,6 +125,8 @@ class Robot:
                 self.until_read(read_before + second - 1, goes_on=is_back)
             self.time.now_s = max(self.time.now_s, begin_s + second + 1)
         self.until_read(read_before + scene.seconds, goes_on=True)
+        if senses == BOTH:
+            self.until_newest(begin_s + scene.seconds)
         return begin_s + scene.seconds
 
     def later(self, end_s: int) -> int:
@@ -139,6 +141,13 @@ class Robot:
         self.time.until(
             lambda: all(self._encoded.get(sense) == second for sense in senses),
             f'second {second} to be encoded',
+        )
+
+    def until_newest(self, end_s: int) -> None:
+        """Wait until the window ends there for both senses, whatever else was read meanwhile."""
+        self.time.pass_until(
+            lambda: self.graph.status.image_end.sec == self.graph.status.audio_end.sec == end_s,
+            f'the second that ends at {end_s} to be read',
         )
 
     def until_read(self, count: int, goes_on: bool = False) -> None:

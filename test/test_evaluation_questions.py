@@ -241,14 +241,14 @@ def test_a_yes_that_yaml_reads_as_true_is_explained(tmp_path):
     'text, told',
     [
         ('{', 'not JSON'),
-        ('[]', 'format is None'),
+        ('[]', 'does not say what it is'),
         ('{"format": 3}', 'format is 3'),
         ('{"format": "minicpmo_ros questions 1"}', 'no list of questions'),
         ('{"format": "minicpmo_ros questions 1", "questions": [7]}', 'not an object'),
         ('{"format": "minicpmo_ros questions 1", "questions": [{"id": "a"}]}', 'has no clip'),
         ('{"a": 1, "a": 2}', 'occurs twice'),
         ('[' * 100000, 'not JSON'),
-        ('\xff', 'not JSON'),
+        ('\xff', 'no text in UTF-8'),
     ],
 )
 def test_what_is_no_file_of_questions_is_refused(tmp_path, text, told):

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from minicpmo_ros.errors import EngineError
+from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.ggml.graph import GraphCache
 from minicpmo_ros.ggml.library import GgmlType, lib
 from minicpmo_ros.ggml.runtime import Backend, Tensors
@@ -437,9 +437,11 @@ def test_want_of_memory_is_said(backend, stored, monkeypatch):
 
 
 def test_bad_devices_are_refused():
-    for arguments in ({'device': 'tpu'}, {'threads': 0}, {'threads': 1000}):
-        with pytest.raises(ValueError):
-            Backend(**arguments)
+    with pytest.raises(ValueError, match='tpu'):
+        Backend('tpu')
+    for threads in (0, 1000):
+        with pytest.raises(InputError, match=f'threads is {threads}; 1 to 512'):
+            Backend(threads=threads)
 
 
 def test_wrong_arithmetic_is_noticed(monkeypatch):

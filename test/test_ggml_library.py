@@ -35,7 +35,7 @@ def test_the_pinned_version_is_the_one_the_environment_installs():
         if line.startswith('llama-cpp-python')
     ]
     assert pins and set(pins) == {library.PINNED}
-    assert library.PINNED.endswith('==' + library.llama_cpp_version())
+    assert library.PINNED.endswith('==' + library.llama_cpp_version)
 
 
 def test_another_ggml_is_refused(monkeypatch):

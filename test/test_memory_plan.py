@@ -428,5 +428,5 @@ def test_cameras_are_counted_by_their_names():
 
 
 def test_robots_are_counted_by_their_namespaces():
-    for given, n in (([''], 1), (['a', 'b'], 2), ([], 1), ('auto', 1)):
+    for given, n in (([''], 1), (['a', 'b'], 2), ([], 1)):
         assert plan_options({'llm': {'robots': given}}).n_robots == n

@@ -256,6 +256,13 @@ def test_what_is_no_file_of_notes_is_left_as_it_is(path):
     assert pipe.is_fifo()
 
 
+def test_a_file_that_is_just_being_made_is_read_as_empty(path):
+    for i in range(20):
+        keeper = NoteKeeper(path.with_name(f'{i}.notes'))
+        assert keeper.read(lambda store: store.list()) == []
+        assert keeper.close()
+
+
 def test_notes_go_into_a_file_that_is_there_after_somebody_removed_it(path):
     problems = []
     keeper = NoteKeeper(path, on_problem=problems.append)

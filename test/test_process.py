@@ -51,38 +51,12 @@ def loaded_with(statements: str) -> frozenset:
 
 
 PREPARED = 'from minicpmo_ros.process import prepare; prepare(); '
-# What publishes a message loads the code in C of it so.
-ROBOT = PREPARED + (
-    'import minicpmo_ros.ros.live; from minicpmo_ros.msg import Status; '
-    'Status.__class__.__import_type_support__(); Status()'
-)
 
 
 def test_a_robot_does_not_load_the_library_for_video_until_an_image_needs_it():
     """PyAV takes 15 MiB and 30 ms, and hardly any camera sends PNG with 16 bits a colour."""
-    told = loaded_with(ROBOT)
+    told = loaded_with('import minicpmo_ros.ros.live')
     assert 'PIL.Image' in told and 'av' not in told
-
-
-def test_a_robot_loads_of_llama_cpp_and_of_what_makes_messages_only_what_it_calls():
-    told = loaded_with(ROBOT)
-    assert {'llama_cpp.llama_cpp', 'rosidl_generator_py.import_type_support_impl'} <= told
-    assert not {'llama_cpp.llama', 'jinja2', 'rosidl_parser.parser', 'lark'} & told
-
-
-def test_a_package_that_is_loaded_partly_gives_all_its_names_to_who_asks_for_them():
-    told = loaded_with(
-        PREPARED + 'from rosidl_generator_py import import_type_support, generate_py; '
-        'import llama_cpp.llama_cpp as low; import llama_cpp; '
-        'assert llama_cpp.Llama and llama_cpp.llama_backend_init is low.llama_backend_init; '
-        'assert llama_cpp.__version__ and not hasattr(llama_cpp, "no_name_of_it")'
-    )
-    assert {'llama_cpp.llama', 'lark'} <= told
-
-
-def test_who_has_loaded_a_package_wholly_keeps_it():
-    loaded_with('import llama_cpp as mine; ' + PREPARED + 'import llama_cpp; '
-                'assert llama_cpp is mine and llama_cpp.Llama')  # fmt: skip
 
 
 def test_a_verb_loads_neither_numpy_nor_the_modules_of_other_verbs():

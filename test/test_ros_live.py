@@ -62,7 +62,8 @@ def ask_by_action(graph, on_feedback=None, **fields):
 
 
 def test_a_minute_through_three_processes(graph, tiny_model_dir):
-    start_apart(graph, tiny_model_dir, '-p', 'n_ctx:=2048')
+    # However slow the machine is, a second waits for its image.
+    start_apart(graph, tiny_model_dir, '-p', 'n_ctx:=2048', '-p', 'unit_deadline:=60.0')
     system_prompt = graph.status.positions
     assert system_prompt > 0
     source = Source(graph)

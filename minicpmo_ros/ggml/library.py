@@ -45,10 +45,12 @@ GGML_VERSION = '0.25.3'
 PINNED = 'llama-cpp-python==0.3.36'  # as in environment/*.txt
 
 try:
-    import llama_cpp.llama_cpp as _llama
+    import llama_cpp
+    from llama_cpp import llama_cpp as _llama
 except ImportError as error:
     raise EngineError(f'llama.cpp cannot be loaded ({error}). Install {PINNED}') from error
 
+llama_cpp_version = llama_cpp.__version__
 lib = types.SimpleNamespace(
     **signatures.bind(ctypes.PyDLL(_llama._lib._name), signatures.QUICK),
     **signatures.bind(ctypes.CDLL(_llama._lib._name), signatures.BLOCKING),
@@ -170,18 +172,11 @@ def _last_words(message: bytes) -> None:
     os.write(2, told.encode() + b'\n')
 
 
-def llama_cpp_version() -> str:
-    """Return the version of llama-cpp-python."""
-    from importlib.metadata import version  # slow to load
-
-    return version('llama-cpp-python')
-
-
 def check_version() -> None:
     version = lib.version().decode()
     if version != GGML_VERSION:
         raise EngineError(
-            f'ggml {version} of llama-cpp-python {llama_cpp_version()} is not what '
+            f'ggml {version} of llama-cpp-python {llama_cpp_version} is not what '
             f'this package was made for ({GGML_VERSION}). Install {PINNED}'
         )
     # ggml keeps a 32-byte object header in front of every tensor.

@@ -20,6 +20,7 @@ from minicpmo_ros.notes.store import NoteStore
 
 log = logging.getLogger(__name__)
 RETRY_S = 10.0
+OPENING_S = 2.0  # that a file is waited for, at most
 MOST_WAITING = 256  # pieces of work; beyond that the disk is too slow, and notes are refused
 
 
@@ -43,6 +44,7 @@ class NoteKeeper:
         self._work = queue.Queue(MOST_WAITING)
         self._store = self._reader = None
         self._reading = threading.Lock()
+        self._has_tried = threading.Event()  # to open the file for writing
         self._thread = threading.Thread(target=self._run, name='notes', daemon=True)
         self._thread.start()
 
@@ -51,7 +53,11 @@ class NoteKeeper:
         self._put(work, on_done)
 
     def read(self, read: Callable[[NoteStore], object]):
-        """Return `read(store)`, with the store open for reading; raises StoreError."""
+        """Return `read(store)`, with the store open for reading; raises StoreError.
+
+        It waits for the file, which may just be made and be no file of notes yet.
+        """
+        self._has_tried.wait(OPENING_S)
         with self._reading:
             if self._reader is not None and self._reader.is_gone:
                 self._end_reader()
@@ -86,6 +92,7 @@ class NoteKeeper:
     def _run(self) -> None:
         while True:
             self._open()
+            self._has_tried.set()
             try:
                 work, on_done = self._work.get(timeout=None if self._store else RETRY_S)
             except queue.Empty:
