@@ -122,11 +122,10 @@ class MediaPlayer(Node):
         names = [name.strip() for name in self._options.wait_for_nodes.split(',')]
         self._awaited = Awaited(self, tuple(name for name in names if name))
         self._made_s, self._throttle = time.monotonic(), Throttle()
-        self._damaged = 0  # packets of the file that could not be decoded
         for note in media.notes:
             self.get_logger().warning(note)
         self._queue = queue.Queue(QUEUE_ITEMS)  # of Item; then None or the Error that ended it
-        self._next = None
+        self._next, self._damaged = None, 0  # packets of the file that cannot be decoded
         self._is_ended = self._is_paused = False
         self._begun_ns = None  # in the node's time, or the bag's
         self._position_ns = 0  # of playing, from the first instant
