@@ -279,7 +279,10 @@ def ask_aloud(watcher: Watcher, path: Path) -> None:
     with executable('voice') as listener, executable('speaker') as mouth:
         watcher.processes += [listener, mouth]
         watcher.wait_until(
-            lambda: ear.microphone.get_subscription_count() >= 2 and ear.states,
+            lambda: (
+                ear.microphone.get_subscription_count() >= 2
+                and watcher.count_subscribers('llm/answer_delta')  # by the speaker, once active
+            ),
             READY_TIMEOUT_S, 'voice and speaker',
         )  # fmt: skip
         ear.speak(sound)
