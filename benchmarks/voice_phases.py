@@ -13,13 +13,16 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.voice_sounds import say
-from minicpmo_ros.evaluation.bags.clip import Clip, ClipImage
+from minicpmo_ros.evaluation.bags.clip import Clip as RecordedClip
+from minicpmo_ros.evaluation.bags.clip import ClipImage
 from minicpmo_ros.evaluation.runner import Core, assemble
-from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
+from minicpmo_ros.media.audio.log_mel import MARGIN, SAMPLE_RATE_HZ
 from minicpmo_ros.streams.audio import AudioPipeline
 from minicpmo_ros.units import NS
 from minicpmo_ros.voice.turns import TurnFinder, TurnKind, TurnOptions
-from training.world import COUNTS
+from training.kinds_across import said_last
+from training.questions import Clip
+from training.world import Sound
 
 WORDS, VOICES = ('color', 'shape', 'count', 'where'), ('en-us', 'en-gb', 'slt', 'rms')
 PHASES_S = tuple(np.arange(0, 1, 0.1))
@@ -46,17 +49,12 @@ def with_word(samples: np.ndarray, word: str, voice: str, phase_s: float, rng) -
 
 def units_until(core: Core, samples: np.ndarray, until_s: float, image) -> list:
     """Return Units of the audio up to until_s, all with one ImageSecond's rows."""
-    pipeline = AudioPipeline(core.audio)
-    heard = [
-        (second.second, second.rows)
-        for second in pipeline.push(0, samples)
-        if second.second + 1 <= until_s
-    ]
-    if until_s % 1:
-        pipeline = AudioPipeline(core.audio)
-        pipeline.push(0, samples[: int(until_s * SAMPLE_RATE_HZ)])
-        second, _ = pipeline.peek(int(until_s * NS))
-        heard.append((second.second, second.rows))
+    pipeline, is_open = AudioPipeline(core.audio), until_s % 1 > 0
+    end = int(until_s * SAMPLE_RATE_HZ) + (0 if is_open else MARGIN)
+    seconds = pipeline.push(0, samples[:end])
+    if is_open:
+        seconds.append(pipeline.peek(int(until_s * NS))[0])
+    heard = [(second.second, second.rows) for second in seconds]
     return assemble([replace(image, second=second) for second, _ in heard], heard)
 
 
@@ -79,20 +77,17 @@ def right_by_phase(core: Core, detector, clips: list, rng) -> dict:
     right = {phase_s: [] for phase_s in PHASES_S}
     for i, made in enumerate(clips):
         word, voice = WORDS[i % len(WORDS)], VOICES[i // len(WORDS) % len(VOICES)]
-        wanted = wanted_of(made.facts.pictures[-1])[word]
-        image = core.see(Clip((ClipImage.of_compressed(0, 'jpeg', made.frames[-1]),), ()))[-1]
+        wanted = wanted_of(made.facts.pictures[-1], word)
+        image = core.see(RecordedClip((ClipImage.of_compressed(0, 'jpeg', made.frames[-1]),), ()))[
+            -1
+        ]
         for phase_s in PHASES_S if wanted else ():
             samples = with_word(made.samples, word, voice, phase_s, rng)
             right[phase_s].append(answer_to(core, detector, samples, image) == wanted)
     return {f'{phase_s:.1f}': float(np.mean(found)) for phase_s, found in right.items()}
 
 
-def wanted_of(picture) -> dict:
-    """Return {word: what is asked for by it} of a picture; None: there is no such thing."""
-    count = COUNTS[picture.count - 1]
-    return {
-        'color': picture.color,
-        'shape': picture.shape,
-        'count': count,
-        'where': picture.column,
-    }
+def wanted_of(picture, word: str) -> str | None:
+    """Return what is asked for of a picture by a word; None: there is no such thing."""
+    asked = said_last(Clip((picture,), (Sound('speech', word),)), None)
+    return asked and asked[1]

@@ -3,9 +3,9 @@
 
 """Makes seconds of sound: words that voices.py has spoken, and synthesised events.
 
-A stream is (16000 n,) float32 in [-1, 1]. Every event lies in the seconds that its
-script promises.
-Every kind of event is made in several ways, so that the encoder learns the kind and not the way.
+A stream is (16000 n,) float32 in [-1, 1]. Every event lies in the seconds that its script
+promises. Every kind of event is made in several ways, so that the encoder learns the kind and not
+the way.
 """
 
 from dataclasses import replace

@@ -52,9 +52,8 @@ NOTED = 0.45  # of these batches: questions behind notes
 # Notes at most, rows and number of the questions behind them.
 NOTED_SIZES = ((1, 85, 6), (2, 110, 5), (4, 170, 4))
 LONGEST_STILL = 20  # seconds
-ASKED_S = (
-    max(SILENT_AFTER) + 2
-)  # seconds of a word that is asked about, with the silence behind it
+# Seconds of a word that is asked about, with the silence behind it.
+ASKED_S = max(SILENT_AFTER) + 2
 # Of these batches without notes: all streams end with a question word, which may have begun in the
 # second before and may have silence behind it; of each so many questions, of these families.
 ALOUD, ALOUD_NUMBER = 0.4, 2

@@ -20,6 +20,7 @@ from minicpmo_ros.media.audio.channels import ChannelMixer
 from minicpmo_ros.media.audio.stream import scale_to_float
 from minicpmo_ros.media.image.tiling import check_size
 
+UNREADABLE = (av.error.FFmpegError, OSError, ValueError)  # what PyAV raises of a source
 # Containers that hold their streams themselves; playlists and scripts point elsewhere.
 FORMATS = (
     'mov',
@@ -140,7 +141,7 @@ def _open(path):
             str(Path(path).resolve()),
             options={'protocol_whitelist': 'file', 'format_whitelist': ','.join(FORMATS)},
         )
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(
             f'{path}: not a video or audio file that can be read '
             f'({in_words(error)}). Convert it to MP4, Matroska or WAV.'
@@ -168,21 +169,22 @@ def _require(container, kind: str, path):
 def _decode(container, stream, path, on_damage: Callable | None):
     """Yield decoded frames and close the container at the end, however it comes."""
     with container:
-        packets = container.demux(stream)
-        while True:
-            packet = None
-            try:
-                packet = next(packets, None)
-                frames = () if packet is None else packet.decode()
-            except (av.error.FFmpegError, OSError, ValueError) as error:
-                damage = f'{path}: the {stream.type} is damaged ({in_words(error)}).'
-                if on_damage is None or packet is None:
-                    raise InputError(damage) from error
-                on_damage(damage)
-                continue
-            if packet is None:
-                return
-            yield from frames
+        try:
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except UNREADABLE as error:
+                    if on_damage is None:
+                        raise
+                    on_damage(_damage(path, stream, error))
+                else:
+                    yield from frames
+        except UNREADABLE as error:
+            raise InputError(_damage(path, stream, error)) from error
+
+
+def _damage(path, stream, error: Exception) -> str:
+    return f'{path}: the {stream.type} is damaged ({in_words(error)}).'
 
 
 def _time_s(container, frame, otherwise_s: Fraction) -> Fraction:

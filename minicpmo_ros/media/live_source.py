@@ -24,7 +24,7 @@ import numpy as np
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.audio.channels import ChannelMixer
-from minicpmo_ros.media.files import samples_of
+from minicpmo_ros.media.files import UNREADABLE, samples_of
 from minicpmo_ros.media.image.compressed import encode_jpeg
 from minicpmo_ros.media.image.tiling import check_size
 from minicpmo_ros.media.live_clock import LiveClock
@@ -254,7 +254,7 @@ def _open(options: LiveOptions):
         return av.open(
             _address(options), format=format_name, options=settings, timeout=(timeout_s, timeout_s)
         )
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         # FFmpeg may call an answer that did not come damaged data.
         is_late = time.monotonic() - begun_s >= timeout_s
         why = _why(TimeoutError() if is_late else error, options)
