@@ -13,7 +13,6 @@ import pytest
 from minicpmo_ros.evaluation.statistics import (
     compare,
     holm,
-    mcnemar,
     share_by_clip,
     sign_flips,
     wilson,
@@ -36,15 +35,18 @@ def test_wilson_holds_the_truth_in_95_of_100_cases():
     assert 0.935 < held < 0.965
 
 
-def test_mcnemar_is_the_fair_coin():
-    assert mcnemar(0, 0) == 1
-    assert mcnemar(5, 5) == 1
-    assert mcnemar(1, 9) == pytest.approx(2 * 11 / 1024)
-    assert mcnemar(9, 1) == mcnemar(1, 9)
+def test_flips_of_equal_differences_are_the_fair_coin_of_mcnemar():
+    def discordant(only_first: int, only_second: int) -> float:
+        return sign_flips([-1] * only_first + [1] * only_second)
+
+    assert discordant(0, 0) == 1
+    assert discordant(5, 5) == 1
+    assert discordant(1, 9) == pytest.approx(2 * 11 / 1024)
+    assert discordant(9, 1) == discordant(1, 9)
     # The normal approximation goes on where the exact sum ends.
     for count, few in ((1001, 455), (4001, 1930)):
         exact = 2 * sum(comb(count, k) for k in range(few + 1)) / 2**count
-        assert mcnemar(few, count - few) == pytest.approx(exact, rel=0.05)
+        assert discordant(few, count - few) == pytest.approx(exact, rel=0.05)
 
 
 def test_a_comparison_counts_only_where_the_runs_differ():

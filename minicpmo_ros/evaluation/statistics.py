@@ -175,11 +175,6 @@ def _binomial(n: int) -> np.ndarray:
     return np.exp(logs)
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value: of so many discordant pairs, how unlikely is such a split?"""
-    return sign_flips([-1] * only_first + [1] * only_second)
-
-
 def holm(comparisons: list) -> list:
     """Return Comparisons with p-values that hold for all of them together.
 
