@@ -172,6 +172,16 @@ def require_other(target: Path, *sources) -> None:
         raise InputError(f'{target} is one of the files to be read; write elsewhere.')
 
 
+def is_of_another_kind(path: Path, magic: bytes) -> bool:
+    """Return whether a file never began with these bytes: of one that was cut, a part is left.
+
+    Zeros are what a power failure leaves of a page.
+    """
+    with open(path, 'rb') as file:
+        head = file.read(len(magic))
+    return bool(head.strip(b'\0')) and not magic.startswith(head)
+
+
 def put_aside(path: Path, beside: tuple = ()) -> Path:
     """Give a file that is of no use another name, and those whose names go on; return its name."""
     number = 1

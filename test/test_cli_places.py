@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import wave
-from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pytest
@@ -19,7 +19,8 @@ from minicpmo_ros.cli.main import main
 from minicpmo_ros.evaluation.bags.writing import write_clip
 from minicpmo_ros.notes.note import Note
 from minicpmo_ros.notes.store import NoteStore, StoreError
-from minicpmo_ros.sessions.black_box import BlackBox
+from minicpmo_ros.sessions.black_box import BlackBox, NotOursError
+from minicpmo_ros.sessions.keeper import SessionKeeper
 from minicpmo_ros.units import NS
 
 
@@ -118,12 +119,27 @@ def test_a_node_does_not_add_notes_to_a_database_of_another_program(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_file_of_another_kind_is_put_aside_by_a_black_box(tmp_path, bag):
-    before, path = bag.read_bytes(), str(bag)
-    box = BlackBox(path, 4, 'model of the test', 64)
-    assert 'begun anew' in box.told and f'{path}.damaged-1' in box.told
-    box.close()
-    assert Path(f'{path}.damaged-1').read_bytes() == before
+def test_a_file_of_another_program_is_left_as_it_is_by_a_black_box_and_by_save(tmp_path, bag):
+    before = bag.read_bytes()
+    with pytest.raises(NotOursError, match='left as it is. Set memory.black_box_path'):
+        BlackBox(bag, 4, 'model of the test', 64)
+    keeper = SessionKeeper(tmp_path / 'box', 4, lambda: ('model of the test', 64))
+    told = Queue()
+    keeper.save(bag, range(4), lambda *done: told.put(done))
+    done, reason = told.get(timeout=60)
+    assert done is None and 'a file of another program' in reason
+    assert keeper.close(60)
+    assert bag.read_bytes() == before
+
+
+def test_a_robot_forgets_although_its_black_box_is_a_file_of_another_program(bag):
+    keeper = SessionKeeper(bag, 4, lambda: ('model of the test', 64))
+    assert keeper.stored() is None and 'another program' in keeper.problem
+    assert keeper.clear() == ''
+    told = Queue()
+    keeper.forget(0, 9, lambda *done: told.put(done))
+    assert told.get(timeout=60) == (0, '')
+    assert keeper.close(60)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing, nullcontext
 
 import pytest
 
@@ -142,7 +143,7 @@ def test_a_damaged_file_is_put_aside_and_what_can_be_read_is_taken_over(path):
         assert 'was damaged' in store.problem and 'damaged-1' in store.problem
         store.add(Note(5000, 5001, 'It goes on.'))
         assert store.search(['goes'])
-    path.write_bytes(b'This is no database at all. ' * 100)
+    path.write_bytes(bytes(4096) + content[4096:])  # as a power failure leaves a page
     with NoteStore(path) as store:
         assert '0 notes' in store.problem and len(store) == 0
     assert (path.parent / 'day.db.damaged-2').exists()
@@ -241,14 +242,36 @@ def test_a_note_that_makes_no_sense_is_refused(path, note, told):
         store.add(note)
 
 
-def test_what_is_no_file_of_notes_is_left_as_it_is(path):
-    with sqlite3.connect(path) as db:
-        db.execute('CREATE TABLE mine (words TEXT)')
-    db.close()
-    theirs = path.read_bytes()
-    with pytest.raises(StoreError, match='database of another program'):
+@pytest.mark.parametrize('table', ('mine (words TEXT)', 'notes (id INTEGER, title TEXT)'))
+@pytest.mark.parametrize('is_damaged', (False, True))
+def test_a_database_of_another_program_is_left_as_it_is(path, table, is_damaged):
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f'CREATE TABLE {table}')
+        db.execute('CREATE TABLE more (words TEXT)')
+        db.commit()
+    theirs = bytearray(path.read_bytes())
+    if is_damaged:
+        theirs[100:108] = b'\xff' * 8
+        path.write_bytes(theirs)
+    is_told = table.startswith('mine') or not is_damaged
+    with pytest.raises(StoreError, match='another program') if is_told else nullcontext():
+        NoteStore(path).close()
+    kept = path if is_told else path.with_name('day.db.damaged-1')
+    assert kept.read_bytes() == theirs
+
+
+@pytest.mark.parametrize(
+    'head', (b'\x89MCAP0\r\n', b'RIFF$..WAVEfmt ', b'format: minicpmo_ros questions 1\n', b'GGUF')
+)
+def test_a_file_of_another_program_is_left_as_it_is(path, head):
+    path.write_bytes(head * 1000)
+    with pytest.raises(StoreError, match='a file of another program, and is left as it is'):
         NoteStore(path)
-    assert path.read_bytes() == theirs
+    assert path.read_bytes() == head * 1000
+    assert sorted(p.name for p in path.parent.iterdir()) == ['day.db', 'day.db.lock']
+
+
+def test_a_pipe_is_left_as_it_is(path):
     pipe = path.with_name('pipe')
     os.mkfifo(pipe)
     with pytest.raises(StoreError, match='is there, and no file'):

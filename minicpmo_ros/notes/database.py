@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from minicpmo_ros.documents import hold_for_writing, put_aside
+from minicpmo_ros.documents import hold_for_writing, is_of_another_kind, put_aside
 from minicpmo_ros.errors import BusyError, Error, InputError
 from minicpmo_ros.notes.note import Note, Pose, checked
 from minicpmo_ros.units import MIB
 
 VERSION = 2  # of the schema; each step of MIGRATIONS leads from one version to the next
 BUSY_S = 5  # for which another process is waited
+MAGIC, LARGEST_PAGE = b'SQLite format 3\0', 2**16  # bytes
 WAL_PAGES = 128  # half a MiB is written ahead of the file
 SNAPSHOTS = """snapshots (
         note_id INTEGER PRIMARY KEY, second INTEGER NOT NULL, space TEXT NOT NULL,
@@ -73,6 +74,11 @@ def open_writing(path: Path) -> tuple:
     except sqlite3.DatabaseError as error:
         if not _is_damage(error):
             raise StoreError(why(path, error)) from error
+        if _is_of_another_program(path):
+            raise StoreError(
+                f'{path} is a file of another program, and is left as it is. It is no file of '
+                'notes: name another file.'
+            ) from error
         return _mend(path, error)
 
 
@@ -178,7 +184,7 @@ def _require_own(db: sqlite3.Connection, path: Path) -> None:
     """Raise StoreError for a database of another program, such as a bag: it is left as it is."""
     rows = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
     tables = [name for (name,) in rows]
-    if tables and 'notes' not in tables:
+    if tables and not {'notes', 'words'} <= set(tables):
         raise StoreError(
             f'{path} is a database of another program, with the tables {", ".join(tables[:5])}. '
             'It is no file of notes: name another file.'
@@ -227,6 +233,18 @@ def _mend(path: Path, error: Exception) -> tuple:
 
 def _is_damage(error: Exception) -> bool:
     return 'malformed' in str(error) or 'not a database' in str(error)
+
+
+def _is_of_another_program(path: Path) -> bool:
+    """Return whether a file that SQLite cannot use was never one of notes.
+
+    The first page of a database has the sentences that made its tables, unless it is damaged.
+    """
+    if is_of_another_kind(path, MAGIC):
+        return True
+    with open(path, 'rb') as file:
+        page = file.read(LARGEST_PAGE)
+    return b'CREATE TABLE' in page and b'CREATE TABLE notes' not in page
 
 
 def _salvage(path: Path) -> list:

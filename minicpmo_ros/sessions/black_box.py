@@ -9,7 +9,7 @@ After a power failure the newest seconds can be missing: nothing waits for the d
 
 One process writes a file, and only its owner may read it. What cannot be used (another model's, a
 damaged header) is begun anew, and `told` says so; what is no file of a session at all, such as a
-bag that was named by mistake, is put aside; a file of another length keeps its seconds.
+bag that was named by mistake, is refused and left; a file of another length keeps its seconds.
 """
 
 import errno
@@ -20,15 +20,15 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from minicpmo_ros.documents import FULL, hold_for_writing, put_aside
+from minicpmo_ros.documents import FULL, hold_for_writing, is_of_another_kind
 from minicpmo_ros.errors import BusyError, InputError
 from minicpmo_ros.sessions.session_file import (
+    MAGIC,
     PAGE,
     Geometry,
     SessionFileError,
     SessionReader,
     encode_unit,
-    is_of_another_kind,
     mark,
     newest_run,
     window_of,
@@ -36,8 +36,8 @@ from minicpmo_ros.sessions.session_file import (
 from minicpmo_ros.streams.pairing import Unit
 
 
-class InUseError(SessionFileError):
-    """Another node writes the file."""
+class NotOursError(SessionFileError):
+    """The file is another node's or another program's: no second of this node is in it."""
 
 
 class BlackBox:
@@ -150,9 +150,12 @@ class BlackBox:
         return stored, [place for place in damaged if place < self._geometry.n_places]
 
     def _begin_anew(self, why: str) -> tuple:
+        if is_of_another_kind(self.path, MAGIC):
+            raise NotOursError(
+                f'{self.path} is a file of another program, and is left as it is. Set '
+                'memory.black_box_path to another file.'
+            )
         self.told = f'{why} It is begun anew.'
-        if is_of_another_kind(self.path):
-            self.told += f' What was there is {put_aside(self.path)}.'
         self._make([])
         return [], []
 
@@ -227,7 +230,7 @@ def _lock(path: Path) -> int:
     except InputError as error:
         raise SessionFileError(str(error)) from error
     except BusyError as error:
-        raise InUseError(
+        raise NotOursError(
             f'{path} is being written by another node ({error}). Give each node a file of its own.'
         ) from error
 

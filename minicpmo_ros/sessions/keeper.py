@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from minicpmo_ros.documents import appearing
+from minicpmo_ros.documents import appearing, is_of_another_kind
 from minicpmo_ros.errors import Error, InputError
-from minicpmo_ros.sessions.black_box import BlackBox, InUseError
+from minicpmo_ros.sessions.black_box import BlackBox, NotOursError
 from minicpmo_ros.sessions.session_file import (
     FIRST_PLACE,
+    MAGIC,
     Geometry,
     SessionFileError,
     SessionReader,
@@ -186,7 +187,7 @@ class SessionKeeper:
             if self.told:
                 self._on_problem(self.told)
         except Exception as error:  # of the model's files too: who loads them says so
-            self._is_others = isinstance(error, InUseError)
+            self._is_others = isinstance(error, NotOursError)
             self._tell(str(error) if isinstance(error, SessionFileError) else '')
 
     def _append(self, unit: Unit, window: tuple, is_current: Callable[[], bool]) -> None:
@@ -220,7 +221,7 @@ class SessionKeeper:
         if self.n_seconds and self._box is None:
             self._open()
         if self._box is None:
-            if self.n_seconds:
+            if self.n_seconds and not self._is_others:
                 raise SessionFileError(self.problem)
             return 0
         return self._box.forget(begin_s, end_s)
@@ -231,6 +232,8 @@ class SessionKeeper:
             raise InputError(self.problem or OFF)
         if path.exists() and path.samefile(self.path):
             raise InputError(f'{path} is the black box itself. Name another file.')
+        if path.is_file() and is_of_another_kind(path, MAGIC):
+            raise InputError(f'{path} is a file of another program. Name another file.')
         reader = self._box.reader
         stored = [one for one in reader.scan()[0] if one.second in seconds]
         if not stored:

@@ -303,16 +303,6 @@ def _whole(parts: dict, damaged: list) -> list:
     return stored
 
 
-def is_of_another_kind(path: Path) -> bool:
-    """Return whether a file was never one of a session: of one that was cut, a beginning is left.
-
-    Zeros are what a power failure leaves of a page.
-    """
-    with open(path, 'rb') as file:
-        head = file.read(len(MAGIC))
-    return bool(head.strip(b'\0')) and not MAGIC.startswith(head)
-
-
 def _geometry(page: bytes, path: Path) -> Geometry:
     if len(page) < PAGE or page[:8] != MAGIC:
         raise SessionFileError(f'{path} is no file of a session. Name one that ~/save wrote.')
