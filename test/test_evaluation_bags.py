@@ -187,6 +187,41 @@ def test_a_split_bag_is_read_in_order_and_a_missing_part_is_named(tmp_path):
     assert sum(len(s) for _, s in clip.audio) < 16000 * SECONDS
 
 
+@pytest.mark.parametrize('has_metadata', (True, False))
+@pytest.mark.parametrize('copy', ('bag.db3', 'bag.mcap.zst', 'bag.mcap', 'bag.db3.zstd'))
+def test_a_copy_beside_a_recording_is_not_read_as_more_of_it(tmp_path, copy, has_metadata):
+    plugin = 'db3' if copy == 'bag.mcap' else 'mcap'
+    folder = write(tmp_path / 'bag', plugin)
+    of_copy = write(tmp_path / 'copy', 'db3' if '.db3' in copy else 'mcap')
+    data = next(of_copy.glob('copy.*')).read_bytes()
+    packed = zstandard.ZstdCompressor().compress(data)
+    (folder / copy).write_bytes(packed if 'zst' in copy else data)
+    if not has_metadata:
+        (folder / 'metadata.yaml').unlink()
+    read = read_clip(folder)
+    assert holds(read)
+    left_out = copy if has_metadata or plugin == 'mcap' else 'bag.db3'
+    assert [loss for loss in read.losses if 'left out' in loss] == [
+        f'{left_out}: is left out, as it has the name of '
+        f'{"bag.db3" if left_out == "bag.mcap" else "bag.mcap"}, which is read.'
+    ]
+
+
+def test_a_file_that_the_metadata_do_not_name_is_not_read_where_all_others_are_there(tmp_path):
+    folder, other = write(tmp_path / 'bag', 'mcap'), write(tmp_path / 'other', 'mcap')
+    shutil.copy(other / 'other.mcap', folder)
+    read = read_clip(folder)
+    assert holds(read)
+    assert read.losses == ('other.mcap: is left out, as metadata.yaml does not name it.',)
+
+
+def test_parts_are_read_in_the_order_of_every_number_in_their_names(tmp_path):
+    names = ['run.1_2.mcap', 'run.1_10.mcap', 'run.2_1.mcap']
+    for name in names:
+        shutil.copy(write(tmp_path / name[:-5], 'mcap') / name, tmp_path / name)
+    assert [file.name for file in Bag(tmp_path).files] == names
+
+
 def test_stamps_out_of_order_are_put_in_order(tmp_path):
     types, messages = rows()
     folder = tmp_path / 'bag'

@@ -11,6 +11,7 @@ missing or damaged stands in `losses`, a sentence each, once the messages have b
 """
 
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -138,7 +139,7 @@ class Bag:
         # Hidden files are no recordings: what is being copied, or what macOS puts beside a file.
         shown = (path for path in self.path.iterdir() if not path.name.startswith('.'))
         entries = [path for path in shown if path.is_file()]
-        found = sorted((p for p in entries if _storage(p)[0]), key=_split_number)
+        found = sorted((p for p in entries if _storage(p)[0]), key=_split_order)
         others = {path: other for path in found if (other := _other(path))}
         found = [path for path in found if path not in others]
         if others and not found:
@@ -152,10 +153,21 @@ class Bag:
             self._missing.append(f'{METADATA} {state}; topics are taken from the files.')
         told = self._metadata.get('relative_file_paths', [])
         names = [Path(str(name)).name for name in told]
-        return self._in_told_order(found, names)
+        return self._in_told_order(self._without_copies(found, names), names)
+
+    def _without_copies(self, found: list, names: list) -> list:
+        """Leave out what was converted or packed and stands beside the original."""
+        taken = {}
+        for file in sorted(found, key=lambda file: _worth(file, names), reverse=True):
+            other = taken.setdefault(_stem(file), file)
+            if other is not file:
+                self._missing.append(
+                    f'{file.name}: is left out, as it has the name of {other.name}, which is read.'
+                )
+        return [file for file in found if file in taken.values()]
 
     def _in_told_order(self, found: list, names: list) -> list:
-        """Put files in the order of the metadata; those that it does not name come last."""
+        """Put files in the order of the metadata; others count where one that it names lacks."""
         order, absent = {}, []
         for name in names:
             # The name without the compression's suffix is told by some versions.
@@ -165,6 +177,11 @@ class Bag:
         renamed = [file for file in found if file not in order]
         if absent and len(renamed) >= len(absent) == len(names):
             return found  # the bag was renamed: all of it is there under other names
+        if names and not absent:
+            self._missing += [
+                f'{file.name}: is left out, as {METADATA} does not name it.' for file in renamed
+            ]
+            return sorted(order, key=order.get)
         self._missing += [f'{name}: named by {METADATA}, but not there.' for name in absent]
         return sorted(found, key=lambda file: order.get(file, len(order)))
 
@@ -220,11 +237,24 @@ def _other(path: Path) -> str:
     return f'{known[0]}. {known[1]}.' if known else ''
 
 
-def _split_number(path: Path) -> tuple:
+def _stem(path: Path) -> str:
+    """Return the name without the suffixes of a storage and of its compression."""
+    name = path.name
+    for suffixes in (PACKED, SUFFIXES):
+        name = next((name.removesuffix(end) for end in suffixes if name.endswith(end)), name)
+    return name
+
+
+def _worth(file: Path, names: list) -> tuple:
+    """Order files of one name: told by the metadata, not empty, plain, MCAP."""
+    kind, packing = _storage(file)
+    return file.name in names, file.stat().st_size > 0, not packing, kind == MCAP
+
+
+def _split_order(path: Path) -> tuple:
     """Order name_2.mcap before name_10.mcap."""
-    stem = path.name.split('.')[0]
-    number = stem.rpartition('_')[2]
-    return (int(number) if number.isdecimal() else -1, path.name)
+    parts = re.split('([0-9]+)', _stem(path))
+    return [int(part) if part.isdecimal() else part for part in parts], path.name
 
 
 @contextmanager
