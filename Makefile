@@ -108,7 +108,7 @@ alerts: build ## what several questions at once cost, as ratios to one; build/al
 
 vision: build ## what images cost: area, tiles, still scenes, full windows, a machine too slow; build/vision.json
 	@$(in_env) python -m benchmarks.area && python -m benchmarks.tiles && \
-	python -m benchmarks.governor && python -m benchmarks.still
+	python -m benchmarks.governor && python -m benchmarks.still && python -m benchmarks.machine_units
 
 # MEMORY_MODEL=DIR: another model, for the notes.
 MEMORY_MODEL ?= models/nano
