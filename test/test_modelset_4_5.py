@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.mtmd import encode_overview, loaded_mtmd
+from minicpmo_ros.cli import doctor_model
+from minicpmo_ros.cli import main as cli
 from minicpmo_ros.encoders.siglip.encoder import VisionEncoder
 from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.errors import InputError, ModelFileError
@@ -134,6 +136,21 @@ def test_the_directory_opens_and_llama_cpp_loads_it(directory, model):
     # Heads of 96 in a width of 256: 4 of them are wider than the embedding.
     assert (model.width, model.head_width) == (256, SHAPES['tiny-4.5'].llm_head)
     Context(model, ContextOptions(n_ctx=256, kv_type='q8_0')).close()
+
+
+def test_a_context_in_which_its_answers_are_reported_to_break_is_told(
+    directory, tiny_model_dir, capsys
+):
+    opened, *memory = ModelDirectory.open(directory), '--memory-mib', '9000'
+    warned = FAMILIES[FAMILY].sound_positions + 1
+    for n_ctx in (warned, warned - 1):
+        assert cli.main(['plan', str(directory), *memory, '--set', f'n_ctx={n_ctx}']) == 0
+        told = f'warning: n_ctx is {n_ctx}, but users report'
+        assert (told in capsys.readouterr().out) == (n_ctx == warned)
+        assert bool(doctor_model.context(opened, n_ctx)) == (n_ctx == warned)
+    (finding,) = doctor_model.context(opened, warned)
+    assert finding.remedy == f'Set n_ctx to {warned - 1} or less'
+    assert not doctor_model.context(ModelDirectory.open(tiny_model_dir), 32768)
 
 
 def test_without_its_norms_it_is_refused(directory, tmp_path, monkeypatch):

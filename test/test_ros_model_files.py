@@ -12,6 +12,7 @@ from ros_graph import END_TIMEOUT_S
 
 from minicpmo_ros.msg import Status
 from minicpmo_ros.ros.model_watch import ModelWatch, facts_of, last_end
+from minicpmo_ros.synthetic.model import write_model
 
 
 @pytest.fixture
@@ -68,6 +69,14 @@ def test_a_node_that_a_cut_file_ended_says_so_when_it_starts_again(graph, model_
     assert 'SIGBUS' in again.log and '200000 now' in again.log
     assert 'cut short' in graph.status.reason
     assert records(graph) == []
+
+
+def test_a_context_in_which_answers_are_reported_to_break_is_told_at_loading(graph, tmp_path):
+    directory = write_model(tmp_path / 'model', 'tiny-4.5', 1, hashes=False)
+    process = start(graph, directory, '-p', 'n_ctx:=16384')
+    graph.wait_ready()
+    told = 'n_ctx is 16384, but users report that answers of minicpm-o-4.5 break beyond about'
+    assert told in process.log and 'Set n_ctx to 11264 or less' in process.log
 
 
 def watch_of(folder, mapped=('llm',)):

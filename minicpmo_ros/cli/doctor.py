@@ -134,6 +134,7 @@ def _model(arguments, gpu_name: str) -> list:
         found.append(model.hashes(directory))
     return [
         *found,
+        *model.context(directory, arguments.n_ctx),
         model.memory(arguments.root, directory, arguments.n_ctx, arguments.kv_type, gpu_name),
     ]
 

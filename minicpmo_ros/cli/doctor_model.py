@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from minicpmo_ros.errors import FAIL, OK, WARN, Finding, InputError, ModelFileError, judged
+from minicpmo_ros.families import FAMILIES
 from minicpmo_ros.memory.limits import Limits
 from minicpmo_ros.memory.plan import PlanOptions, forecast
 from minicpmo_ros.memory.proc import (
@@ -46,6 +47,12 @@ def hashes(model: ModelDirectory) -> Finding:
         f'not recorded for {", ".join(unrecorded)}' if unrecorded else 'as recorded',
         (unrecorded, WARN, 'Write the manifest anew from files that you trust'),
     )
+
+
+def context(model: ModelDirectory, n_ctx: int) -> list:
+    """Return a finding if the model is reported to answer badly in so long a context."""
+    warning = FAMILIES[model.family].long_context_warning(n_ctx)
+    return [Finding('context', WARN, *warning.split('. '))] if warning else []
 
 
 def memory(root: Path, model: ModelDirectory, n_ctx: int, kv_type: str, gpu: str) -> Finding:

@@ -62,11 +62,13 @@ def run_plan(arguments) -> None:
     model = ModelDirectory.open(arguments.directory)
     plan = forecast(model, plan_options(parameters))
     if arguments.json:
-        print(json.dumps(_figures(plan, limits), indent=1))
+        print(json.dumps({**_figures(plan, limits), 'warning': _warning(model, plan)}, indent=1))
     else:
         print(_by_part(plan))
         print(_by_context(model, plan, limits))
         print(f'\n{_verdict(plan, limits)}')
+        if warning := _warning(model, plan):
+            print(f'warning: {warning}')
     require_fit(model, plan, limits)
 
 
@@ -176,6 +178,12 @@ def _verdict(plan, limits) -> str:
         f'n_ctx {plan.options.n_ctx}, {plan.options.kv_type}: {plan.total_mib:.0f} MiB in all, '
         f'{limits.host_mib:.0f}{of_gpu} are to be had\n{_seconds(plan)}'
     )
+
+
+def _warning(model, plan) -> str:
+    from minicpmo_ros.families import FAMILIES
+
+    return FAMILIES[model.family].long_context_warning(plan.options.n_ctx)
 
 
 def _seconds(plan) -> str:

@@ -116,6 +116,9 @@ class Family:
     drops_vision_layer: bool = False  # of a checkpoint, where its configuration does not say
     isolated_audio: bool = False  # its front end prepares each second by itself
     speech: bool = True  # its answers open prepared for a voice
+    sound_positions: int = (
+        0  # beyond them its answers are reported to break; 0: no report is known
+    )
     # Of its models that never learned that: how their language models call themselves
     # (general.name).
     without_speech: tuple = ()
@@ -133,6 +136,16 @@ class Family:
     def speaks(self, name: object) -> bool:
         """Return whether answers of a model that is called so open prepared for a voice."""
         return self.speech and name not in self.without_speech
+
+    def long_context_warning(self, n_ctx: int) -> str:
+        """Return a sentence if answers are reported to break in so long a context, or ''."""
+        if not 0 < self.sound_positions < n_ctx:
+            return ''
+        return (
+            f'n_ctx is {n_ctx}, but users report that answers of {self.name} break beyond about '
+            f'{self.sound_positions} positions: nothing, one letter again and again, broken JSON. '
+            f'Set n_ctx to {self.sound_positions} or less'
+        )
 
     @property
     def required_tokens(self) -> frozenset:

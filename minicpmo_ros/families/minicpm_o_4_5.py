@@ -67,6 +67,8 @@ FAMILY = Family(
     drops_vision_layer=True,
     # Its audio shifts the first second by 35 ms and clamps over a buffer that grows.
     isolated_audio=False,
+    # Issues 1116 and 1131 of OpenBMB/MiniCPM-V: from 11,500 and 12,000 positions on.
+    sound_positions=11264,
     # The heads are wider than their share of the embedding, as Qwen3 allows.
     sources={
         'llm': Publication('openbmb/MiniCPM-o-4_5-gguf', 'MiniCPM-o-4_5-*.gguf'),

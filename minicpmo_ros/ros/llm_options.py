@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from minicpmo_ros.config import ALERTS_TOGETHER, LLM
 from minicpmo_ros.errors import EngineError, InputError
-from minicpmo_ros.families import LANGUAGES, find_layout
+from minicpmo_ros.families import FAMILIES, LANGUAGES, find_layout
 from minicpmo_ros.live.evidence import REQUIRED
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions
@@ -180,6 +180,8 @@ class Loader:
 
     def _load_model(self, model, layout, session_is, on_progress, abort) -> Session:
         options = self._options
+        if warning := FAMILIES[model.family].long_context_warning(options.n_ctx):
+            self._log.warning(warning)
         if options.use_mlock and (refusal := lock_refusal(model.headers['llm'].size_bytes)):
             self._log.warning(refusal)
         gpu_layers = 0 if options.device == 'cpu' else options.gpu_layers
