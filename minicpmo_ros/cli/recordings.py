@@ -103,6 +103,8 @@ def run_look(arguments) -> None:
 
 
 def _check_look(arguments) -> None:
+    from minicpmo_ros.evaluation.questions import LONGEST_WINDOW_S
+
     if arguments.out is None and not arguments.changes and arguments.mcap is None:
         raise InputError('look needs --out, --mcap or --changes, or several of them.')
     for name, path, suffixes in (
@@ -112,8 +114,9 @@ def _check_look(arguments) -> None:
         if path and path.suffix.lower() not in suffixes:
             expected = f'one of {", ".join(suffixes)}' if len(suffixes) > 1 else suffixes[0]
             raise InputError(f'--{name} is {path}; a name that ends in {expected} is expected.')
-    if arguments.start < 0 or (arguments.seconds is not None and arguments.seconds < 1):
-        raise InputError('--start is 0 or more, --seconds 1 or more.')
+    seconds = 1 if arguments.seconds is None else arguments.seconds
+    if arguments.start < 0 or not 1 <= seconds <= LONGEST_WINDOW_S:
+        raise InputError(f'--start is 0 or more, --seconds from 1 to {LONGEST_WINDOW_S}.')
     for path in filter(None, (arguments.out, arguments.mcap)):
         require_place(path)
         require_other(path, arguments.bag)

@@ -22,7 +22,7 @@ from pathlib import Path
 from minicpmo_ros.documents import parse_yaml
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags import storage
-from minicpmo_ros.evaluation.bags.db3_file import read_db3
+from minicpmo_ros.evaluation.bags.db3_file import JOURNALS, read_db3
 from minicpmo_ros.evaluation.bags.mcap_file import MAGIC, McapFile
 from minicpmo_ros.evaluation.bags.storage import LARGEST_MESSAGE_BYTES, Message, packing_of
 from minicpmo_ros.ggml.foreign import recognize
@@ -34,6 +34,7 @@ ROS_1 = b'#ROSBAG V'
 HEAD_BYTES = 64
 METADATA = 'metadata.yaml'
 # A file unpacks to so much and so many times its own size at most, and leaves room on the disk.
+MOST_NAMED = 5  # files, in a sentence
 UNPACKED_BYTES, UNPACKED_TIMES, ROOM = 2**28, 100, 0.9
 
 
@@ -145,14 +146,17 @@ class Bag:
         if others and not found:
             path, other = next(iter(others.items()))
             raise InputError(f'{path}: {other}')
+        told = self._metadata.get('relative_file_paths', [])
+        names = [Path(str(name)).name for name in told]
         if not found:
-            raise InputError(f'{self.path}: the folder has no .mcap or .db3 file.')
+            raise InputError(
+                f'{self.path}: the folder has no .mcap or .db3 file{_instead(self.path, names)}.'
+            )
         self._missing += [f'{path.name}: {other}' for path, other in others.items()]
+        names = [name for name in names if self.path / name not in others]
         if not self._metadata or 'damaged' in self._metadata:
             state = 'cannot be read' if self._metadata else 'is missing'
             self._missing.append(f'{METADATA} {state}; topics are taken from the files.')
-        told = self._metadata.get('relative_file_paths', [])
-        names = [Path(str(name)).name for name in told]
         return self._in_told_order(self._without_copies(found, names), names)
 
     def _without_copies(self, found: list, names: list) -> list:
@@ -229,10 +233,23 @@ def _storage(path: Path) -> tuple[str, str]:
     return (suffixes[0][1:], packing) if is_named else ('', '')
 
 
+def _instead(folder: Path, names: list) -> str:
+    """Say what a folder without a file of a bag has, or lacks: what follows in that sentence."""
+    if names:
+        return f'; {METADATA} names {", ".join(names[:MOST_NAMED])}'
+    bags = sorted(
+        path.name for path in folder.iterdir()
+        if path.is_dir() and any(e.suffix in (*SUFFIXES, *PACKED) for e in path.iterdir())
+    )  # fmt: skip
+    return f'. Give one of the folders in it: {", ".join(bags[:MOST_NAMED])}' if bags else ''
+
+
 def _other(path: Path) -> str:
     """Say what a file with the name of a bag's is instead, and what to do; '': it may be one."""
     with path.open('rb') as file:
         head = file.read(HEAD_BYTES)
+    if not head and not any(path.with_name(path.name + end).exists() for end in JOURNALS):
+        return 'it is empty (0 bytes): nothing was recorded, or its copy has failed.'
     known = None if packing_of(head) else recognize(head)
     return f'{known[0]}. {known[1]}.' if known else ''
 

@@ -163,13 +163,19 @@ def png(image: np.ndarray) -> bytes:
 
 def type_store(own: dict | None = None, definitions: dict = DEFINITIONS):
     """Return the types of ROS 2 and of audio; `own`: definitions that a bag brought along."""
-    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+    from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_HUMBLE)
     for name, text in definitions.items():
+        ours = get_types_from_msg(text, name)
         # A bag's own has the definitions of its parts behind it; some bags have empty ones.
         told = (own or {}).get(name, '').split('=' * 80)[0]
-        store.register(get_types_from_msg(told if told.strip() else text, name))
+        try:
+            theirs = get_types_from_msg(told, name)
+            has_all = all(field in theirs[name][1] for field in ours[name][1])
+        except TypesysError:
+            has_all = False
+        store.register(theirs if has_all else ours)
     return store
 
 

@@ -343,9 +343,11 @@ def _camera(topic: str) -> str:
 
 
 def _unread(topics: dict) -> list:
-    """Return which images and audio of a bag, {topic: kind}, are not read."""
-    return [
-        f'{topic}: {kind} is not read; read are {", ".join(KINDS)}.'
+    """Return which images and audio of a bag, {topic: kind}, are not read: a sentence, or none."""
+    told = [
+        f'{topic}: {kind}'
         for topic, kind in sorted(topics.items())
         if kind not in KINDS and SENSED.match(kind)
     ]
+    verb = 'is' if len(told) == 1 else 'are'
+    return [f'{"; ".join(told)} {verb} not read; read are {", ".join(KINDS)}.'] if told else []

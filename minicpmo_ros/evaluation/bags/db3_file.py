@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from minicpmo_ros.evaluation.bags.storage import Message
+from minicpmo_ros.evaluation.bags.storage import Message, ros_name
 
 LARGEST_DATABASE_BYTES = 2**40
 LONGEST_SKIP = 4096  # rows a damaged page of SQLite can hold, generously
@@ -123,7 +123,7 @@ def _connected(path: Path, mode: str) -> sqlite3.Connection:
 def _read(connection, kinds, meet, lose, wants) -> Iterator[Message]:
     topics = {}
     for number, name, kind in connection.execute('SELECT id, name, type FROM topics'):
-        topics[number] = (str(name), str(kind))
+        topics[number] = (str(name), ros_name(str(kind)))
         meet(*topics[number])
     first, last, read, skipped, unknown, odd, why = None, 0, 0, 0, 0, 0, ''
     data = 'zeroblob(0)' if wants else 'data'  # of a large row only the head is read then

@@ -16,7 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minicpmo_ros.evaluation.bags.storage import LARGEST_MESSAGE_BYTES, Message, packing_of, unpack
+from minicpmo_ros.evaluation.bags.storage import (
+    LARGEST_MESSAGE_BYTES,
+    Message,
+    packing_of,
+    ros_name,
+    unpack,
+)
 
 _MESSAGE = struct.Struct('<HIQQ')  # channel, sequence, log time, publish time
 _CHUNK = struct.Struct('<QQQII')  # first and last time, size in plain, CRC-32, size of a name
@@ -35,6 +41,7 @@ OF_OTHERS = 0x80  # opcodes from here on are nobody's business
 LARGEST_RECORD_BYTES = 2**30  # a length above this is damage, not data
 BELIEVED = 3  # records in a row are no accident
 BLOCK = 2**20  # that is searched at a time
+OF_ROS_1 = 'Convert the .bag of ROS 1 that it was made of: rosbags-convert --src a.bag --dst a'
 _MAYBE = re.compile(rb'[\x01-\x0f](?=.{4}\x00{4})', re.DOTALL)
 
 
@@ -200,7 +207,8 @@ class McapFile:
 
     def _compare(self, kinds) -> None:
         for (topic, encoding), count in self._others.items():
-            self._lose(f'{count} messages of {topic} are in {encoding!r}; cdr is read')
+            remedy = f'. {OF_ROS_1}' if encoding == 'ros1' else ''
+            self._lose(f'{count} messages of {topic} are in {encoding!r}; cdr is read{remedy}')
         for number, count in self._orphans.items():
             self._lose(f'{count} messages are lost: what channel {number} is, stands nowhere')
         if self._told is None or self._has_skipped:
@@ -279,7 +287,8 @@ class McapFile:
                 self._lose(f'a description at byte {record.begin} is damaged ({error})')
 
     def _note_channel(self, number: int, schema: int, topic: str, encoding: str) -> None:
-        kind, form, text = self._schemas.get(schema, ('', '', ''))
+        name, form, text = self._schemas.get(schema, ('', '', ''))
+        kind = ros_name(name)
         channel = Channel(topic, kind, encoding, text if form == 'ros2msg' else '')
         known = self._channels.setdefault(number, channel)
         if known.kind == '' and kind:  # the schema was stored behind the channel

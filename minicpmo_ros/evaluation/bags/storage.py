@@ -9,6 +9,7 @@ RFC 8878 (zstd), the lz4 frame format.
 """
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,16 @@ class Message:
     kind: str  # such as sensor_msgs/msg/Image
     log_ns: int  # when it was received
     data: bytes  # CDR
+
+
+# Of ROS 2 today, of its first distributions and of ROS 1, and of recorders of DDS.
+_NAME = re.compile(r'(\w+)(?:/(?:msg/)?|::msg::(?:dds_::)?)(\w+?)_?')
+
+
+def ros_name(name: str) -> str:
+    """Return the name of a type of messages as ROS 2 has it today; any other as it is."""
+    found = _NAME.fullmatch(name)
+    return f'{found[1]}/msg/{found[2]}' if found else name
 
 
 class Damaged(Exception):

@@ -1,0 +1,112 @@
+# Copyright 2026 the minicpmo_ros authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Recordings of other makers: names, definitions and encodings as other recorders write them."""
+
+import mcap.writer
+import pytest
+from scored_clips import COLORS, START_S, jpeg, sound
+
+from minicpmo_ros.cli.main import main
+from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.bags import writing
+from minicpmo_ros.evaluation.bags.clip import AUDIO, AUDIO_INFO, PLAIN_AUDIO, type_store
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip
+from minicpmo_ros.units import NS
+
+SECONDS = 3
+
+
+def write(path, name=lambda kind: kind, form='ros2msg', encoding='cdr', texts=None):
+    """Write what a robot sends in an MCAP file, with names and definitions of types as given."""
+    types = type_store()
+    shots = [(i * NS + NS // 2, jpeg(COLORS[i])) for i in range(SECONDS)]
+    with path.open('wb') as file:
+        writer, channels = mcap.writer.Writer(file), {}
+        writer.start('ros2')
+        for kind, topic in writing.TOPICS.items():
+            schema = writer.register_schema(name(kind), form, (texts or {}).get(kind, b''))
+            channels[kind] = writer.register_channel(topic, encoding, schema)
+        for log_ns, kind, message in writing.clip_messages(types, START_S, shots, sound(SECONDS)):
+            data = bytes(types.serialize_cdr(message, kind))
+            writer.add_message(channels[kind], log_ns, data, log_ns)
+        writer.finish()
+    return path
+
+
+def is_whole(clip):
+    """Whether all of it was read, without a word about losses."""
+    heard = sum(len(samples) for _, samples in clip.audio)
+    return len(clip.images) == SECONDS and heard == 16000 * SECONDS and not clip.losses
+
+
+@pytest.mark.parametrize(
+    'name',
+    (
+        lambda kind: kind.replace('/msg/', '/'),  # as ROS 1 and the first ROS 2 have it
+        lambda kind: kind.replace('/msg/', '::msg::dds_::') + '_',  # in DDS
+        lambda kind: kind.replace('/', '::'),
+    ),
+)
+def test_a_type_is_known_by_its_names_of_other_recorders(tmp_path, name):
+    assert is_whole(read_clip(write(tmp_path / 'a.mcap', name, 'omgidl')))
+
+
+@pytest.mark.parametrize(
+    'texts',
+    (
+        {AUDIO: b'garbage ~~ !!', AUDIO_INFO: b'uint8 a\nuint8 a'},
+        {AUDIO: b'std_msgs/Header header\nother/Thing audio'},
+        {AUDIO: b'\xff\xfe\n'},
+        {PLAIN_AUDIO: b'uint8[] buffer', AUDIO_INFO: b'uint8 channels\nuint32 rate'},
+        {AUDIO_INFO: b'string channels\nuint32 sample_rate\nstring sample_format\n'
+         b'uint32 bitrate\nstring coding_format'},
+    ),
+)  # fmt: skip
+def test_a_definition_that_is_none_or_lacks_what_is_needed_is_not_believed(tmp_path, texts):
+    assert is_whole(read_clip(write(tmp_path / 'a.mcap', texts=texts)))
+
+
+def test_a_recording_of_ros_1_in_mcap_is_told_with_what_to_do(tmp_path):
+    path = write(tmp_path / 'a.mcap', lambda kind: kind.replace('/msg/', '/'), 'ros1msg', 'ros1')
+    with pytest.raises(InputError, match="in 'ros1'; cdr is read. Convert the .bag of ROS 1"):
+        read_clip(path)
+
+
+def test_types_that_are_not_read_are_told_in_one_sentence(tmp_path):
+    path = write(tmp_path / 'a.mcap', lambda kind: 'foxglove.RawAudio', 'protobuf', 'protobuf')
+    with pytest.raises(InputError) as told:
+        read_clip(path)
+    assert str(told.value).count('not read; read are') == 1
+    assert '/audio: foxglove.RawAudio; /audio_info: foxglove.RawAudio; /image' in str(told.value)
+
+
+def test_a_folder_without_a_recording_says_where_one_is_or_should_be(tmp_path):
+    (tmp_path / 'monday').mkdir()
+    write(tmp_path / 'monday' / 'a.mcap')
+    with pytest.raises(InputError, match='Give one of the folders in it: monday'):
+        read_clip(tmp_path)
+    (tmp_path / 'metadata.yaml').write_text(
+        'rosbag2_bagfile_information: {relative_file_paths: [gone_0.mcap]}'
+    )
+    with pytest.raises(InputError, match='metadata.yaml names gone_0.mcap'):
+        read_clip(tmp_path)
+
+
+def test_an_empty_file_is_told_as_such_alone_and_as_a_part(tmp_path):
+    (tmp_path / 'bag_1.mcap').touch()
+    with pytest.raises(InputError, match=r'it is empty \(0 bytes\)'):
+        read_clip(tmp_path / 'bag_1.mcap')
+    write(tmp_path / 'bag_0.mcap')
+    (tmp_path / 'metadata.yaml').write_text(
+        'rosbag2_bagfile_information: {relative_file_paths: [bag_0.mcap, bag_1.mcap]}'
+    )
+    (loss,) = read_clip(tmp_path).losses
+    assert loss.startswith('bag_1.mcap: it is empty (0 bytes)')
+
+
+def test_seconds_that_no_machine_has_room_for_are_refused(tmp_path, capsys):
+    path = write(tmp_path / 'a.mcap')
+    for more in (('--seconds', '0'), ('--seconds', str(10**20)), ('--start', '-1')):
+        assert main(['look', str(path), '--out', str(tmp_path / 'a.png'), *more]) == 2
+        assert '--seconds from 1 to 86400' in capsys.readouterr().err
