@@ -29,7 +29,7 @@ MOST_TOLD = 100  # characters of a value
 _OF_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 _SHORT = Repr()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 80, 80, 3
-MAX_FILE_BYTES = 2**30  # a bag that is taken for questions is not read into memory
+MAX_FILE_BYTES = 2**28  # a bag that is taken for questions is not read into memory
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -86,14 +86,22 @@ def _one_line(error: Exception) -> str:
     return ' '.join(str(error).split())
 
 
+def read_bounded(path) -> bytes:
+    """Return what a file holds; OSError also where it is too large for what people write."""
+    with Path(path).open('rb') as file:
+        if os.fstat(file.fileno()).st_size <= MAX_FILE_BYTES:
+            data = file.read(MAX_FILE_BYTES + 1)  # a device has no size, and perhaps no end
+            if len(data) <= MAX_FILE_BYTES:
+                return data
+    raise OSError(errno.EFBIG, f'it is larger than {MAX_FILE_BYTES >> 20} MiB')
+
+
 def read_json(path: Path, expected_format: str) -> dict:
     """Read a JSON or YAML object that says it is of this format; raises InputError."""
     is_yaml = path.suffix.lower() in ('.yaml', '.yml')
     kind = 'YAML' if is_yaml else 'JSON'
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f'{path}: it is larger than {MAX_FILE_BYTES >> 20} MiB.')
-        data = path.read_bytes()
+        data = read_bounded(path)
         if not data.strip():
             raise InputError(f'{path}: it is empty.')
         data = parse_yaml(data, StrictLoader) if is_yaml else _parsed(data)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from minicpmo_ros.cli import main as cli
-from minicpmo_ros.documents import parse_yaml, read_json, told
+from minicpmo_ros.documents import MAX_FILE_BYTES, parse_yaml, read_bounded, read_json, told
 from minicpmo_ros.errors import InputError
 
 DEEP = '[' * 1000 + ']' * 1000
@@ -97,3 +97,25 @@ def test_a_file_of_another_program_is_told_by_what_is_in_it(tmp_path, name, data
 def test_the_ending_of_a_name_tells_yaml_in_capitals_too(tmp_path):
     (tmp_path / 'a.YAML').write_text('format: this format\n')
     assert read_json(tmp_path / 'a.YAML', 'this format') == {'format': 'this format'}
+
+
+def test_what_is_too_large_for_a_document_is_refused_before_it_fills_the_memory(tmp_path, capsys):
+    """Files of zeros that take no room, as a device that has no end."""
+    for name in ('manifest.yaml', 'preset.yaml', 'questions.json', 'rules.yaml'):
+        with (tmp_path / name).open('wb') as file:
+            file.truncate(2**35)
+    (tmp_path / 'zero').symlink_to('/dev/zero')
+    zero, out = str(tmp_path / 'zero'), str(tmp_path / 'out')
+    for words in (
+        ['check', str(tmp_path)],
+        ['plan', 'nano', '--preset', str(tmp_path / 'preset.yaml')],
+        ['replay', 'nano', str(tmp_path / 'questions.json'), '--out', out],
+        ['replay', 'nano', zero, '--out', out],
+        ['streamingbench', zero, '--videos', str(tmp_path), '--out', out],
+        ['quantize', 'nano', out, '--rules', str(tmp_path / 'rules.yaml')],
+    ):
+        assert cli.main(words) == 2
+        told_of = capsys.readouterr().err
+        assert 'larger than' in told_of and 'Errno' not in told_of, words
+    (tmp_path / 'largest').write_bytes(b' ' * 1000)
+    assert len(read_bounded(tmp_path / 'largest')) == 1000 < MAX_FILE_BYTES

@@ -110,3 +110,35 @@ def test_seconds_that_no_machine_has_room_for_are_refused(tmp_path, capsys):
     for more in (('--seconds', '0'), ('--seconds', str(10**20)), ('--start', '-1')):
         assert main(['look', str(path), '--out', str(tmp_path / 'a.png'), *more]) == 2
         assert '--seconds from 1 to 86400' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'told',
+    (
+        'relative_file_paths: [a.mcap], compression_mode: MESSAGE, compression_format: zstd',
+        'relative_file_paths: *bomb, compression_mode: *bomb, topics_with_message_count: '
+        '[{topic_metadata: {name: *bomb, type: *bomb}, message_count: 1}]',
+        'relative_file_paths: [[1], {a: 1}, 3, ""]',
+        'relative_file_paths: [a.mcap], topics_with_message_count: '
+        '[{topic_metadata: {name: /x, type: sensor_msgs/msg/Image}, message_count: .inf}]',
+    ),
+)
+def test_what_metadata_tell_wrongly_loses_and_costs_nothing(tmp_path, told):
+    """bomb: nine lists of nine lists, nine times; as a text it would have no room."""
+    write(tmp_path / 'a.mcap')
+    lines = [
+        'l0: &l0 [x]',
+        *(f'l{i}: &l{i} [{", ".join([f"*l{i - 1}"] * 9)}]' for i in range(1, 9)),
+    ]
+    lines += [f'l9: &bomb [{", ".join(["*l8"] * 9)}]', f'rosbag2_bagfile_information: {{{told}}}']
+    (tmp_path / 'metadata.yaml').write_text('\n'.join(lines))
+    assert is_whole(read_clip(tmp_path))
+
+
+def test_metadata_too_large_to_be_any_are_told(tmp_path):
+    write(tmp_path / 'a.mcap')
+    with (tmp_path / 'metadata.yaml').open('wb') as file:
+        file.truncate(2**35)
+    assert read_clip(tmp_path).losses == (
+        'metadata.yaml cannot be read; topics are taken from the files.',
+    )

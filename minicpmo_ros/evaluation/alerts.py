@@ -33,6 +33,7 @@ from minicpmo_ros.alerts.calibration import (
 from minicpmo_ros.alerts.reader import AlertAsker
 from minicpmo_ros.alerts.rules import AlertRule, read_rules, write_rules
 from minicpmo_ros.alerts.watch import AlertWatch
+from minicpmo_ros.documents import read_bounded
 from minicpmo_ros.errors import InputError, in_words
 from minicpmo_ros.evaluation.alert_scores import AlertTruth, RuleScore, held_seconds, score
 from minicpmo_ros.evaluation.bags.clip import SAMPLE_RATE_HZ, Clip, ClipImage, Decoding, Sources
@@ -196,12 +197,14 @@ class AlertRun:
     def read(cls, folder: Path) -> 'AlertRun':
         """Read what `write` wrote; the seconds come without their events. Raises InputError."""
         try:
-            summary = json.loads((folder / SUMMARY).read_text(encoding='utf-8'))
+            summary = json.loads(read_bounded(folder / SUMMARY))
             truth = AlertTruth.of_entries(summary.pop('truth'), folder)
             blank = {name: float(found) for name, found in summary.pop('blank_log_odds').items()}
             with open(folder / COURSE, newline='', encoding='utf-8') as file:
                 watched = [WatchedSecond.of_row(row) for row in csv.DictReader(file)]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+        ) as error:  # fmt: skip
             raise InputError(
                 f'{folder}: it is not the folder of a run of replay --alerts ({in_words(error)}).'
             ) from error

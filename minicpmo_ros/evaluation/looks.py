@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minicpmo_ros.documents import read_bounded
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.clip import Clip, ClipImage
 from minicpmo_ros.live.question import Answer, Finish
@@ -46,7 +47,7 @@ class SentImage:
         """Find it; raise InputError, which begins with `where`, if it cannot be read."""
         path = folder / name
         try:
-            return cls(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
+            return cls(name, path, hashlib.sha256(read_bounded(path)).hexdigest())
         except OSError as error:
             raise InputError(
                 f'{where}: its image {name} cannot be read in {folder} ({error.strerror}). Put it '
@@ -56,7 +57,7 @@ class SentImage:
     def open(self) -> ClipImage:
         """Read it; raise InputError if it is gone."""
         try:
-            return ClipImage.of_compressed(0, '', self.path.read_bytes())
+            return ClipImage.of_compressed(0, '', read_bounded(self.path))
         except OSError as error:
             raise InputError(f'{self.path} cannot be read ({error.strerror}).') from error
 

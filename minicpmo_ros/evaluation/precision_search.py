@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minicpmo_ros.documents import appearing
+from minicpmo_ros.documents import appearing, read_bounded
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import AnswerSet
 from minicpmo_ros.evaluation.questions import QuestionSet
@@ -65,9 +65,9 @@ class Journal:
         if not path.exists():
             return
         try:
-            record = json.loads(path.read_text(encoding='utf-8'))
+            record = json.loads(read_bounded(path))
             found, self._shares = record['facts'], dict(record['agreements'])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f'{path}: it is no journal of a search ({error}). Remove it.') from (
                 error
             )

@@ -21,7 +21,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from minicpmo_ros.documents import MAX_FILE_BYTES, told
+from minicpmo_ros.documents import read_bounded, told
 from minicpmo_ros.errors import InputError, in_words
 from minicpmo_ros.evaluation.bags.clip import Clip
 from minicpmo_ros.evaluation.bags.writing import START_S
@@ -236,9 +236,7 @@ def seconds_of(time_stamp: str) -> int:
 
 def _entries(path: Path) -> list:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f'{path}: it is larger than {MAX_FILE_BYTES >> 20} MiB.')
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_bounded(path))
     except OSError as error:
         raise InputError(f'{path}: it cannot be read ({error.strerror}).') from error
     except (ValueError, RecursionError) as error:

@@ -15,16 +15,15 @@ from a preset: a YAML file of node parameters, in which `/**` holds for every no
 
 import math
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from minicpmo_ros.config import ALERTS_TOGETHER, AUDIO, COMPUTING, LLM, NODES, PARTS, VISION
-from minicpmo_ros.documents import parse_yaml, told
+from minicpmo_ros.documents import parse_yaml, read_bounded, told
 from minicpmo_ros.encoders import EncoderMemory
 from minicpmo_ros.encoders.siglip.encoder import vision_memory
 from minicpmo_ros.encoders.siglip.model import read_facts as vision_facts
 from minicpmo_ros.encoders.whisper.encoder import audio_memory
 from minicpmo_ros.encoders.whisper.encoder import read_facts as audio_facts
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import InputError, in_words
 from minicpmo_ros.ggml.devices import gpu_name
 from minicpmo_ros.ggml.gguf_file import Header
 from minicpmo_ros.ggml.runtime import AsGpu, Backend
@@ -345,7 +344,7 @@ def quantized_savings(header: Header, part: str, precision: str) -> int:
 def read_parameters(path) -> dict:
     """Return {node: {parameter: value}} of the three nodes; InputError if it is no preset."""
     try:
-        record = parse_yaml(Path(path).read_text(encoding='utf-8'))
+        record = parse_yaml(read_bounded(path))
         sections = {
             key.rpartition('/')[2] or key: dict(value['ros__parameters'])
             for key, value in record.items()
@@ -354,7 +353,7 @@ def read_parameters(path) -> dict:
         common = dict(record.get(EVERYWHERE, {'ros__parameters': {}})['ros__parameters'])
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
-            f'{path} is no file of ROS parameters ({" ".join(str(error).split())}); expected is '
+            f'{path} is no file of ROS parameters ({in_words(error)}); expected is '
             '/**/llm: with ros__parameters: below it'
         ) from None
     return {node: {**common, **sections.get(node, {})} for node in NODES}

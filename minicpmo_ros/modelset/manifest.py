@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from minicpmo_ros.config import PARTS
-from minicpmo_ros.documents import appearing, parse_yaml, told
+from minicpmo_ros.documents import appearing, parse_yaml, read_bounded, told
 from minicpmo_ros.errors import ModelFileError, in_words
 
 FILE_NAME = 'manifest.yaml'
@@ -93,7 +93,7 @@ def read_manifest(directory) -> Manifest:
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         raise ModelFileError(path, 'it is not a file', REPAIR)
     try:
-        record = parse_yaml(path.read_text(encoding='utf-8'))
+        record = parse_yaml(read_bounded(path))
     except FileNotFoundError:
         raise ModelFileError(
             path,

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minicpmo_ros.documents import read_bounded
 from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.process import end_with_parent
 
@@ -199,8 +200,8 @@ def _piper(voice: str, rate: float, volume: float) -> tuple:
             'file of the same name. Or set engine to espeak-ng'
         )
     try:
-        rate_hz = int(json.loads(config.read_text(encoding='utf-8'))['audio']['sample_rate'])
-    except (ValueError, KeyError, TypeError) as error:
+        rate_hz = int(json.loads(read_bounded(config))['audio']['sample_rate'])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f'{config} does not say audio.sample_rate: {error!r}') from None
     command = [sys.executable, '-m', PIPER, '-m', str(path), '--output-raw',
                '--length-scale', f'{1 / rate:.3f}', '--volume', f'{volume:g}']  # fmt: skip

@@ -20,6 +20,7 @@ from rclpy.qos import QoSProfile
 
 from minicpmo_ros.client.calls import FIND_TIMEOUT_S
 from minicpmo_ros.client.client import Client
+from minicpmo_ros.documents import read_bounded
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.msg import Alert, Answer, AudioEmbedding, ImageEmbedding, Speech, Status
 from minicpmo_ros.ros.alerts import EVENT_QOS
@@ -138,7 +139,7 @@ def top(arguments) -> int:
 def bytes_of(path: Path) -> bytes:
     """Return what a file holds; raise InputError."""
     try:
-        return path.expanduser().read_bytes()
+        return read_bounded(path.expanduser())
     except OSError as error:
         raise InputError(f'{path}: it cannot be read ({error.strerror}).') from error
 

@@ -19,12 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minicpmo_ros.documents import parse_yaml
+from minicpmo_ros.documents import parse_yaml, read_bounded
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags import storage
 from minicpmo_ros.evaluation.bags.db3_file import JOURNALS, read_db3
 from minicpmo_ros.evaluation.bags.mcap_file import MAGIC, McapFile
-from minicpmo_ros.evaluation.bags.storage import LARGEST_MESSAGE_BYTES, Message, packing_of
+from minicpmo_ros.evaluation.bags.storage import (
+    LARGEST_MESSAGE_BYTES,
+    Message,
+    packing_of,
+    ros_name,
+)
 from minicpmo_ros.ggml.foreign import recognize
 
 MCAP, DB3 = 'mcap', 'db3'
@@ -78,11 +83,10 @@ class Bag:
             stored = McapFile(plain, self._meet, lose, wants).messages(kinds)
         else:
             stored = read_db3(plain, kinds, self._meet, lose, wants)
-        is_packed = self._metadata.get('compression_mode', '').lower() == 'message'
         unreadable = {}
         for message in stored:
             packing = packing_of(message.data)  # CDR never begins so
-            if packing or is_packed:
+            if packing:
                 data, why = storage.unpack(message.data, packing, LARGEST_MESSAGE_BYTES)
                 if why:
                     unreadable.setdefault(message.topic, []).append(why)
@@ -114,10 +118,11 @@ class Bag:
         if not self.path.is_dir() or not path.is_file():
             return {}
         try:
-            found = parse_yaml(path.read_text(encoding='utf-8'))
-            found = dict(found['rosbag2_bagfile_information'])
-            found['compression_mode'] = str(found.get('compression_mode') or '')
-            found['relative_file_paths'] = [*(found.get('relative_file_paths') or [])]
+            found = dict(parse_yaml(read_bounded(path))['rosbag2_bagfile_information'])
+            told = found.get('relative_file_paths') or []
+            # Their names alone: what else stands there may unfold to gigabytes as a text.
+            names = [Path(name).name for name in told if isinstance(name, str) and name]
+            found['relative_file_paths'] = names if isinstance(told, list) else []
             return found
         except (OSError, ValueError, KeyError, TypeError):
             return {'damaged': True}
@@ -146,8 +151,7 @@ class Bag:
         if others and not found:
             path, other = next(iter(others.items()))
             raise InputError(f'{path}: {other}')
-        told = self._metadata.get('relative_file_paths', [])
-        names = [Path(str(name)).name for name in told]
+        names = self._metadata.get('relative_file_paths', [])
         if not found:
             raise InputError(
                 f'{self.path}: the folder has no .mcap or .db3 file{_instead(self.path, names)}.'
@@ -203,8 +207,9 @@ def _told_counts(metadata: dict) -> dict:
     for entry in topics if isinstance(topics, list) else ():
         try:
             about = entry['topic_metadata']
-            counts[str(about['name'])] = (str(about['type']), int(entry['message_count']))
-        except (KeyError, TypeError, ValueError):
+            if isinstance(about['name'], str) and isinstance(about['type'], str):
+                counts[about['name']] = ros_name(about['type']), int(entry['message_count'])
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
     return counts
 

@@ -107,7 +107,7 @@ def find(file, begin: int, end: int) -> int | None:
     while at < end:
         file.seek(at)
         block = file.read(min(BLOCK, end - at) + HEAD.size)
-        for match in _MAYBE.finditer(block):
+        for match in _MAYBE.finditer(block if block.count(0) < len(block) else b''):
             if match.start() >= BLOCK:
                 break
             if _is_believed(file, at + match.start(), end):

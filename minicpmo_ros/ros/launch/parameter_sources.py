@@ -11,12 +11,11 @@ So a launch resolves what holds for each of its nodes itself, and each process g
 import re
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
-from minicpmo_ros.documents import parse_yaml
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.documents import parse_yaml, read_bounded
+from minicpmo_ros.errors import InputError, in_words
 
 PARAMETERS = 'ros__parameters'
 
@@ -72,11 +71,11 @@ def write(parameters: dict) -> str:
 def _read(path: str) -> list:
     """Return [(pattern of a node's name, {parameter: value})] in the order of the file."""
     try:
-        record = parse_yaml(Path(path).read_text(encoding='utf-8'), _Loader) or {}
+        record = parse_yaml(read_bounded(path), _Loader) or {}
         return list(_sections(record, ''))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f'{path} is no file of ROS parameters ({" ".join(str(error).split())}); expected is '
+            f'{path} is no file of ROS parameters ({in_words(error)}); expected is '
             f'/**/llm: with {PARAMETERS}: below it'
         ) from None
 
