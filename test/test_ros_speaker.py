@@ -139,6 +139,9 @@ def test_what_is_said_can_be_replaced_and_stopped(graph):
     cut = graph.result_of(first, 'the result of the first').result
     assert not cut.success and 'interrupted' in cut.reason
     assert len(cut.spoken) < 21 * 20 - 2
+    for nothing in ('', '?!', '\U0001f600'):
+        refused = listener.say(nothing)
+        assert not refused.success and repr(nothing) in refused.reason and not refused.spoken
 
 
 def test_without_espeak_it_tells_what_to_install_and_sentences_are_still_published(graph):

@@ -152,6 +152,15 @@ def test_one_text_can_be_dropped_and_the_others_are_said(stage):
     assert second.spoken == '' and third.spoken == 'Text 3.'
 
 
+def test_a_text_that_is_dropped_while_it_waits_ends_at_once_and_makes_room(stage):
+    stage.say('This text goes on. ' * 1000, name='long')
+    waiting = [stage.say(f'Text {n}.', name=str(n)) for n in range(MOST_UTTERANCES - 1)]
+    assert stage.speaker.begin('more') is None
+    for utterance in waiting:
+        stage.speaker.stop(utterance)
+    assert stage.ended == waiting and stage.speaker.begin('more') is not None
+
+
 def test_more_texts_than_may_wait_are_refused(stage):
     kept = [stage.speaker.begin(str(n)) for n in range(MOST_UTTERANCES)]
     assert None not in kept and stage.speaker.begin('more') is None

@@ -30,7 +30,7 @@ class Utterance:
     """One text to say; its sentences may still be coming."""
 
     name: str
-    on_done: object = None  # called with the Utterance, in the player's thread
+    on_done: object = None  # called with the Utterance, in any thread
     sentences: list = field(default_factory=list)
     is_whole: bool = False  # no sentence follows
     sounds: dict = field(default_factory=dict)  # number of a sentence: Sound; None: it has none
@@ -102,15 +102,23 @@ class Speaker:
             self._changed.notify_all()
 
     def stop(self, only: Utterance | None = None) -> None:
-        """Silence it, and drop everything that waits to be said; or one utterance only."""
+        """Silence it, and drop everything that waits to be said; or one utterance only.
+
+        The first utterance ends in the player's thread, those that wait end here.
+        """
         with self._changed:
             dropped = [each for each in self._queue if only in (None, each)]
             is_first = bool(dropped) and dropped[0] is self._queue[0]
             for utterance in dropped:
                 utterance.outcome = STOPPED
+            waiting = dropped[is_first:]
+            self._queue = [each for each in self._queue if each not in waiting]
             self._halt(is_first, is_paused=self._is_paused and only is not None)
         if is_first:
             self._synthesiser.stop()
+        for utterance in waiting:
+            if utterance.on_done is not None:
+                utterance.on_done(utterance)
 
     def pause(self) -> bool:
         """Silence it until `resume` or `stop`; return whether there is anything to say."""

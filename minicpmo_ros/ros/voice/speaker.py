@@ -31,7 +31,7 @@ from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
 from minicpmo_ros.ros.voice.bridges import SAY, Bridge
 from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.ros.voice.sound_output import AudioTopic, Loudspeaker
-from minicpmo_ros.speech.sentences import SentenceCutter
+from minicpmo_ros.speech.sentences import SentenceCutter, is_speakable
 from minicpmo_ros.speech.speaker import COMPLETE, STOPPED, Speaker
 from minicpmo_ros.speech.synthesis import ENGINES, ESPEAK, make_synthesiser
 
@@ -309,6 +309,8 @@ class SpeakerNode(ManagedNode):
         if not reason:
             if goal.request.interrupt:
                 self._speaker.stop()
+            reason = _why_unsayable(goal.request.text)
+        if not reason:
             utterance = self._speaker.begin(name, partial(self.finish, future))
             reason = '' if utterance is not None else 'too many texts wait to be said; try later'
         if utterance is None:
@@ -348,6 +350,13 @@ class SpeakerNode(ManagedNode):
             result.reason = result.reason or 'It was interrupted.'
             goal.abort()
         return result
+
+
+def _why_unsayable(text: str) -> str:
+    """Return why nothing of a text can be said; '' if something can."""
+    if is_speakable(text):
+        return ''
+    return f'the text {text[:40]!r} has no letter or digit that could be said; send words'
 
 
 def main(args=None) -> int:
