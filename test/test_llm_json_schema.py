@@ -342,3 +342,14 @@ def test_most_of_an_answer_is_forced_and_the_text_is_the_same(vocabulary):
             grammar.accept(vocabulary.encode(rest[0])[0])
             rest = rest[1:]
     assert grammar.is_complete and n_forced > 0.6 * len(text)
+
+
+@pytest.mark.parametrize('number', ['1e400', '-1e400', '1E+999999', '1e-400', '9' * 400])
+@pytest.mark.parametrize('form', ['{"const": %s}', '{"enum": [%s, 1.5]}', '{"minimum": %s}'])
+def test_numbers_of_any_size_are_taken_or_refused_in_words(number, form):
+    try:
+        grammar = write_gbnf(form % number)
+    except InputError as error:
+        assert 'json_schema cannot be used' in str(error)
+    else:
+        assert number.upper().replace('E4', 'E+4') in grammar

@@ -31,6 +31,13 @@ def test_temperature_sharpens_and_flattens():
     assert shares(temperature=5)[0] < 0.3
 
 
+@pytest.mark.parametrize('temperature', [1e-3, 1e-30, 1.4e-45, 5e-324])
+@pytest.mark.parametrize('forbidden', [0, 1])
+def test_the_least_temperatures_are_as_good_as_none(temperature, forbidden):
+    drawn = shares(100, (forbidden,), temperature=temperature)
+    assert drawn[1 - forbidden] == 1
+
+
 def test_top_k_keeps_k():
     np.testing.assert_allclose(shares(temperature=1, top_k=2), [4 / 7, 3 / 7, 0, 0, 0], atol=0.03)
 

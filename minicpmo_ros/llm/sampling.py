@@ -259,8 +259,9 @@ class Sampler:
         k = min(options.top_k or len(scores), len(scores))
         tokens = np.argpartition(scores, -k)[-k:]
         tokens = tokens[np.argsort(-scores[tokens], kind='stable')]  # likeliest first
-        logits = (scores[tokens] / options.temperature).astype(np.float64)
-        shares = np.exp(logits - logits[0])
+        behind = scores[tokens].astype(np.float64) - scores[tokens[0]]  # at most 0
+        with np.errstate(over='ignore'):  # of the least temperatures: a share of 0
+            shares = np.exp(behind / options.temperature)
         shares /= shares.sum()
         before = np.cumsum(shares) - shares
         shares = np.where(before < max(options.top_p, 1e-9), shares, 0.0)

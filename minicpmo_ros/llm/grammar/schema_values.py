@@ -115,7 +115,8 @@ def _type_of(value) -> set:
     if isinstance(value, bool):
         return {'boolean'}
     if isinstance(value, int | Decimal):
-        return {'number', 'integer'} if value % 1 == 0 else {'number'}
+        is_whole = value == Decimal(value).to_integral_value()  # of any size
+        return {'number', 'integer'} if is_whole else {'number'}
     return {{str: 'string', list: 'array', dict: 'object'}.get(type(value), 'null')}
 
 
