@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minicpmo_ros.errors import CancelledError, ContextFullError, EngineError, InputError
+from minicpmo_ros.ggml.library import llama_log
 from minicpmo_ros.llm.context import AbortFlag, Context, ContextOptions, is_fused
 from minicpmo_ros.llm.model import LanguageModel
 from minicpmo_ros.synthetic import model as synthetic
@@ -257,8 +258,10 @@ def test_an_aborted_decode_leaves_its_sequence_and_resumes_identically(model, rn
     np.testing.assert_array_equal(context.read(second, 0, want_logits=True), expected)
 
 
-def test_the_abort_is_seen_inside_a_decode(model, rows, monkeypatch):
+def test_the_abort_is_seen_inside_a_decode_and_is_no_error_in_the_log(model, rows, monkeypatch):
     """The flag rises after our own check, as another thread would raise it."""
+    logged = []
+    monkeypatch.setattr(llama_log, 'sink', lambda level, text: logged.append(level))
     context = Context(model, ContextOptions(n_ctx=512, threads=1))
     decode = llama.llama_decode
 
@@ -270,6 +273,7 @@ def test_the_abort_is_seen_inside_a_decode(model, rows, monkeypatch):
     with pytest.raises(CancelledError, match='stopped'):
         context.read(rows(100), 0)
     assert context.next_position(0) == 0
+    assert 'debug' in logged and not {'warning', 'error'} & set(logged)
 
 
 def test_another_thread_aborts_a_long_decode(tmp_path, rng):

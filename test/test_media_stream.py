@@ -54,8 +54,16 @@ def test_durations_are_known_before_decoding():
     assert AudioFormat(48000, 2, 'S24LE').duration_s(48000 * 6) == 1
     for bitrate in (128_000, 128):
         assert AudioFormat(0, 0, '', 'mp3', bitrate=bitrate).duration_s(16_000) == 1
-    for senseless in (AudioFormat(0, 1), AudioFormat(RATE, 1, 'x'), AudioFormat(RATE, 1, '', 'x')):
+    for senseless in (
+        AudioFormat(0, 1),
+        AudioFormat(1, 1),  # a second chunk of it would seem to last for minutes
+        AudioFormat(RATE, 255),
+        AudioFormat(RATE, 1, 'x'),
+        AudioFormat(RATE, 1, '', 'x'),
+    ):
         assert senseless.duration_s(1000) == 0
+    for bitrate in (1, 2**32 - 1):
+        assert AudioFormat(0, 0, '', 'mp3', bitrate=bitrate).duration_s(8_000) == 1
 
 
 @pytest.mark.parametrize('said, data', [

@@ -5,11 +5,12 @@
 
 import time
 
+import numpy as np
 import pytest
 from ros_source import RATE_HZ, Source, jpeg, picture_of, sound_of
 
 from minicpmo_ros.msg import AudioEmbedding, ImageEmbedding
-from minicpmo_ros.ros.stamps import SKEW_LOOKS, SkewWatch
+from minicpmo_ros.ros.stamps import SKEW_LOOKS, LongChunks, SkewWatch
 from minicpmo_ros.streams.time import OTHER
 
 NS = 10**9
@@ -52,6 +53,10 @@ class Live:
                 stamps[self.wrong] = self.clock(stamps[self.wrong])
             self._source.picture(stamps['image'], jpeg(picture_of(now_ns // NS)))
             self._source.sound(stamps['audio'], sound_of(now_ns // NS)[: RATE_HZ // 10])
+
+    def send_clip(self, length_s: int) -> None:
+        """Publish silence of this length in one message, stamped now."""
+        self._source.sound(time.time_ns(), np.zeros(length_s * RATE_HZ, np.float32))
 
     def are_together(self, ahead_s: int = 0) -> bool:
         """Say whether one of the newest seconds has both an image and audio."""
@@ -162,3 +167,40 @@ def test_the_clock_of_another_machine_is_told_and_its_seconds_are_paired(graph, 
     assert 'chrony' in graph.status.clocks and graph.status.units_read > 5
     assert 'the times of arrival are taken' not in process.log
     assert process.end() == 0
+
+
+def test_a_long_chunk_among_others_begins_before_its_stamp():
+    """Whatever comes in one message, what follows is not of a time that is over."""
+    chunks, now_ns = LongChunks(), 10**6 * NS
+    for _ in range(3):
+        now_ns += NS // 10
+        assert chunks.begin_ns(now_ns - NS // 10, NS // 10, now_ns) == now_ns - NS // 10
+    assert chunks.begin_ns(now_ns, 300 * NS, now_ns) == now_ns - 300 * NS
+
+
+@pytest.mark.parametrize('ahead_s', [-1000, -15, -1, 0, 1, 15])
+@pytest.mark.parametrize('length_s', [0.02, 1, 2, 15])
+@pytest.mark.parametrize('is_stamped_at_end', [True, False])
+def test_a_stream_of_chunks_keeps_its_stamps(ahead_s, length_s, is_stamped_at_end):
+    chunks, length_ns = LongChunks(), int(length_s * NS)
+    for n in range(10):
+        now_ns = 10**6 * NS + n * length_ns
+        stamp_ns = now_ns + ahead_s * NS - (0 if is_stamped_at_end else length_ns)
+        assert chunks.begin_ns(stamp_ns, length_ns, now_ns) == stamp_ns
+
+
+def test_one_message_with_seconds_of_audio_leaves_the_robot_its_senses(graph):
+    graph.start('live', *graph.lossless)
+    live = Live(graph)
+    graph.wait_ready()
+    graph.spin_until(live.are_together, 'image and audio')
+    live.send_clip(300)
+    begun_s = time.time()
+
+    def goes_on():
+        live.play()
+        ends = graph.status.image_end.sec, graph.status.audio_end.sec
+        return all(begun_s + 2 < end < time.time() + 1 for end in ends)
+
+    graph.spin_until(goes_on, 'image and audio of now')
+    assert graph.status.window_end.sec < time.time() + 1

@@ -21,6 +21,7 @@ import os
 import threading
 import types
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -134,6 +135,7 @@ class _Log:
         self.sink: Callable = _to_logging
         self._lock = threading.Lock()
         self._level, self._text = 'info', ''
+        self._is_expected = {}  # thread: whether what fails in it was made to fail
         self.explain_abort: Callable[[str], str] = lambda message: ''
         self.callback = _LOG_CALLBACK(self._receive)  # C holds its address: kept for good
 
@@ -145,9 +147,21 @@ class _Log:
                 '\n'
             )
             level = self._level
+        if level in ('warning', 'error'):
+            is_expected = self._is_expected.get(threading.get_ident())
+            level = 'debug' if is_expected and is_expected() else level
         for line in lines:
             if line.strip():
                 self.sink(level, line.rstrip())
+
+    @contextmanager
+    def lowered(self, is_expected: Callable[[], bool]):
+        """Log what fails in this thread inside the block for debugging only, if it is expected."""
+        self._is_expected[threading.get_ident()] = is_expected
+        try:
+            yield
+        finally:
+            del self._is_expected[threading.get_ident()]
 
 
 def set_log(sink: Callable | None) -> None:

@@ -77,12 +77,34 @@ class SkewWatch:
         return ''
 
 
+class LongChunks:
+    """Notices a long chunk of audio that is stamped with its end, among those of a stream.
+
+    What arrives was recorded before. By a stamp of its end, a chunk would fill seconds that are
+    still to come, and what comes in them, images and audio, would be left out as late.
+    """
+
+    def __init__(self):
+        self._arrived_ns = None
+
+    def begin_ns(self, stamp_ns: int, duration_ns: int, arrived_ns: int) -> int:
+        """Return when a chunk begins; its stamp, unless it came sooner than such chunks come."""
+        before_ns, self._arrived_ns = self._arrived_ns, arrived_ns
+        tolerance_ns = LIMITS.offset_tolerance_s * NS
+        is_long = duration_ns > tolerance_ns and stamp_ns <= arrived_ns + tolerance_ns
+        if not is_long or stamp_ns + duration_ns <= arrived_ns + tolerance_ns:
+            return stamp_ns
+        is_among = before_ns is not None and arrived_ns - before_ns < duration_ns // 2
+        return stamp_ns - duration_ns if is_among else stamp_ns
+
+
 class Stamps:
     """Stamps for one input of an encoder node; `name` is image or audio."""
 
     def __init__(self, node, name: str, mode: str):
         self._node, self.clock = node, InputClock(name, mode)
         self._skew, self._told, self._told_s = SkewWatch(name), '', 0.0
+        self._long_chunks = LongChunks()
         self._publisher = node.create_publisher(InputClockMessage, TOPIC, CLOCK_QOS)
         # Not one of the node's inputs: it carries no images or audio.
         self._subscription = node.create_subscription(
@@ -104,6 +126,8 @@ class Stamps:
         clock = self._node.get_clock()
         arrived_ns = clock.now().nanoseconds
         begun_ns = arrived_ns - duration_ns
+        if header_ns is not None and self.clock.mode == 'auto' and not clock.ros_time_is_active:
+            header_ns = self._long_chunks.begin_ns(header_ns, duration_ns, arrived_ns)
         said_ns = begun_ns if header_ns is None else header_ns
         # What lasts comes when it is over: it was not late by that.
         is_believed = self.clock.is_believed(

@@ -392,8 +392,9 @@ class InputClock:
 
     def _remedy(self) -> str:
         do_so = 'both stamp by one clock (chrony, PTP, or a parameter of the driver)'
+        other = f', or set {self.name}.stamps to header'
+        if self._is_still():
+            do_so, other = 'the driver stamp each message by its clock', ''
         if self.takes_arrival:
-            return (
-                f'the times of arrival are taken. Let {do_so}, or set {self.name}.stamps to header'
-            )
+            return f'the times of arrival are taken. Let {do_so}{other}'
         return f'set {self.name}.stamps to arrival, or let {do_so}'

@@ -30,8 +30,8 @@ MAX_CHANNELS = 64
 RATES_HZ = (4000, 384_000)  # allowed, both inclusive
 # Of MP3 that does not say its own; the usual for speech.
 USUAL_BITRATE = 64_000
-# Of MP3; a bitrate up to this is in kilobits, as ros-drivers' audio_capture says it.
-MOST_KBIT = 320
+MOST_KBIT = 320  # of MP3; up to this it is in kilobits, as ros-drivers' audio_capture says it
+BITRATES = range(8_000, MOST_KBIT * 1000 + 1)  # that MP3 has
 ROUNDING_NS = 50_000_000
 MOST_HEADER_BYTES = 4096  # of a WAV file
 LEAST_COMPARED = 16  # samples
@@ -117,11 +117,12 @@ class AudioFormat:
         try:
             if self.coding == 'mp3':
                 bitrate = self.bitrate * (1000 if self.bitrate <= MOST_KBIT else 1)
-                return size * 8 / (bitrate or USUAL_BITRATE)
+                return size * 8 / (bitrate if bitrate in BITRATES else USUAL_BITRATE)
             step = sample_bytes(self.sample_format) * self.channels * self.sample_rate_hz
         except InputError:
             return 0.0
-        return size / step if step > 0 else 0.0
+        is_rate = RATES_HZ[0] <= self.sample_rate_hz <= RATES_HZ[1]
+        return size / step if is_rate and 1 <= self.channels <= MAX_CHANNELS else 0.0
 
 
 def chunk_of(audio) -> tuple:
