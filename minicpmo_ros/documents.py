@@ -90,9 +90,11 @@ def read_bounded(path) -> bytes:
     """Return what a file holds; OSError also where it is too large for what people write."""
     with Path(path).open('rb') as file:
         if os.fstat(file.fileno()).st_size <= MAX_FILE_BYTES:
-            data = file.read(MAX_FILE_BYTES + 1)  # a device has no size, and perhaps no end
-            if len(data) <= MAX_FILE_BYTES:
-                return data
+            data = bytearray()  # a device has no size, and perhaps no end
+            while len(data) <= MAX_FILE_BYTES:
+                if not (piece := file.read(2**20)):
+                    return bytes(data)
+                data += piece
     raise OSError(errno.EFBIG, f'it is larger than {MAX_FILE_BYTES >> 20} MiB')
 
 

@@ -47,3 +47,14 @@ def test_smaller_types_are_left_to_quantize(tmp_path, convert):
     with pytest.raises(SystemExit) as caught:
         convert(tmp_path, tmp_path / 'out', '--type', 'q4_0')
     assert caught.value.code == 2
+
+
+def test_weights_that_were_never_written_are_told(tmp_path, convert):
+    source = write_checkpoint(tmp_path / 'hf', FOUR_FIVE)
+    path = source / 'model.safetensors'
+    size = path.stat().st_size
+    with path.open('r+b') as file:
+        file.truncate(size // 2)
+        file.truncate(size)
+    status, _, err = convert(source, tmp_path / 'out')
+    assert status == 2 and f'So are weights of {source}: let its download end' in err

@@ -4,6 +4,7 @@
 """A checkpoint that is not whole, or not a MiniCPM-o, is refused by name, before it is written."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -145,6 +146,9 @@ def test_other_models_are_refused(tmp_path, tensors):
     assert 'holds I16' in refusal(source, tmp_path)
 
 
+POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n'
+
+
 def shorten(path):
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -163,6 +167,16 @@ def shorten(path):
         (lambda d: (d / 'merges.txt').write_text('a'), 'not pairs'),
         (lambda d: (d / 'vocab.json').write_text('{"a": 9999}'), "'a' has the id 9999"),
         (lambda d: (d / 'added_tokens.json').write_text('{"a": []}'), 'added token'),
+        (lambda d: (d / 'config.json').write_text(POINTER), 'a git-lfs pointer'),
+        (lambda d: (d / 'vocab.json').write_text(POINTER), 'vocab.json: it is a git-lfs pointer'),
+        (lambda d: (d / 'merges.txt').write_text(POINTER), 'merges.txt: it is a git-lfs pointer'),
+        (lambda d: (d / 'model.safetensors').write_text(POINTER), 'it is a git-lfs pointer'),
+        (lambda d: (d / 'model.safetensors').write_text('<!DOCTYPE html>'), 'it is a web page'),
+        (lambda d: (d / 'model.safetensors').write_bytes(bytes(9999)), 'it begins with zeros'),
+        (lambda d: (d / 'model.safetensors').rename(d / 'consolidated.safetensors'),
+         'index.json, but consolidated.safetensors. Fetch'),
+        (lambda d: (d / 'merges.txt').write_text('a zzz'), "the merge 'a zzz' is of pieces"),
+        (lambda d: (d / 'vocab.json').write_text('{"a": 1, "b": 1}'), "'a' and 'b' have the same"),
     ],
 )  # fmt: skip
 def test_damaged_files_are_refused_by_name(source, tmp_path, damage, words):
@@ -192,14 +206,40 @@ def test_headers_that_lie_are_refused(source, tmp_path):
         assert words in found and name in found
 
 
+def test_weights_that_share_bytes_or_leave_gaps_are_refused(source, tmp_path):
+    path = source / 'model.safetensors'
+    whole = path.read_bytes()
+    n_header = int.from_bytes(whole[:8], 'little')
+    good = json.loads(whole[8 : 8 + n_header])
+    gate, up = (f'llm.model.layers.0.mlp.{name}_proj.weight' for name in ('gate', 'up'))
+    shared = {**good, up: {**good[up], 'data_offsets': good[gate]['data_offsets']}}
+    for header, tail in ((shared, b''), (good, b'more')):
+        raw = json.dumps(header).encode()
+        path.write_bytes(len(raw).to_bytes(8, 'little') + raw + whole[8 + n_header :] + tail)
+        assert re.search('begins at byte|, its last, ends at', refusal(source, tmp_path))
+
+
+def test_a_checkpoint_is_found_in_the_folder_that_has_it(source, tmp_path):
+    within = tmp_path / 'models--openbmb--MiniCPM-o-2_6' / 'snapshots' / '0a1b'
+    within.parent.mkdir(parents=True)
+    source.rename(within)
+    for folder in within.parents[:2]:
+        assert f'checkpoint, such as {within}' in refusal(folder, tmp_path)
+
+
 def test_an_index_that_does_not_fit_is_refused(tmp_path, tensors):
     source = write_checkpoint(tmp_path / 'hf', TWO_SIX, shards=3, tensors=tensors)
     index = source / 'model.safetensors.index.json'
     good = json.loads(index.read_text())
+    (source / 'folder').mkdir()
     for name, place, words in (
         ('llm.lm_head.weight', '../config.json', 'no file beside it'),
         ('llm.lm_head.weight', 'model-00009-of-00003.safetensors', '1 of 4 weight files are'),
         ('no.such', 'model-00001-of-00003.safetensors', 'the tensor no.such is missing'),
+        ('llm.lm_head.weight', '', "names '', which is no file beside it"),
+        ('llm.lm_head.weight', '..', "names '..', which is no file beside it"),
+        ('llm.lm_head.weight', None, 'names None, which is no file beside it'),
+        ('llm.lm_head.weight', 'folder', '1 of 4 weight files are missing: folder'),
     ):
         index.write_text(json.dumps({'weight_map': {**good['weight_map'], name: place}}))
         assert words in refusal(source, tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from minicpmo_ros.cli.options import HELP, model_path
 from minicpmo_ros.config import PARTS
 from minicpmo_ros.documents import make_folder
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.families import FAMILIES
 from minicpmo_ros.modelset.gguf_layouts import FFN_NAMES, PRECISIONS, SHAPES
 
@@ -203,6 +203,7 @@ def run_convert(arguments) -> None:
     `quantize`.
     """
     from minicpmo_ros.convert.converter import convert_directory
+    from minicpmo_ros.modelset.directory import ModelDirectory
 
     conversion = convert_directory(
         arguments.source,
@@ -220,6 +221,13 @@ def run_convert(arguments) -> None:
                                             in sorted(groups.items())))  # fmt: skip
     for warning in (*conversion.model.warnings, *conversion.warnings):
         print(f'warning: {warning}')
+    try:
+        ModelDirectory.open(arguments.target)
+    except ModelFileError as error:
+        raise InputError(
+            f'{error}. So are weights of {arguments.source}: let its download end, or fetch it '
+            'again, and convert it anew.'
+        ) from None
 
 
 class _Progress:

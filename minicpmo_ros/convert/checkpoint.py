@@ -24,7 +24,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from minicpmo_ros.documents import told
 from minicpmo_ros.errors import ModelFileError
+from minicpmo_ros.ggml.foreign import HEAD_BYTES, HOLLOW, is_hollow, recognize
 from minicpmo_ros.ggml.gguf_file import MAX_TENSORS, TensorInfo
 from minicpmo_ros.ggml.types import GgmlType as Type
 
@@ -32,6 +34,8 @@ CONFIG = 'config.json'
 WHOLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 MAX_HEADER_BYTES = 16 << 20  # of a checkpoint of 8B parameters: 0.1 MiB
 MAX_JSON_BYTES = 64 << 20  # tokenizer.json of the published vocabularies: 11 MiB
+WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth', '.gguf', '.incomplete')
+CHECKPOINT, MOST_SHOWN = 'Hugging Face checkpoint', 3
 FETCH_AGAIN = 'Fetch the file again'
 FETCH_ALL = 'Fetch the checkpoint again, whole'
 TYPES = {'F32': Type.F32, 'F16': Type.F16, 'BF16': Type.BF16}
@@ -144,14 +148,17 @@ class Checkpoint:
     def open(cls, path) -> 'Checkpoint':
         """Read configuration and headers; ModelFileError says what is missing or damaged."""
         path = Path(path)
-        config = read_json(path / CONFIG, 'Give the directory of a Hugging Face checkpoint')
+        config = read_json(path / CONFIG, f'Give the directory of a {CHECKPOINT}{_below(path)}')
         if (path / INDEX).exists():
             return cls(path, config, _sharded(path))
         if not (path / WHOLE).exists():
+            there = sorted(p.name for p in path.iterdir() if p.suffix in WEIGHTS)
             raise ModelFileError(
                 path,
-                f'it has neither {WHOLE} nor {INDEX}',
-                f'{FETCH_ALL}; weights in other formats (.bin, .pt) cannot be read',
+                f'it has neither {WHOLE} nor {INDEX}'
+                + (f', but {", ".join(there[:MOST_SHOWN])}' if there else ''),
+                f'{FETCH_ALL}: each file with its index under its published name; weights in '
+                'other formats (.bin, .pt, .gguf) cannot be read',
             )
         return cls(path, config, _read_file(path / WHOLE))
 
@@ -170,6 +177,21 @@ class Checkpoint:
         return stored.shape[axis]
 
 
+def _below(path: Path) -> str:
+    """Name the checkpoint in a folder of Hugging Face's cache, or of downloads; ''."""
+    found = sorted(
+        p.parent for depth in ('*', 'snapshots/*') for p in path.glob(f'{depth}/{CONFIG}')
+    )
+    return f', such as {found[0]}' if found else ''
+
+
+def require_own(path: Path, head: bytes) -> None:
+    """Raise ModelFileError for what downloads leave instead of a file, by how it begins."""
+    head = head[:HEAD_BYTES]
+    if known := recognize(head) or (HOLLOW if is_hollow(head) else None):
+        raise ModelFileError(path, *known)
+
+
 def read_json(path: Path, remedy: str = FETCH_AGAIN) -> dict:
     """Read a file that holds a JSON object; ModelFileError for what is none."""
     try:
@@ -177,7 +199,9 @@ def read_json(path: Path, remedy: str = FETCH_AGAIN) -> dict:
         if size > MAX_JSON_BYTES:
             problem = f'it has {size >> 20} MiB, at most {MAX_JSON_BYTES >> 20} are read'
             raise ModelFileError(path, problem, FETCH_AGAIN)
-        record = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        require_own(path, data)
+        record = json.loads(data)
     except OSError as error:
         raise ModelFileError(path, f'it cannot be read ({error.strerror})', remedy) from None
     except (ValueError, RecursionError) as error:
@@ -192,12 +216,12 @@ def _sharded(path: Path) -> dict:
     places = read_json(path / INDEX).get('weight_map')
     if not isinstance(places, dict) or not places or len(places) > MAX_TENSORS:
         raise ModelFileError(path / INDEX, 'its weight_map names no tensors', FETCH_AGAIN)
-    names = {str(name) for name in places.values()}
-    if outside := sorted(name for name in names if Path(name).name != name):
-        raise ModelFileError(
-            path / INDEX, f'it names {outside[0]!r}, which is no file beside it', FETCH_AGAIN
-        )
-    if missing := sorted(name for name in names if not (path / name).exists()):
+    for name in places.values():
+        if not isinstance(name, str) or Path(name).name != name or name in ('', '..'):
+            problem = f'it names {told(name)}, which is no file beside it'
+            raise ModelFileError(path / INDEX, problem, FETCH_AGAIN)
+    names = set(places.values())
+    if missing := sorted(name for name in names if not (path / name).is_file()):
         raise ModelFileError(
             path,
             f'{len(missing)} of {len(names)} weight files are missing: {", ".join(missing)}',
@@ -205,11 +229,11 @@ def _sharded(path: Path) -> dict:
         )
     files = {name: _read_file(path / name) for name in sorted(names)}
     for tensor, name in places.items():
-        if tensor not in files[str(name)]:
+        if tensor not in files[name]:
             raise ModelFileError(
-                path / str(name), f'the tensor {tensor} is missing, {INDEX} names it', FETCH_ALL
+                path / name, f'the tensor {tensor} is missing, {INDEX} names it', FETCH_ALL
             )
-    return {tensor: files[str(name)][tensor] for tensor, name in places.items()}
+    return {tensor: files[name][tensor] for tensor, name in places.items()}
 
 
 def _read_file(path: Path) -> dict:
@@ -218,7 +242,9 @@ def _read_file(path: Path) -> dict:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size < 10:
             raise ModelFileError(path, f'it has only {status.st_size} bytes', FETCH_AGAIN)
-        (n_header,) = struct.unpack('<Q', file.read(8))
+        head = file.read(HEAD_BYTES)
+        require_own(path, head)
+        (n_header,) = struct.unpack('<Q', head[:8])
         if n_header > min(MAX_HEADER_BYTES, status.st_size - 8):
             raise ModelFileError(
                 path,
@@ -226,6 +252,7 @@ def _read_file(path: Path) -> dict:
                 f'{MAX_HEADER_BYTES} are read',
                 FETCH_AGAIN,
             )
+        file.seek(8)
         raw = file.read(n_header)
     try:
         header = json.loads(raw)
@@ -235,7 +262,22 @@ def _read_file(path: Path) -> dict:
         raise ModelFileError(path, 'its header names no tensors', FETCH_AGAIN)
     header.pop('__metadata__', None)
     start, size = 8 + n_header, status.st_size
-    return {name: _stored(path, name, entry, start, size) for name, entry in header.items()}
+    stored = {name: _stored(path, name, entry, start, size) for name, entry in header.items()}
+    _require_gapless(path, start, size, stored.values())
+    return stored
+
+
+def _require_gapless(path: Path, start: int, size_bytes: int, stored) -> None:
+    """Refuse tensors that share bytes, and bytes that are of none: the format has neither."""
+    at, before = start, 'the header'
+    for one in sorted(stored, key=lambda one: (one.offset, one.end)):
+        if one.offset != at:
+            problem = f'the tensor {one.name} begins at byte {one.offset}, {before} ends at {at}'
+            raise ModelFileError(path, problem, FETCH_AGAIN)
+        at, before = one.end, f'the tensor {one.name}'
+    if at != size_bytes:
+        problem = f'it has {size_bytes} bytes, and {before}, its last, ends at {at}'
+        raise ModelFileError(path, problem, FETCH_AGAIN)
 
 
 def _stored(path: Path, name: str, entry, start: int, size_bytes: int) -> StoredTensor:

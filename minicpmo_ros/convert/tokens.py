@@ -11,7 +11,14 @@ of the embedding table that no token has becomes an unused one, as llama.cpp's c
 
 from pathlib import Path
 
-from minicpmo_ros.convert.checkpoint import FETCH_AGAIN, FETCH_ALL, MAX_JSON_BYTES, read_json
+from minicpmo_ros.convert.checkpoint import (
+    FETCH_AGAIN,
+    FETCH_ALL,
+    MAX_JSON_BYTES,
+    read_json,
+    require_own,
+)
+from minicpmo_ros.documents import told
 from minicpmo_ros.errors import ModelFileError
 from minicpmo_ros.families import FAMILIES
 from minicpmo_ros.llm.tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, TokenTable
@@ -34,7 +41,15 @@ def read_tokens(directory, size: int, family: str) -> TokenTable:
     types = [UNUSED] * size
     for text, token in words.items():
         _check_id(directory, text, token, size)
+        if types[token] == NORMAL:
+            problem = f'the tokens {told(texts[token])} and {told(text)} have the same id {token}'
+            raise ModelFileError(directory, problem, FETCH_ALL)
         texts[token], types[token] = text, NORMAL
+    for pair in merges:
+        left, right = pair.split(' ')
+        if not (left in words and right in words and left + right in words):
+            problem = f'the merge {told(pair)} is of pieces that are not in the vocabulary'
+            raise ModelFileError(directory, problem, FETCH_ALL)
     for token, (text, special) in added.items():
         _check_id(directory, text, token, size)
         texts[token], types[token] = text, CONTROL if special else USER_DEFINED
@@ -116,7 +131,9 @@ def _merge_lines(path: Path) -> list:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ModelFileError(path, f'it has more than {MAX_JSON_BYTES >> 20} MiB', FETCH_AGAIN)
     try:
-        lines = path.read_text(encoding='utf-8').split('\n')
+        data = path.read_bytes()
+        require_own(path, data)
+        lines = data.decode('utf-8-sig').splitlines()
     except ValueError as error:
         raise ModelFileError(path, f'it is no text ({error})', FETCH_AGAIN) from None
     return [line for line in lines[lines[0].startswith('#version') :] if line]

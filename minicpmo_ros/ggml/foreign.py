@@ -13,6 +13,10 @@ FETCH_AGAIN = 'Fetch or convert the file again'
 HEAD_BYTES = 4096  # as many as are looked at
 CONVERT = 'Convert it: `minicpmo convert` takes a checkpoint of Hugging Face'
 # How files begin that are often given instead.
+HOLLOW = (
+    'it begins with zeros: the place for it was made, but not what belongs there',
+    'Let the download end, or fetch it again',
+)
 _MAGICS = (
     (b'version https://git-lfs', 'a git-lfs pointer, not the file it stands for',
      'Run `git lfs pull` in its checkout, or fetch the file by its download link'),
@@ -44,17 +48,19 @@ def recognize(head: bytes) -> tuple | None:
     return None
 
 
+def is_hollow(head: bytes) -> bool:
+    """Return whether nothing was written where a file begins."""
+    return bool(head) and head.count(0) == len(head)
+
+
 def describe(head: bytes, size_bytes: int) -> tuple:
     """Return (problem, remedy) of a file that begins with these bytes, and not as GGUF does."""
     if not size_bytes:
         return 'it is empty (0 bytes): its download has not begun, or failed', FETCH_AGAIN
     if known := recognize(head):
         return known
-    if head.count(0) == len(head):
-        return (
-            'it begins with zeros: the place for it was made, but not what belongs there',
-            'Let the download end, or fetch it again',
-        )
+    if is_hollow(head):
+        return HOLLOW
     if re.match(rb'.{8}\{\s*"', head, re.DOTALL) and int.from_bytes(head[:8], 'little') < 1 << 30:
         return 'it is a safetensors file', CONVERT
     if _is_text(head):
