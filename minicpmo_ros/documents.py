@@ -143,10 +143,15 @@ def _parsed(data: bytes):
     return json.loads(data, object_pairs_hook=without_repeats)
 
 
-def require_place(target: Path) -> None:
-    """Raise InputError where no file can be written there; for before what takes long."""
+def require_place(target: Path, begins: bytes = b'') -> None:
+    """Raise InputError where no file can be written there; for before what takes long.
+
+    begins: how what is written begins; a file that begins otherwise is not written over.
+    """
     if target.exists() and not target.is_file():  # a folder, a device, a pipe
         raise InputError(f'{target} is there, and no file; write elsewhere.')
+    if begins and target.exists() and is_of_another_kind(target, begins):
+        raise InputError(f'{target} is a file of another kind; write elsewhere.')
     if not target.parent.is_dir():
         raise InputError(
             f'{target.parent} is no folder; make it, or write {target.name} elsewhere.'
@@ -163,10 +168,10 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def make_place(target: Path) -> None:
+def make_place(target: Path, begins: bytes = b'') -> None:
     """Make the folder of a file that will be written, before what takes long; or InputError."""
     make_folder(target.parent)
-    require_place(target)
+    require_place(target, begins)
 
 
 def write_text(target: Path, text: str) -> None:

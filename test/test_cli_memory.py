@@ -56,6 +56,10 @@ def test_what_is_forgotten_is_gone(capsys, path):
         (['list', 'cup'], 'Words are for find'),
         (['--limit', '0'], '--limit is 0'),
         (['--from', '9', '--to', '8'], 'ends before it begins'),
+        (['--from', 'nan'], "'nan' is no time"),
+        (['forget', '--from', 'nan', '--to', 'inf'], "'nan' is no time"),
+        (['--limit', str(10**30)], '1 to 1000000000 are expected'),
+        (['list', '--out', 'notes.jsonl'], '--out is for export'),
     ),
 )
 def test_what_makes_no_sense_is_refused_in_words(capsys, path, arguments, told):

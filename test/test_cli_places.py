@@ -4,6 +4,7 @@
 """What verbs write, and where: nothing that is read or another program's, and told before work."""
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -109,6 +110,49 @@ def test_notes_are_not_written_into_a_file_of_another_kind(tmp_path, capsys, bag
         status, told = run(capsys, *words)
         assert is_refusal(status, told) and 'no file of notes' in told
         assert target.read_bytes() == before and not list(tmp_path.glob('*damaged*'))
+
+
+def test_figures_are_not_written_over_a_recording(
+    tmp_path, capsys, bag, questions, tiny_model_dir
+):
+    notes, before = tmp_path / 'day.db', bag.read_bytes()
+    with NoteStore(notes) as store:
+        store.add(Note(1, 2, 'A bell.'))
+    for words in (
+        ('bench', tiny_model_dir, '--json', bag),
+        ('score', tiny_model_dir, '--questions', questions, '--json', bag),
+        ('memory', notes, 'export', '--out', bag),
+    ):
+        status, told = run(capsys, *words)
+        assert is_refusal(status, told) and 'a file of another kind' in told, words
+        assert bag.read_bytes() == before
+    for _ in range(2):  # its own file of before is written over
+        assert main(['memory', str(notes), 'export', '--out', str(tmp_path / 'a.jsonl')]) == 0
+
+
+def test_a_bag_that_is_not_there_is_told_before_a_file_of_notes_is_made(tmp_path, capsys, bag):
+    target = tmp_path / 'day.db'
+    status, told = run(capsys, 'remember', bag, tmp_path / 'no.mcap', '--out', target)
+    assert is_refusal(status, told) and 'no.mcap: there is no such bag' in told
+    assert not target.exists()
+
+
+def test_a_run_is_not_added_to_a_file_of_another_program(tmp_path, capsys, questions):
+    (tmp_path / 'run').mkdir()
+    answers = tmp_path / 'run' / 'answers.jsonl'
+    answers.write_text('version https://git-lfs.github.com/spec/v1\n')
+    status, told = run(capsys, 'replay', 'nano', questions, '--out', tmp_path / 'run')
+    assert is_refusal(status, told) and 'a file of another program: no run' in told
+    assert answers.read_text() == 'version https://git-lfs.github.com/spec/v1\n'
+
+
+def test_the_name_of_a_file_that_is_no_text_is_printed(tmp_path, bag):
+    environment = {**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'}
+    command = [sys.executable, '-m', 'minicpmo_ros.cli.main']
+    out = os.fsencode(tmp_path) + b'/\xff.png'
+    words = [*command, 'look', str(bag), '--out', out]
+    done = subprocess.run(words, capture_output=True, env=environment)
+    assert done.returncode == 0 and b'udcff.png' in done.stdout and not done.stderr
 
 
 def test_a_node_does_not_add_notes_to_a_database_of_another_program(tmp_path):

@@ -30,6 +30,7 @@ from minicpmo_ros.memory import plan as plan_module
 from minicpmo_ros.memory.limits import DoesNotFitError, Limits, require_fit
 from minicpmo_ros.memory.llm_formulas import LlmSizes
 from minicpmo_ros.memory.plan import (
+    RANGES,
     SOURCES,
     PlanOptions,
     forecast,
@@ -320,6 +321,17 @@ def test_the_defaults_are_those_of_the_nodes():
     assert plan_options(defaults) == PlanOptions()
     assert all(name in defaults[node] for node, name in SOURCES.values())
     assert PlanOptions().overlap_s == Handover().overlap_s
+
+
+def test_the_plan_allows_what_the_nodes_allow():
+    rows = {row.name: row for row in (*PARAMETERS, *VisionNode.PARAMETERS)}
+    for name, allowed in RANGES.items():
+        assert allowed == (rows[name].minimum, rows[name].maximum), name
+        node = 'vision_encoder' if name.startswith('vision.') else 'llm'
+        most = type(rows[name].default)(allowed[1])
+        plan_options({node: {name: most}})
+        with pytest.raises(InputError, match='are allowed'):
+            plan_options({node: {name: most + 1}})
 
 
 def test_parameters_come_from_a_file_as_ros_reads_it(tmp_path):

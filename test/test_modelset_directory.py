@@ -253,7 +253,7 @@ def test_wrong_image_mean_is_a_warning(directory, monkeypatch):
     'content,problem',
     [
         (b'family: [', 'cannot be read'),
-        (b'\xff\xfe', 'cannot be read'),
+        (b'\xff\xfd', 'cannot be read'),
         (b'notes: 2026-13-45', 'cannot be read'),
         (b'[' * 5000, 'cannot be read'),
         (b'family: ' + b'[' * 1000 + b']' * 1000, 'nested too deep'),

@@ -57,6 +57,8 @@ def main(arguments=None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     parsed = make_parser(given[0] if given else None).parse_args(given)
     parsed.given = given
+    if arguments is None:  # names of files may have bytes that are no text
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         return parsed.run(parsed) or 0
     except BrokenPipeError:  # who read what was printed has seen enough, such as `head`
@@ -65,6 +67,10 @@ def main(arguments=None) -> int:
     except (Error, OSError) as error:
         print(f'minicpmo {parsed.verb}: {_told(error)}', file=sys.stderr)
         return 128 + signal.SIGTERM if isinstance(error, TerminatedError) else 2
+    except UnicodeEncodeError as error:
+        part = error.object[max(0, error.start - 20) : error.end + 20]
+        print(f'minicpmo {parsed.verb}: {part!r} is no text in UTF-8.', file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

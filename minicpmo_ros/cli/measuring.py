@@ -110,7 +110,7 @@ def measure_all(arguments, baselines_of, command: str):
     )
     models = [ModelDirectory.open(directory) for directory in a.directories]
     if a.json:
-        make_place(a.json)
+        make_place(a.json, b'{')
     report = BenchReport(machine_facts(), options, command)
     only = _checked_only(a.only, (CONFIGURATION, *RATIOS))
     wanted = tuple(name for name in RATIOS if name in only)
@@ -200,7 +200,7 @@ def run_score(arguments) -> None:
     if not arguments.directories and not arguments.answers:
         raise InputError('Nothing to score was given. Give model directories, or --answers.')
     if arguments.json:
-        make_place(arguments.json)
+        make_place(arguments.json, b'{')
     if arguments.save:
         make_folder(arguments.save)
     questions = asked_questions(arguments)
@@ -324,7 +324,7 @@ def run_report(arguments) -> int:
             f'--out is {arguments.out}; a name that ends in .html is expected. The other files '
             'are written beside it.'
         )
-    make_place(arguments.out)
+    make_place(arguments.out, b'<')
     if arguments.json:
         make_folder(arguments.json)
     read = _read_runs(arguments.runs)

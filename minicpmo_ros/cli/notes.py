@@ -4,6 +4,7 @@
 """The verbs memory and remember: what a file of notes holds, and notes of bags."""
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from datetime import datetime
@@ -17,9 +18,10 @@ from minicpmo_ros.cli.options import (
     sources_of,
 )
 from minicpmo_ros.config import LLM, MEMORY
-from minicpmo_ros.documents import require_other, write_text
+from minicpmo_ros.documents import make_place, require_other, write_text
 from minicpmo_ros.errors import InputError
 
+MOST_LISTED = 10**9  # notes
 ACTIONS = ('list', 'find', 'export', 'forget')
 
 
@@ -50,9 +52,12 @@ def run_memory(arguments) -> None:
     if bool(arguments.words) != (arguments.action == 'find'):
         raise InputError('Words are for find, and find needs them: memory FILE find keys.')
     if arguments.out is not None:
+        if arguments.action != 'export':
+            raise InputError('--out is for export: memory FILE export --out FILE.')
         require_other(arguments.out, arguments.file)
-    if arguments.limit < 1:
-        raise InputError(f'--limit is {arguments.limit}; 1 or more is expected.')
+        make_place(arguments.out, b'{')
+    if not 1 <= arguments.limit <= MOST_LISTED:
+        raise InputError(f'--limit is {arguments.limit}; 1 to {MOST_LISTED} are expected.')
     is_forgetting = arguments.action == 'forget'
     if is_forgetting:
         _require_notes(arguments.file)
@@ -103,6 +108,7 @@ def run_remember(arguments) -> None:
 
     Ask them with `minicpmo memory FILE find ...`, or give the file to node llm (memory.path).
     """
+    from minicpmo_ros.evaluation.bags.bags import Bag
     from minicpmo_ros.evaluation.notes import remember_bag
     from minicpmo_ros.evaluation.runner import Core, CoreOptions
     from minicpmo_ros.modelset.directory import ModelDirectory
@@ -113,6 +119,8 @@ def run_remember(arguments) -> None:
         raise InputError(f'--every is {arguments.every}; 1 second or more is expected.')
     if arguments.out.is_file() and arguments.out.stat().st_size:
         _require_notes(arguments.out)
+    for bag in arguments.bags:
+        Bag(bag)  # there is one, told before a model is loaded
     questions, sources = read_questions(arguments.ask), sources_of(arguments)
     model = ModelDirectory.open(model_path(arguments.model))
     options = CoreOptions(
@@ -148,7 +156,9 @@ def _moment(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        return float(text)
+        moment = float(text)
+        if math.isfinite(moment):
+            return moment
     except ValueError:
         pass
     try:

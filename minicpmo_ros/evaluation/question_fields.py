@@ -69,7 +69,7 @@ CHECKS: dict[str, tuple[Callable, str]] = {
 
 def read_schema(where: str, entry: dict) -> str:
     """Return the schema of a question as a text, '' for none; InputError if it is no good."""
-    given = entry.get('json_schema') or ''
+    given = entry.get('json_schema', '')  # {} is a schema, of any value
     schema = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
     if not schema:
         return ''

@@ -20,11 +20,13 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from minicpmo_ros.documents import is_of_another_kind
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import AnswerSet, precision_name
 from minicpmo_ros.evaluation.questions import QuestionSet
 
 FORMAT = 'minicpmo_ros run 1'
+MAGIC = json.dumps({'format': FORMAT})[:-1].encode()
 ANSWERS, COSTS = 'answers.jsonl', 'costs.jsonl'
 MOST_TOLD = 5  # reasons, in a summary
 GROWING = ('count', 'questions', 'questions_sha256')  # facts of the head that a run outgrows
@@ -365,6 +367,8 @@ def _read(path: Path, has_head: bool = True) -> tuple:
     if not has_head:
         return None, read
     if not read:
+        if is_of_another_kind(path, MAGIC):
+            raise InputError(f'{path}: it is a file of another program: no run.')
         return None, []
     if read[0].get('format') != FORMAT:
         raise InputError(f'{path}: it does not begin with the format {FORMAT!r}: no run.')

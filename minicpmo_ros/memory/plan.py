@@ -75,9 +75,10 @@ SOURCES = {
     'audio_rpc_servers': ('streaming_encoder', 'rpc_servers'),
 }
 CHOICES = {'kv_type': tuple(KV_TYPES), 'attention': ATTENTION, 'device': ('auto', 'cpu', 'gpu')}
-MINIMUM = {
-    'n_ctx': 256, 'n_ubatch': 16, 'max_parallel': 1, 'gpu_layers': -1, 'vision.max_tiles': 1,
-    'vision.batch': 1, 'vision.area': MIN_AREA, 'vision.look_tiles': 0,
+RANGES = {  # as the nodes have them
+    'n_ctx': (256, 1_048_576), 'n_ubatch': (16, 4096), 'max_parallel': (1, 16),
+    'gpu_layers': (-1, 1000), 'alerts.max_rules': (0, 64), 'vision.max_tiles': (1, 16),
+    'vision.batch': (1, 16), 'vision.area': (MIN_AREA, 1.0), 'vision.look_tiles': (0, 16),
 }  # fmt: skip
 
 
@@ -393,6 +394,7 @@ def _checked(name: str, value, default):
         raise InputError(f'{name} is {told(value)}; {kind} is expected')
     if name in CHOICES and value not in CHOICES[name]:
         raise InputError(f'{name} is {value!r}; allowed are {", ".join(CHOICES[name])}')
-    if name in MINIMUM and value < MINIMUM[name]:
-        raise InputError(f'{name} is {value}; {MINIMUM[name]} is the least')
+    least, most = RANGES.get(name, (value, value))
+    if not least <= value <= most:
+        raise InputError(f'{name} is {value}; {least} to {most} are allowed')
     return value

@@ -81,6 +81,12 @@ def write_manifest(directory, manifest: Manifest, hashes: bool = True) -> Path:
     return path
 
 
+EMBEDDED = (
+    'The models of the package, such as nano, have names in a shell that has sourced '
+    'environment/env.sh, or setup.bash'
+)
+
+
 def read_manifest(directory) -> Manifest:
     """Read and check the manifest of a directory; ModelFileError says what is wrong with it."""
     path = Path(directory) / FILE_NAME
@@ -95,10 +101,12 @@ def read_manifest(directory) -> Manifest:
     try:
         record = parse_yaml(read_bounded(path))
     except FileNotFoundError:
+        is_there = path.parent.exists()
         raise ModelFileError(
-            path,
-            'it is missing',
-            'Give a directory that holds llm.gguf, vision.gguf, audio.gguf and manifest.yaml',
+            path if is_there else path.parent,
+            'it is missing' if is_there else 'there is no such directory',
+            'Give a directory that holds llm.gguf, vision.gguf, audio.gguf and manifest.yaml'
+            + ('' if is_there else f'. {EMBEDDED}'),
         ) from None
     except (OSError, ValueError) as error:
         raise ModelFileError(path, f'it cannot be read ({in_words(error)})', REPAIR) from None
