@@ -3,6 +3,7 @@
 
 """The file of notes: what it keeps, through kills, damage and full disks; what it forgets."""
 
+import math
 import os
 import queue
 import random
@@ -49,6 +50,23 @@ def test_a_note_comes_back_as_it_was_added(path):
     )
     assert added.id == found.id
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize('number', [math.nan, math.inf, -math.inf, 1e308])
+@pytest.mark.parametrize('field', ['x', 'y', 'z', 'yaw'])
+def test_a_place_where_no_robot_can_be_is_refused_and_in_a_file_read_as_none(path, field, number):
+    with pytest.raises(InputError, match='x, y, z in metres'):
+        Pose(**{'frame': 'map', 'x': 1, 'y': 2, field: number})
+    with NoteStore(path) as store:
+        store.add(Note(0, 1, 'A cup.', pose=Pose('map', 1, 2)))
+        store.add(Note(2, 3, 'A box.', pose=Pose('map', 1, 2)))
+    with sqlite3.connect(path) as db:  # as an earlier release wrote it
+        db.execute(f'UPDATE notes SET {field} = ? WHERE text = ?', (number, 'A cup.'))
+    with NoteStore(path, is_read_only=True) as store:
+        assert {note.text: note.pose is None for note in store.list()} == {
+            'A cup.': True,
+            'A box.': False,
+        }
 
 
 def test_no_note_that_was_added_is_lost_by_kill_9(path):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import overlays
 import pytest
-from ros_source import FIRST, Source
+from geometry_msgs.msg import PoseStamped
+from ros_source import FIRST, Source, time_of
 from test_ros_notes import Notes, start
 
 from minicpmo_ros.srv import Ask, Recall, Remember
@@ -83,6 +84,33 @@ def test_notes_have_the_place_of_their_second_by_tf(graph, tmp_path, with_tf, ro
     near = notes.call(Recall, near=found.pose, radius_m=0.5).notes
     assert found.id in [one.id for one in near] and all(one.has_pose for one in near)
     assert 'Traceback' not in live.log
+
+
+def test_who_is_lost_has_no_place_and_its_notes_are_found_all_the_same(graph, tmp_path):
+    live = start(graph, tmp_path / 'day.db', '-p', 'memory.every_s:=0')
+    notes, source = Notes(graph), Source(graph)
+    source.wait_heard()
+    second = source.until_read(FIRST)
+    poses = graph.create_publisher(PoseStamped, 'pose', 10)
+    graph.spin_until(poses.get_subscription_count, 'who listens')
+
+    def note(x=1.0, z=0.0):
+        where = PoseStamped()
+        where.header.frame_id, where.header.stamp = 'map', time_of(second * 10**9)
+        where.pose.position.x, where.pose.orientation.z = x, z
+        poses.publish(where)
+        return notes.call(Remember, text='A cup.').note
+
+    graph.spin_until(lambda: note().has_pose, 'a place')
+    for lost in (dict(x=math.nan), dict(z=math.nan), dict(x=math.inf), dict(x=1e308)):
+        graph.spin_until(lambda: note().has_pose, 'a place')
+        graph.spin_until(lambda lost=lost: not note(**lost).has_pose, 'none')
+    assert notes.call(Recall, text='cup', limit=100).notes
+    near = PoseStamped()
+    near.pose.position.y = math.nan
+    refused = notes.call(Recall, near=near, radius_m=1.0)
+    assert not refused.success and 'nan' in refused.reason
+    assert 'a message of pose is left out' in live.log and 'Traceback' not in live.log
 
 
 def test_without_the_messages_of_tf_the_log_says_what_to_install(graph, tmp_path):

@@ -6,7 +6,7 @@
 import os
 import re
 import sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,7 +140,10 @@ def insert(db: sqlite3.Connection, note: Note) -> Note:
 def to_note(row) -> Note:
     """Return the note of a row of READ_COLUMNS."""
     number, begin_s, end_s, written_s, kind, text, count, frame, x, y, z, yaw, model, has = row
-    pose = None if x is None else Pose(frame, x, y, z, yaw)
+    pose = None
+    if None not in (x, y, z, yaw):
+        with suppress(InputError):  # in a file of an earlier release
+            pose = Pose(frame, x, y, z, yaw)
     return Note(begin_s, end_s, text, kind, pose, model, b'', written_s, count, number, bool(has))
 
 

@@ -16,6 +16,7 @@ MOST_TEXT = 2000  # characters of a note
 MERGED_TEXT = 500  # characters of a note that was merged from others
 HOUR_S = 3600
 THUMBNAIL = 160, 120  # pixels, at most
+FARTHEST_M = 1e9  # from the origin of a frame
 SAME_PLACE_M = 1.0  # within which a note with the same words extends the one before
 
 
@@ -28,6 +29,15 @@ class Pose:
     y: float
     z: float = 0.0
     yaw: float = 0.0
+
+    def __post_init__(self):
+        """Check the numbers; raises InputError where no robot can be."""
+        where = self.x, self.y, self.z, self.yaw
+        if not all(abs(number) <= FARTHEST_M for number in where):  # none is not a number
+            raise InputError(
+                f'The place is {where} (x, y, z in metres, yaw); numbers of up to '
+                f'{FARTHEST_M:.0e} are expected. Look at what tells where the robot is.'
+            )
 
     def distance_m(self, other: 'Pose') -> float:
         """Return the distance on the ground; infinite between two frames."""

@@ -12,6 +12,7 @@ import math
 from geometry_msgs.msg import PoseStamped
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 
+from minicpmo_ros.errors import InputError
 from minicpmo_ros.notes.frames import FrameTree, NoTransformError, Transform
 from minicpmo_ros.notes.note import Pose
 from minicpmo_ros.ros.messages import stamp_ns_of
@@ -78,16 +79,24 @@ class Places:
             return None
         try:
             found = tree.where(None if at_s is None else int(at_s * NS))
+            pose = Pose(tree.target, *found.translation, found.yaw)
         except NoTransformError as error:
             if error.kind not in self._told:
                 self._told.add(error.kind)
                 self._node.get_logger().warning(f'notes have no place: {error}')
             return None
+        except InputError as error:
+            self._tell_bad(f'notes have no place: {error}')
+            return None
         self._told.clear()
-        return Pose(tree.target, *found.translation, found.yaw)
+        return pose
 
     def _on_pose(self, message: PoseStamped) -> None:
-        self._pose = stamp_ns_of(message) / NS, pose_of(message)
+        self._pose = None  # until it is known to be one
+        try:
+            self._pose = stamp_ns_of(message) / NS, pose_of(message)
+        except InputError as error:
+            self._tell_bad(f'a message of pose is left out: {error}')
 
     def _on_moving(self, message) -> None:
         self._add(message, is_static=False)
@@ -104,13 +113,18 @@ class Places:
                 parent, child = one.header.frame_id, one.child_frame_id
                 tree.add(parent, child, stamp_ns_of(one), where, is_static)
             except ValueError as error:
-                if not self._has_told_bad:
-                    self._has_told_bad = True
-                    self._node.get_logger().warning(f'a transform of TF is left out: {error}')
+                self._tell_bad(f'a transform of TF is left out: {error}')
+
+    def _tell_bad(self, text: str) -> None:
+        if not self._has_told_bad:
+            self._has_told_bad = True
+            self._node.get_logger().warning(text)
 
 
 def pose_of(message: PoseStamped) -> Pose:
-    """Return a message as a Pose."""
+    """Return a message as a Pose; raises InputError where its numbers are none."""
     at, turn = message.pose.position, message.pose.orientation
-    yaw = math.atan2(2 * (turn.w * turn.z + turn.x * turn.y), 1 - 2 * (turn.y**2 + turn.z**2))
+    yaw = math.atan2(
+        2 * (turn.w * turn.z + turn.x * turn.y), 1 - 2 * (turn.y * turn.y + turn.z * turn.z)
+    )
     return Pose(message.header.frame_id, at.x, at.y, at.z, yaw)

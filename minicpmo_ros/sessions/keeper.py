@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minicpmo_ros.documents import appearing, is_of_another_kind
-from minicpmo_ros.errors import Error, InputError
+from minicpmo_ros.errors import Error, InputError, in_words
 from minicpmo_ros.sessions.black_box import BlackBox, NotOursError
 from minicpmo_ros.sessions.session_file import (
     FIRST_PLACE,
@@ -155,8 +155,11 @@ class SessionKeeper:
         def done():
             try:
                 result, reason = work(), ''
-            except (Error, OSError) as error:
+            except Error as error:
                 result, reason = None, str(error)
+            except OSError as error:
+                result = None
+                reason = f'The file cannot be used: {in_words(error)}. Name another one.'
             except Exception as error:
                 log.exception('a session is not kept')
                 result, reason = None, f'unforeseen: {error!r}'

@@ -24,6 +24,7 @@ from minicpmo_ros.streams import Status
 from minicpmo_ros.units import NS
 from minicpmo_ros.voice.hearing import OpenSecond
 
+LONGEST_S = 600.0  # that audio is waited for
 MOST_REQUESTS = 64  # that wait for their audio
 REPLY_S = 0.2  # before the caller gives up, it is told why
 NO_SERVICE = (
@@ -57,6 +58,11 @@ class ReadAudioServer:
             is_busy = f'{MOST_REQUESTS} requests wait for audio already'
             why = is_busy if node.is_ready() else f'it is {node.state}, or still loading'
             response.reason = f'{node.get_name()} reads no open second: {why}.'
+            return response
+        if not request.timeout_s <= LONGEST_S:  # one that never ends would keep its place
+            response.reason = (
+                f'timeout_s is {request.timeout_s:g}; a number up to {LONGEST_S:g} is expected.'
+            )
             return response
         due_s = time.monotonic() + max(0.0, request.timeout_s)
         waiting = _Request(time_ns(request.until), due_s, Future(executor=node.executor))
