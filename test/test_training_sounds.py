@@ -3,6 +3,7 @@
 
 """What the audio encoder is taught is where the sounds are, words across an edge among them."""
 
+import json
 from itertools import product
 
 import numpy as np
@@ -13,7 +14,7 @@ pytest.importorskip('training.sounds', reason='training/ is not in this tree')
 from training import pool  # noqa: E402
 from training.sounds import make_stream  # noqa: E402
 from training.train_audio import random_events  # noqa: E402
-from training.voices import RATE_HZ, Take  # noqa: E402
+from training.voices import MAKERS, RATE_HZ, UNTRAINED, Take, Words  # noqa: E402
 from training.world import (  # noqa: E402
     BEGUN,
     COLORS,
@@ -29,7 +30,7 @@ from training.world import (  # noqa: E402
 BLOCK = RATE_HZ // 200
 
 
-class Words:
+class OneValue:
     """Every word is half a second of one value."""
 
     def draw(self, word, rng):
@@ -44,7 +45,7 @@ def loud(pcm):
 def test_a_word_that_was_begun_lies_across_the_edge_and_others_inside(rng):
     for _ in range(50):
         wished = [Sound('silence'), BEGUN, Sound('speech', 'color'), Sound('speech', 'red')]
-        pcm, sounds = make_stream(wished, Words(), rng)
+        pcm, sounds = make_stream(wished, OneValue(), rng)
         assert sounds[1].voice == sounds[2].voice == 'man' and is_begun(sounds[1])
         before, begun, ended, inside = loud(pcm).reshape(4, -1)
         assert before.sum() == 0 and inside.sum() >= 80
@@ -76,3 +77,15 @@ def test_clips_asked_aloud_take_a_word_and_its_beginning_from_one_stream(rng):
                 assert at[i + 1] == at[i] + 1 and clip.sounds[i + 1].word
                 found += 1
     assert found > 20
+
+
+def test_the_synthesiser_that_is_only_listened_to_is_in_no_training(tmp_path, rng):
+    for i, maker in enumerate((*MAKERS, UNTRAINED)):  # as if each had spoken every word before
+        rows = [(word, 'man', 9 * n, 9 * n + 9) for n, word in enumerate(SPOKEN)]
+        (tmp_path / f'{maker}.json').write_text(json.dumps(rows))
+        np.save(tmp_path / f'{maker}.npy', np.full(9 * len(SPOKEN), 1000 * i, np.int16))
+    trained = Words(tmp_path)
+    drawn = {trained.draw('red', rng).maker for _ in range(200)}
+    assert drawn == set(MAKERS) and UNTRAINED not in drawn
+    heard = Words(tmp_path, makers=(UNTRAINED,)).draw('red', rng)
+    assert heard.maker == UNTRAINED and round(32767 * heard.samples[0]) == 4000

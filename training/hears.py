@@ -3,9 +3,9 @@
 
 """How many words the audio encoder of a nano tells by itself: python -m training.hears models/nano
 
-A line for each synthesiser, and for voices of espeak-ng that were not in training: percent of
-words that lie wholly inside their second, clean and in rooms, and of words of which most lie
-across the edge of two seconds.
+A line for each synthesiser, for voices of espeak-ng that were not in training, and for a
+synthesiser of which no training hears a word: percent of words that lie wholly inside their
+second, clean and in rooms, and of words of which most lie across the edge of two seconds.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 from .model import Audio, Config
 from .start import start_audio
 from .train_audio import evaluate
-from .voices import MAKERS, Words
+from .voices import MAKERS, UNTRAINED, Words
 
 BATCHES, SEED = 16, 31
 ACROSS = 0.6  # as many as there can be, as each needs the second before it
@@ -45,6 +45,7 @@ def main():
     start_audio(audio, options.directory)
     voices = {maker: Words(options.words, makers=(maker,)) for maker in MAKERS}
     voices['espeak, not in training'] = Words(options.words, unseen=True)
+    voices[f'{UNTRAINED}, not in training'] = Words(options.words, makers=(UNTRAINED,))
     print(f'| voices | {" | ".join(WAYS)} |\n|---|{"---:|" * len(WAYS)}')
     for name, words in voices.items():
         print(

@@ -7,11 +7,14 @@ espeak-ng builds formants, flite and festival join recorded pieces (festival als
 hidden Markov models), piper is a neural network. An encoder that has learned one of them has not
 learned speech, so every maker can be left out of a training and be listened to afterwards. The
 programs are tools here: nothing of them is shipped.
+
+What a fifth says, hibari (another neural network), is never trained on and only listened to.
 """
 
 import importlib.util
 import io
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,8 +28,9 @@ from .world import SPOKEN, choose
 
 RATE_HZ = 16000
 LONGEST_SAMPLES = 15000  # of a word: it lies wholly inside its second
-MAKERS = ('espeak', 'flite', 'festival', 'piper')
-MAKER_WEIGHTS = (0.37, 0.24, 0.19, 0.2)
+MAKER_WEIGHTS = {'espeak': 0.37, 'flite': 0.24, 'festival': 0.19, 'piper': 0.2}
+MAKERS = tuple(MAKER_WEIGHTS)
+UNTRAINED = 'hibari'  # a maker of whom no training hears a word
 ACCENTS = ('en-us', 'en-gb', 'en-gb-scotland', 'en-029', 'en-us-nyc')
 MEN = (
     *('m1', 'm2', 'm3', 'm4', 'm5', 'm7', 'm8', 'Alex', 'Andy', 'Lee', 'Mike', 'Michael', 'max'),
@@ -54,6 +58,10 @@ FESTIVAL_VOICES = (
 )
 VARIED = 6  # takes made of one that was spoken, by changing its voice
 PIPER_ROUNDS = 8
+HIBARI_ROUNDS = 8
+HIBARI_RATE_HZ = 24000
+# An r that an English accent leaves out: no vowel follows (signs of hibari's own).
+SILENT_R = 'ɹ(?![ˈˌ]?[ɪiɛæɑɔʊuʌɜəAIOWYᵊ])'
 # Beyond these a changed voice is nobody's: (lowest, highest) factor of pitch and of formants.
 SAME_PITCH, SAME_FORMANTS = (0.9, 1.12), (0.94, 1.07)
 
@@ -87,7 +95,7 @@ class Words:
     def draw(self, word, rng) -> Take:
         """Return one take of a word; first the maker is drawn, then the take."""
         by_maker = self.takes[word]
-        weights = [MAKER_WEIGHTS[MAKERS.index(maker)] for maker in by_maker]
+        weights = [MAKER_WEIGHTS.get(maker, 1) for maker in by_maker]
         return choose(rng, by_maker[choose(rng, list(by_maker), weights)])
 
 
@@ -197,7 +205,24 @@ def _piper(_, rng):
                 yield from _varied(word, 'man', *spoken, rng, number=2)
 
 
-_SPEAKERS = {'espeak': _espeak, 'flite': _flite, 'festival': _festival, 'piper': _piper}
+def _hibari(_, rng):
+    from hibari import Hibari
+
+    program = Hibari()
+    for word in SPOKEN:
+        american = program.phonemize(word)[0].replace('ˌ', 'ˈ')
+        ways = sorted({american, re.sub(SILENT_R, '', american)})
+        for way in ways:
+            for _ in range(HIBARI_ROUNDS // len(ways)):
+                speed, seed = rng.uniform(0.75, 1.25), int(rng.integers(1e6))
+                pcm = program.from_phonemes(way, speed=speed, seed=seed).astype(np.float64)
+                yield from _varied(word, 'woman', pcm, HIBARI_RATE_HZ, rng, number=2)
+
+
+_SPEAKERS = {
+    **{'espeak': _espeak, 'flite': _flite, 'festival': _festival, 'piper': _piper},
+    UNTRAINED: _hibari,
+}
 
 
 def _varied(word, sex, pcm, rate_hz, rng, number=VARIED):
