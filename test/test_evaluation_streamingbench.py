@@ -4,6 +4,7 @@
 """StreamingBench's annotation files are read whole, asked and scored the official way."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,24 @@ def test_every_defect_goes_through_the_commands(tmp_path, monkeypatch, capsys):
     run = Run.read(tmp_path / 'run')
     assert len(run.texts) == len(chosen) and not run.unanswered and not run.summary()
     assert cli.main(['report', 'run', '--questions', 'set/questions.json', '--out', 'p.html']) == 0
+
+
+def test_videos_of_one_name_in_several_folders_are_several(tmp_path, capsys):
+    video = Path(__file__).parent / 'data' / 'scene.mp4'
+    chosen = published()[:4]
+    places = ('./videos/a/v.mp4', 'videos\\b\\v.mp4', './videos/c/v.mp4', '/their/videos/w.mp4')
+    for one, place in zip(chosen, places):
+        one['video_path'] = place
+        one['questions'][0]['time_stamp'] = '00:00:02'
+    write(tmp_path / 'asked.json', chosen)
+    for place in ('a/v.mp4', 'b/v.mp4', 'x/w.mp4', 'y/w.mp4'):
+        (tmp_path / 'there' / place).parent.mkdir(parents=True)
+        shutil.copy(video, tmp_path / 'there' / place)
+    made = ['streamingbench', str(tmp_path / 'asked.json'), '--out', str(tmp_path / 'set')]
+    assert cli.main([*made, '--videos', str(tmp_path / 'there')]) == 0
+    assert {path.name for path in (tmp_path / 'set').glob('*.mcap')} == {'a-v.mcap', 'b-v.mcap'}
+    defects = (tmp_path / 'set' / 'defects.txt').read_text()
+    assert 'c/v.mp4: not in the videos' in defects and 'w.mp4: it may be' in defects
 
 
 def test_a_question_that_replay_would_refuse_is_left_out_and_listed(tmp_path):

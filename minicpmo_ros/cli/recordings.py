@@ -283,15 +283,14 @@ def _make_bags(arguments, annotated: tuple, defects: list) -> tuple:
     """Make the bags that are not there; return the questions that have one, list the others."""
     from minicpmo_ros.evaluation.bags.writing import write_video
 
-    found = {path.name: path for path in sorted(arguments.videos.rglob('*')) if path.is_file()}
-    bags = {one.bag: one.file for one in annotated}
-    for number, (bag, video) in enumerate(bags.items(), 1):
+    there = sorted(arguments.videos.resolve().rglob('*'))
+    files = [path for path in there if path.is_file()]
+    bags = {one.bag: one for one in annotated}
+    for number, (bag, one) in enumerate(bags.items(), 1):
         if (arguments.out / bag).exists():
             continue
         try:
-            if video not in found:
-                raise InputError(f'{video}: not in {arguments.videos}.')
-            write_video(found[video], arguments.out / bag)
+            write_video(one.find(files), arguments.out / bag)
         except InputError as error:
             defects.append(f'{error} Its questions are left out.')
             continue

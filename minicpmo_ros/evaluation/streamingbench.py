@@ -63,14 +63,28 @@ class _OfVideo:
     video: str  # path as told
 
     @property
-    def file(self) -> str:
-        """The name of its video's file."""
-        return PurePosixPath(self.video.replace('\\', '/')).name
+    def place(self) -> PurePosixPath:
+        """Where its video is in the folder of the videos: several may have one name."""
+        path = PurePosixPath(self.video.replace('\\', '/'))
+        parts = [part for part in path.parts if part not in ('/', '..')]
+        if 'videos' in parts[:-1]:
+            parts = parts[len(parts) - parts[::-1].index('videos') :]
+        is_whole = path.is_absolute() or ':' in (path.parts or ('',))[0]  # on somebody's machine
+        return PurePosixPath(*parts[-1:]) if is_whole else PurePosixPath(*parts)
 
     @property
     def bag(self) -> str:
         """The name its video has as a bag."""
-        return PurePosixPath(self.file).stem + '.mcap'
+        return '-'.join((*self.place.parts[:-1], self.place.stem)) + '.mcap'
+
+    def find(self, files: list) -> Path:
+        """Return its video; InputError where none or several are at its place."""
+        parts = self.place.parts
+        found = [file for file in files if file.parts[-len(parts) :] == parts]
+        if len(found) != 1:
+            what = f'it may be {found[0]} or {found[1]}' if found else 'not in the videos'
+            raise InputError(f'{self.place}: {what}.')
+        return found[0]
 
 
 @dataclass(frozen=True)
@@ -267,7 +281,7 @@ def _annotated(index: int, video: str, question, defects: list) -> Annotated:
         letter,
         _read_time(told_by['time_stamp']),
     )
-    if not one.file:
+    if not one.place.name:
         raise InputError(f'video_path is {told(video)}, the path of a file is expected.')
     check(_asked(one, CONTEXT_S))  # what `replay` would refuse
     return one
