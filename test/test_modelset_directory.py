@@ -264,6 +264,7 @@ def test_wrong_image_mean_is_a_warning(directory, monkeypatch):
             "'notes' must",
         ),
         (b"notes: !!int ''", 'a value is not what'),
+        (b'model_id: a\nmodel_id: b', "'model_id' occurs twice"),
         (b'notes: !!bool perhaps', 'a value is not what'),
         (b'? [a, {b: c}]\n: d', 'cannot be read'),
         (b'just text', 'must be a mapping'),
@@ -273,6 +274,11 @@ def test_wrong_image_mean_is_a_warning(directory, monkeypatch):
 def test_malformed_manifest_is_refused(directory, content, problem):
     replace_file(directory, 'manifest.yaml', content)
     assert problem in refusal(directory).problem
+
+
+BOMB = ['x'] * 9  # lists of lists that have no room as a text; YAML writes them as aliases
+for _ in range(8):
+    BOMB = [BOMB] * 9
 
 
 @pytest.mark.parametrize(
@@ -286,6 +292,11 @@ def test_malformed_manifest_is_refused(directory, content, problem):
         (lambda record: record.update(files=3), 'exactly llm, vision and audio'),
         (lambda record: record['files'].update(llm='llm.gguf'), 'must be a mapping'),
         (lambda record: record.update(model_id=26), 'must be text'),
+        (lambda record: record.update(model_id='a\nb'), "model_id is 'a\\nb'"),
+        (lambda record: record.update(model_id='x' * 5000), "model_id is 'xxx"),
+        (lambda record: record['files']['llm'].update(sha256='abc'), "sha256 of llm is 'abc'"),
+        (lambda record: record['files']['audio'].update(sha256='sha256:' + '0' * 64), 'sha256 of'),
+        (lambda record: record.update(speech=BOMB), 'must be true or false'),
         (lambda record: record.update(notes=datetime.date(2026, 1, 1)), 'must be text'),
         (lambda record: record.update(licence=10**400), 'must be text'),
         (lambda record: record['files'].update(llm=['llm.gguf']), 'must be a mapping'),

@@ -20,6 +20,11 @@ HOLLOW = (
 _MAGICS = (
     (b'version https://git-lfs', 'a git-lfs pointer, not the file it stands for',
      'Run `git lfs pull` in its checkout, or fetch the file by its download link'),
+    (b'version https://hawser', 'a pointer of git-lfs, as its first versions wrote it',
+     'Run `git lfs pull` in its checkout, or fetch the file by its download link'),
+    (b'/annex/objects/', 'a pointer of git-annex, not the file it stands for',
+     'Run `git annex get` in its checkout'),
+    (b'Rar!\x1a\x07', 'a RAR archive', 'Unpack it'),
     (b'PK\x03\x04', 'a ZIP archive or a PyTorch checkpoint', 'Unpack it, or convert it'),
     (b'\x1f\x8b', 'compressed by gzip', 'Unpack it: gunzip'),
     (b'\xfd7zXZ', 'compressed by xz', 'Unpack it: unxz'),

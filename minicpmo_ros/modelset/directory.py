@@ -9,12 +9,14 @@ files of different models together. Every failure names the file and what to do.
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from minicpmo_ros.config import PARTS
+from minicpmo_ros.documents import told
 from minicpmo_ros.encoders.siglip import model as siglip_model
 from minicpmo_ros.encoders.whisper import encoder as whisper_encoder
 from minicpmo_ros.errors import InputError, ModelFileError
@@ -32,6 +34,7 @@ from minicpmo_ros.modelset.manifest import FILE_NAME, Manifest, read_manifest, s
 WHAT = {'llm': 'a language model', 'vision': 'a vision file', 'audio': 'an audio file'}
 SPECIAL_TYPES = (CONTROL, USER_DEFINED)  # what is parsed as one token
 GET_THE_SET = 'Use the three files of one model'
+LONGEST_NAME = 200
 SPEECH = ('auto', 'true', 'false')  # auto: as the model was made, by its manifest
 
 
@@ -64,6 +67,7 @@ class ModelDirectory:
                 f'the family {manifest.family!r} is unknown',
                 f'Known are {", ".join(FAMILIES)}',
             )
+        _check_texts(path / FILE_NAME, manifest)
         headers = {part: _read(path / manifest.files[part].path) for part in PARTS}
         _check_parts(headers, manifest.family)
         if manifest.pre_tokenizer not in OVERRIDES:
@@ -188,6 +192,20 @@ def prevailing_type(tensors) -> GgmlType:
         if len(each.shape) > 1:
             counts[each.type] += math.prod(each.shape)
     return max(counts, key=counts.get, default=GgmlType.F32)
+
+
+def _check_texts(path: Path, manifest: Manifest) -> None:
+    """Refuse a name that no line can hold, and hashes that are none."""
+    name = manifest.model_id
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        problem = f'model_id is {told(name)}'
+        remedy = f'Allowed is a line of text of at most {LONGEST_NAME} characters'
+        raise ModelFileError(path, problem, remedy)
+    for part, entry in manifest.files.items():
+        if entry.sha256 and not re.fullmatch('[0-9a-fA-F]{64}', entry.sha256):
+            problem = f'the sha256 of {part} is {told(entry.sha256)}'
+            remedy = 'Allowed are its 64 hexadecimal digits, or nothing'
+            raise ModelFileError(path, problem, remedy)
 
 
 def _check_parts(headers: dict, family: str) -> None:

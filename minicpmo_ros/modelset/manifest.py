@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from minicpmo_ros.config import PARTS
-from minicpmo_ros.documents import appearing, parse_yaml, read_bounded, told
+from minicpmo_ros.documents import StrictLoader, appearing, parse_yaml, read_bounded, told
 from minicpmo_ros.errors import ModelFileError, in_words
 
 FILE_NAME = 'manifest.yaml'
@@ -99,7 +99,7 @@ def read_manifest(directory) -> Manifest:
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         raise ModelFileError(path, 'it is not a file', REPAIR)
     try:
-        record = parse_yaml(read_bounded(path))
+        record = parse_yaml(read_bounded(path), StrictLoader)
     except FileNotFoundError:
         is_there = path.parent.exists()
         raise ModelFileError(
@@ -142,7 +142,7 @@ def _checked(path: Path, record, kind: type, where: str) -> dict:
     for key, value in record.items():
         if allowed[key].type is bool and not isinstance(value, bool):
             raise ModelFileError(
-                path, f'{where}: {key!r} must be true or false, not {value!r}', 'Correct it'
+                path, f'{where}: {key!r} must be true or false, not {told(value)}', 'Correct it'
             )
         if allowed[key].type is str and not isinstance(value, str):
             raise ModelFileError(
