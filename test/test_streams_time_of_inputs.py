@@ -73,6 +73,30 @@ def test_a_clock_that_stands_is_noticed_without_another_input(wrong):
     assert 'Let the driver stamp' in clock.problem and 'to header' not in clock.problem
 
 
+def paused(t, begin=10.0, end=17.0):
+    """Of a player that is paused: nothing comes meanwhile, and then it goes on where it was."""
+    return None if begin <= t < end else NOW_S - 5000 + t - (end - begin) * (t >= end)
+
+
+def delayed(t, begin=10.0, end=17.0):
+    """Of a network that stalls: what was stamped meanwhile comes behind it, ten times as fast."""
+    if begin <= t < end:
+        return None
+    return NOW_S + (t if t < begin else min(t, begin + 10 * (t - end)))
+
+
+@pytest.mark.parametrize('length_s', [1.0, 2.0, 2.5, 7.0, 60.0])
+@pytest.mark.parametrize('stamps', [paused, delayed])
+@pytest.mark.parametrize('simulated', [False, True])
+def test_a_pause_is_no_clock_that_stands(stamps, length_s, simulated):
+    def with_pause(t):
+        return stamps(t, 10.0, 10.0 + length_s)
+
+    clocks, believed = run(with_pause, with_pause, seconds=90.0, simulated=simulated)
+    for clock, took in zip(clocks, believed):
+        assert all(is_taken for _, is_taken in took) and not clock.problem
+
+
 def loops(t, length=8.0):
     return 5000 + t % length
 

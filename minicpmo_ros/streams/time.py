@@ -35,6 +35,7 @@ as well, because simulated time may run faster than the computer can follow.
 import threading
 from collections import deque
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from minicpmo_ros.units import NS
 
@@ -62,6 +63,7 @@ class TimeLimits:
     different_from_now_s: float = 1.5
     alike_s: float = 10.0  # how long they must agree again
     still: float = 0.05  # of real time; recordings are hardly played that slowly
+    still_gap_s: float = 1.5  # a longer one is a pause, and what comes behind it a burst
     forgotten_s: float = 5.0  # after which the last report of the other input is ignored
     # A source without stamps, whose samples are counted.
     count_watched_s: float = 5.0  # over which the smallest delay is the error of the count
@@ -318,9 +320,8 @@ class InputClock:
             if arrived_ns:
                 self._recent.append((now_s, stamp_ns, stamp_ns - arrived_ns))
                 # One older than the window stays, so that all of it is known.
-                while (
-                    len(self._recent) > 1 and self._recent[1][0] <= now_s - LIMITS.offset_window_s
-                ):
+                oldest_s = now_s - LIMITS.offset_window_s
+                while len(self._recent) > 1 and self._recent[1][0] <= oldest_s:
                     self._recent.popleft()
                 if self.mode != 'arrival':
                     self._decide(now_s, simulated)
@@ -337,10 +338,8 @@ class InputClock:
         newest_s = self._recent[-1][0]
         if self.mode == 'arrival':
             return Offset(0, newest_s)
-        return Offset(
-            max(off for at_s, _, off in self._recent if at_s > newest_s - LIMITS.offset_window_s),
-            newest_s,
-        )
+        begun_s = newest_s - LIMITS.offset_window_s
+        return Offset(max(off for at_s, _, off in self._recent if at_s > begun_s), newest_s)
 
     def _decide(self, now_s: float, simulated: bool) -> None:
         why = self._why_not()
@@ -382,13 +381,14 @@ class InputClock:
         )
 
     def _is_still(self) -> bool:
-        (first_s, first_ns, _), (last_s, last_ns, _) = self._recent[0], self._recent[-1]
-        passed_s = last_s - first_s
-        return (
-            passed_s >= LIMITS.offset_window_s
-            and len(self._recent) > 2
-            and abs(last_ns - first_ns) < LIMITS.still * passed_s * NS
-        )
+        (first_s, first_ns, first), (last_s, last_ns, last) = self._recent[0], self._recent[-1]
+        advanced_ns = last_ns - first_ns
+        passed_s = min(last_s - first_s, (advanced_ns - last + first) / NS)  # if not paused
+        if len(self._recent) <= 2 or abs(advanced_ns) >= LIMITS.still * passed_s * NS:
+            return False
+        gap_s = max(late[0] - early[0] for early, late in pairwise(self._recent))
+        passed_s -= max(0.0, gap_s - LIMITS.still_gap_s)
+        return passed_s >= max(LIMITS.offset_window_s, abs(advanced_ns) / NS / LIMITS.still)
 
     def _remedy(self) -> str:
         do_so = 'both stamp by one clock (chrony, PTP, or a parameter of the driver)'
