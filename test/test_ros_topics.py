@@ -7,7 +7,8 @@ import re
 import threading
 
 import pytest
-from rcl_interfaces.msg import Log
+from rcl_interfaces.msg import Log, ParameterEvent
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
@@ -18,6 +19,7 @@ from minicpmo_ros.msg import Answer, ImageEmbedding
 from minicpmo_ros.ros.framework.lifecycle import ManagedNode
 from minicpmo_ros.ros.framework.threads import Poller
 from minicpmo_ros.ros.framework.topics import Topics, qos_problem
+from minicpmo_ros.ros.live import make_nodes
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=5, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
@@ -226,3 +228,53 @@ def test_a_misfit_is_told_though_the_middleware_does_not_wake_the_node(graph):
     finally:
         poller.close()
         node.destroy_node()
+
+
+def test_an_end_of_rclpy_s_own_that_does_not_fit_is_told_too(graph):
+    node = ManagedNode('speaker_of_parameters')
+    try:
+        graph.create_subscription(ParameterEvent, '/parameter_events', print, LATCHED)
+        graph.spin_until(node.topics.problems, 'the misfit')
+        (problem,) = node.topics.problems()
+        assert 'durability transient_local, this node publishes with durability vol' in problem
+        assert problem.endswith('Change it there')  # no parameter of this node changes it
+    finally:
+        node.destroy_node()
+
+
+def test_a_misfit_of_another_policy_is_told_by_its_name(graph):
+    topic, node = f'{graph.namespace}/image', Reader()
+    try:
+        node.topics.publish(CompressedImage, topic, QoSProfile(depth=1))
+        wanted = QoSProfile(depth=1, deadline=Duration(seconds=1))
+        graph.create_subscription(CompressedImage, topic, print, wanted)
+        graph.spin_until(node.topics.problems, 'the misfit')
+        assert f'{graph.namespace}/tester subscribes with deadline' in node.topics.problems()[0]
+    finally:
+        node.destroy_node()
+
+
+def waited_for(node) -> list:
+    """Give what an executor puts into its wait set for a node."""
+    entities = (
+        *node.subscriptions, *node.timers, *node.clients, *node.services, *node.guards,
+        *node.waitables,
+    )  # fmt: skip
+    return [entity for entity in entities if entity.callback_group.can_execute(entity)]
+
+
+def test_the_executor_of_live_looks_at_few_things_when_it_wakes(graph):
+    nodes = list(make_nodes())
+    try:
+        for node in nodes:
+            entities = waited_for(node)
+            kinds = [type(entity).__name__ for entity in entities]
+            assert not [kind for kind in kinds if 'Event' in kind], node.get_name()
+            assert kinds.count('Timer') <= 2  # `ticks`, and until it has started `autostart`
+            topics = [getattr(entity, 'topic', '') for entity in entities]
+            assert topics and 'input_clock' not in topics
+        assert 'input_clock' in [subscription.topic for subscription in nodes[-1].subscriptions]
+        assert sum(len(waited_for(node)) for node in nodes) <= 70  # 110 with events and timers
+    finally:
+        for node in nodes:
+            node.destroy_node()

@@ -135,7 +135,7 @@ class AudioInput:
         self._early = deque(maxlen=EARLY_CHUNKS)  # (stamp_ns, data) that came before their format
         self._early_since_s, self._told_s = 0.0, -60.0
         self._poller = Poller(node, node.time.now)
-        self._looking = node.steady_timer(LOOK_PERIOD_S, self._look)
+        self._looking = node.ticks.every(LOOK_PERIOD_S, self._look)
         self._look()
 
     @property
@@ -164,7 +164,7 @@ class AudioInput:
 
     def close(self) -> None:
         """Unsubscribe."""
-        self._node.destroy_timer(self._looking)
+        self._node.ticks.end(self._looking)
         self._poller.close()
 
     def _look(self) -> None:
@@ -173,7 +173,7 @@ class AudioInput:
         if self._is_told:
             self._info = self._subscribed(self._info, self._wanted_info())
         if self._audio is not None and (self._info is not None or not self._is_told):
-            self._looking.timer_period_ns = int(LOOK_AGAIN_PERIOD_S * 1e9)
+            self._looking.period_s = LOOK_AGAIN_PERIOD_S
 
     def _subscribed(self, current, wanted):
         """Subscribe as wanted if that has changed; return (wanted, subscription) or None."""

@@ -164,7 +164,7 @@ class ImageInput:
         self._choice, self._subscription, self._is_open = ImageChoice(), None, True
         self._told = set()
         self._poller = Poller(node, node.time.now)
-        self._looking = node.steady_timer(LOOK_PERIOD_S, self._look)
+        self._looking = node.ticks.every(LOOK_PERIOD_S, self._look)
         self._look()
 
     @property
@@ -175,7 +175,7 @@ class ImageInput:
     def close(self) -> None:
         """Unsubscribe."""
         self._is_open = False
-        self._node.destroy_timer(self._looking)
+        self._node.ticks.end(self._looking)
         self._poller.close()
 
     def _look(self) -> None:
@@ -193,7 +193,7 @@ class ImageInput:
         self._subscription = self._poller.subscribe(
             message_type, source.topic, partial(self._on_message, source), IMAGE_QOS
         )
-        self._looking.timer_period_ns = int(LOOK_AGAIN_PERIOD_S * 1e9)
+        self._looking.period_s = LOOK_AGAIN_PERIOD_S
         if before is not None and before.reason:
             self._tell_once(
                 f'{self._name(before)}: {before.reason.rstrip(".")}; '

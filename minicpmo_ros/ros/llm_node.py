@@ -103,7 +103,7 @@ class LlmNode(ManagedNode):
         self._service = AskService(self, router)
         self._action = AskAction(self, router)
         self.create_service(Trigger, '~/reset', self._on_reset)
-        self.steady_timer(STATUS_PERIOD_S, self._on_tick)
+        self.ticks.every(STATUS_PERIOD_S, self._on_tick)
 
     # The lifecycle.
     def on_setup(self, options) -> None:

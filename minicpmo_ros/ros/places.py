@@ -4,7 +4,8 @@
 """Where the robot is, for its notes: by the topic `pose`, else by the transforms of TF.
 
 The messages of TF come with the package tf2_msgs. tf2_ros is not needed: what it does with them is
-little here (notes/frames.py), and few machines without a distribution have it.
+little here (notes/frames.py), and few machines without a distribution have it. A robot publishes
+transforms up to hundreds of times a second, so they are taken together, past the executor.
 """
 
 import math
@@ -15,6 +16,7 @@ from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.notes.frames import FrameTree, NoTransformError, Transform
 from minicpmo_ros.notes.note import Pose
+from minicpmo_ros.ros.framework.threads import Poller
 from minicpmo_ros.ros.messages import stamp_ns_of
 from minicpmo_ros.units import NS
 
@@ -24,10 +26,11 @@ except ImportError:
     TFMessage = None
 
 POSE_AGE_S = 2.0  # of a pose or a transform, at most, by its stamp
+LOOK_PERIOD_S = 0.2
 POSE_QOS = QoSProfile(depth=100)
 TF_TOPICS = (
-    ('/tf', False, QoSProfile(depth=100)),
     ('/tf_static', True, QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)),
+    ('/tf', False, QoSProfile(depth=1000)),  # of many publishers, between two looks
 )
 NO_TF2_MSGS = (
     'the package tf2_msgs is not installed: notes have a place only by the topic pose. Install '
@@ -36,18 +39,19 @@ NO_TF2_MSGS = (
 
 
 class Places:
-    """Listens where the robot is; for the executor's thread, but for `here`."""
+    """Listens where the robot is; for the executor's thread, but for `here`. A thread takes in."""
 
     def __init__(self, node):
         self._node = node
-        self._subscriptions, self._tree, self._pose = [], None, None
+        self._poller = self._tree = self._pose = None
         self._told, self._has_tf, self._has_told_bad = set(), False, False
 
     def begin(self, map_frame: str, base_frame: str) -> None:
         """Listen; `map_frame` '': not to TF."""
         self.end()
-        topics = self._node.topics
-        self._subscriptions = [topics.subscribe(PoseStamped, 'pose', self._on_pose, POSE_QOS)]
+        self._poller = Poller(self._node)
+        self._poller.period_s = LOOK_PERIOD_S
+        self._poller.subscribe(PoseStamped, 'pose', self._on_pose, POSE_QOS)
         if not map_frame:
             return
         if TFMessage is None:
@@ -56,13 +60,13 @@ class Places:
         self._tree = FrameTree(map_frame, base_frame, POSE_AGE_S)
         for topic, is_static, qos in TF_TOPICS:
             take = self._on_static if is_static else self._on_moving
-            self._subscriptions.append(topics.subscribe(TFMessage, topic, take, qos))
+            self._poller.subscribe(TFMessage, topic, take, qos)
 
     def end(self) -> None:
         """Listen no more, and forget the place."""
-        for subscription in self._subscriptions:
-            self._node.topics.unsubscribe(subscription)
-        self._subscriptions, self._tree, self._pose = [], None, None
+        if self._poller is not None:
+            self._poller.close()
+        self._poller = self._tree = self._pose = None
         self._told, self._has_tf = set(), False
 
     def here(self, at_s: float | None = None) -> Pose | None:
@@ -70,6 +74,8 @@ class Places:
 
         Without a time: the newest place.
         """
+        if (poller := self._poller) is not None:
+            poller.read()
         if (known := self._pose) is not None:
             stamp_s, pose = known
             if at_s is None or abs(stamp_s - at_s) <= POSE_AGE_S:

@@ -15,6 +15,7 @@ from rclpy.qos import QoSProfile
 
 from minicpmo_ros.msg import InputClock as InputClockMessage
 from minicpmo_ros.ros.framework.parameters import Parameter
+from minicpmo_ros.ros.framework.threads import NotExecuted, call_back
 from minicpmo_ros.streams.time import LIMITS, MODES, InputClock
 from minicpmo_ros.units import NS
 
@@ -107,14 +108,12 @@ class Stamps:
         self._long_chunks = LongChunks()
         self._publisher = node.create_publisher(InputClockMessage, TOPIC, CLOCK_QOS)
         # Not one of the node's inputs: it carries no images or audio.
-        self._subscription = node.create_subscription(
-            InputClockMessage, TOPIC, self._on_clock, CLOCK_QOS
-        )
-        self._timer = node.steady_timer(CLOCK_PERIOD_S, self._tell)
+        self._subscription = _subscribed(node, self._on_clock)
+        self._tick = node.ticks.every(CLOCK_PERIOD_S, self._tell)
 
     def close(self) -> None:
         """Unsubscribe."""
-        self._node.destroy_timer(self._timer)
+        self._node.ticks.end(self._tick)
         self._node.destroy_subscription(self._subscription)
         self._node.destroy_publisher(self._publisher)
 
@@ -123,6 +122,7 @@ class Stamps:
 
         header_ns None: it has no stamp, and none is returned.
         """
+        call_back(self._subscription)  # the newest is needed, as offsets grow in a fast replay
         clock = self._node.get_clock()
         arrived_ns = clock.now().nanoseconds
         begun_ns = arrived_ns - duration_ns
@@ -153,6 +153,7 @@ class Stamps:
             self.clock.on_other_offset(int(message.offset * NS), time.monotonic())
 
     def _tell(self) -> None:
+        call_back(self._subscription)
         self._look_for_skew()
         problem, log = self.problem, self._node.get_logger()
         if problem != self._told:
@@ -186,11 +187,12 @@ class ClockProblems:
 
     def __init__(self, node):
         self._problems = {}  # by input: (a sentence or '', steady time at which it came)
-        node.create_subscription(InputClockMessage, TOPIC, self._on_clock, CLOCK_QOS)
+        self._subscription = _subscribed(node, self._on_clock)
 
     @property
     def problem(self) -> str:
         """What is wrong now, sentences; or ''."""
+        call_back(self._subscription)
         now_s = time.monotonic()
         told = [
             text for text, at_s in self._problems.values() if now_s - at_s < LIMITS.forgotten_s
@@ -199,3 +201,10 @@ class ClockProblems:
 
     def _on_clock(self, message) -> None:
         self._problems[message.input] = message.problem, time.monotonic()
+
+
+def _subscribed(node, callback):
+    """Subscribe to `input_clock`, which is read when it is needed and wakes no executor."""
+    return node.create_subscription(
+        InputClockMessage, TOPIC, callback, CLOCK_QOS, callback_group=NotExecuted()
+    )

@@ -1,22 +1,37 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A node's instants: steady time and, with use_sim_time, the time of /clock.
+"""A node's instants, steady time and, with use_sim_time, the time of /clock; and its ticks.
 
 While /clock stands still, so does simulated time. If nobody publishes /clock any more, for
 example because a bag has ended, only the steady clock goes on, so that nothing waits for ever. If
 /clock has never come, that is reported in the log and on /diagnostics.
+
+What a node does again and again has one timer, by steady time. A timer for each would wake the
+executor for each, and to wake an rclpy executor costs more than most of what is done then. Due
+times are multiples of the period, so that those of all nodes in a process, and of all periods,
+fall together; each process counts from a time of its own, so that not all of a robot wakes at
+once.
 """
 
+import math
+import random
 import threading
 import time
+from collections.abc import Callable
 
+from rclpy.clock import Clock, ClockType
+
+from minicpmo_ros.ros.framework.faults import faults_of, name_of
 from minicpmo_ros.streams.time import STEP_BACK_NS, Instant
 
 CLOCK_TOPIC = '/clock'
 # Where time is not simulated, only use_sim_time may change.
 CLOCK_LOOK_PERIOD_S, PARAMETER_LOOK_PERIOD_S = 0.5, 2.0
 PATIENCE_S = 3.0  # after which a /clock that has not come is missing
+SLACK_S = 0.02  # so much later is due now
+BEGIN_S = random.random()  # of counting, monotonic
+LONGEST_WAIT_S = 60.0
 
 
 class NodeTime:
@@ -28,7 +43,7 @@ class NodeTime:
         self._newest_ns, self._jumps = 0, 0
         self._is_orphaned = False  # nobody publishes /clock
         self._since_s = None  # monotonic: since when the first /clock is waited for
-        self._looking = node.steady_timer(CLOCK_LOOK_PERIOD_S, self._look)
+        self._looking = node.ticks.every(CLOCK_LOOK_PERIOD_S, self._look)
 
     def now(self) -> Instant:
         """Return this instant."""
@@ -46,8 +61,7 @@ class NodeTime:
 
     def _look(self) -> None:
         is_simulated = self._clock.ros_time_is_active
-        period_s = CLOCK_LOOK_PERIOD_S if is_simulated else PARAMETER_LOOK_PERIOD_S
-        self._looking.timer_period_ns = int(period_s * 1e9)
+        self._looking.period_s = CLOCK_LOOK_PERIOD_S if is_simulated else PARAMETER_LOOK_PERIOD_S
         if is_simulated:
             topic = self._node.resolve_topic_name(CLOCK_TOPIC)
             self._is_orphaned = not self._node.count_publishers(topic)
@@ -71,3 +85,53 @@ class NodeTime:
             'its own has no time. Start who publishes it (a simulation, ros2 bag play --clock), '
             'or set use_sim_time to false'
         )
+
+
+class Tick:
+    """One thing that is done again and again; `period_s` may change, from the next time on."""
+
+    def __init__(self, period_s: float, callback: Callable[[], None]):
+        self.period_s, self.callback, self.due_s = period_s, callback, 0.0
+
+    def plan(self, now_s: float) -> None:
+        """Be due at a multiple of the period, half of it from now at the earliest."""
+        periods = math.ceil((now_s - BEGIN_S) / self.period_s + 0.5)
+        self.due_s = BEGIN_S + periods * self.period_s
+
+
+class Ticks:
+    """All that one node does again and again; for the executor's thread."""
+
+    def __init__(self, node):
+        self._node, self._ticks, self._timer = node, [], None
+        self._clock = Clock(clock_type=ClockType.STEADY_TIME)
+
+    def every(self, period_s: float, callback: Callable[[], None]) -> Tick:
+        """Call back so often, until `end`; errors are told and counted (faults.py)."""
+        guarded = faults_of(self._node).guarded(f'timer {name_of(callback)}', callback)
+        tick = Tick(period_s, guarded)
+        tick.plan(time.monotonic())
+        self._ticks.append(tick)
+        self._set_timer()
+        return tick
+
+    def end(self, tick: Tick) -> None:
+        """Call back no more."""
+        self._ticks.remove(tick)
+
+    def _run(self) -> None:
+        now_s = time.monotonic()
+        for tick in [tick for tick in self._ticks if tick.due_s <= now_s + SLACK_S]:
+            if tick in self._ticks:  # one may end another
+                tick.plan(now_s)
+                tick.callback()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        due_s = min((tick.due_s for tick in self._ticks), default=math.inf)
+        wait_s = min(max(0.0, due_s - time.monotonic()), LONGEST_WAIT_S)
+        if self._timer is None:
+            self._timer = self._node.create_timer(wait_s, self._run, clock=self._clock)
+        else:
+            self._timer.timer_period_ns = int(wait_s * 1e9)
+            self._timer.reset()

@@ -101,7 +101,7 @@ class Diagnostics:
         self._publisher = node.topics.publish(
             DiagnosticArray, '/diagnostics', QoSProfile(depth=10)
         )
-        node.steady_timer(PERIOD_S, self._publish)
+        node.ticks.every(PERIOD_S, self._publish)
 
     def _publish(self) -> None:
         array = DiagnosticArray(status=[self.entry()])
@@ -231,7 +231,7 @@ class Bond:
     """A node's end of the bond; for the executor's thread."""
 
     def __init__(self, node):
-        self._node, self._timer = node, None
+        self._node, self._tick = node, None
         self._publisher = None
         if BondStatus is not None:
             self._publisher = node.topics.publish(BondStatus, BOND_TOPIC, BOND_QOS)
@@ -243,16 +243,16 @@ class Bond:
 
     def begin(self) -> None:
         """Announce from now on that the node is active, unless that is announced already."""
-        if self.is_possible and self._timer is None:
+        if self.is_possible and self._tick is None:
             self._instance = str(uuid.uuid4())
-            self._timer = self._node.steady_timer(BOND_PERIOD_S, lambda: self._say(True))
+            self._tick = self._node.ticks.every(BOND_PERIOD_S, lambda: self._say(True))
             self._say(True)
 
     def end(self) -> None:
         """Announce that the node is no longer active."""
-        if self._timer is not None:
-            self._node.destroy_timer(self._timer)
-            self._timer = None
+        if self._tick is not None:
+            self._node.ticks.end(self._tick)
+            self._tick = None
             self._say(False)
 
     def _say(self, active: bool) -> None:

@@ -51,6 +51,12 @@ NO_THREAD = (
 NO_MEMORY = SHORTAGES[errno.ENOMEM]
 
 
+def name_of(call) -> str:
+    """Return the name of a callable as in the source."""
+    name = getattr(call, '__qualname__', '') or type(call).__name__
+    return name.replace('.<locals>.<lambda>', '').replace('<lambda>', 'a call')
+
+
 class Throttle:
     """Allows each key at most once in ten seconds."""
 

@@ -33,10 +33,11 @@ from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 
 from minicpmo_ros.errors import EngineError, Error
+from minicpmo_ros.ros.framework.clock import Ticks
 from minicpmo_ros.ros.framework.diagnostics import NO_BOND, Bond, Diagnostics
-from minicpmo_ros.ros.framework.faults import IN_A_ROW, Faults, Waits, shortage
+from minicpmo_ros.ros.framework.faults import IN_A_ROW, Faults, Waits, name_of, shortage
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, START, Parameter, ParameterTable
-from minicpmo_ros.ros.framework.topics import Topics
+from minicpmo_ros.ros.framework.topics import Topics, WithoutEvents
 
 # Of the two seconds in which a signal ends a process.
 JOIN_TIMEOUT_S = 1.5
@@ -59,7 +60,7 @@ ACTION_QOS = {
 }
 
 
-class ManagedNode(LifecycleNode):
+class ManagedNode(WithoutEvents, LifecycleNode):
     """Lifecycle node with a parameter table, autostart and posting from workers."""
 
     PARAMETERS: tuple[Parameter, ...] = ()
@@ -88,7 +89,7 @@ class ManagedNode(LifecycleNode):
         self.table = ParameterTable(
             self, (*COMMON_PARAMETERS, *self.PARAMETERS), lambda: self._configured
         )
-        self.topics = Topics(self)
+        self.topics, self.ticks = Topics(self), Ticks(self)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._posted = deque()
         self._bell = self.create_guard_condition(self._run_posted)
@@ -148,7 +149,10 @@ class ManagedNode(LifecycleNode):
         return self._state_machine.current_state[1]
 
     def steady_timer(self, period_s: float, callback):
-        """Create a timer that also runs while simulated time stands still, and survives errors."""
+        """Create a timer that also runs while simulated time stands still, and survives errors.
+
+        What is done again and again has its time in `ticks`.
+        """
         guarded = self.faults.guarded(f'timer {name_of(callback)}', callback)
         return self.create_timer(period_s, guarded, clock=self._steady)
 
@@ -371,9 +375,3 @@ class ManagedNode(LifecycleNode):
                 with self.faults.guard(name_of(hook), starts_anew=False):
                     hook()
         super().destroy_node()
-
-
-def name_of(call) -> str:
-    """Return the name of a callable as in the source."""
-    name = getattr(call, '__qualname__', '') or type(call).__name__
-    return name.replace('.<locals>.<lambda>', '').replace('<lambda>', 'a call')

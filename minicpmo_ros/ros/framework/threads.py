@@ -10,13 +10,14 @@ For every message, an rclpy executor rebuilds its wait set over all entities of 
 takes about a millisecond. A camera and a microphone send dozens of messages a second and none is
 urgent, so they are taken together, without the executor.
 
-Such a subscription must not be in the executor's wait set, nor its events: while a message is
-unread, they would make the executor's wait return at once, again and again.
+Such a subscription must not be in the executor's wait set: while a message is unread, it would
+make the executor's wait return at once, again and again.
 """
 
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.exceptions import InvalidHandle
@@ -63,7 +64,7 @@ class Poller:
     def subscribe(self, message_type, topic: str, callback, qos):
         """Subscribe and return the subscription; `callback(message)` must return soon."""
         subscription = self._node.topics.subscribe(
-            message_type, topic, callback, qos, NotExecuted(), has_events=False
+            message_type, topic, callback, qos, NotExecuted()
         )
         self._subscriptions.append(subscription)
         return subscription
@@ -73,6 +74,15 @@ class Poller:
         self._subscriptions.remove(subscription)
         self._node.topics.unsubscribe(subscription)
 
+    def read(self) -> None:
+        """Call back all that has arrived; for the poller's thread, and any that cannot wait."""
+        for subscription in list(self._subscriptions):
+            if not self._node.context.ok():
+                return  # a signal has shut the context down
+            # Without this the node has no input: it must go on.
+            with self._faults.guard(f'{subscription.topic}: nothing can be taken'):
+                self._drain(subscription)
+
     def close(self) -> None:
         """End the thread and unsubscribe."""
         self._stop.set()
@@ -81,32 +91,27 @@ class Poller:
             self._node.topics.unsubscribe(subscription)
 
     def _poll(self) -> None:
-        while not self._stop.wait(self.period_s):
+        while not self._stop.wait(self.period_s) and self._node.context.ok():
             began = self._now()
-            for subscription in list(self._subscriptions):
-                if not self._node.context.ok():
-                    return  # a signal has shut the context down
-                # Without this thread the node has no input: it must go on.
-                with self._faults.guard(f'{subscription.topic}: nothing can be taken'):
-                    self._drain(subscription)
+            self.read()
             self.read_until = began
 
     def _drain(self, subscription) -> None:
         try:
-            self._take_all(subscription)
-        except InvalidHandle:
-            pass  # unsubscribed meanwhile
+            call_back(subscription, self._stop)
         except Exception:
             if self._node.context.ok():
                 raise
 
-    def _take_all(self, subscription) -> None:
-        with subscription.handle:
-            while not self._stop.is_set():
-                taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
-                if taken is None:
-                    return
-                subscription.callback(taken[0])
+
+def call_back(subscription, stop: threading.Event | None = None) -> None:
+    """Call back what a subscription of the group NotExecuted has received by now."""
+    with suppress(InvalidHandle), subscription.handle:  # or it is unsubscribed meanwhile
+        while stop is None or not stop.is_set():
+            taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+            if taken is None:
+                return
+            subscription.callback(taken[0])
 
 
 class Worker:

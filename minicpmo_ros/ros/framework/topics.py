@@ -12,9 +12,10 @@ topic is made, which may be when a camera appears.
 
 Publishers and subscriptions with incompatible quality of service silently fail to connect. Here
 that gives one warning that names the other end, the policy, both values and what to change;
-`problems` keeps it for /diagnostics until the other end is gone. The middleware reports mismatches
-by an event; for a subscription without events, the graph is checked once a second. `input_stats`
-counts the messages received.
+`problems` keeps it for /diagnostics until the other end is gone. It looks once a second which ends
+are matched with fewer others than the graph has. The middleware would report a mismatch by an
+event, but an rclpy executor looks at each event of each end whenever it wakes, at a third of its
+cost: a node that is a `WithoutEvents` has none. `input_stats` counts the messages received.
 """
 
 import copy
@@ -22,17 +23,16 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from rclpy.qos import (
-    QoSCompatibility,
-    QoSPolicyKind,
-    QoSProfile,
-    qos_check_compatible,
-    qos_policy_name_from_kind,
-)
+from rclpy.qos import QoSCompatibility, QoSPolicyKind, QoSProfile, qos_check_compatible
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.ros.framework.faults import faults_of
+
+try:
+    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
 PREFIX = 'qos_overrides.'
 ENDS = ('subscription', 'publisher')
@@ -55,6 +55,13 @@ OTHERS = {
 LOOK_PERIOD_S = 0.5  # for a publisher
 LOOK_AGAIN_PERIOD_S = 2.0  # once there is one: it may come back with another type or QoS
 NAME_LOOKS = 5  # once a second, for the name of a node that discovery has not told yet
+# [what is offered, what is wanted] that do not match.
+WEAKER = {
+    'reliability': ['best_effort', 'reliable'],
+    'durability': ['volatile', 'transient_local'],
+}
+NO_PUBLISHER_EVENTS = PublisherEventCallbacks(use_default_callbacks=False)
+NO_SUBSCRIPTION_EVENTS = SubscriptionEventCallbacks(use_default_callbacks=False)
 KINDS = tuple(QoSPolicyKind[name.upper()] for name in VALUES)
 
 
@@ -88,12 +95,6 @@ def qos_problem(name: str, value) -> str:
     right = isinstance(value, str) and value.lower() in VALUES[rest] + OTHERS[rest]
     taken = ' or '.join(VALUES[rest])
     return '' if right else f'parameter {name} is {value!r}; it takes {taken}'
-
-
-try:
-    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
-except ImportError:  # Humble
-    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,20 @@ class InputStats:
         return rate_hz
 
 
+class WithoutEvents:
+    """A node whose own ends of topics, and those of rclpy, report no events to its executor."""
+
+    def create_publisher(self, *arguments, **options):
+        """Create a publisher without events."""
+        options.setdefault('event_callbacks', NO_PUBLISHER_EVENTS)
+        return super().create_publisher(*arguments, **options)
+
+    def create_subscription(self, *arguments, **options):
+        """Create a subscription without events."""
+        options.setdefault('event_callbacks', NO_SUBSCRIPTION_EVENTS)
+        return super().create_subscription(*arguments, **options)
+
+
 class Topics:
     """Makes the topics of one node; for the executor's thread."""
 
@@ -141,9 +156,7 @@ class Topics:
         self._node, self._faults = node, faults_of(node)
         self._given = dict(getattr(node, '_parameter_overrides', {}))
         self._made = set()  # resolved names
-        self._problems = {}  # (kind, topic): (Endpoint, a sentence)
-        self._new = []  # (Endpoint, policy, times looked at)
-        self._silent = {}  # topic: Endpoint of a subscription without events
+        self._problems = {}  # (kind, topic): (a sentence or '', times looked at)
         self.input_stats = {}  # resolved name of what is subscribed to: InputStats
 
     def check(self, names: tuple = ()) -> None:
@@ -166,10 +179,8 @@ class Topics:
         given = ((name, parameter.value) for name, parameter in self._given.items())
         return {name: text for name, value in given if (text := qos_problem(name, value))}
 
-    def subscribe(
-        self, message_type, topic: str, callback, qos: QoSProfile, group=None, has_events=True
-    ):
-        """Subscribe. has_events: the middleware may wake the executor to report a mismatch."""
+    def subscribe(self, message_type, topic: str, callback, qos: QoSProfile, group=None):
+        """Subscribe."""
         end, stats = self._end('subscription', topic, qos), InputStats()
 
         def take(message) -> None:
@@ -178,58 +189,57 @@ class Topics:
             with self._faults.guard(f'{end.topic}: a message is left out', starts_anew=False):
                 callback(message)
 
-        events = SubscriptionEventCallbacks(use_default_callbacks=False)
-        if has_events:
-            events.incompatible_qos = lambda event: self._tell(end, event)
         subscription = self._make(
             end, self._node.create_subscription, message_type, topic, take, end.qos,
-            callback_group=group, event_callbacks=events,
+            callback_group=group, event_callbacks=NO_SUBSCRIPTION_EVENTS,
         )  # fmt: skip
         self.input_stats[end.topic] = stats
-        if not has_events:
-            self._silent[end.topic] = end
         return subscription
 
     def unsubscribe(self, subscription) -> None:
         """Remove a subscription."""
         topic = self._node.resolve_topic_name(subscription.topic)
         self.input_stats.pop(topic, None)
-        self._silent.pop(topic, None)
-        self._problems.pop(('subscription', topic), None)
         self._node.destroy_subscription(subscription)
 
     def publish(self, message_type, topic: str, qos: QoSProfile):
         """Make a publisher."""
         end = self._end('publisher', topic, qos)
-        # Without rclpy's own, which Fast DDS never calls and the executor looks at each time.
-        events = PublisherEventCallbacks(
-            incompatible_qos=lambda event: self._tell(end, event), use_default_callbacks=False
-        )
         return self._make(
-            end, self._node.create_publisher, message_type, topic, end.qos, event_callbacks=events
-        )
+            end, self._node.create_publisher, message_type, topic, end.qos,
+            event_callbacks=NO_PUBLISHER_EVENTS,
+        )  # fmt: skip
 
     def problems(self) -> tuple:
         """Return the current mismatches, one sentence each; to be called once a second."""
-        new, self._new = self._new, []
-        for end in self._silent.values():
-            if ('subscription', end.topic) not in self._problems and self._mismatches(end):
-                new.append((end, self._policy_of(end), 0))
-        for end, policy, looks in new:
-            others = self._mismatches(end)
-            if looks < NAME_LOOKS and not (others and all(map(_has_name, others))):
-                # The middleware tells of the other end before the graph shows who it is.
-                self._new.append((end, policy, looks + 1))
+        before, self._problems = self._problems, {}
+        for end in self._ends_short_of_others():
+            if not (others := self._mismatches(end)):
                 continue
-            text = _sentence(end, policy, others)
-            self._problems[end.kind, end.topic] = end, text
-            self._node.get_logger().warning(text)
-        self._problems = {
-            key: (end, text)
-            for key, (end, text) in self._problems.items()
-            if self._mismatches(end)
-        }
-        return tuple(text for _, text in self._problems.values())
+            text, looks = before.get((end.kind, end.topic), ('', 0))
+            # The other end may be there before the graph shows who it is.
+            if looks >= NAME_LOOKS or all(map(_has_name, others)):
+                text, told = self._sentence(end, others), text
+                if text != told:
+                    self._node.get_logger().warning(text)
+            self._problems[end.kind, end.topic] = text, looks + 1
+        return tuple(text for text, _ in self._problems.values() if text)
+
+    def _ends_short_of_others(self):
+        """Yield each Endpoint of the node, rclpy's own too, that lacks others the graph has.
+
+        Two counts cost far less than the descriptions of all others.
+        """
+        node = self._node
+        for publisher in node.publishers:
+            topic = publisher.topic_name
+            if publisher.get_subscription_count() < node.count_subscribers(topic):
+                yield Endpoint('publisher', topic, publisher.qos_profile)
+        for subscription in node.subscriptions:
+            topic = subscription.topic_name
+            count = getattr(subscription, 'get_publisher_count', int)  # Humble has none: 0
+            if count() < node.count_publishers(topic):
+                yield Endpoint('subscription', topic, subscription.qos_profile)
 
     def _end(self, kind: str, topic: str, qos: QoSProfile) -> Endpoint:
         # A copy: rclpy writes what the parameters say into the profile it is given.
@@ -249,28 +259,44 @@ class Topics:
         ]
         return make(*arguments, qos_overriding_options=QoSOverridingOptions(kinds), **named)
 
-    def _tell(self, end: Endpoint, event) -> None:
-        policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
-        self._new.append((end, policy, 0))
-
-    def _policy_of(self, end: Endpoint) -> str:
-        """Return the policy in which the newest other end of a subscription does not match."""
-        offered = self._mismatches(end)[-1].qos_profile
-        return 'durability' if _is_weaker(offered, end.qos, 'durability') else 'reliability'
-
     def _mismatches(self, end: Endpoint) -> list:
         """Return what is known of the other ends that do not match this one."""
-        if end.kind == 'subscription':
-            others = self._node.get_publishers_info_by_topic(end.topic)
-            pairs = [(other, (other.qos_profile, end.qos)) for other in others]
-        else:
-            others = self._node.get_subscriptions_info_by_topic(end.topic)
-            pairs = [(other, (end.qos, other.qos_profile)) for other in others]
+        is_subscription = end.kind == 'subscription'
+        look = (
+            'get_publishers_info_by_topic'
+            if is_subscription
+            else 'get_subscriptions_info_by_topic'
+        )
         return [
             other
-            for other, profiles in pairs
-            if qos_check_compatible(*profiles)[0] == QoSCompatibility.ERROR
+            for other in getattr(self._node, look)(end.topic)
+            if qos_check_compatible(*_by_direction(end, other.qos_profile))[0]
+            == QoSCompatibility.ERROR
         ]
+
+    def _sentence(self, end: Endpoint, others: list) -> str:
+        """Return a sentence: which ends do not match, in what, and what to change."""
+        newest = others[-1].qos_profile
+        policy = _mismatched_policy(*_by_direction(end, newest))
+        mine, theirs = _value(end.qos, policy), _value(newest, policy)
+        them = ', '.join(sorted(set(map(_name, others))))
+        if end.kind == 'subscription':
+            text = (
+                f'{end.topic}: {them} publishes with {policy} {theirs}, this node subscribes with '
+                f'{policy} {mine}, so that nothing comes from there.'
+            )
+        else:
+            text = (
+                f'{end.topic}: {them} subscribes with {policy} {theirs}, this node publishes with '
+                f'{policy} {mine}, so that nothing arrives there.'
+            )
+        text = f'{text} Change it there'
+        name = end.parameter(policy)
+        return (
+            f'{text}, or start this node with {name}:={theirs}'
+            if (self._node.has_parameter(name))
+            else text
+        )
 
 
 def qos_mismatches(node, topic: str) -> list:
@@ -281,7 +307,7 @@ def qos_mismatches(node, topic: str) -> list:
             offered, wanted = publisher.qos_profile, subscription.qos_profile
             if qos_check_compatible(offered, wanted)[0] != QoSCompatibility.ERROR:
                 continue
-            policy = 'reliability' if _is_weaker(offered, wanted, 'reliability') else 'durability'
+            policy = _mismatched_policy(offered, wanted)
             mine, theirs = _value(offered, policy), _value(wanted, policy)
             fact = (
                 f'{topic}: {_name(publisher)} publishes with {policy} {mine}, '
@@ -297,9 +323,20 @@ def qos_mismatches(node, topic: str) -> list:
     return found
 
 
-def _is_weaker(offered: QoSProfile, wanted: QoSProfile, policy: str) -> bool:
-    values = [_value(profile, policy) for profile in (offered, wanted)]
-    return values in (['best_effort', 'reliable'], ['volatile', 'transient_local'])
+def _by_direction(end: Endpoint, other: QoSProfile) -> tuple:
+    """Return (what the publisher offers, what the subscription wants)."""
+    return (end.qos, other) if end.kind == 'publisher' else (other, end.qos)
+
+
+def _mismatched_policy(offered: QoSProfile, wanted: QoSProfile) -> str:
+    """Return the policy in which a publisher offers less than a subscription wants."""
+    for policy, values in WEAKER.items():
+        if [_value(profile, policy) for profile in (offered, wanted)] == values:
+            return policy
+    reason = qos_check_compatible(offered, wanted)[1].lower()
+    return next(
+        (policy for policy in ('deadline', 'liveliness') if policy in reason), 'durability'
+    )
 
 
 def _has_name(end) -> bool:
@@ -308,29 +345,6 @@ def _has_name(end) -> bool:
 
 def _name(end) -> str:
     return f'{end.node_namespace.rstrip("/")}/{end.node_name}'
-
-
-def _sentence(end: Endpoint, policy: str, others: list) -> str:
-    """Return a sentence: which ends do not match, in what, and what to change."""
-    mine = _value(end.qos, policy)
-    them = 'another node'
-    theirs = 'another'
-    if others:
-        them = ', '.join(sorted(set(map(_name, others))))
-        theirs = _value(others[-1].qos_profile, policy)
-    if end.kind == 'subscription':
-        text = (
-            f'{end.topic}: {them} publishes with {policy} {theirs}, this node subscribes with '
-            f'{policy} {mine}, so that nothing comes from there.'
-        )
-    else:
-        text = (
-            f'{end.topic}: {them} subscribes with {policy} {theirs}, this node publishes with '
-            f'{policy} {mine}, so that nothing arrives there.'
-        )
-    if policy in ('reliability', 'durability'):
-        return f'{text} Change it there, or start this node with {end.parameter(policy)}:={theirs}'
-    return f'{text} Change it there'
 
 
 def _value(qos: QoSProfile, policy: str) -> Any:

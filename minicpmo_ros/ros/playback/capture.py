@@ -149,7 +149,7 @@ class MediaCapture(ManagedNode):
         self._waiting = self._dropped = 0  # messages for the executor; that were too many
         super().__init__('media_capture')
         self._throttle = Throttle()
-        self.steady_timer(1.0, self._look)
+        self.ticks.every(1.0, self._look)
 
     # The lifecycle.
     def on_setup(self, options) -> None:

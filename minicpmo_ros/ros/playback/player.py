@@ -40,7 +40,7 @@ from minicpmo_ros.ros.framework.faults import Throttle
 from minicpmo_ros.ros.framework.lifecycle import LATCHED, SERVICE_QOS
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import Parameter, ParameterTable
-from minicpmo_ros.ros.framework.topics import Topics
+from minicpmo_ros.ros.framework.topics import Topics, WithoutEvents
 from minicpmo_ros.ros.messages import to_time
 from minicpmo_ros.streams.relay import Rechunker
 from minicpmo_ros.units import NS
@@ -95,7 +95,7 @@ class Item:
     begin_ns: int = 0  # when its turn of the loop begins
 
 
-class MediaPlayer(Node):
+class MediaPlayer(WithoutEvents, Node):
     """Plays one file; see the module for the topics."""
 
     _worker = None

@@ -100,7 +100,7 @@ class SpeakerNode(ManagedNode):
             self.faults.replying_to_goals('action ~/say', self._on_say, Say.Result),
             cancel_callback=self._on_cancel, callback_group=ReentrantCallbackGroup(), **ACTION_QOS,
         )  # fmt: skip
-        self.steady_timer(1.0, self._look)
+        self.ticks.every(1.0, self._look)
 
     # The lifecycle.
     def on_setup(self, options) -> None:

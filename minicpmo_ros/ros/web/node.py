@@ -13,7 +13,6 @@ the encoded images with the newest answer drawn on them, while somebody subscrib
 import threading
 from collections import deque
 
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
@@ -29,13 +28,13 @@ from minicpmo_ros.msg import (
     Status,
 )
 from minicpmo_ros.ros.alerts import EVENT_QOS
-from minicpmo_ros.ros.framework.clock import NodeTime
+from minicpmo_ros.ros.framework.clock import NodeTime, Ticks
 from minicpmo_ros.ros.framework.faults import faults_of
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import Parameter, ParameterTable
 from minicpmo_ros.ros.framework.threads import Poller
-from minicpmo_ros.ros.framework.topics import LOOK_AGAIN_PERIOD_S, Topics
+from minicpmo_ros.ros.framework.topics import LOOK_AGAIN_PERIOD_S, Topics, WithoutEvents
 from minicpmo_ros.ros.image_input import PARAMETERS as INPUT_PARAMETERS
 from minicpmo_ros.ros.image_input import ImageInput
 from minicpmo_ros.ros.web import messages as shown
@@ -81,7 +80,7 @@ DEEP = QoSProfile(depth=20)
 MEDIA_LIMIT_S = 30.0  # a page's time that far off the node's is wrong
 
 
-class WebNode(Node):
+class WebNode(WithoutEvents, Node):
     """See the module."""
 
     server = _poller = _images = None
@@ -91,7 +90,7 @@ class WebNode(Node):
         super().__init__('web')
         self._options = options = ParameterTable(self, PARAMETERS).values()
         self.topics, self._faults = Topics(self), faults_of(self)
-        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.ticks = Ticks(self)
         self.clock_problem, self.time = '', NodeTime(self)
         self._posted = deque()
         self._bell = self.create_guard_condition(self._run_posted)
@@ -123,7 +122,7 @@ class WebNode(Node):
         )
         self.server.start()
         self._subscribe()
-        self.steady_timer(LOOK_AGAIN_PERIOD_S, lambda: self._look_who_looks(self._n_pages))
+        self.ticks.every(LOOK_AGAIN_PERIOD_S, self._look)
         self.get_logger().info(f'the page is at {self.server.address}')
 
     def destroy_node(self):
@@ -135,12 +134,7 @@ class WebNode(Node):
             self.client.destroy()
         super().destroy_node()
 
-    # For ImageInput and the server's thread.
-    def steady_timer(self, period_s: float, callback):
-        """Create a timer that survives errors, and runs while simulated time stands still."""
-        guarded = self._faults.guarded('timer', callback)
-        return self.create_timer(period_s, guarded, clock=self._steady)
-
+    # For the server's thread.
     def post(self, call) -> None:
         """Run `call` on the executor's thread; from any thread."""
         self._posted.append(call)
@@ -193,6 +187,10 @@ class WebNode(Node):
     def _on_answer(self, message: Answer) -> None:
         self.tell(shown.answer(message))
         self._view.take_answer(message)
+
+    def _look(self) -> None:
+        self._look_who_looks(self._n_pages)
+        self.topics.problems()  # tells them in the log
 
     def _look_who_looks(self, n_pages: int) -> None:
         """Read images only while somebody looks: a page, or a subscriber of ~/view."""
