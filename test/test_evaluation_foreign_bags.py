@@ -3,6 +3,9 @@
 
 """Recordings of other makers: names, definitions and encodings as other recorders write them."""
 
+import sqlite3
+from contextlib import closing
+
 import mcap.writer
 import pytest
 from scored_clips import COLORS, START_S, jpeg, sound
@@ -11,7 +14,7 @@ from minicpmo_ros.cli.main import main
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags import writing
 from minicpmo_ros.evaluation.bags.clip import AUDIO, AUDIO_INFO, PLAIN_AUDIO, type_store
-from minicpmo_ros.evaluation.bags.clip_reading import read_clip
+from minicpmo_ros.evaluation.bags.clip_reading import read_clip, read_windows
 from minicpmo_ros.units import NS
 
 SECONDS = 3
@@ -142,3 +145,31 @@ def test_metadata_too_large_to_be_any_are_told(tmp_path):
     assert read_clip(tmp_path).losses == (
         'metadata.yaml cannot be read; topics are taken from the files.',
     )
+
+
+@pytest.mark.parametrize('by_index', (False, True))
+def test_a_row_that_holds_no_bytes_costs_itself_only(tmp_path, by_index):
+    path, types = tmp_path / 'a.db3', type_store()
+    shots = [(i * NS + NS // 2, jpeg(COLORS[i])) for i in range(SECONDS)]
+    with closing(sqlite3.connect(path)) as db:
+        db.execute('CREATE TABLE topics (id INTEGER PRIMARY KEY, name, type)')
+        db.execute('CREATE TABLE messages (id INTEGER PRIMARY KEY, topic_id, timestamp, data)')
+        db.execute('CREATE INDEX timestamp_idx ON messages (timestamp)')
+        for number, (kind, topic) in enumerate(writing.TOPICS.items()):
+            db.execute('INSERT INTO topics VALUES (?, ?, ?)', (number, topic, kind))
+        numbers = {kind: number for number, kind in enumerate(writing.TOPICS)}
+        for log_ns, kind, message in writing.clip_messages(types, START_S, shots, sound(SECONDS)):
+            row = numbers[kind], log_ns, bytes(types.serialize_cdr(message, kind))
+            db.execute('INSERT INTO messages (topic_id, timestamp, data) VALUES (?, ?, ?)', row)
+        for odd in ("'a text'", 'NULL'):
+            db.execute(
+                f'UPDATE messages SET data = {odd} WHERE id = (SELECT min(id) FROM messages '
+                "WHERE typeof(data) = 'blob' AND topic_id = ?)", (numbers[AUDIO],)
+            )  # fmt: skip
+        db.commit()
+    window = ((0, SECONDS), True)
+    with read_windows(path, [window], by_index=by_index) as kept:
+        clip = kept.clip([window])
+    assert len(clip.images) == SECONDS
+    assert sum(len(samples) for _, samples in clip.audio) == 16000 * SECONDS - 2 * 1600
+    assert clip.losses == ('a.db3: 2 messages are damaged: they hold no bytes.',)

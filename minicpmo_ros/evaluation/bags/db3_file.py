@@ -18,6 +18,7 @@ from pathlib import Path
 
 from minicpmo_ros.evaluation.bags.storage import Message, ros_name
 
+SQLITE = b'SQLite format 3\0'
 LARGEST_DATABASE_BYTES = 2**40
 LONGEST_SKIP = 4096  # rows a damaged page of SQLite can hold, generously
 JOURNALS = ('-wal', '-journal')  # beside a file: what a recorder that was killed left there
@@ -74,7 +75,7 @@ def _told_size(path: Path) -> int:
     """Return how long a database is by its header (https://sqlite.org/fileformat.html, 1.3)."""
     with path.open('rb') as file:
         head = file.read(32)
-    if len(head) < 32:
+    if len(head) < 32 or not head.startswith(SQLITE):
         return 0
     page_bytes, pages = struct.unpack('>H10xI', head[16:32])
     return min((page_bytes if page_bytes > 1 else 65536) * pages, LARGEST_DATABASE_BYTES)
@@ -145,6 +146,9 @@ def _read(connection, kinds, meet, lose, wants) -> Iterator[Message]:
                             continue
                         one = 'SELECT data FROM messages WHERE id = ?'
                         (data,) = connection.execute(one, (at,)).fetchone()
+                        if not isinstance(data, bytes):
+                            odd += 1
+                            continue
                     yield Message(*topics[number], log_ns, data)
             break
         except ERRORS as error:  # a damaged page: what lies behind it may be whole
