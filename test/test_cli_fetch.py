@@ -274,3 +274,36 @@ def test_names_that_leave_the_folder_are_not_fetched(server, tmp_path, capsys):
     assert fetch(server, tmp_path / 'models', '--llm', '../*.gguf') == 2
     assert 'holds no ../*.gguf for llm' in told(capsys)
     assert server.sent == {} and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'told'),
+    (
+        (['--repo', 'a/b/c'], "--repo is 'a/b/c'; OWNER/NAME is expected"),
+        (['--repo', ''], "--repo is ''"),
+        (['--endpoint', 'hub.local'], "is 'hub.local'; http://HOST or https://HOST"),
+        (['--endpoint', 'ftp://hub.local'], "is 'ftp://hub.local'"),
+        (['--timeout', '0'], '--timeout is 0'),
+        (['--preset', 'nope'], "no preset 'nope'"),
+    ),
+)
+def test_what_no_hub_can_be_asked_is_refused_before_the_network(tmp_path, capsys, arguments, told):
+    nobody = ['--endpoint', 'http://127.0.0.1:1'] * ('--endpoint' not in arguments)
+    assert cli.main(['fetch', '4.5', str(tmp_path / 'new'), *arguments, *nobody]) == 2
+    err = capsys.readouterr().err
+    assert told in err and err.count('\n') == 1 and not (tmp_path / 'new').exists()
+
+
+def test_a_file_is_no_place_for_a_model(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    arguments = ['fetch', '4.5', str(tmp_path / 'file'), '--endpoint', 'http://127.0.0.1:1']
+    assert cli.main(arguments) == 2
+    assert 'is a file; a folder is expected' in capsys.readouterr().err
+
+
+def test_an_error_of_the_network_is_told_without_its_number(tmp_path, capsys):
+    assert (
+        cli.main(['fetch', '4.5', str(tmp_path / 'new'), '--endpoint', 'http://127.0.0.1:1']) == 2
+    )
+    err = capsys.readouterr().err
+    assert 'cannot be reached (' in err and 'Errno' not in err

@@ -246,6 +246,13 @@ def test_an_option_that_no_question_can_be_asked_with_spoils_no_run(
     assert run(capsys, *words)[0] == 0  # into the same folder
 
 
+def test_an_empty_shard_is_none_and_not_all_of_them(tmp_path, capsys, questions):
+    """As a job whose variable is not set gives it."""
+    status, told = run(capsys, 'replay', 'nano', questions, '--out', tmp_path / 'r', '--shard', '')
+    assert is_refusal(status, told) and "'' is no shard" in told
+    assert not (tmp_path / 'r').exists()
+
+
 def test_the_installed_command_asks_in_several_processes(tmp_path, questions, bag):
     """Each of them imports the command's own file, which must not run in it again."""
     shutil.copy(bag, tmp_path / 'other.mcap')

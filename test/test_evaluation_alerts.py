@@ -262,6 +262,37 @@ def test_a_folder_that_is_no_run_is_told(tmp_path, capsys):
     assert 'is not the folder of a run of replay --alerts' in capsys.readouterr().err
 
 
+def test_words_that_a_model_would_not_say_in_any_second_end_no_run(tmp_path, capsys):
+    """nano does not answer such a question by yes and no."""
+    write_test_clip(tmp_path / 'a.mcap', 4)
+    truth = {'format': 'minicpmo_ros questions 1', 'clips': {'a.mcap': 'x'}, 'alerts_truth': []}
+    (tmp_path / 'truth.yaml').write_text(json.dumps(truth))
+    write_rules(tmp_path / 'rules.yaml', [AlertRule('red', 'is it red?')])
+    assert replay(tmp_path, 'out', '--bag', str(tmp_path)) == 0
+    captured = capsys.readouterr()
+    assert 'would the model say a word of an alert' in captured.err and '| red |' in captured.out
+    assert not (tmp_path / 'out' / 'probabilities.svg').exists()
+    assert main(['alerts', 'fit', str(tmp_path / 'out')]) == 0
+    (tmp_path / 'out' / 'probabilities.csv').write_text('another table\n1\n')
+    capsys.readouterr()
+    assert main(['alerts', 'fit', str(tmp_path / 'out')]) == 2
+    assert 'probabilities.csv has other columns' in capsys.readouterr().err
+
+
+def test_fitted_rules_are_written_over_nothing_but_rules(run_folder, tmp_path, capsys):
+    if not (run_folder / 'one').exists():
+        replay(run_folder, 'one')
+    target = tmp_path / 'monday.mcap'
+    target.write_bytes(b'\x89MCAP0\r\n' * 9)
+    fit = ['alerts', 'fit', str(run_folder / 'one'), '--write']
+    assert (
+        main([*fit, str(target)]) == 2 and 'monday.mcap: it is not YAML' in capsys.readouterr().err
+    )
+    assert target.read_bytes() == b'\x89MCAP0\r\n' * 9
+    for _ in range(2):
+        assert main([*fit, str(tmp_path / 'rules.yaml')]) == 0
+
+
 def test_a_rule_that_this_model_cannot_read_is_told(run_folder, capsys, tmp_path):
     demo.write_truth(tmp_path / 'truth.yaml', CLIPS[:1], ())
     rule = AlertRule('long', 'what? ' * 400)

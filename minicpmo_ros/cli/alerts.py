@@ -28,13 +28,15 @@ def run_alerts(arguments) -> None:
     thresholds would give, and draws reliability.svg into the folder of the run. With --write, it
     writes the rules with these values.
     """
-    from minicpmo_ros.alerts.rules import write_rules
+    from minicpmo_ros.alerts.rules import read_rules, write_rules
     from minicpmo_ros.evaluation.alerts import AlertRun, fit_run
     from minicpmo_ros.evaluation.report.plots import reliability_diagram
 
     run = AlertRun.read(arguments.folder)
     if arguments.write:
         make_place(arguments.write)
+        if arguments.write.exists():  # nothing but rules is written over
+            read_rules(arguments.write)
     fitted = fit_run(run)
     print(fitted.report(), end='')
     diagram = reliability_diagram({one.after.id: one.bins for one in fitted.fitted})
@@ -74,7 +76,11 @@ def watch_rules(arguments, options, sources) -> int:
     facts = {'model': model.model_id, 'precision': model.precision, 'weights': model.fingerprint}
     run = alerts.AlertRun(rules, watched, truth, blank, facts)
     run.write(arguments.out)
-    (arguments.out / 'probabilities.svg').write_text(_draw(run), encoding='utf-8')
+    if drawn := _draw(run):
+        (arguments.out / 'probabilities.svg').write_text(drawn, encoding='utf-8')
+    else:
+        print('In no second would the model say a word of an alert: nothing is drawn. Ask it the '
+              'question, and use the words that it answers.', file=sys.stderr)  # fmt: skip
     print(table(run.scores), end='')
     return 0
 
@@ -140,6 +146,7 @@ def _print_proactive(spoken: list) -> None:
 
 
 def _draw(run) -> str:
+    """Return the picture of every rule in every second that was read; '' where there is none."""
     from minicpmo_ros.alerts.calibration import Calibration
     from minicpmo_ros.evaluation.alert_scores import held_seconds
     from minicpmo_ros.evaluation.report.plots import alert_course
@@ -152,7 +159,7 @@ def _draw(run) -> str:
         probability = Calibration(rule.scale, rule.bias).probability(log_odds)
         shown[rule.id] = probability, held, rule.on, rule.off
         edges = [i for i in range(1, len(clips)) if clips[i] != clips[i - 1]]
-    return alert_course(shown, edges)
+    return alert_course(shown, edges) if shown else ''
 
 
 def _tell(total: int):

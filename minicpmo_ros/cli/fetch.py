@@ -4,6 +4,7 @@
 """The verb fetch, which brings published model files onto this machine and adopts them."""
 
 import os
+import re
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from minicpmo_ros.verbs.arguments import amount
 
 OF_VERSION = {each.version: each for each in FAMILIES.values() if each.sources}
 FULL_PRECISIONS = ('F16', 'BF16', 'F32')  # of the language model: fetched only if asked for
+REPOSITORY = r'[\w.-]+/[\w.-]+'
 REPORT_S = 30.0  # between two lines about progress, where no terminal shows it
 
 
@@ -89,6 +91,7 @@ def run_fetch(arguments) -> None:
     os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')  # read when the package is imported
     from minicpmo_ros.modelset.hub import Hub, UnreachableError, missing_bytes, require_room
 
+    _check(arguments)
     family = OF_VERSION[arguments.version]
     directory = arguments.directory or Path.home() / 'models' / family.name
     hub = Hub(arguments.endpoint, arguments.timeout)
@@ -112,6 +115,27 @@ def run_fetch(arguments) -> None:
         raise InputError(f'{error} {_by_hand(family, directory, arguments)}') from None
     _require_rest(family, chosen, directory)
     _adopt(directory, chosen, hashes, arguments.licence or licence)
+
+
+def _check(arguments) -> None:
+    """Refuse before the network is asked what cannot go well."""
+    from minicpmo_ros.cli.plan import preset_path
+    from minicpmo_ros.memory.plan import read_parameters
+
+    if arguments.repo is not None and not re.fullmatch(REPOSITORY, arguments.repo):
+        raise InputError(f'--repo is {arguments.repo!r}; OWNER/NAME is expected.')
+    endpoint = arguments.endpoint or os.environ.get('HF_ENDPOINT', '')
+    if endpoint and not endpoint.startswith(('http://', 'https://')):
+        raise InputError(
+            f'--endpoint (or HF_ENDPOINT) is {endpoint!r}; http://HOST or https://HOST is '
+            'expected.'
+        )
+    if not arguments.timeout:
+        raise InputError('--timeout is 0; more than 0 seconds are expected.')
+    if arguments.directory is not None and arguments.directory.is_file():
+        raise InputError(f'{arguments.directory} is a file; a folder is expected.')
+    if arguments.preset:
+        read_parameters(preset_path(arguments.preset))
 
 
 def _published(hub, family, arguments) -> tuple:

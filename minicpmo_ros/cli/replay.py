@@ -154,7 +154,7 @@ def run_replay(arguments) -> int:
         return _follow(arguments, options, alerts.follow_proactive)
     if arguments.cluster:
         return _ask_on_cluster(arguments)
-    shard = Shard.parse(arguments.shard) if arguments.shard else Shard(0, 1)
+    shard = Shard(0, 1) if arguments.shard is None else Shard.parse(arguments.shard)
     if arguments.list_bags:
         return _list_bags(arguments, shard)
     return _ask_here(arguments, options, shard)

@@ -201,7 +201,10 @@ class AlertRun:
             truth = AlertTruth.of_entries(summary.pop('truth'), folder)
             blank = {name: float(found) for name, found in summary.pop('blank_log_odds').items()}
             with open(folder / COURSE, newline='', encoding='utf-8') as file:
-                watched = [WatchedSecond.of_row(row) for row in csv.DictReader(file)]
+                rows = csv.DictReader(file)
+                if not {*FIELDS, *NUMBERS} <= {*(rows.fieldnames or ())}:
+                    raise ValueError(f'{COURSE} has other columns')
+                watched = [WatchedSecond.of_row(row) for row in rows]
         except (
             OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
         ) as error:  # fmt: skip

@@ -304,4 +304,5 @@ def _of_status(error, remedy: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return ' '.join(str(error).split())[:200].rstrip('.') or type(error).__name__
+    told = re.sub(r'\[Errno -?\d+\] ', '', ' '.join(str(error).split()))
+    return told[:200].rstrip('.') or type(error).__name__
