@@ -198,3 +198,15 @@ def test_random_histories(seed):
         rig.put(stream, 10**6, 10**6)
     assert len(rig.inbox.units) == len(units) + 1 and rig.whole[-1] == 10**6
     assert rig.assembler.late == late
+
+
+@pytest.mark.parametrize('wrong', STREAMS)
+@pytest.mark.parametrize('wild', [(1e8, -1e8), (1e8, 2e8, -1e8, 1e8), (-1e8, 1e8), (1e8, 50, -50)])
+def test_a_stream_with_wild_stamps_takes_neither_sense_away_for_good(wrong, wild):
+    rig, other, start = Rig(), STREAMS[wrong == STREAMS[0]], 10**9
+    events = [(n + 1.3, other, start + n, 0, False) for n in range(60)]
+    for n in range(60):
+        shift = int(wild[n - 10]) if 0 <= n - 10 < len(wild) else 0
+        events.append((n + 1.3, wrong, start + n + shift, 0, False))
+    rig.run(events)
+    assert set(range(start + 40, start + 60)) <= set(rig.whole)

@@ -27,6 +27,8 @@ cleared once, for both. If a stream goes back alone while the other goes on, it 
       to TOGETHER in the old time: the other shows max_pending seconds more; or the stream returns
                   to where it was, after a wrong stamp
 
+A time in which no stream is any more, because its newest unit had a wrong stamp, is left, too.
+
 No threads and no clock: the caller passes the time.
 """
 
@@ -267,6 +269,11 @@ class UnitAssembler:
     def _add(self, stream: str, second: int, half: tuple, now: Instant) -> None:
         time = self._time_of(stream, second, half)
         is_of_use = time.add(stream, second, half, now)
+        is_late = not is_of_use and half[0] is not None and time is self._time
+        if is_late and self._is_nobodys_time():
+            self._next_time = _Time()
+            self._jump()
+            time, is_of_use = self._time, self._time.add(stream, second, half, now)
         if not is_of_use:
             self.late += half[0] is not None  # of an empty one nothing is lost
             first = self._closed.get(second)
@@ -276,6 +283,11 @@ class UnitAssembler:
         if time is self._next_time and len(time.open) > 2 * self.max_pending:
             # Either the other stream has shown that it stays, or it has shown nothing for long.
             self._abandon_jump() if self._seconds_since_jump else self._jump_alone()
+
+    def _is_nobodys_time(self) -> bool:
+        """Return whether all streams are long behind the newest unit, as after a wrong stamp."""
+        closed, newest = self._time.closed, self._time.newest.values()
+        return closed is not None and all(end < closed - self.max_pending for end in newest)
 
     def _time_of(self, stream: str, second: int, half: tuple) -> _Time:
         """Return the time a half belongs to: the present one, or the one gone back to."""
