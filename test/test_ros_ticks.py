@@ -41,10 +41,12 @@ def test_all_that_is_due_is_done_in_one_wake_though_one_fails_and_another_ends(n
     def end():
         done.append('ended')
         node.ticks.end(ending)
+        node.ticks.end(ended)  # before its turn
 
     ticks = [node.ticks.every(0.1, call) for call in (fail, lambda: done.append('went on'))]
     ending = node.ticks.every(0.1, end)
-    for tick in (*ticks, ending):
+    ended = node.ticks.every(0.1, lambda: done.append('called although it had ended'))
+    for tick in (*ticks, ending, ended):
         tick.due_s = ending.due_s  # those made before may have been due sooner
     assert len(list(node.timers)) == 1
     try:
