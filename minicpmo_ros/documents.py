@@ -30,6 +30,7 @@ _OF_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticErro
 _SHORT = Repr()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 80, 80, 3
 MAX_FILE_BYTES = 2**28  # a bag that is taken for questions is not read into memory
+SQLITE = b'SQLite format 3\0'  # how its files begin
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

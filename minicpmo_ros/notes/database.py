@@ -10,14 +10,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from minicpmo_ros.documents import hold_for_writing, is_of_another_kind, put_aside
+from minicpmo_ros.documents import SQLITE, hold_for_writing, is_of_another_kind, put_aside
 from minicpmo_ros.errors import BusyError, Error, InputError
 from minicpmo_ros.notes.note import Note, Pose, checked
 from minicpmo_ros.units import MIB
 
 VERSION = 2  # of the schema; each step of MIGRATIONS leads from one version to the next
 BUSY_S = 5  # for which another process is waited
-MAGIC, LARGEST_PAGE = b'SQLite format 3\0', 2**16  # bytes
+LARGEST_PAGE = 2**16  # bytes
 WAL_PAGES = 128  # half a MiB is written ahead of the file
 SNAPSHOTS = """snapshots (
         note_id INTEGER PRIMARY KEY, second INTEGER NOT NULL, space TEXT NOT NULL,
@@ -243,7 +243,7 @@ def _is_of_another_program(path: Path) -> bool:
 
     The first page of a database has the sentences that made its tables, unless it is damaged.
     """
-    if is_of_another_kind(path, MAGIC):
+    if is_of_another_kind(path, SQLITE):
         return True
     with open(path, 'rb') as file:
         page = file.read(LARGEST_PAGE)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minicpmo_ros.documents import parse_yaml, read_bounded
+from minicpmo_ros.documents import SQLITE, parse_yaml, read_bounded
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags import storage
 from minicpmo_ros.evaluation.bags.db3_file import JOURNALS, read_db3
@@ -230,7 +230,7 @@ def _storage(path: Path) -> tuple[str, str]:
             f'{path}: it is a bag of ROS 1. Convert it: rosbags-convert --src {path.name} --dst '
             f'{path.stem}'
         )
-    if head.startswith(MAGIC) or head.startswith(b'SQLite format 3'):
+    if head.startswith((MAGIC, SQLITE)):
         return (MCAP if head.startswith(MAGIC) else DB3), packing
     suffixes = path.suffixes[-2:-1] if path.suffix in PACKED else path.suffixes[-1:]
     is_named = bool(suffixes) and suffixes[0] in SUFFIXES

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from minicpmo_ros.documents import SQLITE
 from minicpmo_ros.evaluation.bags.storage import Message, ros_name
 
-SQLITE = b'SQLite format 3\0'
 LARGEST_DATABASE_BYTES = 2**40
 LONGEST_SKIP = 4096  # rows a damaged page of SQLite can hold, generously
 JOURNALS = ('-wal', '-journal')  # beside a file: what a recorder that was killed left there

@@ -261,15 +261,15 @@ class Topics:
 
     def _mismatches(self, end: Endpoint) -> list:
         """Return what is known of the other ends that do not match this one."""
-        is_subscription = end.kind == 'subscription'
+        node, is_publisher = self._node, end.kind == 'publisher'
         look = (
-            'get_publishers_info_by_topic'
-            if is_subscription
-            else 'get_subscriptions_info_by_topic'
+            node.get_subscriptions_info_by_topic
+            if is_publisher
+            else node.get_publishers_info_by_topic
         )
         return [
             other
-            for other in getattr(self._node, look)(end.topic)
+            for other in look(end.topic)
             if qos_check_compatible(*_by_direction(end, other.qos_profile))[0]
             == QoSCompatibility.ERROR
         ]
@@ -291,12 +291,9 @@ class Topics:
                 f'{policy} {mine}, so that nothing arrives there.'
             )
         text = f'{text} Change it there'
-        name = end.parameter(policy)
-        return (
-            f'{text}, or start this node with {name}:={theirs}'
-            if (self._node.has_parameter(name))
-            else text
-        )
+        if self._node.has_parameter(name := end.parameter(policy)):
+            text = f'{text}, or start this node with {name}:={theirs}'
+        return text
 
 
 def qos_mismatches(node, topic: str) -> list:
