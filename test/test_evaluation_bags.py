@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import lz4.frame
 import mcap.writer
@@ -381,22 +382,39 @@ LONG_S = 240
 
 
 def test_a_long_bag_is_read_in_little_memory(tmp_path):
-    """Raw pictures of 220 MB: of a window of 10 s only its own are ever held."""
+    """Raw images of 220 MB: a window's own are held, or one after the other of all."""
     path = tmp_path / 'long.mcap'
     write_raw_images(path, LONG_S)
     code = (
         'import resource, sys\n'
-        'from minicpmo_ros.evaluation.bags.clip_reading import read_clip\n'
+        'from minicpmo_ros.evaluation.bags.clip_reading import read_windows\n'
         'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n'
         'before = peak()\n'
-        'clip = read_clip(sys.argv[1], [((100, 110), True)])\n'
-        'print(len(clip.images), peak() - before)'
+        'for span in (100, 110), (0, 1000):\n'
+        '    with read_windows(sys.argv[1], [(span, True)]) as kept:\n'
+        '        print(sum(image.rgb().any() == 0 for image in kept.clip_on_disk().images))\n'
+        '        print(len(kept.clip().images) if span[0] else 0)\n'
+        'print(peak() - before)'
     )
     told = subprocess.run(
         [sys.executable, '-c', code, path], check=True, capture_output=True, text=True
     ).stdout.split()
     size_mib = path.stat().st_size / 2**20
-    assert int(told[0]) == 10 and size_mib > 200 and float(told[1]) < size_mib / 3
+    assert told[:4] == ['10', '10', str(LONG_S), '0']
+    assert size_mib > 200 and float(told[4]) < size_mib / 2
+
+
+def test_a_clip_on_the_disk_has_the_pieces_of_one_in_memory(tmp_path):
+    path = Path(__file__).parents[1] / 'demo/clips/000.mcap'
+    with read_windows(path, [((0, 1000), True)]) as kept:
+        here, there = kept.clip(), kept.clip_on_disk()
+        assert len(there.images) == len(here.images) and len(there.audio) == len(here.audio)
+        for one, other in zip(here.images, there.images):
+            assert one.stamp_ns == other.stamp_ns and one.compressed() == other.compressed()
+        for (begin_ns, samples), (other_ns, others) in zip(here.audio, there.audio):
+            assert begin_ns == other_ns and np.array_equal(samples, others)
+        assert there.images[-1].stamp_ns == there.images[1:][-1].stamp_ns
+        assert there.first_s == here.first_s
 
 
 def write_messages(path, rows, types=None):

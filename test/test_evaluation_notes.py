@@ -6,8 +6,11 @@
 from pathlib import Path
 
 import pytest
+from mcap.writer import Writer
 
 from minicpmo_ros.cli.main import main
+from minicpmo_ros.evaluation.bags.bags import Bag
+from minicpmo_ros.evaluation.bags.clip import IMAGE, type_store
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.runner import Core
 from minicpmo_ros.modelset.directory import ModelDirectory
@@ -55,6 +58,28 @@ def test_notes_say_what_the_model_answers_at_that_second(store):
 def test_every_note_has_a_small_image_of_its_time(store):
     images = [store.image(note.id) for note in store.list()]
     assert all(image.startswith(b'\xff\xd8') and len(image) < 8192 for image in images)
+
+
+def test_a_damaged_image_at_the_end_of_a_note_is_replaced_by_the_one_before(tmp_path):
+    types, path = type_store(), tmp_path / 'damaged.mcap'
+    images = [m for m in Bag(CLIPS[0]).messages() if m.kind == IMAGE]
+    with path.open('wb') as file:
+        writer = Writer(file)
+        writer.start('ros2')
+        channel = writer.register_channel(
+            '/c', 'cdr', writer.register_schema(IMAGE, 'ros2msg', b'')
+        )
+        for i, one in enumerate(images):
+            told = types.deserialize_cdr(one.data, IMAGE)
+            told.data = told.data[: 40 if i == len(images) - 1 else None]
+            data = bytes(types.serialize_cdr(told, IMAGE))
+            writer.add_message(channel, one.log_ns, data, one.log_ns)
+        writer.finish()
+    out = tmp_path / 'notes.db'
+    assert main(['remember', str(path), '--out', str(out), '--every', '1', '--ask', ASK]) == 0
+    with NoteStore(out, is_read_only=True) as notes:
+        assert len(notes.list()) > 1
+        assert all(notes.image(note.id).startswith(b'\xff\xd8') for note in notes.list())
 
 
 def test_a_note_is_due_when_its_seconds_are_over_and_again_after_a_reset():

@@ -120,10 +120,10 @@ def watch_bag(
 ) -> list:
     """Return the WatchedSeconds of a bag; InputError where it is damaged."""
     with read_windows(path, [((0, LONGEST_WINDOW_S), True)], sources) as kept:
-        clip = kept.clip()
-    if clip.losses:
-        raise InputError(f'{path}: {" ".join(clip.losses)}')
-    return list(watch_units(core, rules, core.stream(clip), name))
+        clip = kept.clip_on_disk()
+        if clip.losses:
+            raise InputError(f'{path}: {" ".join(clip.losses)}')
+        return list(watch_units(core, rules, core.stream(clip), name))
 
 
 def watch_all(

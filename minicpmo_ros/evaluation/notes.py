@@ -3,6 +3,8 @@
 
 """Notes of bags, written by a model as a robot's node would write them, without ROS."""
 
+from bisect import bisect_left
+from contextlib import suppress
 from pathlib import Path
 
 from minicpmo_ros.errors import InputError
@@ -15,6 +17,8 @@ from minicpmo_ros.notes.periodic import Schedule
 from minicpmo_ros.notes.snapshots import PeriodicSnapshots, Snapshot
 from minicpmo_ros.notes.store import NoteStore
 from minicpmo_ros.units import NS
+
+MOST_DAMAGED = 10  # images one after the other, in whose place an older one is taken
 
 
 def remember_bag(
@@ -31,13 +35,19 @@ def remember_bag(
     `questions`: NoteQuestions. The window begins empty. Raises InputError where the bag is
     damaged, StoreError.
     """
-    with read_windows(path, [((0, LONGEST_WINDOW_S), True)], sources) as kept:
-        clip = kept.clip()
-    if clip.losses:
-        raise InputError(f'{path}: {" ".join(clip.losses)}')
     before = len(store)
-    schedule, periodic = Schedule(questions, every_s), PeriodicSnapshots()
-    core.session.reset()
+    with read_windows(path, [((0, LONGEST_WINDOW_S), True)], sources) as kept:
+        clip = kept.clip_on_disk()
+        if clip.losses:
+            raise InputError(f'{path}: {" ".join(clip.losses)}')
+        images = clip.images if has_images else ()
+        core.session.reset()
+        _remember(core, clip, images, store, Schedule(questions, every_s))
+    return len(store) - before
+
+
+def _remember(core: Core, clip: Clip, images, store: NoteStore, schedule: Schedule) -> None:
+    periodic = PeriodicSnapshots()
     for unit in core.stream(clip):
         if core.session.window.seconds == []:
             schedule.due(unit.second)  # counts from here
@@ -48,14 +58,16 @@ def remember_bag(
         while due.left:
             due.take(core.ask(due.left[0].text).text)
         schedule.written(due)
-        note = due.note(model=core.model.model_id, image=_image(clip, due.end_s, has_images))
+        note = due.note(model=core.model.model_id, image=_image(images, due.end_s))
         if note is not None:
             is_kept = periodic.wants(unit)
             store.add(note, Snapshot(unit, core.model.exact_space) if is_kept else None)
-    return len(store) - before
 
 
-def _image(clip: Clip, end_s: int, is_wanted: bool) -> bytes:
-    """Return a small JPEG of the newest image before a moment."""
-    images = [image for image in clip.images if image.stamp_ns < end_s * NS] if is_wanted else []
-    return thumbnail(images[-1].rgb()) if images else b''
+def _image(images, end_s: int) -> bytes:
+    """Return a small JPEG of the newest image before a moment; b'' where there is none."""
+    newest = bisect_left(images, end_s * NS, key=lambda image: image.stamp_ns) - 1
+    for at in range(newest, max(-1, newest - MOST_DAMAGED), -1):
+        with suppress(Exception):  # of damaged bytes a decoder raises almost anything
+            return thumbnail(images[at].rgb())
+    return b''

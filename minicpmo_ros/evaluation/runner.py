@@ -224,7 +224,7 @@ class Core:
             raise InputError(f'The second {lost[0].second} was lost: {lost[0].reason}')
         return seconds
 
-    def _hear_offline(self, audio: list) -> list:
+    def _hear_offline(self, audio: Iterator[tuple]) -> list:
         """Encode a whole clip's spectrum under the chunk-causal mask, which the stream is.
 
         As the published offline path does, what is longer than the encoder's positions is cut into
@@ -396,5 +396,5 @@ def answer_all(
     ]
 
 
-def _audio(clip: Clip, silent: bool) -> list:
-    return [(stamp_ns, samples * 0 if silent else samples) for stamp_ns, samples in clip.audio]
+def _audio(clip: Clip, silent: bool) -> Iterator[tuple]:
+    return ((stamp_ns, samples * 0 if silent else samples) for stamp_ns, samples in clip.audio)

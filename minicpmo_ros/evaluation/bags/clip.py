@@ -5,13 +5,13 @@
 
 While a bag is read once, the pieces that the wanted windows need are kept, on disk if they are
 many. In memory are their places and the newest images alone; a clip of some of the windows is read
-back when it is asked for.
+back when it is asked for, or piece by piece as one goes through it.
 """
 
 import io
 import tempfile
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -121,8 +121,8 @@ class ClipImage:
 class Clip:
     """What a camera and a microphone sent, in the order of the stamps."""
 
-    images: tuple  # of ClipImage
-    audio: tuple  # of (stamp_ns, samples (n,) float32 at 16 kHz, mono)
+    images: Sequence  # of ClipImage
+    audio: Sequence  # of (stamp_ns, samples (n,) float32 at 16 kHz, mono)
     losses: tuple = ()  # sentences
     begins_s: int | None = None  # its first second, where only a part of it is here
 
@@ -177,6 +177,22 @@ def type_store(own: dict | None = None, definitions: dict = DEFINITIONS):
             has_all = False
         store.register(theirs if has_all else ours)
     return store
+
+
+class Pieces(Sequence):
+    """Images or chunks of audio that are read from the disk whenever they are asked for."""
+
+    def __init__(self, places: list, read: Callable):
+        self._places, self._read = places, read
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._places)
+
+    def __getitem__(self, at):
+        """Read one, or a tuple of some."""
+        found = self._places[at]
+        return tuple(map(self._read, found)) if isinstance(at, slice) else self._read(found)
 
 
 class Kept:
@@ -235,6 +251,11 @@ class Kept:
 
     def clip(self, windows=None) -> Clip:
         """Return what some windows, as read_windows has them, need; None: all that is here."""
+        clip = self.clip_on_disk(windows)
+        return replace(clip, images=tuple(clip.images), audio=tuple(clip.audio))
+
+    def clip_on_disk(self, windows=None) -> Clip:
+        """Return the same, however long: its pieces are read anew each time, until `close`."""
         seconds = None
         if windows is not None:
             seconds = set()
@@ -246,11 +267,16 @@ class Kept:
             key=lambda entry: entry[:2],
         )
         audio = [
-            (begin_ns, np.frombuffer(self._read(place, count * SAMPLE_BYTES), np.float32))
-            for begin_ns, place, count in zip(self._begins_ns, self._places, self._counts)
-            if _is_in(seconds, begin_ns, count * NS // SAMPLE_RATE_HZ)
+            entry
+            for entry in zip(self._begins_ns, self._places, self._counts)
+            if _is_in(seconds, entry[0], entry[2] * NS // SAMPLE_RATE_HZ)
         ]
-        return Clip(tuple(map(self._image, images)), tuple(audio), self._losses, self.first_s)
+        pieces = Pieces(images, self._image), Pieces(audio, self._chunk)
+        return Clip(*pieces, self._losses, self.first_s)
+
+    def _chunk(self, entry: tuple) -> tuple:
+        begin_ns, place, count = entry
+        return begin_ns, np.frombuffer(self._read(place, count * SAMPLE_BYTES), np.float32)
 
     def _image(self, entry: tuple) -> ClipImage:
         stamp_ns, is_raw, head, place, size = entry
