@@ -163,7 +163,7 @@ class Robot:
 def right(name: str, reply) -> Answer:
     """Check a reply to a question of the clips and return its answer."""
     assert reply.success, reply.reason
-    assert reply.answer.text.strip() in QUESTIONS[name]['answers'], QUESTIONS[name]
+    assert reply.answer.text.strip() in QUESTIONS[name]['answers'], (QUESTIONS[name], reply)
     assert reply.answer.finish == Answer.STOP and reply.answer.question == QUESTIONS[name]['text']
     return reply.answer
 

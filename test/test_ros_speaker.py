@@ -261,10 +261,10 @@ class Dialogue:
         def is_asked() -> bool:
             """Say it again where node voice did not know the format of the audio in time."""
             nonlocal at_ns, next_s
-            if self.llm.asked == asked and time.monotonic() >= next_s:
-                at_ns, next_s = at_ns + 20 * NS, time.monotonic() + 20
+            if not self.heard and time.monotonic() >= next_s:
+                at_ns, next_s = at_ns + 20 * NS, time.monotonic() + 40
                 self.say_at(at_ns, say('What is on the table?', 'en-us'))
-            return self.llm.asked > asked
+            return self.llm.asked > asked and len(self.heard) == 2
 
         self.graph.spin_until(is_asked, 'a question')
         return stamp_ns_of(self.listener.wait_state(True))
@@ -284,6 +284,7 @@ def test_who_speaks_into_an_answer_stops_its_sound_and_cancels_it(graph):
     dialogue.say_at(stamp_ns_of(states[-1]), question)
     graph.spin_until(lambda: dialogue.llm.cancelled, 'the end of the answer')
     graph.spin_until(lambda: dialogue.llm.asked == 2, 'the new question')
+    graph.spin_until(lambda: len(dialogue.heard) >= n + 2, 'the end of the turn')
     started, ended = dialogue.heard[n:]
     assert (started.kind, ended.kind) == (Speech.STARTED, Speech.ENDED)
     # By the stricter rule: it began while the robot spoke.
