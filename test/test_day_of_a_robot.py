@@ -121,9 +121,11 @@ class Robot:
             self.publish(scene, second, begin_s, senses)
             if senses != BOTH and second:  # the first one waits for a sense that never comes
                 self.until_encoded(begin_s + second - 1, senses)
-            elif second > 1:  # where time has gone back, it must go on until nobody doubts that
-                self.until_read(read_before + second - 1, goes_on=is_back)
+            elif second > 1 and not is_back:
+                self.until_read(read_before + second - 1)
             self.time.now_s = max(self.time.now_s, begin_s + second + 1)
+            if is_back:  # it must go on until nobody doubts that, but not past what is published
+                self.time.wait_same()
         self.until_read(read_before + scene.seconds, goes_on=True)
         if senses == BOTH:
             self.until_newest(begin_s + scene.seconds)

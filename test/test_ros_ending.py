@@ -9,6 +9,7 @@ Most other tests of the graph end their nodes by SIGINT and check the same.
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -98,6 +99,31 @@ def test_a_signal_ends_live_in_the_middle_of_an_answer(graph, tiny_model_dir, nu
         source.second(second)
     assert process.end(number) == 0, process.log
     assert 'Traceback' not in process.log
+
+
+STUCK = """
+import ctypes, os, signal
+from rclpy.node import Node
+from minicpmo_ros.ros.framework.main import run
+
+class Stuck(Node):
+    def destroy_node(self):
+        ctypes.PyDLL(None).sleep(600)  # C that keeps Python from running
+
+def make():
+    node = Stuck('stuck')
+    node.create_timer(0.01, lambda: os.kill(os.getpid(), signal.SIGINT))
+    return [node]
+
+raise SystemExit(run(make))
+"""
+
+
+def test_a_library_that_keeps_python_from_running_does_not_keep_the_process_from_ending():
+    child = subprocess.run(
+        [sys.executable, '-c', STUCK], capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert child.returncode == 1 and 'in destroy_node' in child.stderr
 
 
 def test_lifecycle_goes_round_and_back(graph, tiny_model_dir):

@@ -170,6 +170,8 @@ def _end(nodes, executor, code: int) -> None:
     # ended in time is left to the operating system.
     watchdog = threading.Timer(GRACE_S, os._exit, args=(code,))
     watchdog.daemon = True
+    # Where C code keeps Python from running, that never runs: this one tells where, and exits.
+    faulthandler.dump_traceback_later(2 * GRACE_S, exit=True)
     try:
         watchdog.start()
     except RuntimeError:  # there is no thread to be had: then without
@@ -181,6 +183,7 @@ def _end(nodes, executor, code: int) -> None:
     rclpy.try_shutdown()
     _on_signals(signal.SIG_IGN)  # what Python is left to do would end by it
     watchdog.cancel()
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _on_signals(handler) -> None:
