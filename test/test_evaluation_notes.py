@@ -17,6 +17,7 @@ from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.notes.note import Filter
 from minicpmo_ros.notes.periodic import Schedule, read_questions
 from minicpmo_ros.notes.store import NoteStore
+from minicpmo_ros.units import NS
 
 ROOT = Path(__file__).parents[1]
 CLIPS = [ROOT / f'demo/clips/{number:03}.mcap' for number in (0, 1, 2)]
@@ -61,25 +62,30 @@ def test_every_note_has_a_small_image_of_its_time(store):
 
 
 def test_a_damaged_image_at_the_end_of_a_note_is_replaced_by_the_one_before(tmp_path):
-    types, path = type_store(), tmp_path / 'damaged.mcap'
-    images = [m for m in Bag(CLIPS[0]).messages() if m.kind == IMAGE]
+    types, path, channels = type_store(), tmp_path / 'damaged.mcap', {}
+    messages = list(Bag(CLIPS[0]).messages())  # with audio, so that the second is there
+    last = [m for m in messages if m.kind == IMAGE][-1]
     with path.open('wb') as file:
         writer = Writer(file)
         writer.start('ros2')
-        channel = writer.register_channel(
-            '/c', 'cdr', writer.register_schema(IMAGE, 'ros2msg', b'')
-        )
-        for i, one in enumerate(images):
-            told = types.deserialize_cdr(one.data, IMAGE)
-            told.data = told.data[: 40 if i == len(images) - 1 else None]
-            data = bytes(types.serialize_cdr(told, IMAGE))
-            writer.add_message(channel, one.log_ns, data, one.log_ns)
+        for one in messages:
+            data = one.data
+            if one is last:
+                told = types.deserialize_cdr(one.data, IMAGE)
+                told.data = told.data[:40]
+                data = bytes(types.serialize_cdr(told, IMAGE))
+            if one.topic not in channels:
+                schema = writer.register_schema(one.kind, 'ros2msg', b'')
+                channels[one.topic] = writer.register_channel(one.topic, 'cdr', schema)
+            writer.add_message(channels[one.topic], one.log_ns, data, one.log_ns)
         writer.finish()
-    out = tmp_path / 'notes.db'
-    assert main(['remember', str(path), '--out', str(out), '--every', '1', '--ask', ASK]) == 0
+    out, n_seconds = tmp_path / 'notes.db', len(read_clip(path).images)
+    every = ('--every', str(n_seconds))  # one note, as one that says the same extends the last
+    assert main(['remember', str(path), '--out', str(out), *every, '--ask', ASK]) == 0
     with NoteStore(out, is_read_only=True) as notes:
-        assert len(notes.list()) > 1
-        assert all(notes.image(note.id).startswith(b'\xff\xd8') for note in notes.list())
+        (note,) = notes.list()
+        assert note.end_s == last.log_ns // NS + 1
+        assert notes.image(note.id).startswith(b'\xff\xd8')
 
 
 def test_a_note_is_due_when_its_seconds_are_over_and_again_after_a_reset():
