@@ -3,8 +3,10 @@
 
 """What goes wrong, and what to do: errors that are raised on purpose, and findings of `doctor`."""
 
+import re
 from dataclasses import dataclass
 
+NUMBER = re.compile(r'\[Errno -?\d+\] ')  # of an error of the system, in a library's words
 OK, WARN, FAIL = 'ok', 'warn', 'FAIL'  # as it should be; works, with a loss; does not work
 
 
@@ -70,7 +72,8 @@ class ServerAwayError(EngineError):
 
 def in_words(error: Exception) -> str:
     """Return what an error of the system or of a library says, without numbers for programs."""
-    return ' '.join((getattr(error, 'strerror', None) or str(error)).split())
+    told = getattr(error, 'strerror', None) or NUMBER.sub('', str(error))
+    return ' '.join(told.split())
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,12 @@ def write_test_clip(path, seconds: int, start_s: int = START_S) -> None:
     write_clip(path, start_s, pictures, sound(seconds))
 
 
+def write_long_clip(path, hole_s: int, start_s: int = START_S) -> None:
+    """Write a clip of two seconds, and an image so many seconds behind them."""
+    pictures = [(second * NS, jpeg(COLORS[0])) for second in (0, 1, 2 + hole_s)]
+    write_clip(path, start_s, pictures, sound(2))
+
+
 def write_question_set(folder, lengths=(2, 3)) -> QuestionSet:
     """Write a clip for each length, and two questions about it; read what was written."""
     questions = []

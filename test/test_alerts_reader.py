@@ -93,6 +93,19 @@ def test_what_this_model_cannot_read_is_told(core, rule, told):
         reader_of(core, rule)  # the name of a token stays text
 
 
+def test_who_adds_a_rule_is_told_what_this_model_cannot_read_and_when_nobody_knows(core):
+    asker, long = AlertAsker(), 'what? ' * 400
+    assert not asker.check(AlertRule('r', long))
+    asker.bind(core.session)
+    assert asker.check(SQUARE)
+    with pytest.raises(InputError, match=r'The question is \d+ tokens long, at most 384'):
+        asker.check(AlertRule('r', long))
+    with pytest.raises(InputError, match=r'describe is \d+ tokens long, at most 384'):
+        asker.check(replace(SQUARE, describe=long))
+    asker.bind(None)
+    assert not asker.check(SQUARE)
+
+
 def test_answers_that_begin_alike_are_told_apart_by_what_follows(core, units):
     alike = AlertRule('heard', 'what is heard now?', ('high tone',), ('high beep', 'low beep'))
     assert len(reader_of(core, alike).riders) == 2  # the question, and with high

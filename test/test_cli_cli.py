@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scored_clips import write_long_clip
 
 from minicpmo_ros.cli import main as cli
+from minicpmo_ros.cli.recordings import HOURS_S
 from minicpmo_ros.evaluation.bags.writing import write_clip
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.units import NS
@@ -220,6 +222,15 @@ def test_look_prints_what_each_threshold_would_reuse(tmp_path, capsys, rng):
     assert status == 2 and 'Check --start and --seconds' in err and not out
     status, out, err = run(capsys, 'look', '--changes', tmp_path / 'a.mcap', '--start', 99)
     assert status == 2 and 'No second has an image' in err and not out
+
+
+def test_look_says_where_it_ends_before_the_bag_does(tmp_path, capsys):
+    write_long_clip(tmp_path / 'long.mcap', HOURS_S)
+    look = 'look', tmp_path / 'long.mcap', '--changes'
+    assert f'The bag goes on behind second {HOURS_S}' in run(capsys, *look)[2]
+    assert 'goes on' not in run(capsys, *look, '--seconds', 2)[2]
+    write_long_clip(tmp_path / 'short.mcap', 9)
+    assert 'goes on' not in run(capsys, 'look', tmp_path / 'short.mcap', '--changes')[2]
 
 
 def test_look_compares_the_part_of_images_that_is_seen(tmp_path, capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from scored_clips import START_S, write_test_clip
+from scored_clips import START_S, write_long_clip, write_test_clip
 
 from benchmarks import alert_truth as demo
 from benchmarks.alert_graph import joined
@@ -36,6 +36,7 @@ from minicpmo_ros.evaluation.alerts import (
     fit_run,
     watch_units,
 )
+from minicpmo_ros.evaluation.bags.clip import LONGEST_WINDOW_S
 from minicpmo_ros.evaluation.runner import Core, CoreOptions
 from minicpmo_ros.modelset.directory import ModelDirectory
 
@@ -255,6 +256,16 @@ def test_options_that_do_not_go_with_alerts_are_refused(run_folder, capsys, more
     assert replay(run_folder, 'not', more) == 2
     assert f'{more.split("=")[0]} is for questions' in capsys.readouterr().err
     assert not (run_folder / 'not').exists()
+
+
+def test_what_is_left_out_of_a_bag_of_more_than_a_day_is_told(run_folder, tmp_path, capsys):
+    write_long_clip(tmp_path / 'long.mcap', LONGEST_WINDOW_S + 5)
+    head = {'format': 'minicpmo_ros questions 1', 'clips': {'long.mcap': ''}, 'alerts_truth': []}
+    (tmp_path / 'truth.yaml').write_text(yaml.safe_dump(head))
+    rules, out = str(run_folder / 'rules.yaml'), str(tmp_path / 'out')
+    watch = ['--alerts', rules, '--device', 'cpu', '--out', out]
+    assert main(['replay', str(demo.NANO), str(tmp_path / 'truth.yaml'), *watch]) == 0
+    assert 'long.mcap: its first 24 h are read; it goes on for 8 s' in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path, capsys):

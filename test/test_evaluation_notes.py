@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from mcap.writer import Writer
+from scored_clips import write_long_clip
 
 from minicpmo_ros.cli.main import main
 from minicpmo_ros.evaluation.bags.bags import Bag
-from minicpmo_ros.evaluation.bags.clip import IMAGE, type_store
+from minicpmo_ros.evaluation.bags.clip import IMAGE, LONGEST_WINDOW_S, type_store
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.runner import Core
 from minicpmo_ros.modelset.directory import ModelDirectory
@@ -54,6 +55,16 @@ def test_notes_say_what_the_model_answers_at_that_second(store):
             assert all(note.end_s - note.begin_s == 2 for note in notes)
     finally:
         core.close()
+
+
+def test_what_is_left_out_of_a_bag_of_more_than_a_day_is_told(tmp_path, capsys):
+    write_long_clip(tmp_path / 'day.mcap', LONGEST_WINDOW_S - 3)
+    write_long_clip(tmp_path / 'longer.mcap', LONGEST_WINDOW_S + 5)
+    bags = [str(tmp_path / name) for name in ('day.mcap', 'longer.mcap')]
+    assert main(['remember', *bags, '--out', str(tmp_path / 'day.db'), '--every', '2']) == 0
+    told = capsys.readouterr().err
+    more = 'longer.mcap: its first 24 h are read; it goes on for 8 s, which are left out.'
+    assert more in told and told.count('goes on') == 1, told
 
 
 def test_every_note_has_a_small_image_of_its_time(store):

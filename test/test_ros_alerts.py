@@ -338,6 +338,21 @@ def test_a_rule_that_is_added_to_a_node_without_any_is_asked(graph, core):
     graph.spin_until(lambda: listener.state('square').evaluated == 1, 'the state')
 
 
+def test_a_rule_that_the_model_cannot_read_is_refused_and_leaves_the_others(graph):
+    graph.start('llm', '-p', 'model_dir:=nano')
+    graph.wait_ready()
+    listener = Listener(graph)
+    assert listener.call('add_alert', rule=RuleMessage(id='one', question='Is it?')).success
+    long = RuleMessage(id='one', question='Is it so? ' * 400)
+    refused = listener.call('add_alert', rule=long, replace=True)
+    assert not refused.success and 'at most 384 are allowed' in refused.reason
+    assert [rule.question for rule in listener.call('list_alerts').rules] == ['Is it?']
+    graph.change_state('llm', 'deactivate')
+    graph.change_state('llm', 'cleanup')
+    unknown = listener.call('add_alert', rule=long, replace=True)
+    assert unknown.success and 'No model is loaded yet' in unknown.reason
+
+
 def check_services(listener, path) -> None:
     """Change the rules by services; the file follows."""
     late = RuleMessage(id='late', question='what shape is shown now?', on_threshold=0.9)

@@ -13,6 +13,7 @@ then and is now. A live stream calls `try_begin` and `try_end`, while there are 
 """
 
 import logging
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -37,15 +38,9 @@ class RuleReader:
 
     def __init__(self, rule: AlertRule, session):
         self.rule = rule
-        vocabulary, longest = session.model.vocabulary, session.options.max_question_tokens
-        ids = vocabulary.encode(rule.question)
-        if len(ids) > longest:
-            raise InputError(
-                f'The question is {len(ids)} tokens long, at most {longest} are allowed. Shorten '
-                'it, or raise max_question_tokens.'
-            )
+        ids = _encoded(rule.question, 'The question', session)
         groups = [(word,) for word in rule.answers] or [rule.positive, rule.negative]
-        self._groups = WordGroups(vocabulary, groups)
+        self._groups = WordGroups(session.model.vocabulary, groups)
         self._require_room(max(map(len, self._groups.paths)), session.options.max_tokens)
         question, rows = session.prompt.question(ids), session.model.token_rows.rows
         self.riders = [
@@ -75,6 +70,17 @@ class RuleReader:
         return AlertReading(float(words[best] - others), float(mass), answer)
 
 
+def _encoded(question: str, name: str, session) -> list:
+    """Return the tokens of a question; InputError, which names it, where they are too many."""
+    ids, longest = session.model.vocabulary.encode(question), session.options.max_question_tokens
+    if len(ids) > longest:
+        raise InputError(
+            f'{name} is {len(ids)} tokens long, at most {longest} are allowed. Shorten it, or '
+            'raise max_question_tokens.'
+        )
+    return ids
+
+
 class AlertAsker:
     """Asks the rules of an AlertWatch about the units of one session; one thread uses it.
 
@@ -92,7 +98,7 @@ class AlertAsker:
     ):
         self.watch, self._on_events = watch or AlertWatch(), on_events
         self._quiet_dbfs, self._every_second = quiet_dbfs, every_second
-        self._session = None
+        self._session, self._lock = None, threading.Lock()  # the session stays while it is held
         self._readers, self._asked = {}, []  # RuleReaders by AlertRule; those of this second
         self._before = None  # the unit before
         self.readings = {}  # by id, of the newest second
@@ -100,8 +106,22 @@ class AlertAsker:
         self.failures, self.newest_failure = 0, ''  # unforeseen errors that were caught
 
     def bind(self, session) -> None:
-        """Ask the model of this Session from now on; before the first unit."""
-        self._session, self._readers = session, {}
+        """Ask the model of this Session from now on, before the first unit; None: it closes."""
+        with self._lock:
+            self._session = session
+        self._readers = {}
+
+    def check(self, rule: AlertRule) -> bool:
+        """Raise InputError where the model cannot read a rule, or describe; for any thread.
+
+        Return False where that cannot be told, because no model is loaded.
+        """
+        with self._lock:
+            if self._session is None:
+                return False
+            RuleReader(rule, self._session)
+            _encoded(rule.describe, 'describe', self._session)
+            return True
 
     def begin(self, unit: Unit) -> list:
         """Return the rows (n, width) of the questions that are due with this unit."""

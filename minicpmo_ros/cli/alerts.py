@@ -6,6 +6,7 @@
 import csv
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from minicpmo_ros.config import ALERTS_TOGETHER, LLM
@@ -70,7 +71,8 @@ def watch_rules(arguments, options, sources) -> int:
     core = Core(model, options)
     try:
         blank = alerts.watch_blank(core, rules)
-        watched = alerts.watch_all(core, rules, truth, sources, _tell(len(truth.clips)))
+        tell = partial(print, file=sys.stderr)
+        watched = alerts.watch_all(core, rules, truth, sources, _tell(len(truth.clips)), tell)
     finally:
         core.close()
     facts = {'model': model.model_id, 'precision': model.precision, 'weights': model.fingerprint}

@@ -8,6 +8,7 @@ import math
 import sys
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from minicpmo_ros.cli.options import (
@@ -121,7 +122,8 @@ def run_remember(arguments) -> None:
         _require_notes(arguments.out)
     for bag in arguments.bags:
         Bag(bag)  # there is one, told before a model is loaded
-    questions, sources = read_questions(arguments.ask), sources_of(arguments)
+    questions = read_questions(arguments.ask)
+    rest = sources_of(arguments), not arguments.no_images, partial(print, file=sys.stderr)
     model = ModelDirectory.open(model_path(arguments.model))
     options = CoreOptions(
         arguments.device,
@@ -133,9 +135,7 @@ def run_remember(arguments) -> None:
     try:
         with NoteStore(arguments.out) as store:
             for number, bag in enumerate(arguments.bags, 1):
-                n = remember_bag(
-                    core, bag, store, questions, arguments.every, sources, not arguments.no_images
-                )
+                n = remember_bag(core, bag, store, questions, arguments.every, *rest)
                 why = '' if n else f' more; there is one for every {arguments.every} s (--every)'
                 print(f'{number} of {len(arguments.bags)}: {bag}, {n} notes{why}', file=sys.stderr)
             print(f'{len(store)} notes: {arguments.out}')

@@ -70,7 +70,11 @@ def add_look_arguments(parser) -> None:
     parser.add_argument(
         '--start', type=int, default=0, help='where to begin, in seconds from the start of the bag'
     )
-    parser.add_argument('--seconds', type=int, help='how many seconds; default: to the end')
+    parser.add_argument(
+        '--seconds',
+        type=int,
+        help=f'how many seconds; default: to the end, {HOURS_S // 3600} h at most',
+    )
     add_topic_arguments(parser)
 
 
@@ -103,7 +107,7 @@ def run_look(arguments) -> None:
 
 
 def _check_look(arguments) -> None:
-    from minicpmo_ros.evaluation.questions import LONGEST_WINDOW_S
+    from minicpmo_ros.evaluation.bags.clip import LONGEST_WINDOW_S
 
     if arguments.out is None and not arguments.changes and arguments.mcap is None:
         raise InputError('look needs --out, --mcap or --changes, or several of them.')
@@ -152,12 +156,24 @@ def _write_mcap(arguments) -> None:
                 yield *(first_s + edge_s for edge_s in edges), kept.clip([(edges, True)])
 
         written = foxglove.write_foxglove(arguments.mcap, blocks(), answers, first_s)
+        _tell_more(kept, begin_s, arguments.seconds, length_s)
     for loss in losses:
         print(loss, file=sys.stderr)
     print(
         f'{written.seconds} seconds, {written.images} with an image, {written.answers} answers: '
         f'{arguments.mcap}'
     )
+
+
+def _tell_more(kept, start_s: int, asked_s: int | None, length_s: int) -> None:
+    """Say that a bag goes on behind what was read of it, where nobody has asked for so much."""
+    end_s = start_s + length_s
+    if asked_s is None and kept.end_s > kept.first_s + end_s:
+        print(
+            f'The bag goes on behind second {end_s}, where this ends. For more give --start '
+            'and --seconds.',
+            file=sys.stderr,
+        )
 
 
 def _draw(arguments) -> None:
@@ -171,6 +187,8 @@ def _draw(arguments) -> None:
     window = ((arguments.start, arguments.start + length_s), True)
     with read_windows(arguments.bag, [window], sources_of(arguments), by_index=True) as kept:
         clip = kept.clip([window])
+        if arguments.changes:
+            _tell_more(kept, arguments.start, arguments.seconds, length_s)
     for loss in clip.losses:
         print(loss, file=sys.stderr)
     if arguments.changes:

@@ -37,9 +37,8 @@ from minicpmo_ros.documents import read_bounded
 from minicpmo_ros.errors import InputError, in_words
 from minicpmo_ros.evaluation.alert_scores import AlertTruth, RuleScore, held_seconds, score
 from minicpmo_ros.evaluation.bags.clip import SAMPLE_RATE_HZ, Clip, ClipImage, Decoding, Sources
-from minicpmo_ros.evaluation.bags.clip_reading import read_windows
+from minicpmo_ros.evaluation.bags.clip_reading import first_day
 from minicpmo_ros.evaluation.looks import GREY
-from minicpmo_ros.evaluation.questions import LONGEST_WINDOW_S
 from minicpmo_ros.evaluation.runner import Core
 from minicpmo_ros.media.image.tiling import Decoded
 from minicpmo_ros.streams.pairing import Unit
@@ -116,13 +115,10 @@ def watch_units(
 
 
 def watch_bag(
-    core: Core, rules: tuple, path: Path, sources: Sources | None = None, name: str = ''
+    core: Core, rules: tuple, path: Path, sources: Sources | None, name: str, tell: Callable
 ) -> list:
-    """Return the WatchedSeconds of a bag; InputError where it is damaged."""
-    with read_windows(path, [((0, LONGEST_WINDOW_S), True)], sources) as kept:
-        clip = kept.clip_on_disk()
-        if clip.losses:
-            raise InputError(f'{path}: {" ".join(clip.losses)}')
+    """Return the WatchedSeconds of a bag; InputError where it is damaged. `tell`: of first_day."""
+    with first_day(path, sources, tell) as clip:
         return list(watch_units(core, rules, core.stream(clip), name))
 
 
@@ -132,15 +128,17 @@ def watch_all(
     truth: AlertTruth,
     sources: Sources | None = None,
     on_clip: Callable[[str, int], None] = lambda clip, number: None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> list:
     """Return the WatchedSeconds of all clips; on_clip(clip, number from 1) is called before each.
 
-    Raises InputError, naming the clip, where one is damaged: the figures would mean nothing.
+    `tell` as first_day has it. Raises InputError, naming the clip, where one is damaged: the
+    figures would mean nothing.
     """
     watched = []
     for number, clip in enumerate(truth.clips, 1):
         on_clip(clip, number)
-        watched += watch_bag(core, rules, truth.folder / clip, sources, clip)
+        watched += watch_bag(core, rules, truth.folder / clip, sources, clip, tell)
     return watched
 
 

@@ -4,13 +4,12 @@
 """Notes of bags, written by a model as a robot's node would write them, without ROS."""
 
 from bisect import bisect_left
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.clip import Clip, Sources
-from minicpmo_ros.evaluation.bags.clip_reading import read_windows
-from minicpmo_ros.evaluation.questions import LONGEST_WINDOW_S
+from minicpmo_ros.evaluation.bags.clip_reading import first_day
 from minicpmo_ros.evaluation.runner import Core
 from minicpmo_ros.notes.note import thumbnail
 from minicpmo_ros.notes.periodic import Schedule
@@ -29,17 +28,15 @@ def remember_bag(
     every_s: int,
     sources: Sources | None = None,
     has_images: bool = True,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> int:
     """Write a note of every `every_s` seconds of a bag; return how many the store got.
 
-    `questions`: NoteQuestions. The window begins empty. Raises InputError where the bag is
-    damaged, StoreError.
+    `questions`: NoteQuestions. The window begins empty. `tell` as first_day has it. Raises
+    InputError where the bag is damaged, StoreError.
     """
     before = len(store)
-    with read_windows(path, [((0, LONGEST_WINDOW_S), True)], sources) as kept:
-        clip = kept.clip_on_disk()
-        if clip.losses:
-            raise InputError(f'{path}: {" ".join(clip.losses)}')
+    with first_day(path, sources, tell) as clip:
         images = clip.images if has_images else ()
         core.session.reset()
         _remember(core, clip, images, store, Schedule(questions, every_s))

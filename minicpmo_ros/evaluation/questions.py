@@ -16,6 +16,7 @@ from pathlib import Path
 
 from minicpmo_ros.documents import is_utf8, read_json, told
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.evaluation.bags.clip import LONGEST_WINDOW_S
 from minicpmo_ros.evaluation.looks import SentImage
 from minicpmo_ros.evaluation.matching import is_data, is_letter, is_text
 from minicpmo_ros.evaluation.question_fields import (
@@ -27,7 +28,6 @@ from minicpmo_ros.evaluation.question_fields import (
 )
 
 FORMAT = 'minicpmo_ros questions 1'
-LONGEST_WINDOW_S = 24 * 3600
 SUBSETS = ('all', 'hard')
 ASKED = ('id', 'clip', 'start_s', 'end_s', 'relative', 'text', 'choices')  # what an answer is to
 RARE = (

@@ -23,15 +23,10 @@ from pathlib import Path, PurePosixPath
 
 from minicpmo_ros.documents import read_bounded, told
 from minicpmo_ros.errors import InputError, in_words
-from minicpmo_ros.evaluation.bags.clip import Clip
+from minicpmo_ros.evaluation.bags.clip import LONGEST_WINDOW_S, Clip
 from minicpmo_ros.evaluation.bags.writing import START_S
 from minicpmo_ros.evaluation.matching import LETTERS
-from minicpmo_ros.evaluation.questions import (
-    LONGEST_WINDOW_S,
-    QuestionSet,
-    ScoredQuestion,
-    check,
-)
+from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion, check
 from minicpmo_ros.evaluation.runner import Core
 
 CONTEXT_S = 60  # of the published main setting

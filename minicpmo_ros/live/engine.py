@@ -225,6 +225,7 @@ class Engine:
             self.update_status(state='failed', **why_failed(error))
         try:
             self._end_all()
+            self._alerts.bind(None)
             if self.session is not None:
                 self.session.close()
             if error is None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from minicpmo_ros.errors import Error, InputError, ModelFileError
+from minicpmo_ros.errors import Error, InputError, ModelFileError, in_words
 from minicpmo_ros.modelset.manifest import sha256_of
 from minicpmo_ros.units import MIB
 
@@ -304,5 +304,4 @@ def _of_status(error, remedy: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    told = re.sub(r'\[Errno -?\d+\] ', '', ' '.join(str(error).split()))
-    return told[:200].rstrip('.') or type(error).__name__
+    return in_words(error)[:200].rstrip('.') or type(error).__name__

@@ -65,6 +65,9 @@ DESCRIBE_TOKENS, DESCRIBE_TIMEOUT_S = 40, 60.0
 LATE_PERIODS = 2  # between evaluations, in the mean: it is told that a rule has less than that
 KEPT_IMAGES = 16  # of as many seconds
 NOT_KEPT = 'It is lost when the process ends: set alerts.file and alerts.persist to keep it.'
+NOT_CHECKED = (
+    'No model is loaded yet: whether it can read the rule, problem in ~/alerts/state will tell.'
+)
 
 
 class AlertServer:
@@ -171,8 +174,10 @@ class AlertServer:
     def _on_add(self, request, response):
         def add():
             rule = _from_message(request.rule)
+            is_checked = self._asker.check(rule)
             self._tell(self.watch.add(rule, request.replace))
             self._added[rule.id] = rule
+            return '' if is_checked else NOT_CHECKED
 
         return self._changed(response, add)
 
@@ -180,6 +185,7 @@ class AlertServer:
         def remove():
             self._tell(self.watch.remove(request.id))
             self._added.pop(request.id, None)
+            return ''
 
         return self._changed(response, remove)
 
@@ -198,17 +204,20 @@ class AlertServer:
         return response
 
     def _changed(self, response, change):
-        """Change the rules and write them back; undo the change if that fails."""
+        """Change the rules and write them back; undo the change if that fails.
+
+        `change()` returns what the reply says beside whether the rules are kept, or ''.
+        """
         options = self._node.table.values()
         before, added = self.watch.rules, dict(self._added)
         try:
-            change()
+            told = [change()]
             file = self._file(options) if options.alerts_persist else None
             if file is None:
-                response.reason = NOT_KEPT
+                told.append(NOT_KEPT)
             else:
                 file.write(self.watch.rules)
-            response.success = True
+            response.success, response.reason = True, ' '.join(filter(None, told))
         except Error as error:
             response.reason, self._added = str(error), added
             self._restore(before)

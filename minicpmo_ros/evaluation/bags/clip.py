@@ -47,6 +47,7 @@ ARRAY_DEFINITIONS = {
 IN_MEMORY_BYTES = 2**26  # of pieces; what is more lies in a file that nobody else sees
 RECENT = 4  # seconds whose newest image may still be displaced
 SAMPLE_BYTES = 4
+LONGEST_WINDOW_S = 24 * 3600  # that is read of a bag at once
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ class Kept:
         self._images = {}  # key: (stamp_ns, is raw, message without its data, place, size)
         self._begins_ns, self._places, self._counts = array('q'), array('q'), array('q')
         self._losses, self.first_s = (), None
+        self.end_s = None  # of the newest second of the bag, wanted or not
 
     def __enter__(self):
         """Return itself."""
@@ -243,11 +245,11 @@ class Kept:
         self._places.append(self._append(samples.tobytes()))
         self._counts.append(len(samples))
 
-    def finish(self, losses: list, first_s: int) -> None:
-        """End the reading."""
+    def finish(self, losses: list, first_s: int, end_s: int) -> None:
+        """End the reading of what lies in [first_s, end_s), wanted or not."""
         while self._recent:
             self._store(next(iter(self._recent)))
-        self._losses, self.first_s = tuple(losses), first_s
+        self._losses, self.first_s, self.end_s = tuple(losses), first_s, end_s
 
     def clip(self, windows=None) -> Clip:
         """Return what some windows, as read_windows has them, need; None: all that is here."""

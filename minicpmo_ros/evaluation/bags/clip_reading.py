@@ -17,7 +17,8 @@ is returned, and `losses` says what was lost.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from minicpmo_ros.errors import InputError
@@ -29,6 +30,7 @@ from minicpmo_ros.evaluation.bags.clip import (
     AUDIO_INFO,
     DEFINITIONS,
     IMAGE,
+    LONGEST_WINDOW_S,
     PLAIN_ARRAYS,
     PLAIN_AUDIO,
     RAW_IMAGE,
@@ -92,6 +94,25 @@ def read_windows(path, windows, sources: Sources | None = None, by_index=False) 
         raise InputError(f'{path}: it cannot be read ({error.strerror or error}).') from error
 
 
+@contextmanager
+def first_day(path, sources: Sources | None, tell: Callable[[str], None]) -> Iterator[Clip]:
+    """Yield the first LONGEST_WINDOW_S seconds of a bag as a Clip that lies on the disk.
+
+    tell(sentence): called if the bag goes on behind them. InputError where it is damaged.
+    """
+    with read_windows(path, [((0, LONGEST_WINDOW_S), True)], sources) as kept:
+        clip = kept.clip_on_disk()
+        if clip.losses:
+            raise InputError(f'{path}: {" ".join(clip.losses)}')
+        behind_s = kept.end_s - kept.first_s - LONGEST_WINDOW_S
+        if behind_s > 0:
+            tell(
+                f'{path}: its first {LONGEST_WINDOW_S // 3600} h are read; it goes on for '
+                f'{behind_s} s, which are left out. Give them as a bag of their own.'
+            )
+        yield clip
+
+
 class _BeginsEarlier(Exception):
     """A stamp before the second that relative windows were counted from."""
 
@@ -111,6 +132,7 @@ class Reading:
         self._path, self._windows, self._sources = path, windows, sources
         self._is_relative = any(relative for _, relative in windows or ())
         self._guessed = self.first_s = first_s
+        self._end_s = None  # of the newest second, wanted or not
         self._seconds = None  # that are kept; made once first_s is known
         self._found = {}  # of every kind of audio, and of IMAGE for all images: the topic
         self._by_index, self._begun_ns = by_index and windows is not None, None
@@ -146,7 +168,7 @@ class Reading:
         self._tell_clocks(losses)
         if self.first_s is None:
             raise InputError(f'{self._path}: nothing of it can be used. ' + ' '.join(losses))
-        self._kept.finish(losses, self.first_s)
+        self._kept.finish(losses, self.first_s, self._end_s)
         return self._kept
 
     def steps(self, kinds) -> Iterator[None]:
@@ -327,6 +349,7 @@ class Reading:
             if self._is_relative and self._guessed is not None:
                 raise _BeginsEarlier
             self._guessed = start_s
+        self._end_s = max(end_s, self._end_s or end_s)
         if self._windows is None:
             return True
         if self._seconds is None:

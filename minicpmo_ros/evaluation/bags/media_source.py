@@ -85,7 +85,7 @@ class _Stamps:
     def add_audio(self, begin_ns: int, _samples: np.ndarray) -> None:
         self.heard_ns.append(begin_ns)
 
-    def finish(self, losses: list, first_s: int) -> None:
+    def finish(self, losses: list, first_s: int, _end_s: int) -> None:
         self.seen_ns.extend(at_ns for at_ns, _ in self._order.give(0))
         if late := self._order.late:
             losses = [*losses, f'{late} images were stored too late and are left out.']
