@@ -106,6 +106,21 @@ def test_log_lines_arrive_whole_with_their_level(heard):
     assert heard == [('info', 'first'), ('warning', 'second'), ('error', '\ufffd third')]
 
 
+@pytest.mark.parametrize(
+    ('status', 'code', 'level'), [(1, 2, 'debug'), (-1, -3, 'error'), (11, 22, 'error')]
+)
+def test_a_decode_that_was_ended_is_no_error_in_the_log_and_one_that_failed_is(
+    heard, status, code, level
+):
+    for text in (
+        f'graph_compute: ggml_backend_sched_graph_compute_async failed with error {status}',
+        f'process_ubatch: failed to compute graph, compute status: {status}',
+        f'llama_decode: failed to decode, ret = {code}',
+    ):
+        library.llama_log.callback(4, f'{text}\n'.encode(), None)
+    assert [found for found, _ in heard] == 3 * [level]
+
+
 def test_what_ggml_says_reaches_the_sink(heard):
     assert not llama.llama_model_load_from_file(b'/nowhere', llama.llama_model_default_params())
     told = [text for level, text in heard if level == 'error' and '/nowhere' in text]

@@ -18,10 +18,10 @@ import atexit
 import ctypes
 import logging
 import os
+import re
 import threading
 import types
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -119,6 +119,13 @@ def dequantize(encoded: np.ndarray, ggml_type: GgmlType) -> np.ndarray:
 
 _LEVELS = {1: 'debug', 2: 'info', 3: 'warning', 4: 'error'}
 _CONTINUED = 5
+# What llama.cpp logs of a decode that an abort callback ended: GGML_STATUS_ABORTED is 1, and
+# llama_decode returns 2. That was on purpose, so it is logged for debugging. Entries are removed
+# after a decode that failed, too, but then the lines around it tell of an error.
+_OF_ABORT = re.compile(
+    r'graph_compute: .* failed with error 1|process_ubatch: .* compute status: 1'
+    r'|decode: removing memory module entries .*|llama_decode: failed to decode, ret = 2'
+)
 _LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
@@ -135,7 +142,6 @@ class _Log:
         self.sink: Callable = _to_logging
         self._lock = threading.Lock()
         self._level, self._text = 'info', ''
-        self._is_expected = {}  # thread: whether what fails in it was made to fail
         self.explain_abort: Callable[[str], str] = lambda message: ''
         self.callback = _LOG_CALLBACK(self._receive)  # C holds its address: kept for good
 
@@ -147,21 +153,8 @@ class _Log:
                 '\n'
             )
             level = self._level
-        if level in ('warning', 'error'):
-            is_expected = self._is_expected.get(threading.get_ident())
-            level = 'debug' if is_expected and is_expected() else level
-        for line in lines:
-            if line.strip():
-                self.sink(level, line.rstrip())
-
-    @contextmanager
-    def lowered(self, is_expected: Callable[[], bool]):
-        """Log what fails in this thread inside the block for debugging only, if it is expected."""
-        self._is_expected[threading.get_ident()] = is_expected
-        try:
-            yield
-        finally:
-            del self._is_expected[threading.get_ident()]
+        for line in filter(None, map(str.rstrip, lines)):
+            self.sink('debug' if _OF_ABORT.fullmatch(line) else level, line)
 
 
 def set_log(sink: Callable | None) -> None:

@@ -22,7 +22,6 @@ import numpy as np
 
 from minicpmo_ros.errors import CancelledError, ContextFullError, EngineError, InputError
 from minicpmo_ros.ggml.graph import ProductWatch
-from minicpmo_ros.ggml.library import llama_log
 from minicpmo_ros.llm.context_options import (
     KV_TYPES,
     ContextOptions,
@@ -293,8 +292,7 @@ class Context:
     def _decode_batch(self, batch: list, positions: dict, out: np.ndarray) -> int:
         """Read one batch of pieces; advance `positions`, put logits into `out`, count them."""
         outputs = self._batch.fill(batch, positions)
-        with llama_log.lowered(lambda: self.abort.is_set):
-            code = llama.llama_decode(self.pointer, self._batch.struct)
+        code = llama.llama_decode(self.pointer, self._batch.struct)
         watch_error = self._watch and self._watch.error
         if code != 0 or watch_error:
             raise watch_error or self._error(code, self._batch.struct.n_tokens)
