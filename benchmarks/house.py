@@ -168,7 +168,8 @@ def walks(model_path) -> dict:
     from minicpmo_ros.live.evidence import EvidenceOptions
     from minicpmo_ros.live.question import Question
     from minicpmo_ros.live.status import EngineOptions
-    from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat
+    from minicpmo_ros.media.audio.format import AudioFormat
+    from minicpmo_ros.media.audio.stream import AudioDecoder
     from minicpmo_ros.media.image.raw import decode_image
     from minicpmo_ros.modelset.directory import ModelDirectory
     from minicpmo_ros.streams.audio import AudioPipeline

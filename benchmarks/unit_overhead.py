@@ -42,7 +42,8 @@ from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH  # noqa: E402
 from minicpmo_ros.ggml.runtime import Backend  # noqa: E402
 from minicpmo_ros.live.session import Session  # noqa: E402
 from minicpmo_ros.llm.context import ContextOptions  # noqa: E402
-from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat  # noqa: E402
+from minicpmo_ros.media.audio.format import AudioFormat  # noqa: E402
+from minicpmo_ros.media.audio.stream import AudioDecoder  # noqa: E402
 from minicpmo_ros.media.image.compressed import decode_compressed  # noqa: E402
 from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
 from minicpmo_ros.msg import Status  # noqa: E402

@@ -8,7 +8,7 @@ import threading
 from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.live.arbiter import DeviceArbiter
-from minicpmo_ros.media.audio.stream import AudioFormat
+from minicpmo_ros.media.audio.format import AudioFormat
 from minicpmo_ros.ros import encoder_node
 from minicpmo_ros.ros.audio_node import AudioState, StreamingEncoder
 from minicpmo_ros.streams.audio import AudioPipeline

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from audio_worker import WAVE, AudioWorker
 
-from minicpmo_ros.media.audio.stream import AudioFormat
+from minicpmo_ros.media.audio.format import AudioFormat
 from minicpmo_ros.msg import AudioEmbedding
 from minicpmo_ros.units import NS
 

@@ -28,7 +28,7 @@ from minicpmo_ros.evaluation.bags.clip_reading import read_clip, read_windows
 from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
 from minicpmo_ros.evaluation.report.plots import contact_sheet
 from minicpmo_ros.evaluation.results import Given, Results, Run
-from minicpmo_ros.media.audio.stream import AudioFormat
+from minicpmo_ros.media.audio.format import AudioFormat
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.synthetic.model import write_model
 from minicpmo_ros.units import NS

@@ -8,7 +8,8 @@ import pytest
 from audio_signals import mp3_of, pcm_of, speech
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat
+from minicpmo_ros.media.audio.format import AudioFormat
+from minicpmo_ros.media.audio.stream import AudioDecoder
 
 RATE = 16000
 WAVE = AudioFormat(RATE, 1)

@@ -10,8 +10,7 @@ import pytest
 from audio_signals import pcm_of as encode
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.media.audio.channels import ChannelMixer
-from minicpmo_ros.media.audio.stream import to_float
+from minicpmo_ros.media.audio.stream import ChannelMixer, to_float
 
 
 def to_float_mono(data, sample_format, channels):

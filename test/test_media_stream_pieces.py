@@ -11,8 +11,8 @@ import pytest
 from audio_signals import mp3_of, pcm_of, speech
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.media.audio.channels import NOISE_S
-from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat
+from minicpmo_ros.media.audio.format import AudioFormat
+from minicpmo_ros.media.audio.stream import NOISE_S, AudioDecoder
 
 RATE = 16_000
 FORMATS = [('s16', 1), ('s16', 2), ('s24', 1), ('s32', 1), ('f32', 1), ('s16', 6)]

@@ -19,7 +19,8 @@ from audio_signals import mp3_of, pcm_of, speech
 
 from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.ggml.runtime import Backend
-from minicpmo_ros.media.audio.stream import LOUDEST, AudioDecoder, AudioFormat
+from minicpmo_ros.media.audio.format import AudioFormat
+from minicpmo_ros.media.audio.stream import LOUDEST, AudioDecoder
 from minicpmo_ros.streams.audio import AudioPipeline
 
 NANO = Path(__file__).parent.parent / 'models' / 'nano' / 'audio.gguf'

@@ -18,7 +18,8 @@ from audio_signals import mp3_of
 from ros_graph import TIMEOUT_S
 from ros_source import FIRST, UNUSABLE, Source, sound_of, time_of
 
-from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat
+from minicpmo_ros.media.audio.format import AudioFormat
+from minicpmo_ros.media.audio.stream import AudioDecoder
 from minicpmo_ros.msg import Answer, AudioEmbedding
 from minicpmo_ros.ros.audio_node import INBOX_S, AudioState, StreamingEncoder, cost_s
 from minicpmo_ros.ros.framework.threads import Inbox

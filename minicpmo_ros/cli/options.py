@@ -110,8 +110,7 @@ def add_topic_arguments(parser) -> None:
 def sources_of(arguments):
     """Return the camera and the microphone that add_topic_arguments' options name, checked."""
     from minicpmo_ros.evaluation.bags.clip import Sources
-    from minicpmo_ros.media.audio.channels import parse_channel
-    from minicpmo_ros.media.audio.stream import AudioFormat
+    from minicpmo_ros.media.audio.format import AudioFormat, parse_channel
 
     AudioFormat.parse(arguments.audio_format)
     parse_channel(arguments.audio_channel)

@@ -16,8 +16,7 @@ import av
 import numpy as np
 
 from minicpmo_ros.errors import InputError, in_words
-from minicpmo_ros.media.audio.channels import ChannelMixer
-from minicpmo_ros.media.audio.stream import scale_to_float
+from minicpmo_ros.media.audio.stream import ChannelMixer, scale_to_float
 from minicpmo_ros.media.image.tiling import check_size
 
 UNREADABLE = (av.error.FFmpegError, OSError, ValueError)  # what PyAV raises of a source

@@ -23,7 +23,7 @@ import av
 import numpy as np
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.media.audio.channels import ChannelMixer
+from minicpmo_ros.media.audio.stream import ChannelMixer
 from minicpmo_ros.media.files import UNREADABLE, samples_of
 from minicpmo_ros.media.image.compressed import encode_jpeg
 from minicpmo_ros.media.image.tiling import check_size

@@ -23,8 +23,7 @@ from rclpy.qos import (
 from rclpy.type_support import check_for_type_support
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.media.audio.channels import MEAN
-from minicpmo_ros.media.audio.stream import CODINGS, AudioFormat, chunk_of, sample_bytes
+from minicpmo_ros.media.audio.format import CODINGS, MEAN, AudioFormat, chunk_of, sample_bytes
 from minicpmo_ros.ros.framework.parameters import Parameter
 from minicpmo_ros.ros.framework.threads import Poller
 from minicpmo_ros.ros.framework.topics import LOOK_AGAIN_PERIOD_S, LOOK_PERIOD_S

@@ -13,9 +13,9 @@ from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.families import FAMILIES
 from minicpmo_ros.ggml.runtime import Backend
-from minicpmo_ros.media.audio.channels import parse_channel
+from minicpmo_ros.media.audio.format import AudioFormat, parse_channel
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
-from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat
+from minicpmo_ros.media.audio.stream import AudioDecoder
 from minicpmo_ros.msg import AudioEmbedding
 from minicpmo_ros.ros.audio_input import INBOX_S, AudioInput, cost_s
 from minicpmo_ros.ros.audio_input import PARAMETERS as INPUT_PARAMETERS

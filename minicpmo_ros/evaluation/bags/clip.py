@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from minicpmo_ros.media.audio.channels import MEAN
+from minicpmo_ros.media.audio.format import MEAN
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
 from minicpmo_ros.media.image.compressed import decode_as_needed
 from minicpmo_ros.media.image.raw import decode_image

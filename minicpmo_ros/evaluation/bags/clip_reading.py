@@ -46,8 +46,7 @@ from minicpmo_ros.evaluation.bags.ordering import (
     Stamped,
     two_clocks,
 )
-from minicpmo_ros.media.audio.channels import parse_channel
-from minicpmo_ros.media.audio.stream import AudioFormat, chunk_of
+from minicpmo_ros.media.audio.format import AudioFormat, chunk_of, parse_channel
 from minicpmo_ros.media.image.raw import stated_encoding
 from minicpmo_ros.units import NS
 

@@ -28,8 +28,9 @@ from minicpmo_ros.evaluation.bags.clip import (
     Sources,
 )
 from minicpmo_ros.evaluation.bags.clip_reading import Reading
-from minicpmo_ros.media.audio.channels import ChannelMixer, parse_channel
+from minicpmo_ros.media.audio.format import parse_channel
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
+from minicpmo_ros.media.audio.stream import ChannelMixer
 from minicpmo_ros.media.files import probe, read_audio, read_video
 from minicpmo_ros.media.image.compressed import encode_jpeg
 from minicpmo_ros.units import NS

@@ -11,7 +11,8 @@ import numpy as np
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.clip import AUDIO_INFO, SAMPLE_RATE_HZ
-from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat
+from minicpmo_ros.media.audio.format import AudioFormat
+from minicpmo_ros.media.audio.stream import AudioDecoder
 from minicpmo_ros.units import NS
 
 AROUND = 7  # messages before and behind one, that its stamp is compared with

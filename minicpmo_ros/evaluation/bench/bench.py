@@ -32,7 +32,8 @@ from minicpmo_ros.ggml.runtime import Backend
 from minicpmo_ros.live.question import Finish, Question
 from minicpmo_ros.llm.context import Context, ContextOptions
 from minicpmo_ros.llm.model import LanguageModel, ModelOptions
-from minicpmo_ros.media.audio.stream import AudioDecoder, AudioFormat
+from minicpmo_ros.media.audio.format import AudioFormat
+from minicpmo_ros.media.audio.stream import AudioDecoder
 from minicpmo_ros.media.image.compressed import decode_compressed
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.streams.audio import AudioPipeline

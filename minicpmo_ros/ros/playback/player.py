@@ -33,7 +33,7 @@ from std_srvs.srv import SetBool
 from minicpmo_ros.errors import Error, InputError
 from minicpmo_ros.evaluation.bags.clip import Sources
 from minicpmo_ros.evaluation.bags.media_source import LONGEST_GAP_S, MediaSource, open_source
-from minicpmo_ros.media.audio.channels import MEAN
+from minicpmo_ros.media.audio.format import MEAN
 from minicpmo_ros.ros.audio_input import audio_types, info_message
 from minicpmo_ros.ros.framework.diagnostics import Awaited
 from minicpmo_ros.ros.framework.faults import Throttle

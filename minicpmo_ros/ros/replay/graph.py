@@ -32,7 +32,7 @@ from minicpmo_ros.evaluation.questions import QuestionSet, by_window
 from minicpmo_ros.evaluation.replay import ReplayPlan
 from minicpmo_ros.evaluation.results import Given, Results, Run
 from minicpmo_ros.evaluation.runner import CoreOptions, Variant
-from minicpmo_ros.media.audio.channels import MEAN
+from minicpmo_ros.media.audio.format import MEAN
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.msg import Answer
 from minicpmo_ros.process import end_with_parent

@@ -24,7 +24,8 @@ from rclpy.action import ActionClient
 from rclpy.qos import QoSProfile
 
 from minicpmo_ros.errors import EngineError, InputError
-from minicpmo_ros.media.audio.stream import chunk_of, to_float
+from minicpmo_ros.media.audio.format import chunk_of
+from minicpmo_ros.media.audio.stream import to_float
 
 AUDIO_COMMON, SOUND_PLAY = 'audio_common', 'sound_play'
 SAY = ('none', AUDIO_COMMON, SOUND_PLAY)

@@ -16,7 +16,7 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 
 from minicpmo_ros.errors import Error, InputError
-from minicpmo_ros.media.audio.channels import parse_channel
+from minicpmo_ros.media.audio.format import parse_channel
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
 from minicpmo_ros.media.audio.stream import AudioDecoder
 from minicpmo_ros.msg import Speech
