@@ -165,8 +165,7 @@ def walks(model_path) -> dict:
     """Return {what: (files, types)} for a second of audio, a question and a second of images."""
     from minicpmo_ros.evaluation.runner import Core, CoreOptions
     from minicpmo_ros.live.engine import Engine
-    from minicpmo_ros.live.evidence import EvidenceOptions
-    from minicpmo_ros.live.question import Question
+    from minicpmo_ros.live.question import EvidenceOptions, Question
     from minicpmo_ros.live.status import EngineOptions
     from minicpmo_ros.media.audio.format import AudioFormat
     from minicpmo_ros.media.audio.stream import AudioDecoder

@@ -19,8 +19,7 @@ from minicpmo_ros.errors import BusyError
 from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
 from minicpmo_ros.live.engine import Engine
 from minicpmo_ros.live.engine_thread import EngineThread
-from minicpmo_ros.live.evidence import EvidenceOptions
-from minicpmo_ros.live.question import Finish, Question
+from minicpmo_ros.live.question import EvidenceOptions, Finish, Question
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions
 from minicpmo_ros.live.status import EngineOptions

@@ -11,7 +11,7 @@ from pathlib import Path
 import minicpmo_ros
 from minicpmo_ros import config
 from minicpmo_ros.evaluation.runner import CoreOptions
-from minicpmo_ros.live.evidence import EvidenceOptions
+from minicpmo_ros.live.question import EvidenceOptions
 from minicpmo_ros.live.session_options import SessionOptions
 from minicpmo_ros.live.status import EngineOptions
 from minicpmo_ros.llm.context import ContextOptions

@@ -11,8 +11,7 @@ from test_live_engine import WAIT_S, Asker, until
 
 from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
 from minicpmo_ros.live.engine import Engine
-from minicpmo_ros.live.evidence import EvidenceOptions
-from minicpmo_ros.live.question import Finish
+from minicpmo_ros.live.question import EvidenceOptions, Finish
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions
 from minicpmo_ros.live.status import EngineOptions

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from minicpmo_ros.live.evidence import Evidence, EvidenceOptions
+from minicpmo_ros.live.question import Evidence, EvidenceOptions
 
 BOTH = {'image': 0.1, 'audio': 0.1}
 

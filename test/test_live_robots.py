@@ -32,8 +32,8 @@ from minicpmo_ros.live.engine_thread import (
     Shares,
     read_together,
 )
-from minicpmo_ros.live.evidence import EvidenceOptions
 from minicpmo_ros.live.question import (
+    EvidenceOptions,
     Finish,
     PendingQuestion,
     Question,

@@ -22,7 +22,7 @@ from minicpmo_ros.errors import BusyError, EngineError
 from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
 from minicpmo_ros.ggml.gguf_file import read_header
 from minicpmo_ros.live.engine import Engine
-from minicpmo_ros.live.evidence import EvidenceOptions
+from minicpmo_ros.live.question import EvidenceOptions
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.status import EngineOptions
 from minicpmo_ros.llm.context import ContextOptions

@@ -12,7 +12,7 @@ An EngineThread does the work; all other threads fill bounded queues and never w
 * A question about audio that has not come yet waits for it (voice/hearing.py).
 * `max_backlog` units may wait; a newer one replaces the oldest, which is counted as dropped.
 * A question that is cancelled or timed out ends before the next token or chunk of its prefill.
-* A question is refused if the window lacks what the question requires (evidence.py).
+* A question is refused if the window lacks what the question requires (question.py).
 * Standing questions ride in the decode of the unit that they are asked about (alerts).
 * An error while answering fails only that question. If llama.cpp fails, the context is rebuilt,
   and the black box read again; if the rebuild fails too, the engine fails and says why.

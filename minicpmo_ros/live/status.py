@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from minicpmo_ros.config import LLM, MEMORY
 from minicpmo_ros.errors import BusyError, InputError, ModelFileError
-from minicpmo_ros.live.evidence import Evidence, EvidenceOptions
+from minicpmo_ros.live.question import Evidence, EvidenceOptions
 from minicpmo_ros.live.restoring import Restoring
 from minicpmo_ros.live.session_options import UnitReport
 from minicpmo_ros.sessions.keeper import SessionKeeper, StoredSession

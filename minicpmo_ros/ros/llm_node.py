@@ -16,7 +16,7 @@ from std_srvs.srv import Trigger
 from minicpmo_ros.errors import CancelledError, InputError, ModelFileError
 from minicpmo_ros.live.arbiter import DeviceArbiter
 from minicpmo_ros.live.engine import Engine
-from minicpmo_ros.live.evidence import EvidenceOptions
+from minicpmo_ros.live.question import EvidenceOptions
 from minicpmo_ros.live.status import EngineOptions, EngineStatus
 from minicpmo_ros.memory.proc import give_back
 from minicpmo_ros.msg import Answer, AnswerDelta, AudioEmbedding, ImageEmbedding, Status

@@ -9,7 +9,7 @@ from dataclasses import replace
 from minicpmo_ros.config import ALERTS_TOGETHER, LLM
 from minicpmo_ros.errors import EngineError, InputError
 from minicpmo_ros.families import FAMILIES, LANGUAGES, find_layout
-from minicpmo_ros.live.evidence import REQUIRED
+from minicpmo_ros.live.question import REQUIRED
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions
 from minicpmo_ros.live.window import POLICIES
