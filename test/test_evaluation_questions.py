@@ -97,6 +97,17 @@ def test_a_question_with_a_schema_is_answered_in_json_and_compared_as_data(
     [
         ('type: object', 'type: objekt', 'objekt'),
         ('"count": 1}', '"count": 1', 'is no JSON'),
+        ('"count": 1}', '"count": NaN}', 'is no JSON'),
+        (
+            '"red", "count": 1',
+            '"green", "count": 1',
+            r'not fit json_schema \(#/properties/color/enum',
+        ),
+        (
+            '"red", "count": 1',
+            '"red"',
+            r'not fit json_schema \(#/required\): it can never be given',
+        ),
         ('  json_schema:', '  choices: [a]\n  json_schema:', 'no choices'),
     ],
 )

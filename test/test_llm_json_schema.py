@@ -12,6 +12,7 @@ import pytest
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.llm.grammar.json_schema import write_gbnf
 from minicpmo_ros.llm.grammar.mask import Grammar
+from minicpmo_ros.llm.grammar.schema_values import misfit
 from minicpmo_ros.llm.model import LanguageModel
 from minicpmo_ros.llm.sampling import Sampler, SamplingOptions
 
@@ -210,6 +211,18 @@ def test_whatever_the_model_prefers_the_answer_is_of_the_schema(vocabulary, sche
     for seed in range(3):
         text = answered(vocabulary, schema, seed)
         assert fits(json.loads(text), schema, schema), text
+        assert not misfit(json.dumps(schema), text), text
+
+
+def test_what_fits_one_schema_and_not_another_is_told_with_its_place(vocabulary):
+    n_unfit = 0
+    for text in [answered(vocabulary, schema, 3) for schema in SCHEMAS]:
+        for other in SCHEMAS:
+            place = misfit(json.dumps(other), text)
+            # By the standard, properties that have no name in a schema are of it, too.
+            assert place.startswith('#') or fits(json.loads(text), other, other), (text, other)
+            n_unfit += bool(place)
+    assert n_unfit > len(SCHEMAS) ** 2 / 2
 
 
 @pytest.mark.parametrize(
@@ -227,6 +240,8 @@ def test_whatever_the_model_prefers_the_answer_is_of_the_schema(vocabulary, sche
 )
 def test_the_check_of_these_tests_can_fail(schema, value):
     assert not fits(value, schema, schema)
+    if 'oneOf' not in schema:  # it is refused
+        assert misfit(json.dumps(schema), json.dumps(value))
 
 
 @pytest.mark.parametrize(
@@ -243,6 +258,7 @@ def test_the_check_of_these_tests_can_fail(schema, value):
     ],
 )
 def test_the_usual_values_of_a_schema_can_be_said(vocabulary, value, is_allowed):
+    assert (not misfit(json.dumps(CUPS), json.dumps(value))) == is_allowed
     grammar = Grammar(vocabulary, write_gbnf(json.dumps(CUPS)))
     tokens = vocabulary.encode(json.dumps(value, ensure_ascii=False))
     for token in tokens:

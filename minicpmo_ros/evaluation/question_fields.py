@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from minicpmo_ros.config import LOOKS
-from minicpmo_ros.documents import is_utf8
+from minicpmo_ros.documents import is_utf8, told
 from minicpmo_ros.errors import InputError
 
 RULES = ('text', 'letter')  # by which an answer is right, as in matching.py
@@ -76,16 +76,23 @@ def read_schema(where: str, entry: dict) -> str:
     if entry.get('choices') or entry.get('rule', RULES[0]) != RULES[0]:
         raise InputError(f'{where}: json_schema goes with no choices and no other rule.')
     from minicpmo_ros.llm.grammar.json_schema import write_gbnf  # loads llama.cpp
+    from minicpmo_ros.llm.grammar.schema_values import misfit
 
     try:
         write_gbnf(schema)
-        any(json.loads(answer) is None for answer in entry['answers'])
+        unfit = {answer: misfit(schema, answer) for answer in entry['answers']}
     except InputError as error:
         raise InputError(f'{where}: {error}') from None
     except (ValueError, RecursionError):
         raise InputError(
             f'{where}: json_schema is given, and an answer that counts as right is no JSON.'
         ) from None
+    for answer, place in unfit.items():
+        if place:
+            raise InputError(
+                f'{where}: {told(answer)} counts as right, but does not fit json_schema '
+                f'({place}): it can never be given. Correct one of the two.'
+            )
     return schema
 
 

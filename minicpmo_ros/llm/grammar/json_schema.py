@@ -17,7 +17,6 @@ ends, which no parser of JSON takes, and it leaves out ranges, uniqueItems and o
 
 import json
 import math
-from decimal import Decimal
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.llm.grammar.gbnf import MAX_REPEATS, read_gbnf, rules_with_a_text
@@ -26,21 +25,17 @@ from minicpmo_ros.llm.grammar.json_text import (
     FORMATS,
     integers,
     literal,
+    loaded,
     numbers,
     other_keys,
     pattern,
     shown,
 )
 from minicpmo_ros.llm.grammar.schema_values import (
-    ANNOTATIONS,
-    EXCLUSIVE,
-    IS_FORM,
-    LEAST,
-    MOST,
     OF_TYPE,
-    SUPPORTED,
-    both_of,
-    differ,
+    SchemaReader,
+    items_of,
+    range_of,
     types_of,
     written_values,
     wrong,
@@ -52,7 +47,7 @@ MAX_DEPTH = 100  # of schemas within schemas
 def write_gbnf(text: str) -> str:
     """Return the grammar (GBNF) of a schema; InputError where it is not enforced in full."""
     try:
-        schema = json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
+        schema = loaded(text)
         text.encode(), json.dumps(schema, ensure_ascii=False, default=str).encode()
     except (ValueError, RecursionError) as error:  # of it are those of decoding and encoding
         raise InputError(f'json_schema is no JSON: {error}.') from error
@@ -66,19 +61,16 @@ def write_gbnf(text: str) -> str:
     return gbnf
 
 
-def _no_constant(name: str):
-    raise ValueError(f'{name} is no number')
-
-
-class _Writer:
+class _Writer(SchemaReader):
     """The rules written so far. `where` is the place in the schema, as the user names it."""
 
     def __init__(self, schema):
-        self._schema, self._rules, self._of_refs = schema, {}, {}
+        super().__init__(schema)
+        self._rules, self._of_refs = {}, {}
         self._depth = 0
 
     def write(self) -> str:
-        self._rules['root'] = self._value(self._schema, '#')
+        self._rules['root'] = self._value(self.schema, '#')
         return '\n'.join(f'{name} ::= {rule}' for name, rule in self._rules.items())
 
     def _add(self, rule: str) -> str:
@@ -96,13 +88,13 @@ class _Writer:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise wrong(where, f'schemas are nested more than {MAX_DEPTH} deep')
-        checked = self._checked(schema, where)
+        checked = self.checked(schema, where)
         if not checked:
             written = self._any()
         elif set(checked) == {'$ref'}:
             written = self._of_ref(checked['$ref'], where)
         else:
-            written = self._alternatives(self._flat(checked, where, ()), where)
+            written = self._alternatives(self.flat(checked, where), where)
         self._depth -= 1
         return written
 
@@ -119,54 +111,9 @@ class _Writer:
         if ref not in self._of_refs:
             self._of_refs[ref] = name = self._add('')
             depth, self._depth = self._depth, self._depth + 1
-            self._rules[name] = self._value(self._target(ref, where), ref)
+            self._rules[name] = self._value(self.target(ref, where), ref)
             self._depth = depth
         return self._of_refs[ref]
-
-    def _target(self, ref, where: str):
-        if not isinstance(ref, str) or not (ref == '#' or ref.startswith('#/')):
-            raise wrong(f'{where}/$ref', f'{ref!r} is not within the schema (#/...)')
-        target = self._schema
-        for key in ref.split('/')[1:]:
-            key = key.replace('~1', '/').replace('~0', '~')
-            if isinstance(target, list) and key.isdecimal() and int(key) < len(target):
-                target = target[int(key)]
-            elif isinstance(target, dict) and key in target:
-                target = target[key]
-            else:
-                raise wrong(f'{where}/$ref', f'there is no {ref}')
-        return target
-
-    def _checked(self, schema, where: str) -> dict:
-        """Return a schema without what only describes; all its keywords are known."""
-        if schema is True:
-            return {}
-        if not isinstance(schema, dict):
-            raise wrong(where, f'a schema is expected, {shown(schema)} was given')
-        for keyword in schema:
-            if keyword not in SUPPORTED:
-                raise wrong(f'{where}/{keyword}', 'this keyword is not enforced; leave it out')
-        for keyword in IS_FORM.keys() & schema:
-            is_right, wanted = IS_FORM[keyword]
-            if not is_right(schema[keyword]):
-                told = f'{shown(schema[keyword])} is given, {wanted} is expected'
-                raise wrong(f'{where}/{keyword}', told)
-        return {key: value for key, value in schema.items() if key not in ANNOTATIONS}
-
-    def _flat(self, schema: dict, where: str, refs: tuple) -> dict:
-        """Return a checked schema with what `$ref` and `allOf` add to it."""
-        flat = {key: value for key, value in schema.items() if key not in ('$ref', 'allOf')}
-        parts = []
-        if '$ref' in schema:
-            ref = schema['$ref']
-            if ref in refs:
-                raise wrong(f'{where}/$ref', f'{ref} is made of itself')
-            parts.append((self._target(ref, where), ref, (*refs, ref)))
-        for i, part in enumerate(schema.get('allOf', [])):
-            parts.append((part, f'{where}/allOf/{i}', refs))
-        for part, place, seen in parts:
-            flat = both_of(flat, self._flat(self._checked(part, place), place, seen), place)
-        return flat
 
     def _alternatives(self, schema: dict, where: str) -> str:
         for keyword in ('anyOf', 'oneOf'):
@@ -179,27 +126,8 @@ class _Writer:
         return ' | '.join(written)
 
     def _one_of(self, schema: dict, keyword: str, where: str) -> str:
-        common = {key: value for key, value in schema.items() if key != keyword}
-        place, whole = f'{where}/{keyword}', []
-        for i, part in enumerate(schema[keyword]):
-            if part is False:
-                continue
-            checked = self._checked(part, f'{place}/{i}')
-            if set(checked) == {'$ref'} and not common:
-                whole.append(checked)
-            else:
-                flat = self._flat(checked, f'{place}/{i}', ())
-                whole.append(both_of(common, flat, f'{place}/{i}'))
-        if not whole:
-            raise wrong(place, 'nothing fits it')
-        if keyword == 'oneOf':
-            flat = [self._flat(part, place, ()) for part in whole]
-            for i, part in enumerate(flat):
-                for j in range(i):
-                    if not differ(flat[j], part):
-                        told = f'a value may fit {j} and {i}; write anyOf, or a const that differs'
-                        raise wrong(place, told)
-        return ' | '.join(self._value(part, f'{place}/{i}') for i, part in enumerate(whole))
+        place, parts = f'{where}/{keyword}', self.parts(schema, keyword, where)
+        return ' | '.join(self._value(part, f'{place}/{i}') for i, part in enumerate(parts))
 
     def _boolean(self, schema: dict, where: str) -> str:
         return '"true" | "false"'
@@ -208,13 +136,13 @@ class _Writer:
         return '"null"'
 
     def _integer(self, schema: dict, where: str) -> str:
-        low, high, low_open, high_open = _range(schema)
+        low, high, low_open, high_open = range_of(schema)
         low = None if low is None else math.floor(low) + 1 if low_open else math.ceil(low)
         high = None if high is None else math.ceil(high) - 1 if high_open else math.floor(high)
         return self._add(_found(integers(low, high), where))
 
     def _number(self, schema: dict, where: str) -> str:
-        return self._add(_found(numbers(*_range(schema)), where))
+        return self._add(_found(numbers(*range_of(schema)), where))
 
     def _string(self, schema: dict, where: str) -> str:
         given = [key for key in ('pattern', 'format') if key in schema]
@@ -237,10 +165,7 @@ class _Writer:
         return self._shared(f'string{_suffix(count)}', rf'"\"" {character}{_times(*count)} "\""')
 
     def _array(self, schema: dict, where: str) -> str:
-        first, place = schema.get('prefixItems', []), f'{where}/prefixItems'
-        rest = schema.get('items', True)
-        if isinstance(rest, list):  # as in drafts before 2020
-            first, rest, place = rest, True, f'{where}/items'
+        first, rest, place = items_of(schema, where)
         if schema.get('uniqueItems', False) is not False:
             told = 'it is not enforced; leave it out and take double items away'
             raise wrong(f'{where}/uniqueItems', told)
@@ -311,15 +236,6 @@ class _Writer:
                 first = f'({pair} {after} | {first})'
                 later = f'(", " {pair})? {after}'
         return first
-
-
-def _range(schema: dict) -> tuple:
-    """Return (low, high, whether low is none of it, whether high is none of it)."""
-    lows = [(schema[key], key in EXCLUSIVE) for key in LEAST[:2] if key in schema]
-    highs = [(-schema[key], key in EXCLUSIVE) for key in MOST[:2] if key in schema]
-    low, low_open = max(lows, default=(None, False))
-    high, high_open = max(highs, default=(None, False))
-    return low, None if high is None else -high, low_open, high_open
 
 
 def _count(schema: dict, least: str, most: str, where: str) -> tuple:

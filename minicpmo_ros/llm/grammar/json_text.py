@@ -44,6 +44,15 @@ FORMATS = {
 }
 
 
+def loaded(text: str):
+    """Return the value of a JSON text, with decimals as they are given; ValueError."""
+    return json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
+
+
+def _no_constant(name: str):
+    raise ValueError(f'{name} is no number')
+
+
 def dumped(value) -> str:
     """Return the JSON of a value, with decimals as they were given."""
     if isinstance(value, Decimal):
