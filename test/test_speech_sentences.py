@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from minicpmo_ros.speech.sentences import LONGEST, SentenceCutter
+from minicpmo_ros.speech.sentences import LONGEST, SentenceCutter, spoken_form
 
 PARTS = (
     'Yes', 'no', 'Dr. Wu', 'e.g. a cup', '3.14', 'At 5. ', 'J. Smith', 'the red box', '"Stop!"',
@@ -52,6 +52,13 @@ def test_ten_thousand_texts_in_any_pieces_come_out_whole_once_and_in_order():
         ('Use e.g. a cup. Or not', ['Use e.g. a cup.', ' Or not']),
         ('我看见一个盒子。它是红色的！', ['我看见一个盒子。', '它是红色的！']),
         ('one\ntwo', ['one\n', 'two']),
+        (
+            'At 5 p.m. he was in the U.S. office. Yes',
+            ['At 5 p.m. he was in the U.S. office.', ' Yes'],
+        ),
+        ('कप लाल है। और? हाँ', ['कप लाल है।', ' और?', ' हाँ']),
+        ('كيف حالك؟ أنا بخير. نعم', ['كيف حالك؟', ' أنا بخير.', ' نعم']),
+        ('یہ گھر ہے۔ ہاں', ['یہ گھر ہے۔', ' ہاں']),
     ),
 )
 def test_a_sentence_ends_where_a_reader_would_pause(text, sentences):
@@ -64,6 +71,30 @@ def test_the_first_piece_may_end_at_a_comma_or_behind_eight_words_and_later_ones
     ]  # fmt: skip
     assert cut(['Yes, a b c d e f g h i. J'])[0] == 'Yes, a b c d e f g '
     assert cut(['1 2 3 4 5 6 7 8 9 10 11']) == ['1 2 3 4 5 6 7 8 ', '9 10 11']
+
+
+@pytest.mark.parametrize('one', ('👍🏽', 'e\u0301', 'कि', '🇩🇪', '👩‍🚒', '❤\ufe0f'))
+def test_what_is_seen_as_one_character_is_not_cut(one):
+    for before in ('', 'a', 'ab', 'abc'):
+        sentences = cut([before + 300 * one])
+        assert len(sentences) > 1
+        for sentence in sentences[1:]:
+            assert sentence.startswith(one) and not len(sentence) % len(one)
+
+
+@pytest.mark.parametrize(
+    'text, said',
+    (
+        ('It is **very** red, *really* __so__ ~~not~~.', 'It is very red, really so not.'),
+        ('## What I see\n* a `cup`\n* two', ' What I see\n a cup\n two'),
+        ('```python\n', '\n'),
+        ('See [the page](https://a.b/c_d) and [[this]].', 'See the page and this.'),
+        ('a * b, 2**3, a*b, snake_case, #1, ~/answer, -5', None),
+        ('3 * 4 = 12 [sic] (yes) _', None),
+    ),
+)
+def test_marks_of_markdown_are_not_said_and_other_marks_stay(text, said):
+    assert spoken_form(text) == (text if said is None else said)
 
 
 def test_the_first_sentence_is_there_before_the_second_is_whole():

@@ -4,8 +4,9 @@
 """Cuts text that comes in pieces into sentences, each as soon as its end is certain.
 
 The sentences joined are the text, whitespace included, and how the text was cut into pieces has no
-influence on them. A sentence ends behind . ! ? and whitespace, at once behind their Chinese forms,
-and at a line break; not behind an abbreviation ("Dr."), an initial or a digit ("3. "). So that the
+influence on them. A sentence ends behind . ! ?, or what other scripts have for them, and
+whitespace, at once behind their Chinese forms, and at a line break; not behind an abbreviation
+("Dr.", "p.m."), an initial or a digit ("3. "). So that the
 first sound does not wait for the last word, the first piece of speech may end at a comma, or after
 some words; so that it never waits for ever, no piece is longer than LONGEST characters.
 """
@@ -14,21 +15,30 @@ import re
 import unicodedata
 
 ABBREVIATIONS = frozenset(
-    'dr mr mrs ms prof st sr jr vs no fig approx ca etc e.g i.e inc ltd min max dept est'.split()
+    'dr mr mrs ms prof st sr jr vs no fig approx ca etc inc ltd min max dept est hr fr bzw'.split()
 )
 CLOSING = '"\')]}»”’」』）】'
 LONGEST = 240  # characters, about 15 s of speech
 MIN_WORDS = 3  # before a comma at which the first piece may end
 _WORD = re.compile(r'[\u3040-\u30ff\u4e00-\u9fff]|[^\s\u3040-\u30ff\u4e00-\u9fff]+')
 _END = re.compile(
-    r'(?P<full>[.!?…]+)'
-    r'|(?P<wide>[。！？]+)'
+    r'(?P<full>[.!?…؟۔।॥։።፧။។]+)'
+    r'|(?P<wide>[。！？｡]+)'
     r'|(?P<line>\n+)'
-    r'|(?P<comma>[,;:])'
+    r'|(?P<comma>[,;:،؛])'
     r'|(?P<widecomma>[，；：、])'
     r'|(?P<space>[^\S\n]+)'
 )
 _JOINED = '\u200d'  # zero width joiner, of emoji
+_SKINS = '\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff'  # behind an emoji
+_DOTTED = re.compile(r'(?:[^\W\d_]\.)+[^\W\d_]')  # e.g, p.m, U.S
+_LINK = re.compile(r'!?\[([^\[\]\n]*)\]\([^()\s]*\)')
+# Of Markdown; a * or _ within a word or alone, and ** between digits, is none.
+_MARKUP = re.compile(
+    r'```\w*|`|~~|__+|(?<!\d)\*\*+|\*\*+(?!\d)|\[\[|\]\]'
+    r'|^[^\S\n]*(?:#{1,6}|\*)(?=\s)|(?<![\w*_])[*_](?=[^\s*_])|(?<=[^\s*_])[*_](?![\w*_])',
+    re.MULTILINE,
+)
 
 
 class SentenceCutter:
@@ -89,16 +99,29 @@ class SentenceCutter:
         if space > 0:
             return space + 1
         end = LONGEST
-        while end > 1 and (
-            unicodedata.combining(self._text[end]) or _JOINED in self._text[end - 1 : end + 1]
-        ):
+        while end > 1 and _is_inside(self._text, end):
             end -= 1
-        return end
+        return end if end > 1 else LONGEST  # all of it is one
 
 
 def is_speakable(text: str) -> bool:
     """Return whether a text has a letter or a digit to say."""
     return any(character.isalnum() for character in text)
+
+
+def spoken_form(text: str) -> str:
+    """Return a text as it is said: without the marks of Markdown, which synthesisers spell."""
+    return _MARKUP.sub('', _LINK.sub(r'\1', text))
+
+
+def _is_inside(text: str, at: int) -> bool:
+    """Return whether a cut there would part what is seen as one character."""
+    is_mark = unicodedata.category(text[at]).startswith('M') or text[at] in _SKINS
+    before = re.search('[\U0001f1e6-\U0001f1ff]*$', text[:at])[
+        0
+    ]  # letters of which two are a flag
+    is_flag = len(before) % 2 == 1 and '\U0001f1e6' <= text[at] <= '\U0001f1ff'
+    return is_mark or is_flag or _JOINED in text[at - 1 : at + 1]
 
 
 def _is_short_form(before: str) -> bool:
@@ -107,4 +130,5 @@ def _is_short_form(before: str) -> bool:
     if before[-1:].isspace() or not word:
         return False
     is_initial = len(word) == 1 and word.isupper() and word.isascii()
-    return is_initial or word[-1].isdigit() or word.lower() in ABBREVIATIONS
+    is_short = is_initial or word.lower() in ABBREVIATIONS or bool(_DOTTED.fullmatch(word))
+    return is_short or word[-1].isdigit()

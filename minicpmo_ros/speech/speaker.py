@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from minicpmo_ros.errors import EngineError, Error
-from minicpmo_ros.speech.sentences import is_speakable
+from minicpmo_ros.speech.sentences import is_speakable, spoken_form
 from minicpmo_ros.speech.synthesis import Sound
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class Speaker:
     def _synthesise(self) -> None:
         while task := self._wait(self._next_text):
             utterance, number = task
-            text, sound = utterance.sentences[number], None
+            text, sound = spoken_form(utterance.sentences[number]), None
             if is_speakable(text):
                 try:
                     sound = self._synthesiser.speak(text)

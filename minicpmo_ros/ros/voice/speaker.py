@@ -31,7 +31,7 @@ from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
 from minicpmo_ros.ros.voice.bridges import SAY, Bridge
 from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.ros.voice.sound_output import AudioTopic, Loudspeaker
-from minicpmo_ros.speech.sentences import SentenceCutter, is_speakable
+from minicpmo_ros.speech.sentences import SentenceCutter, is_speakable, spoken_form
 from minicpmo_ros.speech.speaker import COMPLETE, STOPPED, Speaker
 from minicpmo_ros.speech.synthesis import ENGINES, ESPEAK, make_synthesiser
 
@@ -354,7 +354,7 @@ class SpeakerNode(ManagedNode):
 
 def _why_unsayable(text: str) -> str:
     """Return why nothing of a text can be said; '' if something can."""
-    if is_speakable(text):
+    if is_speakable(spoken_form(text)):
         return ''
     return f'the text {text[:40]!r} has no letter or digit that could be said; send words'
 
