@@ -3,6 +3,7 @@
 
 """Words for a time in the past: which span they name."""
 
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -49,6 +50,35 @@ def test_words_name_a_span_and_are_taken_out_of_the_question(words, begin, end):
     span = time_span(f'Was the red cup there {words}?', NOW.timestamp(), ZONE)
     assert (span.begin_s, span.end_s) == (begin.timestamp(), end.timestamp())
     assert span.rest.rstrip(' ?') == 'Was the red cup there'
+
+
+@pytest.fixture
+def berlin(monkeypatch):
+    """Let this machine be where clocks go forward on 2026-03-29 and back on 2026-10-25."""
+    monkeypatch.setenv('TZ', 'CET-1CEST,M3.5.0,M10.5.0/3')
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    'words, now, begin, end',
+    (
+        ('yesterday', (3, 30, 9), '2026-03-29T00:00+01:00', '2026-03-30T00:00+02:00'),
+        ('yesterday morning', (3, 30, 9), '2026-03-29T05:00+02:00', '2026-03-29T12:00+02:00'),
+        ('last night', (3, 29, 12), '2026-03-28T21:00+01:00', '2026-03-29T06:00+02:00'),
+        ('today', (10, 25, 12), '2026-10-25T00:00+02:00', '2026-10-25T12:00+01:00'),
+        ('since 1:30 am', (10, 25, 12), '2026-10-25T01:30+02:00', '2026-10-25T12:00+01:00'),
+        ('in the last 4 hours', (3, 29, 5), '2026-03-29T00:00+01:00', '2026-03-29T05:00+02:00'),
+        ('in the last 4 hours', (10, 25, 5), '2026-10-25T02:00+02:00', '2026-10-25T05:00+01:00'),
+        ('4 hours ago', (3, 29, 5), '2026-03-28T23:00+01:00', '2026-03-29T01:00+01:00'),
+    ),
+)
+def test_times_are_those_of_the_clocks_of_that_day(berlin, words, now, begin, end):
+    span = time_span(words, datetime(2026, *now).timestamp(), None)
+    begin, end = (datetime.fromisoformat(moment).timestamp() for moment in (begin, end))
+    assert (span.begin_s - begin, span.end_s - end) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 
 """Node `voice`: a spoken question is answered without a call, and what fails is told."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
@@ -11,11 +13,12 @@ from rclpy.qos import QoSProfile
 from ros_source import DEEP, FIRST, Source, jpeg, picture_of
 
 from benchmarks.voice_sounds import say
+from minicpmo_ros.errors import InputError
 from minicpmo_ros.msg import Answer, Speech
 from minicpmo_ros.ros.audio_input import AudioInput
 from minicpmo_ros.ros.framework.threads import PERIOD_S
 from minicpmo_ros.ros.voice import asking
-from minicpmo_ros.ros.voice.node import LOOKS_S, VoiceNode
+from minicpmo_ros.ros.voice.node import IS_QUESTION, LOOKS_S, TURNS, VoiceNode, turn_options
 from minicpmo_ros.voice.turns import TurnState
 
 RATE, NS = 16000, 10**9
@@ -197,6 +200,39 @@ def test_a_missing_library_is_told_and_the_others_go_on(graph, tiny_model_dir, t
         lambda: told() and 'requirements-voice.txt' in told().message, 'what to install'
     )
     assert process.is_running and 'Traceback' not in process.log
+
+
+@pytest.mark.parametrize(
+    'changes, told',
+    (
+        (
+            {'start_speech_s': 2.0, 'max_speech_s': 1.0},
+            '_s is 2, above max_speech_s, 1',
+        ),
+        ({'interrupt_speech_s': 5.0, 'max_speech_s': 3.0}, 'interrupt_speech_s is 5, above'),
+        ({'release': 0.7}, 'release is 0.7, above threshold, 0.6'),
+    ),
+)
+def test_parameters_by_which_nothing_would_be_a_turn_are_refused(changes, told):
+    with pytest.raises(InputError, match=told):
+        turn_options(replace(TURNS, **changes))
+    assert turn_options(TURNS) == TURNS
+
+
+@pytest.mark.parametrize(
+    'answer, is_question',
+    (
+        ('Which one?', True),
+        ('Which one? 😊', True),
+        ('He asked: "Which one?"\n', True),
+        ('أي واحد؟', True),
+        ('哪一个？', True),
+        ('Which? That one.', False),
+        ('', False),
+    ),
+)
+def test_an_answer_that_asks_back_is_known_by_its_end(answer, is_question):
+    assert bool(IS_QUESTION.search(answer)) == is_question
 
 
 def test_the_same_audio_gives_the_same_turns_at_any_pace(graph, question, heard):

@@ -240,4 +240,24 @@ def test_with_a_wake_word_only_what_is_addressed_to_the_robot_counts(silero):
     finder = TurnFinder(silero, TurnOptions(end_silence_s=1.2), WakeWord('okay_nabu'))
     ended = [e for e in finder.push(0, samples) if e.kind is TurnKind.ENDED]
     assert [e.addressed for e in ended] == [False, True, True, False, False, True]
-    assert finder.wakes >= 2
+    assert finder.wakes == 2
+
+
+@pytest.mark.parametrize(
+    'said, is_addressed',
+    (
+        ('Okay nabu', False),  # the word alone: what comes next is meant
+        ('Okay nabu. Go on', True),
+        ('Okay nabu what is this', True),
+        ('Okay nabu, what do you see?', True),
+    ),
+)
+def test_a_wake_word_counts_once_and_a_command_at_once_behind_it_is_heard(
+    silero, said, is_addressed
+):
+    pause = np.zeros(2 * RATE, np.float32)
+    silero.reset()
+    finder = TurnFinder(silero, TurnOptions(), WakeWord('okay_nabu'))
+    told = finder.push(0, np.concatenate([pause, say(said, 'en-us'), pause]))
+    assert [e.addressed for e in told if e.kind is TurnKind.ENDED] == [is_addressed]
+    assert finder.wakes == 1

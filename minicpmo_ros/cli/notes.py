@@ -48,7 +48,6 @@ def run_memory(arguments) -> None:
     from minicpmo_ros.notes.note import Filter
     from minicpmo_ros.notes.store import NoteStore
 
-    zone = datetime.now().astimezone().tzinfo
     wanted = Filter(_moment(arguments.begin), _moment(arguments.end))
     if bool(arguments.words) != (arguments.action == 'find'):
         raise InputError('Words are for find, and find needs them: memory FILE find keys.')
@@ -70,22 +69,22 @@ def run_memory(arguments) -> None:
         elif arguments.action == 'export':
             _export(store, wanted, arguments.out)
         elif arguments.action == 'find':
-            _print(_found(store, arguments, wanted, zone), zone)
+            _print(_found(store, arguments, wanted))
         else:
-            _print(store.list(wanted, arguments.limit), zone)
+            _print(store.list(wanted, arguments.limit))
             print(
                 f'{len(store)} notes, {store.size_bytes / 2**20:.1f} MiB: {arguments.file}',
                 file=sys.stderr,
             )
 
 
-def _found(store, arguments, wanted, zone) -> list:
+def _found(store, arguments, wanted) -> list:
     """Return the notes that a question of the words would be answered with, the best first."""
     from minicpmo_ros.notes.recall import recall
 
     is_given = (arguments.begin, arguments.end) != (None, None)
     now_s, words = datetime.now().timestamp(), ' '.join(arguments.words)
-    found = recall(store, words, now_s, zone, None, arguments.limit, wanted if is_given else None)
+    found = recall(store, words, now_s, None, None, arguments.limit, wanted if is_given else None)
     return [one.note for one in found]
 
 
@@ -169,9 +168,9 @@ def _moment(text: str | None) -> float | None:
         ) from error
 
 
-def _print(notes: list, zone) -> None:
+def _print(notes: list) -> None:
     for note in notes:
-        begin, end = (datetime.fromtimestamp(s, zone) for s in (note.begin_s, note.end_s))
+        begin, end = (datetime.fromtimestamp(s) for s in (note.begin_s, note.end_s))
         where = f'  ({note.pose.x:.1f}, {note.pose.y:.1f}) {note.pose.frame}' if note.pose else ''
         print(f'{begin:%Y-%m-%d %H:%M:%S} to {end:%H:%M:%S}  {note.kind:8}  {note.text}{where}')
 

@@ -73,14 +73,14 @@ def recall(
     store: NoteStore,
     question: str,
     now_s: float,
-    zone: tzinfo,
+    zone: tzinfo | None,
     here: Pose | None = None,
     limit: int = 8,
     wanted: Filter | None = None,
 ) -> list:
     """Return the `limit` notes that belong to a question best, the best first, as Recalled.
 
-    `now_s`: the time of the question by the stream. `zone`: of times of the day. `here`: where the
+    `now_s`: the time of the question by the stream. `zone`: as time_span. `here`: where the
     robot is, for questions about 'here'. `wanted` replaces time and place of the words.
     """
     span = time_span(question, now_s, zone)
@@ -109,7 +109,7 @@ def content_words(text: str) -> list:
     return [word for word in words if word not in STOP_WORDS]
 
 
-def told(note: Note, now_s: float, zone: tzinfo) -> str:
+def told(note: Note, now_s: float, zone: tzinfo | None) -> str:
     """Return a note as one line with its time and place."""
     then = datetime.fromtimestamp(note.end_s, zone)
     is_today = then.date() == datetime.fromtimestamp(now_s, zone).date()
@@ -119,7 +119,11 @@ def told(note: Note, now_s: float, zone: tzinfo) -> str:
 
 
 def preface(
-    recalled: list, now_s: float, zone: tzinfo, count_tokens: Callable[[str], int], budget: int
+    recalled: list,
+    now_s: float,
+    zone: tzinfo | None,
+    count_tokens: Callable[[str], int],
+    budget: int,
 ) -> tuple:
     """Return (text, notes): what is read before the question, and the notes that are in it.
 
@@ -143,7 +147,7 @@ class Recaller:
 
     read: Callable  # read(f) returns f(NoteStore), as NoteKeeper.read
     count_tokens: Callable[[str], int]
-    zone: tzinfo
+    zone: tzinfo | None
     budget: int = MEMORY.budget  # tokens of notes
     here: Pose | None = None
     space: str = ''  # of the model, for snapshots; '': none are read

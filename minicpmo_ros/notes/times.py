@@ -62,17 +62,18 @@ class TimeSpan:
     near: tuple = ()  # (begin_s, end_s) of what the words mean if they are exact; (): the span
 
 
-def time_span(text: str, now_s: float, zone: tzinfo) -> TimeSpan | None:
+def time_span(text: str, now_s: float, zone: tzinfo | None) -> TimeSpan | None:
     """Return the span that a text names; None where it names none.
 
-    `now_s`: seconds since the epoch. `zone`: in which times of the day are meant.
+    `now_s`: seconds since the epoch. `zone`: in which times of the day are meant; None: that of
+    this machine, in which a day may have 23 hours.
     """
     now = datetime.fromtimestamp(now_s, zone)
     for pattern, rule in _RULES:
         match = pattern.search(text)
         try:
             span = rule(now, *match.groups()) if match is not None else None
-        except (OverflowError, ValueError):  # before all that a calendar has
+        except (OverflowError, ValueError, OSError):  # before all that a calendar has
             span = None
         if span is None:
             continue
@@ -138,15 +139,20 @@ def _side(now, side, clock):
     return (midnight, moment) if side.casefold() == 'before' else (moment, now)
 
 
+def _shifted(moment, seconds: float) -> datetime:
+    """Return a moment so much later, also where the clocks are put forward or back between."""
+    return datetime.fromtimestamp(moment.timestamp() + seconds, moment.tzinfo)
+
+
 def _last(now, number, unit):
-    return now - timedelta(seconds=_value(number) * UNITS_S[unit.casefold()]), now
+    return _shifted(now, -_value(number) * UNITS_S[unit.casefold()]), now
 
 
 def _ago(now, number, unit):
     distance_s = _value(number) * UNITS_S[unit.casefold()]
     slack_s = max(LEAST_AROUND_S, AROUND * distance_s)
-    then, half = now - timedelta(seconds=distance_s), UNITS_S[unit.casefold()] / 2
-    return tuple(then + timedelta(seconds=s) for s in (-slack_s, slack_s, -half, half))
+    half_s = UNITS_S[unit.casefold()] / 2
+    return tuple(_shifted(now, s - distance_s) for s in (-slack_s, slack_s, -half_s, half_s))
 
 
 def _day(now, day, part=None):
@@ -169,12 +175,12 @@ def _last_night(now):
 
 def _at(now, word, clock):
     moment = _clock_time(now, clock)
-    slack = timedelta(seconds=AT_S if word.casefold() == 'at' else ABOUT_S)
-    return moment and (moment - slack, moment + slack)
+    slack_s = AT_S if word.casefold() == 'at' else ABOUT_S
+    return moment and (_shifted(moment, -slack_s), _shifted(moment, slack_s))
 
 
 def _just_now(now):
-    return now - timedelta(seconds=JUST_NOW_S), now
+    return _shifted(now, -JUST_NOW_S), now
 
 
 _RULES = [

@@ -10,7 +10,6 @@ Alerts and answers become notes, too. The file belongs to a thread of its own (n
 
 import math
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 
 from geometry_msgs.msg import PoseStamped
@@ -177,7 +176,7 @@ class NoteServer:
         now_s = seconds[-1] + 1 if seconds else self._node.get_clock().now().nanoseconds / NS
         budget = self._node.table.values().memory_budget
         recaller = Recaller(
-            keeper.read, count_tokens, _zone(), budget, self._places.here(), self._node.exact_space
+            keeper.read, count_tokens, None, budget, self._places.here(), self._node.exact_space
         )
         try:
             return recaller.recollect(question.text, question.memory, now_s)
@@ -307,7 +306,7 @@ class NoteServer:
             wanted = Filter(begin_s, end_s, near, radius_m or 1.0)
         if request.text:
             now_s = self._node.get_clock().now().nanoseconds / NS
-            found = recall(store, request.text, now_s, _zone(), self._places.here(), limit, wanted)
+            found = recall(store, request.text, now_s, None, self._places.here(), limit, wanted)
             notes = [one.note for one in found]
         else:
             notes = store.list(wanted, limit)[::-1]
@@ -367,7 +366,3 @@ def _to_pose(pose: Pose, stamp) -> PoseStamped:
 
 def _seconds(time) -> float:
     return time.sec + time.nanosec / NS
-
-
-def _zone():
-    return datetime.now().astimezone().tzinfo

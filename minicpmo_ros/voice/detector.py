@@ -22,6 +22,7 @@ CONTEXT = 64  # samples before them that it wants to see again
 SILERO_FILE = 'data/silero_vad_16k_op15.onnx'
 INSTALL = 'Install it: pip install --no-deps -r environment/requirements-voice.txt'
 WAKE_CHUNK = SAMPLE_RATE_HZ // 50  # samples; pymicro-wakeword takes whole 10 ms
+ONE_WORD = SAMPLE_RATE_HZ  # samples: what is noticed within them is the same word
 WAKE_WORDS = ('okay_nabu', 'hey_jarvis', 'hey_mycroft', 'alexa')  # in its package
 
 
@@ -67,7 +68,10 @@ def load_detector() -> SileroOnnx:
 
 
 class WakeWord:
-    """Listens for one of the words of pymicro-wakeword; raises InputError without the package."""
+    """Listens for one of the words of pymicro-wakeword; raises InputError without the package.
+
+    A word is noticed once, some 0.2 s behind its end; the model says so for up to 0.8 s.
+    """
 
     def __init__(self, word: str):
         try:
@@ -84,14 +88,18 @@ class WakeWord:
     def reset(self) -> None:
         """Forget what was heard."""
         self._features, self._rest = self._new_features(), np.empty(0, np.float32)
+        self._since = ONE_WORD  # samples since the model has said so last
 
     def hears(self, samples: np.ndarray) -> bool:
-        """Return whether the word ends in these samples (n,) float32, which follow the last."""
+        """Return whether the word is noticed in these samples (n,) float32 behind the last."""
         samples, is_heard = np.concatenate([self._rest, samples]), False
         whole = len(samples) // WAKE_CHUNK * WAKE_CHUNK
         pcm = (np.clip(samples[:whole], -1, 1) * 32767).astype('<i2')
         for chunk in pcm.reshape(-1, WAKE_CHUNK):
+            self._since += WAKE_CHUNK
             for features in self._features.process_streaming(chunk.tobytes()):
-                is_heard |= bool(self._model.process_streaming(features))
+                if self._model.process_streaming(features):
+                    is_heard |= self._since >= ONE_WORD
+                    self._since = 0
         self._rest = samples[whole:]
         return is_heard

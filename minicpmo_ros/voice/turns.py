@@ -39,7 +39,7 @@ BLOCKS = 8  # of a frame, each loud or not
 LOUD = 0.01  # of the mean power of the turn's speech: -20 dB
 MOST_FADING_NS = NS // 10  # that the detector takes for speech behind what was loud
 LEAST_AFTER_S, MOST_AFTER_S = 0.05, 0.3  # of what follows the speech, that an answer hears
-AFTER_WAKE_WORD_S = 0.5  # of speech: less is the wake word alone
+AFTER_WAKE_WORD_S = 0.1  # of speech behind the noticed wake word: less is that word alone
 JUMP, LONGEST_GAP = samples_in(LIMITS.jump_s), samples_in(LIMITS.longest_gap_s)
 STEP_BACK = samples_in(LIMITS.step_back_s)
 

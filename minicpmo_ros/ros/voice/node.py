@@ -8,6 +8,7 @@ that has ended and is addressed to the robot becomes a question of the action `l
 an empty one, which the model answers from what it heard.
 """
 
+import re
 import time
 from dataclasses import asdict, fields
 from functools import partial
@@ -46,6 +47,8 @@ LOOKS_S = {TurnState.QUIET: 0.1, TurnState.PAUSE: 0.02}
 SILENT_S = 1.5  # without a chunk: the audio has stopped
 NONE, STOP = 'none', 'stop'
 TURNS = TurnOptions()
+LIMITED = 'start_speech_s', 'min_speech_s', 'interrupt_start_s', 'interrupt_speech_s'
+IS_QUESTION = re.compile(r'[?？؟]\W*$')  # also within quotes, or before an emoji
 PARAMETERS = (
     *INPUT_PARAMETERS,
     stamps_parameter('audio'),
@@ -99,6 +102,12 @@ def turn_options(options) -> TurnOptions:
             raise InputError(
                 f'release is {options.release:g}, above {name}, {getattr(options, name):g}. Lower '
                 'it: a frame would be speech and silence at once'
+            )
+    for name in LIMITED:
+        if getattr(options, name) > options.max_speech_s:
+            raise InputError(
+                f'{name} is {getattr(options, name):g}, above max_speech_s, '
+                f'{options.max_speech_s:g}. Lower it: no turn is ever so long'
             )
     return TurnOptions(**{field.name: getattr(options, field.name) for field in fields(TURNS)})
 
@@ -276,7 +285,7 @@ class VoiceNode(ManagedNode):
 
     def _on_answer(self, text: str) -> None:
         if self._audio is not None:
-            self._audio.finder.answered(text.rstrip().endswith(('?', '？')))
+            self._audio.finder.answered(IS_QUESTION.search(text) is not None)
 
     def _on_transcript(self, event, text: str) -> None:
         self._transcripts.publish(String(data=text))
