@@ -3,6 +3,7 @@
 
 """What is no camera is told with what to do, and no password is."""
 
+import re
 import time
 
 import pytest
@@ -17,6 +18,12 @@ NO_CAMERA = {
     'rtsp:///live': 'it takes rtsp://HOST/PATH',
     'rtsp://user:s3cr3t@127.0.0.1:9/live': 'nobody listens there',
     'rtsp://camera.invalid/live': 'no host of this name',
+    'rtsp://user:s3c@r3t@127.0.0.1:9/live': 'nobody listens there',
+    'rtsp://user:s3cr3t/r3t@127.0.0.1:9/live': '/127.0.0.1:9/live.*%2F for each /',
+    'rtsp:/user:s3cr3t@camera/live': 'it takes rtsp://HOST/PATH',
+    'user:s3cr3t@camera/live': 'it takes rtsp://HOST/PATH',
+    'rtsp://camera:99999/live@2': 'camera:99999/live@2.*host or port is none',
+    'rtsp://[::1/live': 'host or port is none',
     '/dev/video97': 'there is no such device',
     '/dev/null': 'it is no camera',
 }
@@ -26,7 +33,7 @@ NO_CAMERA = {
 def test_what_is_no_camera_is_told_without_a_password(address):
     with pytest.raises(InputError, match=NO_CAMERA[address]) as raised:
         LiveSource(LiveOptions(address), time.time_ns)
-    assert 's3cr3t' not in str(raised.value)
+    assert not re.search('s3c|r3t', str(raised.value))
 
 
 @pytest.mark.parametrize('text', [None, '', 'no colon', 'user:one\nuser:two', 'user:\udc80'])

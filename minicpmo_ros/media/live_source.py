@@ -65,16 +65,24 @@ class LiveOptions:
     @property
     def name(self) -> str:
         """The address as it may be told: without a password."""
-        return re.sub(r'(?<=//)[^@/]*@', '', self.address)
+        return _without_user(self.address)
 
     def check(self) -> None:
         """Raise InputError if it is no address of a source."""
-        parts = urlsplit(self.address)
-        if self.is_device or (parts.scheme in SCHEMES and parts.hostname):
+        if self.is_device:
             return
+        try:
+            parts = urlsplit(self.address)
+            if parts.scheme in SCHEMES and parts.hostname and parts.port != 0:
+                return
+            what = ''
+        except ValueError:
+            what = '. Its host or port is none'
+            if '@' in self.address:
+                what += ': a password has %2F for each /, or is in the file credentials_file'
         raise InputError(
             f'source is {self.name!r}; it takes rtsp://HOST/PATH, rtsps://HOST/PATH, or a device '
-            'such as /dev/video0. media_player plays files'
+            f'such as /dev/video0{what}. media_player plays files'
         )
 
 
@@ -277,8 +285,19 @@ def _address(options: LiveOptions) -> str:
     if not options.credentials or options.is_device:
         return options.address
     user, _, password = options.credentials.partition(':')
-    scheme, rest = re.sub(r'(?<=//)[^@/]*@', '', options.address).split('://', 1)
+    scheme, rest = _without_user(options.address).split('://', 1)
     return f'{scheme}://{quote(user, "")}:{quote(password, "")}@{rest}'
+
+
+def _without_user(address: str) -> str:
+    """Return an address without user and password, which may have a / or @ that is not escaped."""
+    begin, rest = re.fullmatch(r'([\w+.-]*:/+|/*)(.*)', address, re.DOTALL).groups()
+    host, _, path = rest.partition('/')
+    port = host.rpartition(':')[2] if ':' in host else '0'
+    if '@' not in host and '@' in path and not port.isdecimal():
+        host, path = rest, ''  # what looks like the host is the begin of the password
+    at = host.rfind('@') + 1
+    return begin + rest[at:]
 
 
 def _count_ns(piece) -> int | None:
