@@ -7,6 +7,7 @@
 other tests run everywhere what it would run: the same executables with the same arguments.
 """
 
+import re
 import signal
 import subprocess
 import sys
@@ -36,8 +37,10 @@ from minicpmo_ros.ros.launch.process_specs import (
     ARGUMENTS,
     REPLAY_ARGUMENTS,
     Around,
+    namespace,
     process_specs,
     replay_specs,
+    whole_namespace,
 )
 from minicpmo_ros.ros.llm_node import LlmNode
 
@@ -360,6 +363,35 @@ def test_what_cannot_be_launched_is_refused_in_words():
         plan(preset='big')
     with pytest.raises(InputError, match="composed is 'maybe'; it takes true or false"):
         plan(composed='maybe')
+
+
+@pytest.mark.parametrize(
+    'given',
+    (
+        {'image_topic': 'image raw'}, {'image_topic': '/cam-1/image'}, {'image_topic': '1cam'},
+        {'audio_topic': '/mic/'}, {'audio_info_topic': 'a//b'}, {'namespace': 'my robot'},
+        {'namespace': 'robot/1'}, {'namespace': '~'}, {'log_level': 'warning'}, {'log_level': ''},
+    ),
+)  # fmt: skip
+def test_a_name_with_which_no_process_would_start_is_refused(given):
+    ((name, value),) = given.items()
+    with pytest.raises(InputError, match=f'{name} is {re.escape(repr(value))}; it '):
+        plan(**given)
+
+
+def test_names_are_taken_as_they_are_meant(tmp_path, monkeypatch):
+    inputs = dict(plan(image_topic='/camera/image_raw/compressed', audio_topic='')[0].remappings)
+    assert inputs == dict(plan(image_topic='/camera/image_raw')[0].remappings)
+    assert inputs['image/compressed'] == '/camera/image_raw/compressed'
+    found = {text: namespace(DEFAULTS | {'namespace': text}) for text in ('', '/', 'a/', '/a//b/')}
+    assert found == {'': '', '/': '', 'a/': 'a', '/a//b/': '/a/b'}
+    for text, whole in (('', '/push/ed'), ('a', '/push/ed/a'), ('/a', '/a')):
+        given = DEFAULTS | {'namespace': text}
+        assert whole_namespace(given, Around(namespace='/push/ed')) == whole
+    assert whole_namespace(DEFAULTS, Around()) == ''
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'mine.yaml').write_text('/**/llm:\n  ros__parameters:\n    n_ctx: 2048\n')
+    assert plan(params_file='~/mine.yaml')[0].parameters['llm']['n_ctx'] == 2048
 
 
 def test_only_what_plays_without_a_robot_makes_time():

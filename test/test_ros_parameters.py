@@ -14,6 +14,8 @@ from ros_graph import TIMEOUT_S
 from minicpmo_ros.cli import parameters
 from minicpmo_ros.msg import Status
 from minicpmo_ros.ros.llm_options import lock_refusal
+from minicpmo_ros.ros.playback import player, recorder
+from minicpmo_ros.ros.replay import graph as graph_replay
 from minicpmo_ros.srv import Ask
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'parameters.md'
@@ -25,6 +27,17 @@ def test_the_page_of_parameters_is_what_the_code_declares():
     assert PAGE.read_text() == parameters.page(), (
         'run: minicpmo parameters > docs/parameters.md'
     )  # fmt: skip
+
+
+@pytest.mark.parametrize('rows', (player.PARAMETERS, recorder.PARAMETERS, graph_replay.PARAMETERS))
+def test_files_may_be_named_from_the_home_of_the_user(rows, monkeypatch):
+    monkeypatch.setenv('HOME', '/home/robot')
+    files = {'file', 'bag', 'questions', 'out'} & {row.name for row in rows}
+    assert files
+    for row in rows:
+        is_file = row.name in files
+        assert row.value_of('~/a') == ('/home/robot/a' if is_file else '~/a')
+        assert row.value_of('a~/b') == 'a~/b'
 
 
 def test_a_limit_that_keeps_weights_from_being_locked_is_told(monkeypatch):

@@ -8,6 +8,7 @@ returns their values as one frozen object, and refuses wrong values with a reaso
 range, not a number or not among the choices, and changes that would not take effect.
 """
 
+import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -48,6 +49,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     when: str = CONFIGURE
     or_list: bool = False  # a text that may be written as a list of texts, which commas join
+    is_path: bool = False  # a file or folder; ~ is the home of whom the process belongs to
     or_number: bool = False  # a text that may be written as a whole number: `:=0` is one to ROS
 
     def descriptor(self) -> ParameterDescriptor:
@@ -79,7 +81,9 @@ class Parameter:
         return {'true', 'false'} <= set(self.choices)
 
     def value_of(self, given):
-        """Return a given value, converted to text if the parameter is text."""
+        """Return a given value, converted to text if the parameter is text, a path made whole."""
+        if self.is_path:
+            return os.path.expanduser(given)
         if self.takes_bool and isinstance(given, bool):
             return str(given).lower()
         if self.or_list and not isinstance(given, str):

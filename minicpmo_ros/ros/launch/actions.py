@@ -12,7 +12,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from minicpmo_ros.ros.launch.parameter_sources import ParameterSource, write
-from minicpmo_ros.ros.launch.process_specs import Around
+from minicpmo_ros.ros.launch.process_specs import Around, namespace
 
 
 def describe(arguments: tuple, make_specs) -> LaunchDescription:
@@ -25,6 +25,7 @@ def describe(arguments: tuple, make_specs) -> LaunchDescription:
         given = {name: LaunchConfiguration(name).perform(context) for name, _, _ in arguments}
         config = Path(get_package_share_directory('minicpmo_ros')) / 'config'
         around = around_of(context)
+        given['namespace'] = namespace(given)
         if given['namespace'].strip('/') == around.namespace.strip('/'):
             given['namespace'] = ''  # the same one, pushed and handed on
         actions = []

@@ -11,6 +11,7 @@ So a launch resolves what holds for each of its nodes itself, and each process g
 import re
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
@@ -71,7 +72,7 @@ def write(parameters: dict) -> str:
 def _read(path: str) -> list:
     """Return [(pattern of a node's name, {parameter: value})] in the order of the file."""
     try:
-        record = parse_yaml(read_bounded(path), _Loader) or {}
+        record = parse_yaml(read_bounded(Path(path).expanduser()), _Loader) or {}
         return list(_sections(record, ''))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(

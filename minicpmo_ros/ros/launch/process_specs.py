@@ -12,6 +12,7 @@ including file's argument of the same name; so a `params_file` meant for other n
 replace the preset (parameter_sources.py).
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,9 @@ EMBEDDINGS = (
     ('look', 'vision_encoder/look'),
 )
 CAPTURE = 'media_capture'
+NAME = re.compile(r'/?[a-z_]\w*(/[a-z_]\w*)*', re.ASCII | re.IGNORECASE)
+NAMES = 'it takes letters, digits and _, no digit first, with / between the parts'
+LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
 
 
@@ -141,14 +145,11 @@ def process_specs(given: dict, config: Path, around: Around = Around()) -> tuple
 
     `config`: the folder of presets.
 
-    Raises InputError if the preset does not exist or a boolean is neither true nor false.
+    Raises InputError if the preset does not exist, a boolean is neither true nor false, or a name
+    is none.
     """
-    inputs = (
-        ('image', given['image_topic']),
-        ('image/compressed', given['image_topic'] + '/compressed'),
-        ('audio', given['audio_topic']),
-        ('audio_info', given['audio_info_topic'] or info_topic(given['audio_topic'])),
-    )
+    require_level(given)
+    inputs = input_names(given)
     own = {name: boolean(given, name) for name in ('use_sim_time', 'autostart') if given[name]}
     common = dict(respawn=boolean(given, 'respawn'))
     voices = ('voice',) * boolean(given, 'voice')
@@ -170,6 +171,18 @@ def process_specs(given: dict, config: Path, around: Around = Around()) -> tuple
     return nodes + tuple(
         ProcessSpec(name, {name: values}, inputs, name=name)
         for name, values in _beside(given, use_sim_time, NODES + voices, captured)
+    )
+
+
+def input_names(given: dict) -> tuple:
+    """Return the remappings of camera and microphone."""
+    audio, image = topic(given, 'audio_topic'), topic(given, 'image_topic')
+    image = image.removesuffix('/compressed')
+    return (
+        ('image', image),
+        ('image/compressed', f'{image}/compressed'),
+        ('audio', audio),
+        ('audio_info', topic(given, 'audio_info_topic') or info_topic(audio)),
     )
 
 
@@ -218,6 +231,7 @@ def replay_specs(given: dict, config: Path, around: Around = Around()) -> tuple:
 
     Raises InputError if the preset does not exist or a number is none.
     """
+    require_level(given)
     own = {'use_sim_time': True, 'unit_deadline': UNIT_DEADLINE_S, 'wait_for': 'both'}
     own.update(reliable_input_overrides(whole_namespace(given, around)))
     parameters, told = parameters_of(given, config, around, own)
@@ -276,8 +290,36 @@ def parameters_of(
 
 def whole_namespace(given: dict, around: Around) -> str:
     """Return the namespace of the nodes, such as /robot/eyes; '' for the root."""
-    parts = f'{around.namespace}/{given["namespace"]}'.split('/')
-    return ''.join(f'/{part}' for part in parts if part)
+    own = namespace(given)
+    return own if own.startswith('/') else f'{_joined(f"/{around.namespace}")}/{own}'.rstrip('/')
+
+
+def namespace(given: dict) -> str:
+    """Return the launch argument of that name, as ROS takes it: without a slash too many."""
+    name = _joined(given['namespace'])
+    if name and not NAME.fullmatch(name):
+        raise InputError(f'namespace is {given["namespace"]!r}; {NAMES}, such as robot1')
+    return name
+
+
+def _joined(name: str) -> str:
+    """Return a name without empty parts."""
+    parts = '/'.join(filter(None, name.split('/')))
+    return f'/{parts}' if name.startswith('/') and parts else parts
+
+
+def topic(given: dict, name: str) -> str:
+    """Return the launch argument that is a topic, by default where it is empty."""
+    found = given[name] or next(default for known, default, _ in ARGUMENTS if known == name)
+    if found and not NAME.fullmatch(found.removeprefix('~')):
+        raise InputError(f'{name} is {found!r}; {NAMES}, such as /camera/image_raw')
+    return found
+
+
+def require_level(given: dict) -> None:
+    """Raise InputError where log_level is none."""
+    if given['log_level'].rpartition(':=')[2].lower() not in LEVELS:
+        raise InputError(f'log_level is {given["log_level"]!r}; it is one of {", ".join(LEVELS)}')
 
 
 def preset_path(given: dict, config: Path) -> str:

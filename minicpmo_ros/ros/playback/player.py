@@ -59,7 +59,7 @@ QUEUE_ITEMS = 64
 CAMERA_QOS = QoSProfile(depth=30, reliability=QoSReliabilityPolicy.RELIABLE)
 MICROPHONE_QOS = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
 PARAMETERS = (
-    Parameter('file', '', 'Video, audio file or bag (MCAP, sqlite3) to play'),
+    Parameter('file', '', 'Video, audio file or bag (MCAP, sqlite3) to play', is_path=True),
     Parameter('image_topic', '', 'The camera to play, if a bag has several'),
     Parameter('audio_topic', '', 'The microphone to play, if a bag has several'),
     Parameter('audio_channel', MEAN, f'{MEAN} of the channels of the audio, or the number of one, '

@@ -39,7 +39,8 @@ INPUTS = ('image', 'image/compressed', 'audio', AUDIO_INFO)
 ENDING_S = 1.0  # to write the end of a bag that is being saved
 PARAMETERS = (
     Parameter('bag', '',
-              'File to write, such as answers.mcap; an existing file is never overwritten'),
+              'File to write, such as answers.mcap; an existing file is never overwritten',
+              is_path=True),
     Parameter('inputs', False, 'Also record images and audio'),
     Parameter('keep_s', 0.0,
               'So much of images, audio, answers and status is kept in memory for ~/save_bag; '

@@ -53,10 +53,10 @@ KINDS = {
 }
 RECORDED = ('', 'answers', 'all')
 PARAMETERS = (
-    Parameter('questions', '', 'Questions, JSON or YAML'),
+    Parameter('questions', '', 'Questions, JSON or YAML', is_path=True),
     Parameter('bag', '',
               'Folder of the bags, or a single bag to ask about; empty: the folder of the '
-              'questions'),
+              'questions', is_path=True),
     Parameter('image_topic', '',
               'The camera, if a bag has several; compressed images are expected on this name '
               'with /compressed'),
@@ -66,7 +66,7 @@ PARAMETERS = (
     Parameter('audio_format', '',
               'Format of raw audio in a bag without AudioInfo: rate in hertz, channels, sample '
               'format, such as 16000,1,S16LE; or mp3'),
-    Parameter('out', 'replay', 'Folder of the run; an existing run is continued'),
+    Parameter('out', 'replay', 'Folder of the run; an existing run is continued', is_path=True),
     Parameter('limit', 0, 'Ask only this many questions; 0: all', '', 0, 2**31 - 1),
     Parameter('input', 'all', 'Inputs the model gets', choices=('all', 'no_picture', 'no_sound')),
     Parameter('max_tokens', 16, 'The longest answer', 'tokens', 1, 100_000),

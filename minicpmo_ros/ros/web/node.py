@@ -60,15 +60,18 @@ PARAMETERS = (
               'Further names or addresses by which browsers reach this machine, separated by '
               'commas; requests under another name are refused'),
     Parameter('token', '', 'Whoever opens the page must know it; empty: a new one at each start'),
-    Parameter('certificate', '', 'PEM file of a certificate, for https; empty: http'),
-    Parameter('key', '', 'PEM file of its private key; empty: it is in the same file'),
+    Parameter('certificate', '', 'PEM file of a certificate, for https; empty: http',
+              is_path=True),
+    Parameter('key', '', 'PEM file of its private key; empty: it is in the same file',
+              is_path=True),
     Parameter('max_pages', 8, 'The most pages that may be open; further ones are refused', '',
               1, 100),
     Parameter('senses', False,
               "The camera and the microphone of the page are the robot's: they are published on "
               'image/compressed, audio and audio_info'),
     Parameter('view_font', '',
-              'TrueType or OpenType file for the text on ~/view; empty: a font of Latin letters'),
+              'TrueType or OpenType file for the text on ~/view; empty: a font of Latin letters',
+              is_path=True),
     *INPUT_PARAMETERS,
 )  # fmt: skip
 # What is shown of the past to a page that opens.
