@@ -182,6 +182,16 @@ def test_one_damaged_image_changes_nothing_and_all_that_fail_are_tried_in_turn()
     assert choice.choose([RAW]).verdict == GOOD  # it came back
 
 
+def test_a_camera_that_starts_again_is_read_by_the_subscription_that_it_had():
+    choice = ImageChoice()
+    taken = choice.choose([COMPRESSED])
+    choice.judge(taken, BAD, 'unreadable')
+    assert choice.choose([]) is None and choice.choose([COMPRESSED]) is taken
+    assert taken.verdict == GOOD and not taken.reason  # it may have been mended
+    choice.choose([])
+    assert choice.choose([RAW]) is not taken  # another came in its place
+
+
 @pytest.mark.parametrize(
     'stated, of_color',
     [

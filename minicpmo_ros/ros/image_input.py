@@ -84,9 +84,15 @@ class ImageChoice:
         self.taken: ImageSource | None = None
 
     def choose(self, present: list) -> ImageSource | None:
-        """Return the source to take, of [(topic, kind)] in order of preference; None: none."""
-        # A camera that comes back may have been mended.
-        self._sources = {key: self._sources.get(key) or ImageSource(*key) for key in present}
+        """Return the source to take, of [(topic, kind)] in order of preference; None: none.
+
+        One that goes away stays taken until there is another: while its camera starts again, its
+        subscription stays, or the camera's first images would be lost with it.
+        """
+        if not present:
+            self._sources = {}
+            return None
+        self._sources = {key: self._sources.get(key) or self._new(key) for key in present}
         taken, sources = self.taken, list(self._sources.values())
         if any(source is taken for source in sources):
             best = min(source.verdict for source in sources)
@@ -95,11 +101,18 @@ class ImageChoice:
         self.taken = min(
             sources,
             key=lambda source: (source.verdict, source.judged * (source.verdict == BAD)),
-            default=None,
         )
-        if self.taken is not taken and self.taken is not None and self.taken.verdict == BAD:
+        if self.taken is not taken and self.taken.verdict == BAD:
             self.taken.judged = 0  # it is tried again
         return self.taken
+
+    def _new(self, key: tuple) -> ImageSource:
+        """Return a source that is not judged: a camera that comes back may have been mended."""
+        taken = self.taken
+        if taken is None or (taken.topic, taken.kind) != key:
+            return ImageSource(*key)
+        taken.verdict, taken.reason, taken.judged, taken.failed = GOOD, '', 0, 0
+        return taken
 
     def others(self) -> list:
         """Return the sources that are there beside the one taken."""
