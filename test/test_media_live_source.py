@@ -18,6 +18,7 @@ NO_CAMERA = {
     'rtsp:///live': 'it takes rtsp://HOST/PATH',
     'rtsp://user:s3cr3t@127.0.0.1:9/live': 'nobody listens there',
     'rtsp://camera.invalid/live': 'no host of this name',
+    'RTSP://127.0.0.1:9/live': 'nobody listens there',
     'rtsp://user:s3c@r3t@127.0.0.1:9/live': 'nobody listens there',
     'rtsp://user:s3cr3t/r3t@127.0.0.1:9/live': '/127.0.0.1:9/live.*%2F for each /',
     'rtsp:/user:s3cr3t@camera/live': 'it takes rtsp://HOST/PATH',
@@ -41,8 +42,14 @@ def test_a_file_without_a_user_and_a_password_is_refused(tmp_path, text):
     file = tmp_path / 'credentials'
     if text is not None:
         file.write_bytes(text.encode(errors='surrogateescape'))
-    with pytest.raises(InputError, match='credentials_file'):
+    with pytest.raises(InputError, match='credentials_file') as raised:
         read_credentials(str(file))
+    assert 'Errno' not in str(raised.value)
+
+
+def test_a_file_of_credentials_may_begin_with_a_mark_of_its_coding(tmp_path):
+    (tmp_path / 'credentials').write_bytes('user:pass:wörd\r\n'.encode('utf-8-sig'))
+    assert read_credentials(str(tmp_path / 'credentials')) == 'user:pass:wörd'
 
 
 @needs_rtsp_server

@@ -19,7 +19,7 @@ import threading
 import weakref
 
 from minicpmo_ros.config import COMPUTING
-from minicpmo_ros.errors import EngineError, InputError, ServerAwayError
+from minicpmo_ros.errors import EngineError, InputError, ServerAwayError, in_words
 from minicpmo_ros.ggml import library
 from minicpmo_ros.ggml.library import PINNED, lib
 
@@ -157,8 +157,8 @@ def ask_for_version(address: str) -> None:
             answer = _greet(peer, address)
     except (OSError, UnicodeError) as error:
         raise ServerAwayError(
-            f'the RPC server {address} cannot be reached ({error}). Start it there, or correct '
-            'rpc_servers'
+            f'the RPC server {address} cannot be reached ({in_words(error)}). Start it there, or '
+            'correct rpc_servers'
         ) from None
     size, *version = _ANSWER.unpack(answer)[:4] if len(answer) == _ANSWER.size else (0, 0)
     if size != _ANSWER.size - 8:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicpmo_ros.errors import ModelFileError
+from minicpmo_ros.errors import ModelFileError, in_words
 from minicpmo_ros.ggml.gguf_file import FETCH_AGAIN, Header, TensorInfo, read_header
 from minicpmo_ros.ggml.library import GgmlType, dequantize, lib
 from minicpmo_ros.ggml.runtime import (
@@ -147,7 +147,7 @@ def _map(header: Header) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise ModelFileError(
             header.path,
-            f'it can no longer be read ({error})',
+            f'it can no longer be read ({in_words(error)})',
             'Leave model files in place while they load',
         ) from error
     if len(data) != header.size_bytes:

@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 import av
 import numpy as np
 
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import InputError, in_words
 from minicpmo_ros.media.audio.stream import ChannelMixer
 from minicpmo_ros.media.files import UNREADABLE, samples_of
 from minicpmo_ros.media.image.compressed import encode_jpeg
@@ -241,9 +241,11 @@ class LiveSource:
 def read_credentials(path: str) -> str:
     """Return user:password of a file; raise InputError if it holds something else."""
     try:
-        text = Path(path).expanduser().read_text(encoding='utf-8').strip()
+        text = Path(path).expanduser().read_text(encoding='utf-8-sig').strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f'credentials_file {path}: it cannot be read ({error})') from None
+        raise InputError(
+            f'credentials_file {path}: it cannot be read ({in_words(error)})'
+        ) from None
     if ':' not in text or '\n' in text:
         raise InputError(f'credentials_file {path}: one line is expected, user:password')
     return text
@@ -282,10 +284,14 @@ def _settings(options: LiveOptions) -> tuple:
 
 
 def _address(options: LiveOptions) -> str:
-    if not options.credentials or options.is_device:
+    if options.is_device:
         return options.address
+    scheme, rest = options.address.split('://', 1)
+    scheme = scheme.lower()  # FFmpeg knows no other
+    if not options.credentials:
+        return f'{scheme}://{rest}'
     user, _, password = options.credentials.partition(':')
-    scheme, rest = _without_user(options.address).split('://', 1)
+    rest = _without_user(options.address).split('://', 1)[1]
     return f'{scheme}://{quote(user, "")}:{quote(password, "")}@{rest}'
 
 

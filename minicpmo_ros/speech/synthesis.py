@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from minicpmo_ros.documents import read_bounded
-from minicpmo_ros.errors import EngineError, InputError
+from minicpmo_ros.errors import EngineError, InputError, in_words
 from minicpmo_ros.process import end_with_parent
 
 ESPEAK, PIPER = 'espeak-ng', 'piper'
@@ -117,7 +117,8 @@ class Synthesiser:
                 )
         except OSError as error:
             raise EngineError(
-                f'{self._name} cannot be started: {error}. Install it, or set engine to none'
+                f'{self._name} cannot be started: {in_words(error)}. Install it, or set engine to '
+                'none'
             ) from None
 
     def stop(self) -> None:

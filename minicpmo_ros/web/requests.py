@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
 from minicpmo_ros.documents import told
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import InputError, in_words
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
 
 MAX_QUESTION, MAX_CHOICES, MAX_CHOICE, MAX_NAME = 4_000, 32, 200, 200  # characters, but CHOICES
@@ -118,7 +118,7 @@ def tls_context(options: ServerOptions) -> ssl.SSLContext | None:
     except (OSError, ValueError) as error:
         raise InputError(
             f'The certificate {options.certificate!r} with the key {options.key!r} cannot be '
-            f'used: {error}. Give two PEM files that belong together.'
+            f'used: {in_words(error)}. Give two PEM files that belong together.'
         ) from error
     return context
 
@@ -135,7 +135,8 @@ def why_not_served(error: Exception, options: ServerOptions) -> Exception:
             'that hostname -I lists.'
         )
     return InputError(
-        f'The page cannot be served at {options.host}, port {options.port}: {error}. {remedy}'
+        f'The page cannot be served at {options.host}, port {options.port}: '
+        f'{in_words(error)}. {remedy}'
     )
 
 

@@ -10,7 +10,7 @@ from unicodedata import east_asian_width
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from minicpmo_ros.errors import InputError
+from minicpmo_ros.errors import InputError, in_words
 
 MOST_LINES = 4  # of one text
 FILL = '\ue000'  # takes the second column of a wide character while lines are broken
@@ -102,8 +102,8 @@ class Captioner:
                 return ImageFont.truetype(self._file, size)
             except OSError as error:
                 raise InputError(
-                    f'{self._file} cannot be used as a font ({error}). Give a TrueType or '
-                    'OpenType file.'
+                    f'{self._file} cannot be used as a font ({in_words(error)}). Give a TrueType '
+                    'or OpenType file.'
                 ) from error
         try:
             return ImageFont.load_default(size)
