@@ -8,7 +8,7 @@ import resource
 from itertools import count
 from pathlib import Path
 
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from ros_source import Source, jpeg, picture_of, time_of
 from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import CompressedImage
@@ -154,6 +154,26 @@ def test_the_newest_seconds_are_saved_while_messages_come_and_none_is_lost(graph
     graph.spin_until(is_there, f'all images, {during} of them shown while a bag was written')
     assert recorder.end() == 0 and 'Traceback' not in recorder.log
     assert numbers(whole) == list(range(1, camera.count + 1))
+
+
+def test_a_camera_that_comes_again_and_offers_less_is_recorded_again(graph, tmp_path):
+    bag, message = tmp_path / 'bag.mcap', CompressedImage(format='jpeg')
+    recorder = graph.start('recorder', '-p', f'bag:={bag}', '-p', 'inputs:=true')
+    message.data.frombytes(bytes(2**20))
+    for number, policy in enumerate(('RELIABLE', 'BEST_EFFORT', 'RELIABLE'), 1):
+        qos = QoSProfile(depth=5, reliability=QoSReliabilityPolicy[policy])
+        camera = graph.create_publisher(CompressedImage, 'image/compressed', qos)
+        graph.spin_until(camera.get_subscription_count, f'camera {number}, {policy}')
+        message.header.stamp, before = time_of(number * 10**9), bag.stat().st_size
+
+        def is_recorded(camera=camera, before=before):
+            camera.publish(message)
+            return bag.stat().st_size > before
+
+        graph.spin_until(is_recorded, 'its image')
+        graph.destroy_publisher(camera)
+    assert recorder.end() == 0
+    assert set(numbers(bag)) == {1, 2, 3}
 
 
 def test_the_format_of_the_audio_is_in_the_bag_although_it_came_once_and_long_ago(graph, tmp_path):

@@ -106,8 +106,13 @@ class Recorder(Node):
         for name in self._topics:
             topic = self.resolve_topic_name(name)
             publishers = self.get_publishers_info_by_topic(topic)
-            if topic in self._open or not publishers:
+            if not publishers:
                 continue
+            qos, opened = fitting(publishers), self._open.get(topic)
+            if opened is not None:
+                if not asks_more(opened.qos_profile, qos):
+                    continue
+                self.destroy_subscription(self._open.pop(topic))  # a driver has come anew
             kind = publishers[0].topic_type
             try:
                 message_type = message_class(kind)
@@ -116,7 +121,6 @@ class Recorder(Node):
                     self._skipped.add((topic, kind))
                     self.get_logger().warning(f'{topic} is not recorded: {error}')
                 continue
-            qos = fitting(publishers)
             holds = name == AUDIO_INFO or qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
             take = partial(self._take, name, topic, kind, holds)
             self._open[topic] = self.create_subscription(message_type, topic, take, qos, raw=True)
@@ -166,6 +170,15 @@ def fitting(publishers) -> QoSProfile:
         depth=256,
         reliability=QoSReliabilityPolicy['RELIABLE' if reliable else 'BEST_EFFORT'],
         durability=QoSDurabilityPolicy['TRANSIENT_LOCAL' if latched else 'VOLATILE'],
+    )
+
+
+def asks_more(asked: QoSProfile, offered: QoSProfile) -> bool:
+    """Return whether a subscription asks for more than is offered, and so gets nothing."""
+    is_reliable = asked.reliability == QoSReliabilityPolicy.RELIABLE
+    is_latched = asked.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
+    return (is_reliable and offered.reliability != asked.reliability) or (
+        is_latched and offered.durability != asked.durability
     )
 
 
