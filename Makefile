@@ -128,7 +128,11 @@ build/nano-venv: environment/requirements-training.txt
 	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet -r $<
 	@touch $@
 
-nano: build/nano-venv ## train a nano of your own into build/nano: 90 minutes on two idle cores; goes on where it was
+build/gnuspeech:
+	@command -v npm >/dev/null || { echo "missing: sudo apt install nodejs npm"; exit 1; }
+	@npm install --silent --no-save --prefix $@ @echogarden/gnuspeech-wasm@0.3.0
+
+nano: build/nano-venv build/gnuspeech ## train a nano of your own into build/nano: 90 minutes on two idle cores; goes on where it was
 	@command -v espeak-ng >/dev/null || { echo "missing: sudo apt install espeak-ng"; exit 1; }
 	@build/nano-venv/bin/python -m training.make --out build/nano
 

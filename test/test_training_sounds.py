@@ -9,11 +9,11 @@ from itertools import product
 import numpy as np
 import pytest
 
-pytest.importorskip('torch')
+torch = pytest.importorskip('torch')
 pytest.importorskip('training.sounds', reason='training/ is not in this tree')
 from training import pool  # noqa: E402
 from training.sounds import make_stream  # noqa: E402
-from training.train_audio import random_events  # noqa: E402
+from training.train_audio import hide_parts, random_events  # noqa: E402
 from training.voices import MAKERS, RATE_HZ, UNTRAINED, Take, Words  # noqa: E402
 from training.world import (  # noqa: E402
     BEGUN,
@@ -61,6 +61,21 @@ def test_every_beginning_is_followed_by_its_word(rng):
             assert all(after.word for one, after in zip(made, made[1:]) if is_begun(one))
 
 
+@pytest.mark.parametrize('shape', ((2, 80, 300), (6, 80, 100)))  # streams, seconds by themselves
+def test_parts_are_hidden_of_some_seconds_with_a_word_and_of_no_other(shape, rng):
+    sounds = [Sound('speech', 'red') if i in (1, 5) else Sound('beep') for i in range(6)]
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    seconds = features.transpose(1, 2).reshape(6, 100, 80)
+    found = set()
+    for _ in range(20):
+        hidden = hide_parts(features, sounds, rng)
+        assert hidden.shape == features.shape
+        differs = hidden.transpose(1, 2).reshape(6, 100, 80) != seconds
+        assert differs.float().mean((1, 2)).max() < 0.25
+        found |= set(differs.any(1).any(1).nonzero().flatten().tolist())
+    assert found == {1, 5}
+
+
 def test_clips_asked_aloud_take_a_word_and_its_beginning_from_one_stream(rng):
     pictures = [Picture(None, None, 0)]
     pictures += [Picture(*kind) for kind in product(SHAPES, COLORS, range(1, 5))]
@@ -88,4 +103,4 @@ def test_the_synthesiser_that_is_only_listened_to_is_in_no_training(tmp_path, rn
     drawn = {trained.draw('red', rng).maker for _ in range(200)}
     assert drawn == set(MAKERS) and UNTRAINED not in drawn
     heard = Words(tmp_path, makers=(UNTRAINED,)).draw('red', rng)
-    assert heard.maker == UNTRAINED and round(32767 * heard.samples[0]) == 4000
+    assert heard.maker == UNTRAINED and round(32767 * heard.samples[0]) == 1000 * len(MAKERS)

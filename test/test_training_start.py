@@ -3,6 +3,8 @@
 
 """What was exported can be trained further: the files hold all that a start needs."""
 
+from hashlib import sha256
+
 import numpy as np
 import pytest
 
@@ -46,13 +48,25 @@ def test_what_a_training_starts_from_is_what_was_exported(tmp_path):
             np.testing.assert_allclose(found[name], data, atol=2e-3, err_msg=name)
 
 
+def test_a_part_that_stays_is_the_file_that_it_was(tmp_path):
+    one, other, tokenizer = tmp_path / 'one', tmp_path / 'other', Tokenizer.learn()
+    export(one, *modules(tokenizer), tokenizer, 'of a test')
+    export(other, *modules(tokenizer), tokenizer, 'of a test', [one / 'vision.gguf'])
+    as_it_was, now = (
+        [(folder / f'{role}.gguf').read_bytes() for role in ('vision', 'audio')]
+        for folder in (one, other)
+    )
+    assert now[0] == as_it_was[0] and now[1] != as_it_was[1]
+    assert sha256(now[0]).hexdigest() in (other / 'manifest.yaml').read_text()
+
+
 def test_a_share_of_the_earlier_language_model_is_kept_number_by_number(tmp_path):
     tokenizer = Tokenizer.learn()
     *encoders, earlier = modules(tokenizer)
     export(tmp_path, *encoders, earlier, tokenizer, 'of a test')
     later = modules(tokenizer)[-1]
     trained = [parameter.detach().clone() for parameter in later.parameters()]
-    keep_share(later, tmp_path, tokenizer, 0.25)
+    keep_share(later, lambda module: start_language(module, tmp_path, tokenizer), 0.25)
     for name, kept, new, old in zip(
         *(dict(later.named_parameters()), later.parameters(), trained, earlier.parameters()),
         strict=True,

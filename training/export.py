@@ -10,6 +10,7 @@ Audio: 360CVGroup's Whisper encoder with its projector. Matrices in float16, nor
 float32.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -210,9 +211,9 @@ def write_audio(path, shape, audio):
     _finish(writer)
 
 
-def export(directory, vision, audio, language, tokenizer, notes):
+def export(directory, vision, audio, language, tokenizer, notes, stays=()):
     """Write the three files and manifest.yaml; `notes` says how nano was trained and what it
-    knows.
+    knows. `stays`: earlier files that are copied, as rounded numbers are not found again exactly.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -220,6 +221,8 @@ def export(directory, vision, audio, language, tokenizer, notes):
     write_llm(directory / 'llm.gguf', shape, language, tokenizer)
     write_vision(directory / 'vision.gguf', shape, vision)
     write_audio(directory / 'audio.gguf', shape, audio)
+    for path in stays:
+        shutil.copy(path, directory)
     files = {role: FileEntry(f'{role}.gguf', 'f16') for role in ('llm', 'vision', 'audio')}
     # It never saw the tokens that prepare an answer for a voice.
     manifest = Manifest(shape.family, shape.name, files, 'Apache-2.0', notes, speech=False)

@@ -3,7 +3,7 @@
 
 """Makes nano, from nothing or from an earlier one: python -m training.make --out build/nano
 
-Stages: words (four speech synthesisers), audio and vision encoders side by side, the pool of
+Stages: words (six speech synthesisers), audio and vision encoders side by side, the pool of
 encoded seconds, the language model on two processes, export, score. Every stage leaves a file and
 is skipped where the file says it is finished; a killed stage goes on from its last checkpoint.
 Steps, not minutes, set
@@ -42,8 +42,8 @@ NOTES = (
     'training/questions.py in one word, on windows of 1 to 16 s, best on 2 to 8 s, new ones and '
     'such as seconds have left; times are told backwards from now. It knows nothing else: real '
     'pictures, free speech and free questions are '
-    'beyond it. espeak-ng, flite, festival and piper spoke the training words; none is part of '
-    'the model.'
+    'beyond it. espeak-ng, flite, festival, piper, pico and gnuspeech spoke the training words; '
+    'none is part of the model.'
 )
 
 STEPS = {'vision': 3000, 'audio': 5000, 'llm': 2600}
@@ -70,7 +70,9 @@ def _arguments():
     parser.add_argument(
         '--audio-steps', type=int, help='5000, with --start 2500; 0 with --start: it stays'
     )
-    parser.add_argument('--llm-steps', type=int, help='2600, with --start 1100')
+    parser.add_argument(
+        '--llm-steps', type=int, help='2600, with --start 1100; 0 with --start: it stays'
+    )
     parser.add_argument(
         '--read-first', type=int, default=0, help='of these, the first that only read notes; 0'
     )
@@ -82,6 +84,13 @@ def _arguments():
         help='of the language model of --start in the one that is exported, number by number; 0',
     )
     parser.add_argument(
+        '--keep-audio',
+        type=float,
+        default=0.0,
+        metavar='SHARE',
+        help='the same of the audio encoder, before the language model is trained on its rows; 0',
+    )
+    parser.add_argument(
         '--without',
         choices=MAKERS,
         help='train the audio encoder only, without the words of this synthesiser, and say how '
@@ -91,8 +100,9 @@ def _arguments():
     parser.add_argument('--stage', choices=('audio', 'vision', 'llm'), help=argparse.SUPPRESS)
     parser.add_argument('--rank', type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not 0 <= options.keep <= 1 or (options.keep and not options.start):
-        parser.error(f'--keep {options.keep:g}: give a share from 0 to 1, and --start')
+    for name, share in (('keep', options.keep), ('keep-audio', options.keep_audio)):
+        if not 0 <= share <= 1 or (share and not options.start):
+            parser.error(f'--{name} {share:g}: give a share from 0 to 1, and --start')
     for stage, steps in (STEPS_FURTHER if options.start else STEPS).items():
         if getattr(options, f'{stage}_steps') is None:
             setattr(options, f'{stage}_steps', steps)
@@ -114,6 +124,18 @@ def models(out, tokenizer):
         load(out, 'audio', Audio(config)),
         load(out, 'llm', Language(config, codes.token_embeddings(tokenizer))),
     )
+
+
+def _keep_audio(audio, options):
+    if options.keep_audio:
+        keep_share(audio, lambda module: start_audio(module, options.start), options.keep_audio)
+
+
+def _keep_language(language, options, tokenizer):
+    if options.keep:
+        keep_share(
+            language, lambda module: start_language(module, options.start, tokenizer), options.keep
+        )
 
 
 def _steps_done(options, name):
@@ -204,17 +226,18 @@ def _llm_stage(options):
     )
 
 
-def _keep_encoders(options):
-    """Save the encoders that are not trained at all as they are in the nano that was given."""
+def _keep_parts(options, tokenizer):
+    """Save the parts that are not trained at all as they are in the nano that was given."""
     config = Config()
-    for name, kind, start in (
-        ('vision', Vision, start_vision),
-        ('audio', Audio, start_audio),
+    for name, module, *start in (
+        ('vision', Vision(config), start_vision),
+        ('audio', Audio(config), start_audio),
+        ('llm', Language(config, codes.token_embeddings(tokenizer)), start_language, tokenizer),
     ):
         path = options.out / f'{name}.pt'
         if options.start and not getattr(options, f'{name}_steps') and not path.exists():
-            module = kind(config)
-            start(module, options.start)
+            fill, *more = start
+            fill(module, options.start, *more)
             torch.save({'module': module.state_dict(), 'step': 0, 'seed': options.seed}, path)
 
 
@@ -224,6 +247,7 @@ def _make_pools(options):
         load(options.out, name, kind(config))
         for name, kind in (('vision', Vision), ('audio', Audio))
     )
+    _keep_audio(audio, options)
     for name, unseen, number in (('pool', False, 20000), ('unseen', True, 4000)):
         path = options.out / f'{name}.pt'
         if not path.exists():
@@ -273,20 +297,27 @@ def main():
     wanted = {'audio': options.audio_steps, 'vision': options.vision_steps}
     jobs = [['--stage', s] for s, n in wanted.items() if _steps_done(options, s) < n]
     _run_side_by_side(jobs)
-    _keep_encoders(options)
-    _make_pools(options)
+    tokenizer = Tokenizer.learn()
+    _keep_parts(options, tokenizer)
     if _steps_done(options, 'llm') < options.llm_steps:
+        _make_pools(options)
         (options.out / 'meet').unlink(missing_ok=True)
         _run_side_by_side([['--stage', 'llm', '--rank', str(r)] for r in range(options.processes)])
-    tokenizer = Tokenizer.learn()
     three = models(options.out, tokenizer)
+    _keep_audio(three[1], options)
+    _keep_language(three[-1], options, tokenizer)
     begun = f'from nothing (seed {options.seed})'
     if options.start:
-        keep_share(three[-1], options.start, tokenizer, options.keep)
-        begun = f'further from an earlier nano (seed {options.seed}, keep {options.keep:g})'
+        shares = f'keep {options.keep:g}, keep-audio {options.keep_audio:g}'
+        begun = f'further from an earlier nano (seed {options.seed}, {shares})'
     size = sum(parameters_of(m) for m in three) / 1e6
     notes = NOTES.format(parameters=size, begun=begun)
-    export(options.out / 'f16', *three, tokenizer, notes)
+    stays = [
+        options.start / f'{stage}.gguf'
+        for stage in STEPS
+        if options.start and not getattr(options, f'{stage}_steps')
+    ]
+    export(options.out / 'f16', *three, tokenizer, notes, stays)
     _score(options, three, tokenizer)
 
 

@@ -184,11 +184,13 @@ class Audio(nn.Module):
         floor = mel.amax((1, 2), keepdim=True) + louder - 8
         return (torch.maximum(mel, floor) + 4) / 4
 
-    def forward(self, pcm, first_second=0, isolated=False, louder=0.0):
+    def forward(self, pcm, first_second=0, isolated=False, louder=0.0, hide=None):
         """(b, seconds * 16000) -> (b, seconds, 25, width). `isolated`: the official front end,
-        which computes features and convolutions of every second by itself."""
+        which computes features and convolutions of every second by itself. `hide`: what becomes
+        of the features (b, 80, frames) before they are read."""
         batch, seconds = pcm.shape[0], pcm.shape[1] // 16000
         mel = self.log_mel(pcm.reshape(-1, 16000) if isolated else pcm, louder)
+        mel = hide(mel) if hide else mel
         x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
         x = x.reshape(batch, seconds * 50, -1)
         start = 50 * first_second

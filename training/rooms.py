@@ -33,12 +33,13 @@ class Place:
 
     def heard(self, pcm):
         """Return what pcm (n,) float32 becomes, (n,) float32 in [-1, 1]."""
-        rng, size = np.random.default_rng(self.seed), len(pcm) + len(self.response)
+        rng, samples = np.random.default_rng(self.seed), len(pcm) + len(self.response)
+        size = quick_size(samples)
         spectrum = np.fft.rfft(pcm, size) * np.fft.rfft(self.response, size)
         hertz = np.fft.rfftfreq(size, 1 / RATE_HZ)
-        noise = np.fft.rfft(rng.normal(0, 1, size)) / np.maximum(hertz / 200, 1) ** 0.5
-        spectrum = self.gain * spectrum
-        spectrum += noise * 10 ** (self.noise_dbfs / 20) / np.fft.irfft(noise, size).std()
+        noise = np.fft.rfft(rng.normal(0, 1, samples), size) / np.maximum(hertz / 200, 1) ** 0.5
+        noise *= 10 ** (self.noise_dbfs / 20) / np.fft.irfft(noise, size)[:samples].std()
+        spectrum = self.gain * spectrum + noise
         spectrum *= 1 / np.sqrt(1 + (hertz / self.lowpass_hertz) ** 16)
         out = np.fft.irfft(spectrum, size)[: len(pcm)]
         if self.hum_hertz:
@@ -47,6 +48,14 @@ class Place:
             out = out + 10 ** (self.noise_dbfs / 20) * tones
         out = np.clip(out, -1, 1)
         return (companded(out) if self.is_companded else out).astype(np.float32)
+
+
+def quick_size(samples):
+    """Return the least 8 to 16 times a power of two that is not below `samples`: a Fourier
+    transform of a size with a large prime takes ten times as long.
+    """
+    power = 2 ** max(0, samples.bit_length() - 4)
+    return -(-samples // power) * power
 
 
 def somewhere(streams, rng, p_plain=P_PLAIN):

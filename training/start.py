@@ -64,13 +64,13 @@ def start_language(language, directory: Path, tokenizer):
 
 
 @torch.no_grad()
-def keep_share(language, directory: Path, tokenizer, share: float):
-    """Move the language model in place towards that of a directory: `share` 1 is the latter.
+def keep_share(module, start, share: float):
+    """Move a module in place towards what `start` fills it with: `share` 1 is the latter.
 
     What a model forgets while it learns something new comes back so, at the price of a part of the
     new (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
     """
-    before = copy.deepcopy(language)
-    start_language(before, directory, tokenizer)
-    for parameter, kept in zip(language.parameters(), before.parameters(), strict=True):
+    before = copy.deepcopy(module)
+    start(before)
+    for parameter, kept in zip(module.parameters(), before.parameters(), strict=True):
         parameter.lerp_(kept, share)

@@ -27,6 +27,9 @@ CURRICULUM = (
     (1.01, (2, 4, 8, 16, 30), (0.1, 0.1, 0.15, 0.25, 0.4)),
 )
 
+# Of seconds with a word that lack a part; of its 80 bands and 100 frames at most.
+P_HIDDEN, WIDEST_HIDDEN, LONGEST_HIDDEN = 0.5, 14, 7
+
 
 def random_events(seconds, rng, p_across=P_ACROSS):
     """A Sound a second, mostly words, some of which lie across the edge of two seconds."""
@@ -72,12 +75,31 @@ def slot_labels(sounds):
     }
 
 
+def hide_parts(mel, sounds, rng):
+    """Return features (b, 80, frames) where half of the seconds with a word lack a band of
+    frequencies and a moment (their mean stands there), so that no single part of a word tells it.
+    """
+    seconds = mel.transpose(0, 1).reshape(80, len(sounds), 100).clone()  # (80, seconds, 100)
+    for i, sound in enumerate(sounds):
+        if sound.word and rng.random() < P_HIDDEN:
+            one = seconds[:, i]
+            wide, long = (
+                int(rng.integers(1, most + 1)) for most in (WIDEST_HIDDEN, LONGEST_HIDDEN)
+            )
+            low, begin = int(rng.integers(0, 81 - wide)), int(rng.integers(0, 101 - long))
+            mean = one.mean()
+            one[low : low + wide] = mean
+            one[:, begin : begin + long] = mean
+    return seconds.reshape(80, *mel.shape[::2]).transpose(0, 1)
+
+
 def loss_of(audio, pcm, sounds, rng):
     seconds = pcm.shape[1] // 16000
     first = int(rng.integers(0, 30 - seconds + 1)) if rng.random() < 0.7 else 0
     louder = float(rng.uniform(0, 1.2)) if rng.random() < 0.4 else 0.0
     with autocast():
-        rows = audio(pcm, first, isolated=bool(rng.random() < 0.2), louder=louder)
+        isolated = bool(rng.random() < 0.2)
+        rows = audio(pcm, first, isolated, louder, lambda mel: hide_parts(mel, sounds, rng))
     rows = rows.flatten(0, 1).float()  # (seconds of all streams, 25, 256)
     targets = torch.from_numpy(np.stack([codes.sound_rows(s) for s in sounds]))
     labels = slot_labels(sounds)

@@ -1,14 +1,15 @@
 # Copyright 2026 the minicpmo_ros authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Speaks the training words with programs of four makers, once, and keeps them on disk.
+"""Speaks the training words with programs of six makers, once, and keeps them on disk.
 
 espeak-ng builds formants, flite and festival join recorded pieces (festival also speaks from
-hidden Markov models), piper is a neural network. An encoder that has learned one of them has not
+hidden Markov models), piper is a neural network, pico speaks from statistics of a voice, and
+gnuspeech moves the parts of a mouth. An encoder that has learned one of them has not
 learned speech, so every maker can be left out of a training and be listened to afterwards. The
 programs are tools here: nothing of them is shipped.
 
-What a fifth says, hibari (another neural network), is never trained on and only listened to.
+What a seventh says, hibari (another neural network), is never trained on and only listened to.
 """
 
 import importlib.util
@@ -28,7 +29,10 @@ from .world import SPOKEN, choose
 
 RATE_HZ = 16000
 LONGEST_SAMPLES = 15000  # of a word: it lies wholly inside its second
-MAKER_WEIGHTS = {'espeak': 0.37, 'flite': 0.24, 'festival': 0.19, 'piper': 0.2}
+MAKER_WEIGHTS = {
+    **{'espeak': 0.24, 'flite': 0.17, 'festival': 0.14, 'piper': 0.15},
+    **{'pico': 0.13, 'gnuspeech': 0.17},
+}
 MAKERS = tuple(MAKER_WEIGHTS)
 UNTRAINED = 'hibari'  # a maker of whom no training hears a word
 ACCENTS = ('en-us', 'en-gb', 'en-gb-scotland', 'en-029', 'en-us-nyc')
@@ -58,6 +62,18 @@ FESTIVAL_VOICES = (
 )
 VARIED = 6  # takes made of one that was spoken, by changing its voice
 PIPER_ROUNDS = 8
+PICO_VOICES = ('en-US', 'en-GB')  # women
+PICO_TAKES = 4
+PICO_VOLUME = 0.5  # of what it says at 1, the loudest samples are cut
+GNUSPEECH = Path('build/gnuspeech/node_modules/@echogarden/gnuspeech-wasm/wasm/gnuspeech.js')
+GNUSPEECH_ROUNDS = 10
+# sex: (shortest, longest) vocal tract in cm, (lowest, highest) pitch in semitones of middle C;
+# None: a child's.
+TRACTS = {
+    'man': ((16.2, 18.5), (-15, -7)),
+    'woman': ((14.0, 15.8), (-4, 3)),
+    None: ((12.3, 13.8), (0, 6)),
+}
 HIBARI_ROUNDS = 8
 HIBARI_RATE_HZ = 24000
 # An r that an English accent leaves out: no vowel follows (signs of hibari's own).
@@ -86,7 +102,7 @@ class Words:
         for maker in ('espeak',) if unseen else makers:
             index = Path(directory) / f'{"unseen" if unseen else maker}.json'
             if not index.exists():
-                _keep(index, maker, _SPEAKERS[maker](unseen, np.random.default_rng(7)), progress)
+                _keep(index, maker, SPEAKERS[maker](unseen, np.random.default_rng(7)), progress)
             pcm = np.load(index.with_suffix('.npy'))
             for word, sex, start, end in json.loads(index.read_text()):
                 samples = pcm[start:end].astype(np.float32) / 32767
@@ -205,6 +221,54 @@ def _piper(_, rng):
                 yield from _varied(word, 'man', *spoken, rng, number=2)
 
 
+def _pico(_, rng):
+    from py_nanotts import NanoTTS
+
+    program = NanoTTS()
+    for word in SPOKEN:
+        for voice in PICO_VOICES:
+            for _ in range(PICO_TAKES):
+                how = {'speed': rng.uniform(0.75, 1.3), 'pitch': rng.uniform(0.8, 1.3)}
+                said = program.speak(word, voice=voice, volume=PICO_VOLUME, **how)
+                pcm = np.frombuffer(said, np.int16) / 32768.0
+                yield from _varied(word, 'woman', pcm, RATE_HZ, rng, number=3)
+
+
+def random_mouth(sex, rng):
+    """Return what gnuspeech is to be set to: a mouth that no other take has, and a tone."""
+    tract_cm, pitch = TRACTS[sex]
+    opens = rng.uniform(20, 36)
+    voice = {
+        'vocal_tract_length': rng.uniform(*tract_cm),
+        'reference_glottal_pitch': rng.uniform(*pitch),
+        'glottal_pulse_tp': rng.uniform(30, 45),
+        'glottal_pulse_tn_min': opens,
+        'glottal_pulse_tn_max': opens + rng.uniform(0, 6),
+        'breathiness': rng.uniform(0.3, 4),
+        'global_nose_radius_coef': rng.uniform(0.85, 1.15),
+        **{f'radius_{i}_coef': np.exp(rng.normal(0, 0.06)) for i in range(1, 9)},
+    }
+    tone = {'tempo': rng.uniform(0.8, 1.35), 'tonic_range': rng.uniform(-10, -2)}
+    rounded = {'voice': voice, 'model': {**tone, 'pitch_offset': 0}}
+    return {
+        name: {key: round(float(value), 3) for key, value in values.items()}
+        for name, values in rounded.items()
+    }
+
+
+def _gnuspeech(_, rng):
+    if not GNUSPEECH.exists():
+        raise FileNotFoundError(f'{GNUSPEECH} is missing: training/README.md says how to install')
+    script = Path(__file__).with_name('gnuspeech.mjs')
+    for word in SPOKEN:
+        speakers = [sex for sex in TRACTS for _ in range(GNUSPEECH_ROUNDS)]
+        orders = json.dumps([{'text': word, **random_mouth(sex, rng)} for sex in speakers])
+        with tempfile.TemporaryDirectory() as folder:
+            _said(['node', str(script), str(GNUSPEECH), folder], input=orders.encode())
+            for i, sex in enumerate(speakers):
+                yield word, sex, _trimmed(*_read_wave((Path(folder) / f'{i}.wav').read_bytes()))
+
+
 def _hibari(_, rng):
     from hibari import Hibari
 
@@ -219,8 +283,9 @@ def _hibari(_, rng):
                 yield from _varied(word, 'woman', pcm, HIBARI_RATE_HZ, rng, number=2)
 
 
-_SPEAKERS = {
+SPEAKERS = {
     **{'espeak': _espeak, 'flite': _flite, 'festival': _festival, 'piper': _piper},
+    **{'pico': _pico, 'gnuspeech': _gnuspeech},
     UNTRAINED: _hibari,
 }
 
