@@ -4,6 +4,7 @@
 """A video becomes a bag whose stamps are exact, and StreamingBench is run from its own files."""
 
 import json
+import re
 import wave
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def write_test_video(path, seconds=3.5):
         pictures.pix_fmt = 'yuvj420p'
         sound = container.add_stream('pcm_s16le', rate=RATE_HZ, layout='mono')
         for k in range(int(seconds * FPS)):
-            grey = np.full((48, 64, 3), 6 * k, np.uint8)
+            grey = np.full((48, 64, 3), 6 * k % 256, np.uint8)
             container.mux(pictures.encode(av.VideoFrame.from_ndarray(grey, 'rgb24')))
             t = (k * RATE_HZ // FPS + np.arange(RATE_HZ // FPS)) / RATE_HZ
             tone = 9000 * np.sin(2 * np.pi * 500 * t) * ((t >= 1) & (t < 2))
@@ -55,6 +56,20 @@ def test_the_sound_lies_where_it_was(tmp_path):
     assert abs(len(heard) - 3.5 * 16000) <= 1
     loud = np.flatnonzero(np.abs(heard) > 0.05)
     assert abs(loud[0] - 16000) < 40 and abs(loud[-1] - 32000) < 40
+
+
+def test_a_video_whose_copy_is_not_complete_is_told(tmp_path, capsys):
+    write_test_video(tmp_path / 'a.mkv', 12)
+    whole = (tmp_path / 'a.mkv').read_bytes()
+    (tmp_path / 'cut.mkv').write_bytes(whole[: len(whole) // 2])
+    told = {}
+    for name in ('a', 'cut'):
+        video, bag = (str(tmp_path / f'{name}.{end}') for end in ('mkv', 'mcap'))
+        assert cli.main(['bag', video, '--out', bag]) == 0
+        told[name] = capsys.readouterr().err
+    assert not told['a']
+    words = r'cut.mkv: it ends after [56]\.\d s, and its header says 12\.\d s'
+    assert re.search(words, told['cut'])
 
 
 def test_what_is_no_video_leaves_no_bag(tmp_path):

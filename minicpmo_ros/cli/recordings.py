@@ -36,7 +36,8 @@ def run_bag(arguments) -> None:
         raise InputError(f'--out is {arguments.out}; a name that ends in .mcap is expected.')
     require_place(arguments.out)
     require_other(arguments.out, arguments.video)
-    write_video(arguments.video, arguments.out)
+    if short := write_video(arguments.video, arguments.out):
+        print(short, file=sys.stderr)
     print(arguments.out)
 
 
@@ -308,7 +309,8 @@ def _make_bags(arguments, annotated: tuple, defects: list) -> tuple:
         if (arguments.out / bag).exists():
             continue
         try:
-            write_video(one.find(files), arguments.out / bag)
+            short = write_video(one.find(files), arguments.out / bag)
+            defects += [short] * bool(short)
         except InputError as error:
             defects.append(f'{error} Its questions are left out.')
             continue

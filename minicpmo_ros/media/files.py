@@ -46,6 +46,7 @@ FORMATS = (
     'amr',
     'caf',
 )
+TELLING = ('matroska', 'mov')  # of them, those whose length is in the header or not known
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,22 @@ class FileFacts:
     frame_rate_hz: float
     sample_rate_hz: int
     channels: int
+    told_ns: int = 0  # its length by its own header, not as reckoned by its bytes
 
 
 def probe(path) -> FileFacts:
     """Read what a file contains. Raises InputError if it is no video or audio file."""
     with _open(path) as container:
         video, audio = _first(container, 'video'), _first(container, 'audio')
+        duration_ns = max(0, (container.duration or 0) * 1000)
         return FileFacts(
-            duration_ns=max(0, (container.duration or 0) * 1000),
+            duration_ns=duration_ns,
             width=video.width if video else 0,
             height=video.height if video else 0,
             frame_rate_hz=float(video.average_rate or 0) if video else 0.0,
             sample_rate_hz=audio.rate if audio else 0,
             channels=audio.channels if audio else 0,
+            told_ns=duration_ns if {*container.format.name.split(',')} & {*TELLING} else 0,
         )
 
 

@@ -44,6 +44,7 @@ TOPICS = {
 }
 SHOWN_NS = 9 * NS // 10  # of a second
 HOLE = SAMPLE_RATE_HZ // 10  # samples; less is the coding's own unrest
+SHORT_NS, SHORT = 2 * NS, 0.05  # by which a file may end before its header says; share of it
 MOST_WAITING = 32 * 2**20
 
 
@@ -117,23 +118,48 @@ def make_header(types, stamp_ns: int, frame_id: str):
     return types.types['std_msgs/msg/Header'](stamp=stamp, frame_id=frame_id)
 
 
-def write_video(video, bag, start_s: int = START_S, jpeg_quality: int = 92) -> None:
+def write_video(video, bag, start_s: int = START_S, jpeg_quality: int = 92) -> str:
     """Write an MCAP bag whose stamps are start_s and the video's own time.
 
-    Raises InputError for what is no video or is damaged; no bag is left then.
+    Raises InputError for what is no video or is damaged; no bag is left then. Return a sentence
+    where the file ends before its header says, as one does whose copy was not complete; or ''.
     """
     from minicpmo_ros.media.files import probe, read_video  # slow to load; a recorder needs none
 
     facts = probe(video)
     if not facts.width and not facts.sample_rate_hz:
         raise InputError(f'{video}: it has no images and no audio.')
-    images = _one_a_second(read_video(video), jpeg_quality) if facts.width else ()
+    frames = _Noting(read_video(video) if facts.width else ())
+    images = _one_a_second(frames, jpeg_quality)
     samples = _audio(video) if facts.sample_rate_hz else np.zeros(0, np.float32)
-    images = iter(images)
     first = next(images, None)
     if first is None and not len(samples):
         raise InputError(f'{video}: it ends before its first image or sound. Record it again.')
     write_clip(Path(bag), start_s, chain([] if first is None else [first], images), samples)
+    heard_ns = len(samples) * NS // SAMPLE_RATE_HZ
+    return _why_short(video, max(frames.end_ns, heard_ns), facts.told_ns)
+
+
+class _Noting:
+    """Gives frames, and notes the stamp of the last one."""
+
+    def __init__(self, frames):
+        self._frames, self.end_ns = frames, 0
+
+    def __iter__(self) -> Iterator[tuple]:
+        for stamp_ns, image in self._frames:
+            self.end_ns = stamp_ns
+            yield stamp_ns, image
+
+
+def _why_short(video, end_ns: int, told_ns: int) -> str:
+    """Return what is to be said of a file that ends then, of so long a one; or ''."""
+    if told_ns - end_ns <= max(SHORT_NS, SHORT * told_ns):
+        return ''
+    return (
+        f'{video}: it ends after {end_ns / NS:.1f} s, and its header says {told_ns / NS:.1f} s. '
+        'Its copy may not be complete; the bag has what is there.'
+    )
 
 
 def _one_a_second(frames, quality: int) -> Iterator[tuple]:
