@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import rclpy
+from rclpy.action import ActionServer
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.task import Future
@@ -21,6 +22,7 @@ from ros_graph import LONG
 from ros_source import jpeg, picture_of
 from std_msgs.msg import String
 
+from minicpmo_ros.action import Ask as AskAction
 from minicpmo_ros.client import (
     AskError,
     BusyError,
@@ -221,6 +223,15 @@ def test_what_rclpy_raises_on_the_way_of_a_question_is_told_to_who_asked(
             asker.ask('What?', max_tokens=2)
     monkeypatch.setattr(asker.action, 'send_goal_async', real)
     assert asker.ask('And now?', max_tokens=2).text
+
+
+def test_an_end_without_a_reason_is_told_in_words(node, asker):
+    server = ActionServer(
+        node, AskAction, 'llm/ask', lambda goal: goal.abort() or AskAction.Result()
+    )
+    with pytest.raises(AskError, match='/llm gives no reason; its log tells more'):
+        asker.ask('What?')
+    server.destroy()
 
 
 def test_a_node_that_is_spun_elsewhere_asks_from_threads_and_callbacks(

@@ -323,12 +323,13 @@ class Stream(_Awaited):
             return
         self.answer = result.answer
         self._tell(result.answer.text[self._n_told :])
+        reason = result.reason or f'{self._client.name} gives no reason; its log tells more.'
         if result.success:
             self.end(result.answer)
         elif wrapped.status == GoalStatus.STATUS_CANCELED:
-            self.end(error=CancelledError(result.reason))
+            self.end(error=CancelledError(reason))
         else:
-            self.end(error=AskError(result.reason, result.answer))
+            self.end(error=AskError(reason, result.answer))
 
     def _tell(self, text: str) -> None:
         if not text:
