@@ -31,7 +31,10 @@ def test_notes_are_listed_found_and_exported(capsys, path, tmp_path):
     status, out, err = run(capsys, path)
     assert status == 0 and out.index('The bell rang.') < out.index('A red cup.  (1.0, 2.0) map')
     assert '2 notes' in err
-    assert run(capsys, path, 'find', 'where is my cup')[1].count('\n') == 1
+    status, out, err = run(capsys, path, 'find', 'where is my cup')
+    assert out.count('\n') == 1 and '1 of 2 notes' in err
+    status, out, err = run(capsys, path, 'find', 'the elephant')
+    assert status == 0 and not out and '0 of 2 notes' in err
     assert 'bell' in run(capsys, path, 'find', 'cup', '--from', 900, '--to', 1500)[1]
     status, out, _ = run(capsys, path, 'export')
     assert [json.loads(line)['text'] for line in out.splitlines()] == [

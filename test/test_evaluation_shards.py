@@ -246,8 +246,10 @@ def test_the_command_line_asks_shards_and_joins_them(asked, tmp_path, capsys):
         shard = [*asked, str(out), '--shard', f'{index}/5']
         capsys.readouterr()
         assert cli.main([*shard, '--list-bags']) == 0
-        bags += capsys.readouterr().out.split()
+        mine = capsys.readouterr().out.split()
+        bags += mine
         assert cli.main(shard) == 0
+        assert ('No bag is in this shard' in capsys.readouterr().err) == (not mine)
         assert cli.main(shard) == 0  # nothing is left to do
     assert sorted(bags) == ['0.mcap', '1.mcap', '2.mcap', '3.mcap']
     assert cli.main(['merge', str(out)]) == 0

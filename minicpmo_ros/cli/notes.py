@@ -68,18 +68,17 @@ def run_memory(arguments) -> None:
             print(f'{store.forget(wanted)} notes are deleted, {len(store)} are left.')
         elif arguments.action == 'export':
             _export(store, wanted, arguments.out)
-        elif arguments.action == 'find':
-            _print(_found(store, arguments, wanted))
         else:
-            _print(store.list(wanted, arguments.limit))
-            print(
-                f'{len(store)} notes, {store.size_bytes / 2**20:.1f} MiB: {arguments.file}',
-                file=sys.stderr,
-            )
+            shown = _shown(store, arguments, wanted)
+            _print(shown)
+            size = f'{store.size_bytes / 2**20:.1f} MiB: {arguments.file}'
+            print(f'{len(shown)} of {len(store)} notes, {size}', file=sys.stderr)
 
 
-def _found(store, arguments, wanted) -> list:
-    """Return the notes that a question of the words would be answered with, the best first."""
+def _shown(store, arguments, wanted) -> list:
+    """Return the notes of list; of find, what a question would be answered with, best first."""
+    if arguments.action == 'list':
+        return store.list(wanted, arguments.limit)
     from minicpmo_ros.notes.recall import recall
 
     is_given = (arguments.begin, arguments.end) != (None, None)

@@ -241,6 +241,8 @@ def _tell_resumed(plan, results) -> None:
     before = sum(question.id in results.done for question in plan.questions.questions)
     if before:
         print(f'{before} questions were answered before', file=sys.stderr)
+    if not plan.questions.questions:
+        print('No bag is in this shard: nothing is asked, and it is complete', file=sys.stderr)
 
 
 def add_merge_arguments(parser) -> None:
