@@ -78,6 +78,8 @@ def test_a_question_with_a_schema_is_answered_in_json_and_compared_as_data(
     asked = QuestionSet.read(tmp_path / 'mine.yaml')
     (question,) = asked.questions
     assert question.is_right('{"count":1, "color":"red"}')
+    assert question.is_right('{"count":1.0, "color":"red"}')
+    assert not question.is_right('{"count":true, "color":"red"}')
     assert not question.is_right('{"count":2, "color":"red"}')
     assert not question.is_right('{"count":1, "col') and not question.is_right('red')
     asked.write(tmp_path / 'again.json')

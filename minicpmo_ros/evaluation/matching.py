@@ -12,6 +12,7 @@ with a JSON schema, texts are compared as data.
 
 import json
 import re
+from decimal import Decimal
 from unicodedata import normalize
 
 LETTERS = 'ABCD'
@@ -52,10 +53,19 @@ def is_text(accepted, text: str) -> bool:
 def is_data(accepted, text: str) -> bool:
     """Return whether a text is JSON and says the same as one of the accepted ones."""
     try:
-        found = json.loads(text)
+        found = _data(text)
     except (ValueError, RecursionError):
         return False  # it was cut
-    return any(json.loads(answer) == found for answer in accepted)
+    return any(_data(answer) == found for answer in accepted)
+
+
+def _data(text: str):
+    """Return the value of a JSON text; numbers are no truth values, as they are to Python."""
+    return json.loads(text, parse_int=_number, parse_float=_number)
+
+
+def _number(text: str) -> tuple:
+    return 'number', Decimal(text)
 
 
 def is_letter(letter: str, text: str) -> bool:
