@@ -57,6 +57,28 @@ class LikePydantic:
         return cls(json.loads(text))
 
 
+@dataclass
+class Stop:
+    pass
+
+
+@dataclass
+class Walk:
+    to: str
+
+
+@dataclass
+class Run(Walk):
+    speed: int
+
+
+class Mixed(enum.Enum):
+    PAIR = (1, 2)
+    HALF = 0.5
+    ONE = 1
+    NOTHING = None
+
+
 def test_an_answer_is_read_as_the_dataclass_it_was_asked_as():
     cup = read_as(Cup, json.dumps(CUP))
     assert cup.color is Color.RED and cup.size_cm == 8.0 and isinstance(cup.size_cm, float)
@@ -84,6 +106,9 @@ def test_a_type_has_a_schema_that_is_enforced():
         (Cup, json.dumps(CUP | {'color': 'green'})),
         (Cup, json.dumps(CUP | {'kind': True})),
         (Cup, json.dumps(CUP | {'place': [1]})),
+        (Cup, json.dumps(CUP | {'weight_kg': 1})),
+        (Mixed, 'true'),
+        (float, '"3"'),
         (int, '1.5'),
         (int, 'true'),
         (bool, '1'),
@@ -143,6 +168,26 @@ def test_types_of_one_name_from_two_modules_keep_their_own_schemas():
     assert type(found.a) is type(found.c) is first and type(found.b) is second
     properties = schema['$defs']['Both']['properties']
     assert properties['a'] == properties['c'] != properties['b']
+
+
+@pytest.mark.parametrize(
+    'kind, text, expected',
+    [
+        (Stop | Walk | Run, '{"to": "door", "speed": 3}', Run('door', 3)),
+        (Walk | Run, '{"to": "door", "speed": 3}', Run('door', 3)),
+        (Stop | Walk, '{"to": "door"}', Walk('door')),
+        (Stop | Walk, '{}', Stop()),
+        (Mixed, '[1, 2]', Mixed.PAIR),
+        (Mixed, '0.5', Mixed.HALF),
+        (Mixed | bool, 'true', True),
+        (Mixed, 'null', Mixed.NOTHING),
+    ],
+    ids=str,
+)
+def test_an_answer_is_read_as_the_one_type_whose_schema_it_fits(kind, text, expected):
+    assert write_gbnf(json.dumps(schema_of(kind)))
+    found = read_as(kind, text)
+    assert found == expected and type(found) is type(expected)
 
 
 def test_what_the_code_of_a_type_refuses_is_told_as_not_of_this_type():

@@ -115,8 +115,11 @@ def _object(kind, value):
     """Return a value of parsed JSON as an object of a type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{f.name: _object(hints[f.name], value[f.name]) for f in _fields(kind)})
+        hints, fields = typing.get_type_hints(kind), _fields(kind)
+        # Of a union, the first type that takes the answer would drop the others' fields.
+        if unknown := set(value) - {field.name for field in fields}:
+            raise ValueError(f'{kind.__qualname__} has no {", ".join(sorted(unknown))}')
+        return kind(**{f.name: _object(hints[f.name], value[f.name]) for f in fields})
     if origin in UNIONS:
         for part in arguments:
             try:
@@ -125,7 +128,11 @@ def _object(kind, value):
                 continue
         raise ValueError(f'{value!r} is none of {kind}')
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return kind(value)
+        for member in kind:  # compared as JSON: a tuple is a list there, and true is not 1
+            held = json.loads(json.dumps(member.value))
+            if held == value and isinstance(held, bool) == isinstance(value, bool):
+                return member
+        raise ValueError(f'{value!r} is none of {kind}')
     if origin is list and isinstance(value, list):
         return [_object(arguments[0], item) for item in value]
     if origin is dict and isinstance(value, dict):
@@ -135,7 +142,8 @@ def _object(kind, value):
     if origin is typing.Literal:
         is_one = any(type(value) is type(one) and value == one for one in arguments)
     elif kind is float:
-        is_one, value = type(value) in (int, float), float(value)
+        is_one = type(value) in (int, float)
+        value = float(value) if is_one else value
     else:
         is_one = value is None if kind is None else type(value) is kind
     if not is_one:
