@@ -5,6 +5,7 @@
 
 import io
 import math
+import threading
 import time
 
 import numpy as np
@@ -16,6 +17,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 
 from minicpmo_ros.media.image.tiling import Decoded
+from minicpmo_ros.ros.framework import threads
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 
 FIRST = 1_000_000  # of the seconds published; any
@@ -147,6 +149,37 @@ class Source:
         if simulated:
             simulated.wait_same()
         return last + math.ceil(now_s() - published_s)
+
+
+class AtRoot:
+    """A graph whose publishers are in no namespace, as is a node of this process."""
+
+    def __init__(self, graph):
+        self._graph, self.spin_until = graph, graph.spin_until
+
+    def create_publisher(self, kind, topic, qos):
+        return self._graph.create_publisher(kind, f'/{topic}', qos)
+
+
+class HeldReader:
+    """Holds up whoever reads a topic in this process, as one is that gets no time to run."""
+
+    def __init__(self, monkeypatch, topic: str):
+        self._may_read, call_back = threading.Event(), threads.call_back
+        self._may_read.set()
+
+        def wait_and_call_back(subscription, stop=None):
+            if subscription.topic_name == topic:
+                self._may_read.wait()
+            call_back(subscription, stop)
+
+        monkeypatch.setattr(threads, 'call_back', wait_and_call_back)
+
+    def hold(self) -> None:
+        self._may_read.clear()
+
+    def let_go(self) -> None:
+        self._may_read.set()
 
 
 class SimulatedTime:

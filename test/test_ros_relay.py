@@ -13,7 +13,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from PIL import Image as Picture
 from rclpy.qos import QoSProfile
 from ros_graph import DATA, Process
-from ros_source import FIRST, Source, jpeg, time_of
+from ros_source import FIRST, AtRoot, HeldReader, Source, jpeg, time_of
 from sensor_msgs.msg import CompressedImage, Image
 from test_day_of_a_robot import QUESTIONS, Scene
 from test_streams_relay import photo
@@ -22,8 +22,10 @@ from minicpmo_ros.media.image.compressed import decode_compressed
 from minicpmo_ros.msg import AudioEmbedding, ImageEmbedding, Status
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.messages import stamp_ns_of
+from minicpmo_ros.ros.relay import RelayNode
 from minicpmo_ros.srv import Ask
-from minicpmo_ros.streams.relay import wire_bytes
+from minicpmo_ros.streams.relay import RateRule, wire_bytes
+from minicpmo_ros.streams.time import LIMITS
 
 NS = 10**9
 DEEP = QoSProfile(depth=500)
@@ -191,6 +193,37 @@ def test_a_large_jpeg_and_stereo_of_48_khz_become_small_and_keep_their_stamps(gr
     for (one, begin), next_begin in zip(zip(relayed.audio, begins), begins[1:]):
         assert abs(next_begin - begin - len(one.audio.data) // 2 * NS // 16_000) < 5_000_000
     assert process.end() == 0
+
+
+def test_a_stream_of_audio_goes_on_while_its_reader_is_held_up(graph, spun, monkeypatch):
+    pieces, looks, set_rate = [], [], RateRule.set_rate
+    monkeypatch.setattr(RateRule, 'set_rate', lambda *given: (looks.append(0), set_rate(*given)))
+    graph.create_subscription(AudioDataStamped, '/relay/audio', pieces.append, DEEP)
+    reader, _ = HeldReader(monkeypatch, '/audio'), spun(RelayNode())
+    source = Source(AtRoot(graph))
+    source.wait_heard()
+    part = 1600  # samples, of which one tenth is left over for the next piece
+
+    def play(second):
+        for i in range(second * 16_000, (second + 1) * 16_000, part):
+            source.sound(FIRST * NS + i * NS // 16_000, np.full(part, 0.1, np.float32))
+        sent = (second + 1) * 16_000 - 512
+        graph.spin_until(
+            lambda: sum(len(each.audio.data) // 2 for each in pieces) > sent, 'the audio'
+        )
+
+    play(0)
+    try:
+        reader.hold()
+        held_s, n_looks = time.monotonic(), len(looks)
+        graph.spin_until(
+            lambda: time.monotonic() > held_s + 2 * LIMITS.grace_s and len(looks) > n_looks + 5,
+            'the relay to look again and again',
+        )
+    finally:
+        reader.let_go()
+    play(1)
+    assert {len(message.audio.data) for message in pieces} == {1024}
 
 
 def test_raw_yuyv_crosses_as_jpeg_with_its_frame(graph):

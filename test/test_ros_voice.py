@@ -3,6 +3,7 @@
 
 """Node `voice`: a spoken question is answered without a call, and what fails is told."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
-from ros_source import DEEP, FIRST, Source, jpeg, picture_of
+from ros_source import DEEP, FIRST, AtRoot, HeldReader, Source, jpeg, picture_of
 
 from benchmarks.voice_sounds import say
 from minicpmo_ros.errors import InputError
@@ -18,6 +19,7 @@ from minicpmo_ros.msg import Answer, Speech
 from minicpmo_ros.ros.audio_input import AudioInput
 from minicpmo_ros.ros.framework.threads import PERIOD_S
 from minicpmo_ros.ros.voice import asking
+from minicpmo_ros.ros.voice import node as node_module
 from minicpmo_ros.ros.voice.node import IS_QUESTION, LOOKS_S, TURNS, VoiceNode, turn_options
 from minicpmo_ros.voice.turns import TurnState
 
@@ -53,16 +55,6 @@ def told(graph):
 
     graph.create_subscription(DiagnosticArray, '/diagnostics', take, DEEP)
     return lambda: entries.get('voice')
-
-
-class AtRoot:
-    """A graph whose publishers are in no namespace, as is a node of this process."""
-
-    def __init__(self, graph):
-        self._graph, self.spin_until = graph, graph.spin_until
-
-    def create_publisher(self, kind, topic, qos):
-        return self._graph.create_publisher(kind, f'/{topic}', qos)
 
 
 def speak(source, samples, begin_s, chunk=1600):
@@ -186,6 +178,36 @@ def test_a_microphone_that_dies_discards_the_turn_and_is_told(graph, question, h
     speak(source, question, FIRST + 60)
     graph.spin_until(lambda: of_kind(heard, Speech.ENDED), 'a turn once it is back')
     assert process.is_running
+
+
+def test_a_microphone_has_not_stopped_while_its_reader_is_held_up(
+    graph, spun, question, monkeypatch
+):
+    heard, looks = [], []
+    graph.create_subscription(Speech, '/voice/speech', heard.append, QoSProfile(depth=50))
+    monkeypatch.setattr(node_module, 'SILENT_S', 0.3)
+    monkeypatch.setattr(AudioInput, 'look_every', lambda _, period_s: looks.append(period_s))
+    reader, node = HeldReader(monkeypatch, '/audio'), VoiceNode()
+    node.set_parameters([Parameter('ask', value=False)])
+    spun(node)
+    source = Source(AtRoot(graph))
+    source.wait_heard(image=False)
+    for i in range(0, 3 * RATE // 2, 1600):
+        source.sound(FIRST * NS + i * NS // RATE, question[i : i + 1600])
+    graph.spin_until(lambda: of_kind(heard, Speech.STARTED), 'the begin of the turn')
+    try:
+        reader.hold()
+        for i in range(3 * RATE // 2, len(question), 1600):
+            source.sound(FIRST * NS + i * NS // RATE, question[i : i + 1600])
+        held_s, n_looks = time.monotonic(), len(looks)
+        graph.spin_until(
+            lambda: time.monotonic() > held_s + 1.0 and len(looks) > n_looks + 5,
+            'the worker to look again and again',
+        )
+    finally:
+        reader.let_go()
+    graph.spin_until(lambda: len(heard) == 2, 'the end of the turn')
+    assert heard[1].kind == Speech.ENDED, heard[1].reason
 
 
 def test_a_missing_library_is_told_and_the_others_go_on(graph, tiny_model_dir, tmp_path, told):

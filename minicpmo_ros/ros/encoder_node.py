@@ -175,8 +175,7 @@ class EncoderNode(ManagedNode):
         """Wait for input for a moment, and process what has come."""
         # All that came until this instant is processed below, however long the device is waited
         # for or reading was held up: a source must not seem silent because its reader was busy.
-        source = self.input
-        now = (source and source.read_until) or self.time.now()
+        now = self.time.read_until(self.input)
         items = inbox.take(TICK_S)
         pause.begun_s = time.monotonic()
         strays = guard.strays

@@ -175,15 +175,14 @@ class RelayNode(ManagedNode):
 
     # The worker.
     def _work_once(self, state: RelayState, inbox: Inbox) -> None:
-        # All that came until this instant is in the inbox: a second is not over before that.
-        camera = self._camera
-        now = (camera and camera.read_until) or self.time.now()
+        # All that came until these instants is in the inbox: a second is not over before that.
+        seen, heard = map(self.time.read_until, (self._camera, self._microphone))
         state.rule.set_rate(self.get_parameter('max_mbit').value)
         for take, arrival in inbox.take(TICK_S):
             self._attempt(take, state, arrival)
-        for images in state.images.due(now):
+        for images in state.images.due(seen):
             self._attempt(self._send_image, state, images)
-        if state.heard is not None and now.waited_s(state.heard) >= LIMITS.grace_s:
+        if state.heard is not None and heard.waited_s(state.heard) >= LIMITS.grace_s:
             self._attempt(self._end_audio, state)
 
     def _attempt(self, work, *arguments) -> None:

@@ -226,7 +226,9 @@ class VoiceNode(ManagedNode):
 
     # The worker.
     def _work_once(self, audio: _Audio, inbox: Inbox) -> None:
-        now, items, begun_s = self.time.now(), inbox.take(TICK_S), time.thread_time()
+        # All that came until this instant is in the inbox.
+        now, begun_s = self.time.read_until(self._input), time.thread_time()
+        items = inbox.take(TICK_S)
         for item in items:
             self._attempt(audio.push, item)
         if not items and audio.newest is not None:
