@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import mgonzs13
 import numpy as np
 import pytest
-from audio_common_msgs.msg import AudioDataStamped, AudioInfo
+from audio_common_msgs.msg import AudioData, AudioDataStamped, AudioInfo
 from audio_signals import mp3_of
 from ros_graph import TIMEOUT_S
-from ros_source import FIRST, UNUSABLE, Source, sound_of, time_of
+from ros_source import DEEP, FIRST, UNUSABLE, Source, sound_of, time_of
 
 from minicpmo_ros.media.audio.format import AudioFormat
 from minicpmo_ros.media.audio.stream import AudioDecoder
@@ -52,6 +52,23 @@ def wait_second(graph, messages, second, status):
 
 def of(heard, second):
     return next(m for m in heard if m.second == second)
+
+
+def test_all_nodes_of_a_process_hear_a_microphone_that_comes_back_as_another_type(
+    graph, tiny_model_dir
+):
+    """DDS reads a topic as one type in a process: none may keep the others from the new one."""
+    model = ('-p', f'model_dir:={tiny_model_dir}')
+    process = graph.start('live', *model, *graph.lossless, '--', '--voice')
+    for kind in (AudioData, AudioDataStamped, AudioData):
+        microphone = graph.create_publisher(kind, 'audio', DEEP)
+        graph.spin_until(
+            lambda each=microphone: each.get_subscription_count() == 2,
+            f'both to hear {kind.__name__}',
+            timeout_s=60.0,
+        )
+        graph.destroy_publisher(microphone)
+    assert process.end() == 0 and 'Traceback' not in process.log
 
 
 @pytest.fixture(scope='module')

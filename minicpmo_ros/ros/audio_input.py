@@ -15,6 +15,7 @@ publisher exists, and the graph says which type is published:
 import time
 from collections import deque
 
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.qos import (
     QoSDurabilityPolicy,
     QoSProfile,
@@ -171,8 +172,8 @@ class AudioInput:
         self._audio = self._subscribed(self._audio, self._wanted_audio())
         if self._is_told:
             self._info = self._subscribed(self._info, self._wanted_info())
-        if self._audio is not None and (self._info is not None or not self._is_told):
-            self._looking.period_s = LOOK_AGAIN_PERIOD_S
+        is_found = self._audio is not None and (self._info is not None or not self._is_told)
+        self._looking.period_s = LOOK_AGAIN_PERIOD_S if is_found else LOOK_PERIOD_S
 
     def _subscribed(self, current, wanted):
         """Subscribe as wanted if that has changed; return (wanted, subscription) or None."""
@@ -180,7 +181,13 @@ class AudioInput:
             return current
         if current is not None:
             self._poller.unsubscribe(current[1])
-        return wanted, self._poller.subscribe(*wanted)
+        message_type, topic = wanted[:2]
+        try:
+            return wanted, self._poller.subscribe(*wanted)
+        except rclpy_implementation.RCLError as error:
+            # In one process DDS reads a topic as one type: others here may have to leave it first.
+            self._tell(f'{topic} cannot be read as {message_type.__name__} yet: {error}')
+            return None
 
     def _publishers(self, topic: str):
         return self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(topic))
