@@ -8,8 +8,9 @@ import resource
 from itertools import count
 from pathlib import Path
 
+from audio_common_msgs.msg import AudioData
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from ros_source import Source, jpeg, picture_of, time_of
+from ros_source import DEEP, Source, jpeg, picture_of, sound_of, time_of
 from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import CompressedImage
 
@@ -21,6 +22,7 @@ from minicpmo_ros.evaluation.bags.writing import Recording
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
 from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.ros.audio_input import PACKAGE
 from minicpmo_ros.srv import SaveBag
 
 ROOT = Path(__file__).parents[1]
@@ -174,6 +176,33 @@ def test_a_camera_that_comes_again_and_offers_less_is_recorded_again(graph, tmp_
         graph.destroy_publisher(camera)
     assert recorder.end() == 0
     assert set(numbers(bag)) == {1, 2, 3}
+
+
+def test_a_microphone_that_comes_again_as_another_type_is_recorded_as_that(graph, tmp_path):
+    bag = tmp_path / 'bag.mcap'
+    recorder = graph.start('recorder', '-p', f'bag:={bag}', '-p', 'inputs:=true')
+    source = Source(graph)
+    source.wait_heard(image=False)
+    source.sound(10**9, sound_of(1))
+    graph.spin_until(lambda: bag.stat().st_size > 32_000, 'the first sound in the bag')
+    graph.destroy_publisher(source.audio)
+    plain = graph.create_publisher(AudioData, 'audio', DEEP)
+    graph.spin_until(plain.get_subscription_count, 'the recorder of the other type')
+    message, before = AudioData(), bag.stat().st_size
+    message.data.frombytes(bytes(32_000))
+
+    def is_recorded():
+        plain.publish(message)
+        return bag.stat().st_size > before
+
+    graph.spin_until(is_recorded, 'its sound')
+    assert recorder.end() == 0
+    with AnyReader([bag]) as reader:
+        kinds = {each.msgtype for each in reader.connections if each.topic.endswith('/audio')}
+        read = [reader.deserialize(data, c.msgtype) for c, _, data in reader.messages()]
+    sounds = [getattr(each, 'audio', each) for each in read if type(each).__msgtype__ in kinds]
+    assert kinds == {f'{PACKAGE}AudioData', f'{PACKAGE}AudioDataStamped'}
+    assert {len(each.data) for each in sounds} == {32_000}
 
 
 def test_the_format_of_the_audio_is_in_the_bag_although_it_came_once_and_long_ago(graph, tmp_path):

@@ -274,11 +274,12 @@ class Recording:
             self.lost += 1
             self._file.flush()  # raises, as long as there is no room
             self.lost -= 1
-        if topic not in self._channels:
+        channel = topic, kind  # a driver may come again with another type
+        if channel not in self._channels:
             text, _ = self._types.generate_msgdef(kind, ros_version=2)
             schema = self._writer.register_schema(kind, 'ros2msg', text.encode())
-            self._channels[topic] = self._writer.register_channel(topic, 'cdr', schema)
-        self._writer.add_message(self._channels[topic], log_ns, bytes(data), log_ns)
+            self._channels[channel] = self._writer.register_channel(topic, 'cdr', schema)
+        self._writer.add_message(self._channels[channel], log_ns, bytes(data), log_ns)
         self._file.flush()
         self.count += 1
 

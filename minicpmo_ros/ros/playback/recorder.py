@@ -64,7 +64,8 @@ class Recorder(Node):
                 'newest seconds be kept for ~/save_bag: -p keep_s:=60.0'
             )
         self._throttle, self._is_short = Throttle(), False  # short of room
-        self._open, self._recorded, self._topics = {}, set(), set()  # names, as they are here
+        self._open = {}  # by topic: (subscription, type)
+        self._recorded, self._topics = set(), set()  # names, as they are here
         self._skipped = set()  # (topic, type) that was told
         if options.bag:
             self._recording = Recording(options.bag, definitions())
@@ -108,12 +109,14 @@ class Recorder(Node):
             publishers = self.get_publishers_info_by_topic(topic)
             if not publishers:
                 continue
-            qos, opened = fitting(publishers), self._open.get(topic)
-            if opened is not None:
-                if not asks_more(opened.qos_profile, qos):
+            qos, kinds = fitting(publishers), [info.topic_type for info in publishers]
+            if topic in self._open:
+                subscription, kind = self._open[topic]
+                if kind in kinds and not asks_more(subscription.qos_profile, qos):
                     continue
-                self.destroy_subscription(self._open.pop(topic))  # a driver has come anew
-            kind = publishers[0].topic_type
+                del self._open[topic]  # a driver has come anew
+                self.destroy_subscription(subscription)
+            kind = kinds[0]
             try:
                 message_type = message_class(kind)
             except InputError as error:
@@ -123,7 +126,8 @@ class Recorder(Node):
                 continue
             holds = name == AUDIO_INFO or qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
             take = partial(self._take, name, topic, kind, holds)
-            self._open[topic] = self.create_subscription(message_type, topic, take, qos, raw=True)
+            subscription = self.create_subscription(message_type, topic, take, qos, raw=True)
+            self._open[topic] = subscription, kind
 
     def _take(self, name: str, topic: str, kind: str, holds: bool, data: bytes) -> None:
         now_ns = self.get_clock().now().nanoseconds
