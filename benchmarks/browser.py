@@ -107,7 +107,8 @@ class Browser:
     def press(self, key: str, modifiers: int = 0) -> None:
         """Press a key, such as Enter, Tab, ArrowLeft or ' '."""
         known = {'Enter': ('\r', 13), 'Tab': ('', 9), ' ': (' ', 32), 'ArrowLeft': ('', 37),
-                 'ArrowUp': ('', 38), 'ArrowRight': ('', 39), 'End': ('', 35)}  # fmt: skip
+                 'ArrowUp': ('', 38), 'ArrowRight': ('', 39), 'ArrowDown': ('', 40),
+                 'End': ('', 35)}  # fmt: skip
         text, code = known[key]
         named = dict(key=key, code=key if key != ' ' else 'Space', windowsVirtualKeyCode=code)
         named['modifiers'] = modifiers

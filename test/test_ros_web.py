@@ -8,7 +8,9 @@ without aiohttp the tests are skipped, which pytest's summary says.
 """
 
 import re
+import signal
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -67,7 +69,7 @@ class Shown:
         write_microphone(folder / 'microphone.wav', samples)
         self.graph, self.answers = graph, []
         graph.create_subscription(Answer, 'llm/answer', self.answers.append, 10)
-        graph.start('live', '-p', 'model_dir:=nano')
+        self.live = graph.start('live', '-p', 'model_dir:=nano')
         web = graph.start('web', '-p', 'senses:=true', '-p', 'port:=0', '-p', 'token:=secret')
         found = graph.spin_until(lambda: re.search(r'http://\S+', web.log), 'the address')
         self.web, self.base = web, found[0].partition('?')[0]
@@ -169,6 +171,48 @@ def test_what_looks_like_a_script_is_shown_as_text(shown):
     shown.browser.evaluate('document.getElementById("choices").value = ""')
 
 
+def test_a_question_that_is_refused_says_so_in_its_own_place(shown):
+    shown.focus_by_keys('choices', SHIFT)
+    shown.browser.type('x' * 201)
+    shown.focus_by_keys('question', SHIFT)
+    shown.browser.type('which one?')
+    shown.browser.press('Enter')
+    shown.browser.wait('document.querySelector(".card").textContent.startsWith("which one?")')
+    shown.browser.wait('document.querySelector(".card").classList.contains("failed")')
+    assert '200 characters' in shown.newest('querySelector(".reason").textContent')
+    assert shown.newest('querySelectorAll("button").length') == 0
+    shown.browser.evaluate('document.getElementById("choices").value = ""')
+
+
+def test_what_is_being_typed_is_not_lost_by_looking_at_earlier_questions(shown):
+    value = 'document.getElementById("question").value'
+    shown.ask('what color is the shape?')
+    shown.focus_by_keys('question', SHIFT)
+    shown.browser.type('half a que')
+    shown.browser.press('ArrowUp')
+    assert shown.browser.evaluate(value) == 'what color is the shape?'
+    shown.browser.press('ArrowDown')
+    assert shown.browser.evaluate(value) == 'half a que'
+    taken = shown.browser.evaluate(  # by who writes Chinese, to choose among characters
+        'document.getElementById("question").dispatchEvent(new KeyboardEvent("keydown", '
+        '{key: "ArrowUp", isComposing: true, cancelable: true})) === false'
+    )
+    assert not taken and shown.browser.evaluate(value) == 'half a que'
+    shown.browser.evaluate(f'{value} = ""')
+
+
+def test_a_text_runs_in_the_direction_of_its_own_script(shown):
+    shown.ask('שלום?')
+    lefts = shown.newest(
+        'querySelector(".question").firstChild && [0, 4].map((at) => {'
+        'const range = document.createRange();'
+        'const text = document.querySelector(".question").firstChild;'
+        'range.setStart(text, at); range.setEnd(text, at + 1);'
+        'return range.getBoundingClientRect().left; })'
+    )
+    assert lefts[1] < lefts[0]  # the mark ends the text on the left
+
+
 def test_a_setting_is_changed_or_refused_in_words(shown):
     shown.browser.evaluate('document.querySelector("details").open = true')
     shown.focus_by_keys('parameter-top_k')
@@ -233,5 +277,26 @@ def test_nothing_went_wrong_and_no_other_server_was_asked(shown):
     assert asked == {re.sub(r'^http://|/$', '', shown.base)}
     assert shown.graph.status.units_dropped == 0
     assert 'Traceback' not in shown.web.log
-    assert shown.web.end() == 0
+    end_while_a_question_is_open(shown)
+    port = urlsplit(shown.base).port
+    again = shown.graph.start('web', '-p', f'port:={port}', '-p', 'token:=another')
+    shown.graph.spin_until(lambda: 'the page is at' in again.log, 'the address')
+    shown.browser.wait('document.getElementById("notice").textContent.includes("token is wrong")')
+    again.end()
+
+
+def end_while_a_question_is_open(shown) -> None:
+    """End node web; the page says that nobody answers any more."""
+    shown.live.popen.send_signal(signal.SIGSTOP)
+    try:
+        shown.focus_by_keys('question', SHIFT)
+        shown.browser.type('what color is the shape?')
+        shown.browser.press('Enter')
+        shown.browser.wait('document.querySelector(".card .waiting") !== null')
+        assert shown.web.end() == 0
+    finally:
+        shown.live.popen.send_signal(signal.SIGCONT)
     shown.browser.wait('document.getElementById("state").textContent === "Not connected"')
+    shown.browser.wait('document.querySelector(".card.failed .reason") !== null')
+    assert 'ask again' in shown.newest('querySelector(".reason").textContent')
+    assert shown.browser.evaluate('document.querySelectorAll(".card .waiting").length') == 0

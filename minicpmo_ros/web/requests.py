@@ -17,6 +17,7 @@ import json
 import socket
 import ssl
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
@@ -175,6 +176,15 @@ def read_text(text: str):
     if not isinstance(kind, str) or kind not in READERS:
         raise InputError(f'The message has no known type; there are {", ".join(READERS)}.')
     return READERS[kind](fields)
+
+
+def number_asked(data: str | bytes):
+    """Return the number that a page gave a question which is refused; None: it is none."""
+    with suppress(ValueError, RecursionError, InputError):
+        fields = json.loads(data) if isinstance(data, str) else None
+        if isinstance(fields, dict) and fields.get('type') == 'ask':
+            return _whole(fields, 'number')
+    return None
 
 
 def read_binary(data: bytes) -> Media:

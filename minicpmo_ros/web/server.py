@@ -31,6 +31,7 @@ from minicpmo_ros.web.requests import (
     ClockEcho,
     ServerOptions,
     check_place,
+    number_asked,
     read_binary,
     read_text,
     refusal,
@@ -123,13 +124,16 @@ class Page:
         self.answered_s = monotonic()
         self._echoes.append((spent_ms, now_ms - spent_ms / 2 - echo.page_ms))
 
-    def refuse(self, reason: str) -> None:
-        """Tell the page what is wrong with its message; let it go if that goes on."""
+    def refuse(self, reason: str, number: int | None = None) -> None:
+        """Tell the page what is wrong with its message; let it go if that goes on.
+
+        number: of the question that was refused, if the message was one.
+        """
         self._malformed += 1
         if self._malformed > MAX_MALFORMED:
             self.let_go(f'{self._malformed} of its messages were malformed')
         else:
-            self.put(encode({'type': 'refused', 'reason': reason}))
+            self.put(encode({'type': 'refused', 'reason': reason, 'number': number}))
 
     def check(self) -> None:
         """Let the page go if it has not answered for too long; once a second."""
@@ -354,10 +358,11 @@ class WebServer:
                 else:
                     self._hooks.on_request(page, request)
             except Error as error:
-                page.refuse(str(error))
+                page.refuse(str(error), number_asked(message.data))
             except Exception as error:  # the page goes on, and so do the others
                 log.exception('a message of a page failed unexpectedly')
-                page.refuse(f'Unforeseen: {error!r}. The log of the node says where.')
+                reason = f'Unforeseen: {error!r}. The log of the node says where.'
+                page.refuse(reason, number_asked(message.data))
 
 
 def encode(message: dict | bytes) -> str | bytes:

@@ -20,7 +20,7 @@ export class Answers {
 
   ask(question, choices, remember) {
     this.count += 1;
-    const number = this.count, card = this.card(question || WORDS.spoken, false);
+    const number = this.count, card = this.card(question || WORDS.spoken);
     card.box.classList.add('own');
     card.asked = performance.now();
     card.choices = choices;
@@ -34,7 +34,7 @@ export class Answers {
     if (!this.send({ type: 'ask', number, question, choices, remember })) this.fail(number, WORDS.lost);
   }
 
-  card(question, isPast) {
+  card(question) {
     const card = { box: element('li', 'card'), text: element('div', 'text'), facts: element('div', 'facts') };
     card.box.tabIndex = 0;
     card.question = element('div', 'question', question);
@@ -42,8 +42,11 @@ export class Answers {
     for (const event of ['pointerenter', 'focus']) {
       card.box.addEventListener(event, () => card.seconds && this.show(card));
     }
-    if (isPast) this.box.append(card.box); else this.box.prepend(card.box);
-    while (this.box.children.length > KEPT) this.box.lastChild.remove();
+    this.box.prepend(card.box);
+    while (this.box.children.length > KEPT) {
+      this.known.delete(this.box.lastChild.dataset.id);
+      this.box.lastChild.remove();
+    }
     return card;
   }
 
@@ -81,11 +84,10 @@ export class Answers {
   }
 
   /** An answer that somebody else asked for, or that this page did: then it is known by its id. */
-  heard(answer, isPast) {
+  heard(answer) {
     if (this.known.has(answer.id)) return;
-    const card = this.card(`${answer.question || WORDS.spoken} (${WORDS.elsewhere})`, false);
+    const card = this.card(`${answer.question || WORDS.spoken} (${WORDS.elsewhere})`);
     this.finish(card, answer, answer.reason);
-    if (isPast) this.strip.light(answer.seconds);
   }
 
   fail(number, reason) {
@@ -95,6 +97,11 @@ export class Answers {
     card.facts.replaceChildren();
     card.box.classList.add('failed');
     card.box.insertBefore(element('div', 'reason', reason), card.facts);
+  }
+
+  /** The connection is lost, and the questions with it: nobody will answer them. */
+  lose() {
+    for (const number of [...this.open.keys()]) this.fail(number, WORDS.lostQuestion);
   }
 
   finish(card, answer, reason) {

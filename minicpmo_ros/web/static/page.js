@@ -29,15 +29,28 @@ const plots = Object.fromEntries(['image', 'audio', 'prefill', 'memory'].map(
 function connect() {
   socket = new WebSocket(`${location.protocol === 'https:' ? 'wss' : 'ws'}://${location.host}/ws?t=${encodeURIComponent(token)}`);
   socket.binaryType = 'arraybuffer';
-  socket.onopen = () => notice('');
+  let wasOpen = false;
+  socket.onopen = () => {
+    wasOpen = true;
+    notice('');
+  };
   socket.onclose = () => {
     setState('away', '');
     notice(WORDS.lost);
+    answers.lose();
+    if (!wasOpen) tellWhy();
     setTimeout(connect, RETRY_MS);
   };
   socket.onmessage = (event) => {
     if (typeof event.data === 'string') take(JSON.parse(event.data)); else takeBinary(event.data);
   };
+}
+
+/** Tell why the page may not connect: a WebSocket does not say it, the page's own address does. */
+async function tellWhy() {
+  const reply = await fetch(location.href).catch(() => null); // null: nobody listens
+  if (!reply || socket.readyState === WebSocket.OPEN) return;
+  notice(reply.ok ? WORDS.notTaken : await reply.text());
 }
 
 function notice(text, id = 'notice') {
@@ -118,7 +131,9 @@ const handlers = {
       if (input.type === 'checkbox') input.checked = value; else input.value = value;
     }
   },
-  refused(message) { // for as long as it takes to read
+  refused(message) {
+    if (answers.open.has(message.number)) return answers.fail(message.number, message.reason);
+    // For as long as it takes to read.
     notice(message.reason, 'refused');
     clearTimeout(refusal);
     refusal = setTimeout(() => notice('', 'refused'), READ_MS);
@@ -200,13 +215,15 @@ at('ask').addEventListener('submit', (event) => {
   at('question').value = '';
 });
 
-let recalled = -1;
+let recalled = -1, typed = ''; // what was typed stands below the newest question
 at('question').addEventListener('keydown', (event) => {
   const step = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+  if (event.isComposing) return; // the arrows choose among characters
   if (!step) { recalled = -1; return; }
   event.preventDefault();
+  if (recalled < 0) typed = at('question').value;
   recalled = Math.max(-1, Math.min(history.length - 1, recalled + step));
-  at('question').value = recalled < 0 ? '' : history[recalled];
+  at('question').value = recalled < 0 ? typed : history[recalled];
 });
 
 at('senses-start').addEventListener('click', async () => {

@@ -17,7 +17,9 @@ export const WORDS = {
   tiles: 'tiles', overview: 'overview at', silent: 'silence', waiting: 'waiting', cancel: 'Cancel', elsewhere: 'asked elsewhere',
   spoken: 'what was said', speech: 'speech', firstToken: 'first token', perSecond: 'tokens/s', seconds: 'seconds',
   likely: 'mean probability of a token', pause: 'Pause', goOn: 'Go on', paused: 'paused',
-  lost: 'The connection is lost; trying again.', noToken: 'This address lacks its token. Open the one that the node has printed.',
+  lost: 'The connection is lost; trying again.', lostQuestion: 'The connection was lost before there was an answer; ask again.',
+  notTaken: 'The node is there and did not take this page: as many as may be (max_pages) are open, or what is between passes no WebSocket. Trying again.',
+  noToken: 'This address lacks its token. Open the one that the node has printed.',
   noMedia: 'A browser gives camera and microphone only to https, or to this machine (ssh -L).',
   plots: {
     image: 'image', audio: 'sound', prefill: 'reading into the window', memory: 'memory',
