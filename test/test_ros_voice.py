@@ -15,12 +15,13 @@ from ros_source import DEEP, FIRST, AtRoot, HeldReader, Source, jpeg, picture_of
 
 from benchmarks.voice_sounds import say
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.msg import Answer, Speech
+from minicpmo_ros.msg import Answer, SpeakerState, Speech
 from minicpmo_ros.ros.audio_input import AudioInput
 from minicpmo_ros.ros.framework.threads import PERIOD_S
 from minicpmo_ros.ros.voice import asking
 from minicpmo_ros.ros.voice import node as node_module
 from minicpmo_ros.ros.voice.node import IS_QUESTION, LOOKS_S, TURNS, VoiceNode, turn_options
+from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.voice.turns import TurnState
 
 RATE, NS = 16000, 10**9
@@ -208,6 +209,32 @@ def test_a_microphone_has_not_stopped_while_its_reader_is_held_up(
         reader.let_go()
     graph.spin_until(lambda: len(heard) == 2, 'the end of the turn')
     assert heard[1].kind == Speech.ENDED, heard[1].reason
+
+
+def test_who_listens_is_not_deaf_for_ever_after_a_speaker_that_ended_while_it_spoke(
+    graph, question, heard
+):
+    graph.start('voice', '-p', 'ask:=false', *graph.lossless)
+    speaker = graph.create_publisher(SpeakerState, 'speaker/state', STATE_QOS)
+    graph.spin_until(speaker.get_subscription_count, 'voice to hear of the speaker')
+    source = Source(graph)
+    source.wait_heard(image=False)
+    state = SpeakerState(speaking=True)
+    state.header.stamp = graph.get_clock().now().to_msg()
+    speaker.publish(state)
+    said_s, length_s = time.time() + 1, len(question) // RATE
+
+    def is_heard():
+        nonlocal said_s
+        if time.time() >= said_s:
+            speak(source, question, int(said_s))
+            said_s += length_s
+        return of_kind(heard, Speech.ENDED)
+
+    first_s = said_s
+    graph.spin_until(lambda: is_heard() or said_s > first_s, 'a question into its words')
+    graph.destroy_publisher(speaker)
+    graph.spin_until(is_heard, 'a question after them')
 
 
 def test_a_missing_library_is_told_and_the_others_go_on(graph, tiny_model_dir, tmp_path, told):

@@ -11,6 +11,7 @@ from minicpmo_ros.media.audio.stream import AudioDecoder
 from minicpmo_ros.msg import SpeakerState
 from minicpmo_ros.ros.audio_input import AudioInput
 from minicpmo_ros.ros.framework.parameters import Parameter
+from minicpmo_ros.ros.framework.topics import LOOK_AGAIN_PERIOD_S
 from minicpmo_ros.ros.messages import stamp_ns_of
 from minicpmo_ros.speech.self_speech import (
     ALWAYS,
@@ -62,6 +63,7 @@ class SelfSpeechInput:
         self._echo = self._sound = self._decoder = self._gate = None
         self._is_gated = False  # the chunk before was
         self._subscription = node.topics.subscribe(SpeakerState, STATE, self._on_state, STATE_QOS)
+        self._tick = node.ticks.every(LOOK_AGAIN_PERIOD_S, self._look)
         if self.listen == BARGE_IN:
             try:
                 self._gate = make_gate() if has_gate else None
@@ -73,6 +75,7 @@ class SelfSpeechInput:
 
     def close(self) -> None:
         """Unsubscribe."""
+        self._node.ticks.end(self._tick)
         self._node.topics.unsubscribe(self._subscription)
         if self._sound is not None:
             self._sound.close()
@@ -118,6 +121,11 @@ class SelfSpeechInput:
     def has_spoken(self, begin_ns: int, end_ns: int) -> bool:
         """Return whether the robot spoke in a time, or just before it."""
         return self._speech.duration_ms(begin_ns, end_ns) > 0
+
+    def _look(self) -> None:
+        """Listen again where the speaker has ended while it spoke: it will not tell of that."""
+        if not self._node.count_publishers(self._node.resolve_topic_name(STATE)):
+            self._speech.tell(self._node.get_clock().now().nanoseconds, is_speaking=False)
 
     def _on_state(self, message) -> None:
         self._speech.tell(stamp_ns_of(message), message.speaking)
