@@ -156,6 +156,20 @@ def test_without_espeak_it_tells_what_to_install_and_sentences_are_still_publish
     assert not any(s.speaking for s in listener.states)
 
 
+@pytest.mark.parametrize('cut_off', ['llm-0', 'llm-1'])
+def test_an_answer_that_a_killed_llm_left_is_over_when_the_next_one_begins(graph, cut_off):
+    """One that is started anew counts its answers from 0 again."""
+    listener = Listener(graph, 'engine:=none')
+    for number in range(int(cut_off[-1])):
+        listener.answer('It is red.', f'llm-{number}')
+    listener.deltas.publish(AnswerDelta(id=cut_off, text='On the ta'))
+    listener.answer('It is blue.', 'llm-0')
+    graph.spin_until(lambda: listener.sentences and 'blue' in listener.sentences[-1].text, 'blue')
+    *_, left, said = listener.sentences
+    assert (left.id, left.text, left.last) == (cut_off, 'On the ta', True)
+    assert (said.id, said.index, said.text, said.last) == ('llm-0', 0, 'It is blue.', True)
+
+
 def test_the_seconds_in_which_the_robot_speaks_are_silence(graph, tiny_model_dir):
     heard, first = {}, 1_000_000
     graph.create_subscription(

@@ -11,6 +11,7 @@ speaks meanwhile interrupts it.
 
 import itertools
 import time
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +38,7 @@ from minicpmo_ros.speech.synthesis import ENGINES, ESPEAK, make_synthesiser
 
 DELTA_QOS, SENTENCE_QOS = QoSProfile(depth=256), QoSProfile(depth=50)
 QUIET_ANSWER_S = 60.0  # after which an answer that does not go on is over
+KNOWN_ANSWERS = 4096  # whose ids are known again
 LONGEST_TURN_S = 30.0  # after which a turn of speech that nobody ends is a false alarm
 PARAMETERS = (
     Parameter('engine', ESPEAK, 'Program that speaks; none: only publish ~/sentence',
@@ -86,6 +88,7 @@ class SpeakerNode(ManagedNode):
         self._throttle = Throttle()
         self._engine_problem = self._device_problem = self._newest_problem = ''
         self._answers = {}  # id: CutAnswer
+        self._begun = deque(maxlen=KNOWN_ANSWERS)  # ids
         self._goals, self._count = {}, itertools.count()  # goal id: (Utterance, goal)
         self._interrupting = None  # (turn of speech, monotonic) that has paused the sound
         self._counts = dict.fromkeys(('interruptions', 'resumed after a false alarm'), 0)
@@ -219,6 +222,11 @@ class SpeakerNode(ManagedNode):
                 goal.publish_feedback(Say.Feedback(spoken=message.spoken))
 
     def _on_delta(self, delta) -> None:
+        if not delta.index:
+            if delta.id in self._begun:  # the llm was started anew, and counts from 0 again
+                self._end_answers(lambda _: True)
+                self._begun.clear()
+            self._begun.append(delta.id)
         answer = self._answers.get(delta.id)
         if answer is None:
             if delta.index:
@@ -249,14 +257,17 @@ class SpeakerNode(ManagedNode):
         if answer.utterance is not None and self._speaker is not None:
             self._speaker.add(answer.utterance, [text for text in sentences if text], is_last)
 
+    def _end_answers(self, is_over) -> None:
+        for name, answer in list(self._answers.items()):
+            if is_over(answer):
+                self._give(name, answer, [], is_last=True)
+
     def _look(self) -> None:
         """End answers that do not go on, and a pause that nobody ends."""
         now_s = time.monotonic()
         if self._bridge is not None:
             self._bridge.look()
-        for name, answer in list(self._answers.items()):
-            if now_s - answer.newest_s > QUIET_ANSWER_S:
-                self._give(name, answer, [], is_last=True)
+        self._end_answers(lambda answer: now_s - answer.newest_s > QUIET_ANSWER_S)
         if self._interrupting is not None and now_s - self._interrupting[1] > LONGEST_TURN_S:
             self._end_interruption(is_false_alarm=True)
 
