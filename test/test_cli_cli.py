@@ -82,6 +82,13 @@ def test_no_amount_is_below_zero_or_no_number(capsys, words, wrong):
     assert 'a number from 0 on is expected' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('verb', ['watch', 'top'])
+def test_no_count_is_below_zero(capsys, verb):
+    with pytest.raises(SystemExit):
+        run(capsys, verb, '--count', '-1')
+    assert 'a whole number from 0 on is expected' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('wrong', ['bad name', '//a', '1a', 'a//b', 'é', 'a\n', '~'])
 @pytest.mark.parametrize('verb', ['ask', 'watch', 'status', 'top', 'doctor'])
 def test_what_is_no_namespace_is_refused_in_words(capsys, verb, wrong):

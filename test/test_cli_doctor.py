@@ -320,6 +320,9 @@ def test_middleware(tmp_path):
     assert level(software.middleware(other), 'ros-$ROS_DISTRO-rmw-zenoh-cpp') == FAIL
     lost = {**good, 'FASTDDS_DEFAULT_PROFILES_FILE': '/no/such.xml'}
     assert level(software.middleware(lost), '/no/such.xml') == FAIL
+    for domain in ('233', '-1', 'four', '1.5'):  # with which no process would start
+        wrong = {**good, 'ROS_DOMAIN_ID': domain}
+        assert level(software.middleware(wrong), 'from 0 to 232') == FAIL
 
 
 # --- the model ----------------------------------------------------------------------------------

@@ -71,17 +71,24 @@ def test_a_file_of_parameters_that_cannot_be_read_is_told_in_a_sentence(graph, t
 
 
 @pytest.mark.parametrize(
+    'program',
+    [
+        (Path(get_package_prefix('minicpmo_ros')) / 'lib/minicpmo_ros/llm',),
+        (sys.executable, '-m', 'minicpmo_ros.cli.main', 'status'),
+    ],
+    ids=['a node', 'a verb'],
+)
+@pytest.mark.parametrize(
     'changed, words',
     [
         ({'HOME': None, 'ROS_HOME': None, 'ROS_LOG_DIR': None}, 'Set HOME or ROS_LOG_DIR'),
         ({'ROS_DOMAIN_ID': 'four'}, 'ROS_DOMAIN_ID cannot be read'),
     ],
 )
-def test_what_lacks_in_the_environment_is_told_in_a_sentence(changed, words):
+def test_what_lacks_in_the_environment_is_told_in_a_sentence(program, changed, words):
     given = {name: value for name, value in os.environ.items() if name not in changed}
     given |= {name: value for name, value in changed.items() if value is not None}
-    program = Path(get_package_prefix('minicpmo_ros')) / 'lib/minicpmo_ros/llm'
-    child = subprocess.run([program], env=given, capture_output=True, text=True, timeout=TIMEOUT_S)
+    child = subprocess.run(program, env=given, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert child.returncode == 1 and words in child.stderr and 'Traceback' not in child.stderr
 
 

@@ -97,7 +97,7 @@ def findings(arguments, environment) -> list:
         return found
     if any(finding.check == 'rmw' and finding.level == FAIL for finding in found):
         # Importing rclpy would end this process.
-        text = 'the graph was not looked at, because there is no middleware'
+        text = 'the graph was not looked at, because the middleware would not start'
         return [*found, Finding('topics', WARN, text, 'Mend that first')]
     return found + _topics(arguments, environment, has_ros)
 

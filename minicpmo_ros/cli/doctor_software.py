@@ -15,6 +15,11 @@ PYTHONS = ((3, 10), (3, 12))  # the first and the last that are known to work
 NUMPY = (1, 21)
 LLAMA = 'llama-cpp-python'
 PINNED = '0.3.36'
+MIDDLEWARE_SETTINGS = (
+    'ROS_DOMAIN_ID', 'FASTDDS_BUILTIN_TRANSPORTS', 'ROS_LOCALHOST_ONLY',
+    'ROS_AUTOMATIC_DISCOVERY_RANGE',
+)  # fmt: skip
+MAX_DOMAIN = 232  # above, the ports of DDS end, and with them the process
 PACKAGES = ('gguf', 'soxr', 'av', 'pillow', 'pyyaml', 'rosbags', 'mcap', 'zstandard', 'lz4')
 DISTRIBUTIONS = ('humble', 'jazzy', 'kilted')
 WITH_NUMPY_1 = ('humble', 'jazzy')  # what they compile against numpy crashes under numpy 2
@@ -153,29 +158,27 @@ def _messages(distribution: str, find) -> Finding:
     return Finding('messages', OK, 'those of minicpmo_ros and audio_common_msgs')
 
 
+def is_domain(text: str) -> bool:
+    """Return whether processes start with this ROS_DOMAIN_ID."""
+    return text.isascii() and text.isdecimal() and int(text) <= MAX_DOMAIN
+
+
 def middleware(environment) -> Finding:
     """Check which middleware would be loaded, and by which settings."""
     rmw = environment.get('RMW_IMPLEMENTATION') or 'rmw_fastrtps_cpp'
-    folders = [
-        Path(folder)
+    is_there = any(
+        (Path(entry) / below / f'lib{rmw}.so').exists()
         for key, below in (('AMENT_PREFIX_PATH', 'lib'), ('LD_LIBRARY_PATH', ''))
         for entry in environment.get(key, '').split(':')
         if entry
-        for folder in [Path(entry) / below]
-    ]
-    is_there = any((folder / f'lib{rmw}.so').exists() for folder in folders)
+    )
     profiles = [
         environment[key]
         for key in ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
         if environment.get(key)
     ]
     lost = [path for path in profiles if not Path(path).is_file()]
-    settings = [
-        f'{key}={environment[key]}'
-        for key in ('ROS_DOMAIN_ID', 'FASTDDS_BUILTIN_TRANSPORTS', 'ROS_LOCALHOST_ONLY',
-                    'ROS_AUTOMATIC_DISCOVERY_RANGE')
-        if environment.get(key)
-    ]  # fmt: skip
+    settings = [f'{key}={environment[key]}' for key in MIDDLEWARE_SETTINGS if environment.get(key)]
     return judged(
         'rmw',
         ', '.join([rmw, *settings, *(f'profile {path}' for path in profiles)]),
@@ -189,5 +192,10 @@ def middleware(environment) -> Finding:
             FAIL,
             f'It is not installed: sudo apt install ros-$ROS_DISTRO-{rmw.replace("_", "-")}, or '
             'unset RMW_IMPLEMENTATION',
+        ),
+        (
+            not is_domain(environment.get('ROS_DOMAIN_ID') or '0'),
+            FAIL,
+            f'ROS_DOMAIN_ID is no whole number from 0 to {MAX_DOMAIN}: set it to 0 to 101',
         ),
     )

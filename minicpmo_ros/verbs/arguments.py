@@ -28,6 +28,14 @@ def amount(text: str) -> float:
     return number
 
 
+def count(text: str) -> int:
+    """Read an option that is a whole number from 0 on."""
+    number = int(text)
+    if number < 0:
+        raise ArgumentTypeError('a whole number from 0 on is expected')
+    return number
+
+
 def namespace(text: str) -> str:
     """Read an option that is a namespace of ROS; '' and '/' are the one of all."""
     if not NAMESPACE.fullmatch(text):
@@ -47,7 +55,7 @@ def add_arguments(verb: str, parser) -> None:
         parser.add_argument('--json', action='store_true', help='all fields, as JSON')
     else:
         parser.add_argument(
-            '--count', type=int, default=0, help='end after so many lines or tables; 0: go on'
+            '--count', type=count, default=0, help='end after so many lines or tables; 0: go on'
         )
 
 

@@ -108,8 +108,8 @@ def run_program(name: str, work, args: list | None = None) -> int:
     """
     prepare()
     stay_on_this_machine()
-    rclpy.init(args=args)
     try:
+        begin(args)
         with told_termination():
             work()
     except KeyboardInterrupt:
@@ -147,10 +147,20 @@ def _init(args) -> None:
     # a finalizer.
     _on_signals(lambda number, _: signalled.append(number))
     try:
-        rclpy.init(args=args)
-    except Exception as error:
+        begin(args)
+    except InputError:
         if signalled:
             raise ExternalShutdownException from None
+        raise
+    if signalled:
+        raise ExternalShutdownException
+
+
+def begin(args: list | None = None) -> None:
+    """Initialise ROS; raise InputError with what keeps it from that. `args` as in run_program."""
+    try:
+        rclpy.init(args=args)
+    except Exception as error:  # of rclpy, of several types
         text = str(error)
         if 'logging' in text:  # systemd sets no HOME
             raise InputError(
@@ -159,8 +169,6 @@ def _init(args) -> None:
         if 'DOMAIN' in text:
             raise InputError(f'ROS_DOMAIN_ID cannot be read: {text}') from None
         raise InputError(f'the arguments cannot be read: {text}') from None
-    if signalled:
-        raise ExternalShutdownException
 
 
 def _end(nodes, executor, code: int) -> None:

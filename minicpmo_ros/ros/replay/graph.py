@@ -38,7 +38,7 @@ from minicpmo_ros.msg import Answer
 from minicpmo_ros.process import end_with_parent
 from minicpmo_ros.ros.framework.loading import model_path
 from minicpmo_ros.ros.framework.machine import run_start
-from minicpmo_ros.ros.framework.main import run_program, told_termination
+from minicpmo_ros.ros.framework.main import begin, run_program, told_termination
 from minicpmo_ros.ros.framework.parameters import Parameter, ParameterTable
 from minicpmo_ros.ros.launch.process_specs import UNIT_DEADLINE_S, reliable_input_overrides
 from minicpmo_ros.ros.playback.recorder import ANSWER, definitions
@@ -108,7 +108,7 @@ def graph_of_its_own(model: ModelDirectory, options: CoreOptions, llm: dict | No
     namespace = f'/replay_{os.getpid()}'
     with ExitStack() as ending:
         if not rclpy.ok():
-            rclpy.init()
+            begin()
             ending.callback(rclpy.try_shutdown)
         examiner = LockstepPlayer(namespace)
         ending.callback(examiner.close)
