@@ -20,7 +20,7 @@ from rclpy.qos import QoSProfile
 
 from minicpmo_ros.errors import Error
 from minicpmo_ros.live.arbiter import DeviceArbiter, Priority
-from minicpmo_ros.ros.framework.clock import NodeTime
+from minicpmo_ros.ros.framework.clock import NodeTime, read_until
 from minicpmo_ros.ros.framework.faults import Throttle
 from minicpmo_ros.ros.framework.lifecycle import ManagedNode
 from minicpmo_ros.ros.framework.loading import model_path, open_model
@@ -175,7 +175,7 @@ class EncoderNode(ManagedNode):
         """Wait for input for a moment, and process what has come."""
         # All that came until this instant is processed below, however long the device is waited
         # for or reading was held up: a source must not seem silent because its reader was busy.
-        now = self.time.read_until(self.input)
+        now = read_until(self.input, self.time)
         items = inbox.take(TICK_S)
         pause.begun_s = time.monotonic()
         strays = guard.strays

@@ -27,7 +27,7 @@ from minicpmo_ros.media.audio.stream import AudioDecoder
 from minicpmo_ros.media.image.compressed import is_jpeg
 from minicpmo_ros.ros.audio_input import INBOX_S, AudioInput, cost_s
 from minicpmo_ros.ros.audio_input import PARAMETERS as AUDIO_PARAMETERS
-from minicpmo_ros.ros.framework.clock import NodeTime
+from minicpmo_ros.ros.framework.clock import NodeTime, read_until
 from minicpmo_ros.ros.framework.faults import Throttle
 from minicpmo_ros.ros.framework.lifecycle import ManagedNode
 from minicpmo_ros.ros.framework.main import run
@@ -176,7 +176,7 @@ class RelayNode(ManagedNode):
     # The worker.
     def _work_once(self, state: RelayState, inbox: Inbox) -> None:
         # All that came until these instants is in the inbox: a second is not over before that.
-        seen, heard = map(self.time.read_until, (self._camera, self._microphone))
+        seen, heard = (read_until(each, self.time) for each in (self._camera, self._microphone))
         state.rule.set_rate(self.get_parameter('max_mbit').value)
         for take, arrival in inbox.take(TICK_S):
             self._attempt(take, state, arrival)

@@ -59,14 +59,6 @@ class NodeTime:
             is_known = now_ns and not self._is_orphaned
             return Instant(steady_s, now_ns if is_known else None, self._jumps)
 
-    def read_until(self, source) -> Instant:
-        """Return until when all that arrived at a source has been called back; None: this instant.
-
-        Whether a source is silent is asked at this instant: its reader may have been busy, or the
-        process stopped for a moment.
-        """
-        return (source and source.read_until) or self.now()
-
     def _look(self) -> None:
         is_simulated = self._clock.ros_time_is_active
         self._looking.period_s = CLOCK_LOOK_PERIOD_S if is_simulated else PARAMETER_LOOK_PERIOD_S
@@ -93,6 +85,15 @@ class NodeTime:
             'its own has no time. Start who publishes it (a simulation, ros2 bag play --clock), '
             'or set use_sim_time to false'
         )
+
+
+def read_until(source, time_of_node) -> Instant:
+    """Return until when all that arrived at a source has been called back; None: until now.
+
+    Whether a source is silent is asked at this instant: its reader may have been busy, or the
+    process stopped for a moment.
+    """
+    return (source and source.read_until) or time_of_node.now()
 
 
 class Tick:

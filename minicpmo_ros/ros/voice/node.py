@@ -23,7 +23,7 @@ from minicpmo_ros.media.audio.stream import AudioDecoder
 from minicpmo_ros.msg import Speech
 from minicpmo_ros.ros.audio_input import INBOX_S, AudioInput, cost_s
 from minicpmo_ros.ros.audio_input import PARAMETERS as INPUT_PARAMETERS
-from minicpmo_ros.ros.framework.clock import NodeTime
+from minicpmo_ros.ros.framework.clock import NodeTime, read_until
 from minicpmo_ros.ros.framework.faults import Throttle
 from minicpmo_ros.ros.framework.lifecycle import ManagedNode
 from minicpmo_ros.ros.framework.main import run
@@ -227,7 +227,7 @@ class VoiceNode(ManagedNode):
     # The worker.
     def _work_once(self, audio: _Audio, inbox: Inbox) -> None:
         # All that came until this instant is in the inbox.
-        now, begun_s = self.time.read_until(self._input), time.thread_time()
+        now, begun_s = read_until(self._input, self.time), time.thread_time()
         items = inbox.take(TICK_S)
         for item in items:
             self._attempt(audio.push, item)
