@@ -16,7 +16,11 @@ import pytest
 import rclpy
 from rclpy.action import ActionServer
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.executors import (
+    ExternalShutdownException,
+    MultiThreadedExecutor,
+    SingleThreadedExecutor,
+)
 from rclpy.task import Future
 from ros_graph import LONG
 from ros_source import jpeg, picture_of
@@ -400,3 +404,24 @@ def test_a_client_whose_node_was_destroyed_says_so(graph):
     with pytest.raises(AskError, match='node of this client was destroyed'):
         asker.ask('Anybody?')
     asker.destroy()
+
+
+def test_whoever_is_asked_when_all_ends_says_so_and_can_be_cancelled(graph):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=graph.context.get_domain_id())
+    node = rclpy.create_node('ending', namespace=graph.namespace, context=context)
+    asker = Client(node)
+    stream = asker.stream('Anybody?')
+    rclpy.shutdown(context=context)
+    for wait in (stream.result, lambda: list(stream), lambda: asker.ask('Anybody?')):
+        with pytest.raises(ExternalShutdownException):
+            wait()
+    stream.cancel()
+    asker.cancel()
+    asker.destroy()
+    node.destroy_node()
+
+
+def test_a_client_of_what_is_no_node_is_refused_in_words():
+    with pytest.raises(InputError, match='it takes a node of rclpy'):
+        Client('llm')

@@ -17,6 +17,7 @@ from numbers import Integral, Real
 import numpy as np
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException
 from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage
@@ -255,7 +256,10 @@ class Stream(_Awaited):
         if self._client.is_closed or (self.is_over and not self.future.cancelled()):
             return
         self._is_cancelled = True
-        self._client.post(self._cancel_goal)
+        try:
+            self._client.post(self._cancel_goal)
+        except InvalidHandle:  # the client's node or context is gone, and with it the question
+            return
         if self._client.spins_itself:
             with suppress(Error, ExternalShutdownException):
                 self._client.spin_until(lambda: self.is_over, CANCEL_TIMEOUT_S)

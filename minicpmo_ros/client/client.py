@@ -22,6 +22,7 @@ from rclpy.executors import (
     MultiThreadedExecutor,
     SingleThreadedExecutor,
 )
+from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
 from minicpmo_ros.action import Ask as AskAction
@@ -314,6 +315,8 @@ class Client:
 
 def _resolved(node, name: str) -> str:
     """Return the full name of a node; raise InputError for one that no node can have."""
+    if not isinstance(node, Node):
+        raise InputError(f'node is {told(node)}; it takes a node of rclpy.')
     try:
         return node.resolve_topic_name(name)
     except Exception as error:  # of rclpy, of several types
