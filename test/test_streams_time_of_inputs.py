@@ -120,6 +120,19 @@ def test_a_recording_is_dated_by_its_stamps_however_old_it_is(image, audio):
     assert not any(clock.takes_arrival or clock.problem for clock in clocks)
 
 
+@pytest.mark.parametrize('apart_s', [0.3, 0.6, 1.0])
+def test_a_source_of_which_the_rest_of_a_piece_came_in_a_pause_has_no_clock_that_stands(apart_s):
+    """As a relay sends it of a microphone that stops: one piece more, and then its rest."""
+    clock, pause_s = InputClock('audio'), 2.1
+    pieces = [(k * 0.032, k * 0.032) for k in range(100)]  # (stamp, when it comes)
+    end_s = pieces[-1][1]
+    pieces += [(end_s + 0.016, end_s + apart_s), (end_s + 0.032, end_s + pause_s)]
+    pieces += [(end_s + pause_s + k * 0.032,) * 2 for k in range(100)]
+    for stamp_s, at_s in pieces:
+        assert clock.is_believed(*(int((NOW_S + s) * NS) for s in (stamp_s, at_s)), at_s), at_s
+    assert not clock.problem
+
+
 def test_messages_that_come_late_do_not_look_like_another_clock(rng):
     stalls = rng.random(1000) < 0.2
 

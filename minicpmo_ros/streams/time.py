@@ -63,7 +63,6 @@ class TimeLimits:
     different_from_now_s: float = 1.5
     alike_s: float = 10.0  # how long they must agree again
     still: float = 0.05  # of real time; recordings are hardly played that slowly
-    still_gap_s: float = 1.5  # a longer one is a pause, and what comes behind it a burst
     forgotten_s: float = 5.0  # after which the last report of the other input is ignored
     # A source without stamps, whose samples are counted.
     count_watched_s: float = 5.0  # over which the smallest delay is the error of the count
@@ -386,8 +385,9 @@ class InputClock:
         passed_s = min(last_s - first_s, (advanced_ns - last + first) / NS)  # if not paused
         if len(self._recent) <= 2 or abs(advanced_ns) >= LIMITS.still * passed_s * NS:
             return False
-        gap_s = max(late[0] - early[0] for early, late in pairwise(self._recent))
-        passed_s -= max(0.0, gap_s - LIMITS.still_gap_s)
+        # One gap longer than all others is a pause, and what comes behind it a burst.
+        gaps_s = sorted(late[0] - early[0] for early, late in pairwise(self._recent))
+        passed_s -= gaps_s[-1] - gaps_s[-2]
         return passed_s >= max(LIMITS.offset_window_s, abs(advanced_ns) / NS / LIMITS.still)
 
     def _remedy(self) -> str:
