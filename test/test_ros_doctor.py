@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from audio_common_msgs.msg import AudioData, AudioInfo
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from ros_graph import PROFILE
+from ros_graph import PROFILE, TIMEOUT_S
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
@@ -135,6 +135,30 @@ def test_a_middleware_that_is_not_there_is_a_failure(consult):
     found = consult(RMW_IMPLEMENTATION='rmw_none_cpp')
     assert level(found['rmw'][0], 'rmw_none_cpp') == FAIL
     assert level(found['topics'][0], 'not looked at') == WARN
+
+
+ENDED = """
+import os, signal, sys
+from minicpmo_ros.cli.main import main
+from minicpmo_ros.ros import doctor
+
+wait = doctor._Graph.wait
+
+def end(graph, wait_s):
+    os.kill(os.getpid(), signal.SIGTERM)
+    wait(graph, wait_s)
+
+doctor._Graph.wait = end
+sys.exit(main(['doctor', '--wait', '600']))
+"""
+
+
+def test_a_signal_ends_doctor_in_a_line(ros_domain):
+    ended = subprocess.run(
+        [sys.executable, '-c', ENDED], capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert 'ended by SIGTERM' in ended.stderr and 'Traceback' not in ended.stderr
 
 
 # --- what killed processes leave ----------------------------------------------------------------

@@ -25,6 +25,7 @@ from minicpmo_ros.ros.audio_input import (
     NEED_INFO,
     installed_type,
 )
+from minicpmo_ros.ros.framework.main import told_termination
 from minicpmo_ros.ros.framework.topics import qos_mismatches
 from minicpmo_ros.ros.launch.process_specs import info_topic
 
@@ -62,16 +63,17 @@ def look(
         remedy = 'Look at ROS_DOMAIN_ID, RMW_IMPLEMENTATION and the log above'
         return [Finding('topics', FAIL, f'ROS cannot be started: {error}', remedy)]
     try:
-        graph = _Graph(namespace, image, audio, audio_info or info_topic(audio))
-        graph.wait(wait_s)
-        found = [
-            *graph.check_images(expects, math.inf if transports else segment_bytes(profile)),
-            *graph.check_audio(expects),
-            *graph.ends(),
-            *graph.nodes(expects),
-        ]
-        graph.close()
-        return found
+        with told_termination():
+            graph = _Graph(namespace, image, audio, audio_info or info_topic(audio))
+            graph.wait(wait_s)
+            found = [
+                *graph.check_images(expects, math.inf if transports else segment_bytes(profile)),
+                *graph.check_audio(expects),
+                *graph.ends(),
+                *graph.nodes(expects),
+            ]
+            graph.close()
+            return found
     except NameValidationException as error:
         return [Finding('topics', FAIL, str(error), 'Correct the name')]
     finally:
