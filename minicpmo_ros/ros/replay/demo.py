@@ -251,8 +251,11 @@ class Ear:
 
     def has_been_told(self, answer: Answer) -> bool:
         """Return whether the robot has said all of an answer."""
-        newest = self.states[-1] if self.states else SpeakerState()
-        return newest.id == answer.id and not newest.speaking and newest.spoken != ''
+        # Not the newest alone: another answer may have begun meanwhile.
+        return any(
+            state.id == answer.id and not state.speaking and state.spoken != ''
+            for state in self.states
+        )
 
     def write(self, path: Path) -> float:
         """Write what the robot has said; return how many seconds it is."""
