@@ -23,7 +23,7 @@ def environment(name: str, package: str) -> dict:
     source = ROOT / 'overlay' / name
     files = [path for path in sorted(source.rglob('*')) if path.is_file()]
     # The pins say which ROS it is built against where no distribution is sourced.
-    files += sorted((ROOT / 'environment').glob('requirements*.txt'))
+    files.append(ROOT / 'environment' / 'requirements-ros.txt')
     texts = [path.read_bytes() for path in files]
     texts += [sys.version.encode(), os.environ.get('ROS_DISTRO', '').encode()]
     place = CACHE / f'{name}-{hashlib.sha256(bytes(1).join(texts)).hexdigest()[:16]}'
