@@ -182,14 +182,14 @@ def test_live_answers_are_recorded_beside_their_input(graph, tiny_model_dir, tmp
     graph.spin_until(lambda: graph.count_subscribers(answers), 'the recorder')
     graph.spin_until(lambda: graph.status.units_read >= 1, 'a second of the clip')
     text = graph.ask('?', max_tokens=2).answer.text
-    found = Bag(bag)
+    found, wanted = Bag(bag), {'minicpmo_ros/msg/Answer', IMAGE, AUDIO}
     graph.spin_until(
-        lambda: any(m.topic == answers for m in found.messages()), 'the answer in the bag'
+        lambda: wanted <= {message.kind for message in found.messages()},
+        'the answer, images and audio in the bag',
     )
     recorder = started[1]
     assert recorder.end() == 0, recorder.log
-    kinds = {message.kind for message in found.messages()}
-    assert not found.losses and {'minicpmo_ros/msg/Answer', IMAGE, AUDIO} <= kinds
+    assert wanted <= {message.kind for message in found.messages()} and not found.losses
     with AnyReader([bag]) as reader:
         told = [
             reader.deserialize(data, connection.msgtype).text
