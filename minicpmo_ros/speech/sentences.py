@@ -117,10 +117,9 @@ def spoken_form(text: str) -> str:
 def _is_inside(text: str, at: int) -> bool:
     """Return whether a cut there would part what is seen as one character."""
     is_mark = unicodedata.category(text[at]).startswith('M') or text[at] in _SKINS
-    before = re.search('[\U0001f1e6-\U0001f1ff]*$', text[:at])[
-        0
-    ]  # letters of which two are a flag
-    is_flag = len(before) % 2 == 1 and '\U0001f1e6' <= text[at] <= '\U0001f1ff'
+    # Two of these letters are a flag.
+    letters = re.search('[\U0001f1e6-\U0001f1ff]*$', text[:at]).group()
+    is_flag = len(letters) % 2 == 1 and '\U0001f1e6' <= text[at] <= '\U0001f1ff'
     return is_mark or is_flag or _JOINED in text[at - 1 : at + 1]
 
 
