@@ -22,6 +22,9 @@ commands               share of right answers to empty questions about fresh cli
 commands_across        the same where the word begins in the second before the last
 commands_by_phase      the same of a word that begins so many seconds behind the start of a second,
                        heard as far as node `voice` has it heard
+follow_up_loss         percentage points that questions lose where another one with its answer is
+                       remembered before them; `_error`: its standard error, `_by_family`. Fresh
+                       clips; commands are spoken behind the turn
 words_heldout_voices   share of right answers to what word was said, about other fresh clips, whose
                        voices of espeak-ng nano has never heard
 
@@ -47,6 +50,7 @@ prepare()
 
 import numpy as np  # noqa: E402
 
+from benchmarks.voice_follow_up import lost_points, right_behind_turns  # noqa: E402
 from benchmarks.voice_phases import right_by_phase  # noqa: E402
 from benchmarks.voice_sounds import NOISES, SPEECH_RMS, conversation, noise, say  # noqa: E402
 from minicpmo_ros.evaluation.questions import QuestionSet  # noqa: E402
@@ -57,6 +61,7 @@ from minicpmo_ros.units import MIB, NS  # noqa: E402
 from minicpmo_ros.voice.detector import load_detector  # noqa: E402
 from minicpmo_ros.voice.turns import TurnFinder, TurnKind, TurnOptions  # noqa: E402
 from training.heldout.clips import make_clip, make_set  # noqa: E402
+from training.questions import TEXT_FAMILIES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO, OUT = ROOT / 'models' / 'nano', ROOT / 'build' / 'voice.json'
@@ -68,7 +73,7 @@ PHASES_S, CHUNK, LEAD_S = (0.0, 0.25, 0.5, 0.75), 640, 2
 NAMESPACE = '/voice_benchmark'
 RATES = (1.0, 0.5, 2.0)
 PHASE_CLIPS = 32
-FRESH_CLIPS, FRESH_SEED = {'command': 100, 'source': 200}, 5
+FRESH_CLIPS, FRESH_SEED = {'command': 100, 'source': 200, 'text': 150}, 5
 MEASURED = ROOT / 'benchmarks' / 'voice_measured.json'
 
 
@@ -134,10 +139,30 @@ def words() -> dict:
     return {'words_heldout_voices': right_share(path, asked), 'words_asked': len(asked)}
 
 
-def fresh(family: str, across: bool = False) -> Path:
-    """Return a file of questions of one family about fresh clips of the held-out generator."""
-    folder = OUT.parent / 'voice_clips' / (family + '_across' * across)
-    make_set(folder, FRESH_CLIPS[family], FRESH_SEED, (family,), print, across)
+def follow_ups() -> dict:
+    """Return what a remembered turn costs the questions behind it."""
+    right, core = {}, open_nano()
+    try:
+        for path in (fresh('text', families=TEXT_FAMILIES), fresh('command')):
+            right |= right_behind_turns(core, QuestionSet.read(path))
+    finally:
+        core.close()
+    lost, error = lost_points(np.concatenate(list(right.values())))
+    return {
+        'follow_up_loss': lost,
+        'follow_up_loss_error': error,
+        'follow_up_loss_by_family': {name: lost_points(each)[0] for name, each in right.items()},
+        'follow_ups_asked': sum(map(len, right.values())),
+    }
+
+
+def fresh(name: str, across: bool = False, families: tuple = ()) -> Path:
+    """Return a file of questions about fresh clips of the held-out generator.
+
+    Their family is `name`, if no other ones are given.
+    """
+    folder = OUT.parent / 'voice_clips' / (name + '_across' * across)
+    make_set(folder, FRESH_CLIPS[name], FRESH_SEED, families or (name,), print, across)
     return folder / 'questions.json'
 
 
@@ -345,7 +370,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--commands', type=Path, help='question file with empty questions')
-    parser.add_argument('--only', choices=('turns', 'live', 'commands', 'words'))
+    parser.add_argument('--only', choices=('turns', 'live', 'commands', 'follow-ups', 'words'))
     given = parser.parse_args()
     rng, found = np.random.default_rng(7), {}
     if given.only in (None, 'turns'):
@@ -357,6 +382,8 @@ def main() -> None:
         found |= live(rng)
     if given.only in (None, 'commands'):
         found |= commands(given.commands)
+    if given.only in (None, 'follow-ups'):
+        found |= follow_ups()
     if given.only in (None, 'words'):
         found |= words() | measured_earlier()
     print('| figure | value |\n|---|---:|')

@@ -297,7 +297,7 @@ def test_a_sense_with_the_clock_of_tai_is_seen_and_heard_with_the_other(graph, s
 def test_four_people_who_ask_at_once_get_each_their_own_answer(graph):
     robot = Robot(graph)
     end_s = robot.play(Scene.read('003'), FIRST)
-    names = ('003-scene', '003-source', '003-align', '003-temporal')
+    names = ('003-scene', '003-source', '003-align', '003-mislead')
     graph.spin_until(graph.ask_client.service_is_ready, 'the service')
     asked = [
         graph.ask_client.call_async(Ask.Request(question=QUESTIONS[name]['text']))

@@ -6,11 +6,13 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import wave
 
 import numpy as np
+import pytest
 
 FIGURES = ('preprocessing', 'vision', 'audio', 'prefill', 'whole unit', 'first token',
            'generation', 'units in the window', 'memory of the process')  # fmt: skip
@@ -49,3 +51,17 @@ def test_the_demo_names_its_clips_when_it_has_no_such():
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     assert 'no clip foo.mcap; there are 000.mcap, ' in done.stderr
+
+
+def test_the_page_with_its_nodes_is_ended_by_sigterm(ros_domain, tmp_path):
+    pytest.importorskip('aiohttp')
+    page = ('-m', 'minicpmo_ros.ros.web.session', '--page', 'port=0')
+    command = [sys.executable, *page, '--model-dir', tmp_path / 'none']
+    out = subprocess.PIPE
+    with subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True) as session:
+        lines = iter(session.stdout.readline, '')
+        assert any('the page is at' in line for line in lines)
+        session.send_signal(signal.SIGTERM)
+        told = session.stdout.read()  # ends with the last of the nodes
+        assert session.wait(60) == 128 + signal.SIGTERM
+    assert 'ended by SIGTERM' in told and 'Traceback' not in told

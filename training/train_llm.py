@@ -12,7 +12,7 @@ must be readable after layer 5 already. With every batch of streams goes one of 
 without a window.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ MOMENTS = 4  # at which a sliding stream is asked about
 FAMILY_WEIGHTS = (0.7, 0.9, 2.0, 1.6, 1.0, 1.2, 1.3, 1.3)
 # Of the batches whose window is whole, after the first lengths: some seconds show the image of the
 # second before and are read without one; a turn is remembered somewhere.
-STILL, TURN = 0.3, 0.35
+STILL, TURN = 0.3, 0.7
 STAYS = 0.7  # of the seconds of such a window
 NOTED = 0.45  # of these batches: questions behind notes
 # Notes at most, rows and number of the questions behind them.
@@ -283,13 +283,17 @@ def loss_of(language, template, helpers, batch, help_weight=1.0, teacher=None):
 
 def unlikeness(teacher, template, batch, seen, forked, answers):
     """How far a model is from its teacher: in every row of every layer that both read, and in the
-    answers. What was learned before is so lost far less than by right answers alone.
+    answers. What was learned before is so lost far less than by right answers alone. Behind a turn
+    it is to answer as its teacher does without one.
     """
+    read = batch if batch.turns is None else without_turn(batch)
     with torch.no_grad(), autocast():
-        wanted_seen, wanted_forked, _ = forward(teacher, template, batch)
+        wanted_seen, wanted_forked, _ = forward(teacher, template, read)
         wanted = teacher.logits(take(wanted_forked[-1], batch.packed.answer_at)).float()
     is_noted = any(q.notes for stream in batch.asked_of for row in stream for q in row)
-    pairs = [(seen, wanted_seen)] if is_noted else [(seen, wanted_seen), (forked, wanted_forked)]
+    pairs = [] if is_noted else [(forked, wanted_forked)]
+    if batch.turns is None:
+        pairs.append((seen, wanted_seen))
     loss = sum(
         F.mse_loss(x.float(), y.float()) / y.float().square().mean() / len(outs)
         for outs, teachers in pairs
@@ -301,6 +305,15 @@ def unlikeness(teacher, template, batch, seen, forked, answers):
         answers.log_softmax(-1), wanted.log_softmax(-1), reduction='none', log_target=True
     )
     return LIKE * loss + kept.sum(-1).mean()
+
+
+def without_turn(batch):
+    """The Batch of the same seconds and questions without what was remembered."""
+    rows = batch.windows.rows
+    still = [rows[i] != UNIT_ROWS for i in batch.windows.units]
+    windows = Windows.whole(len(still), still)
+    last = torch.tensor([len(windows.rows) - 1])
+    return replace(batch, windows=windows, moments=last, turns=None)
 
 
 def train(
