@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hf_checkpoint import TWO_SIX, random_tensors, write_checkpoint
 
+from minicpmo_ros.convert.checkpoint import Checkpoint
 from minicpmo_ros.convert.converter import convert_directory
+from minicpmo_ros.convert.shape import read_shape
 from minicpmo_ros.errors import InputError, ModelFileError
 from minicpmo_ros.modelset.directory import ModelDirectory
 
@@ -67,12 +69,12 @@ def test_a_tensor_of_another_shape_is_named(tmp_path, tensors, name, shape):
 
 
 def test_tensors_without_a_place_are_named(tmp_path, tensors):
-    name = 'llm.model.layers.0.self_attn.q_proj.lora_A.weight'
+    name = 'llm.value_head.weight'
     source = write_checkpoint(
-        tmp_path / 'hf', TWO_SIX, tensors={**tensors, name: np.zeros((4, 256))}
+        tmp_path / 'hf', TWO_SIX, tensors={**tensors, name: np.zeros((1, 256))}
     )
     words = refusal(source, tmp_path)
-    assert name in words and 'Merge adapters' in words
+    assert name in words and 'no place in the GGUF layouts' in words
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,10 @@ def test_tensors_without_a_place_are_named(tmp_path, tensors):
         ({'num_attention_heads': None}, 'it has no num_attention_heads'),
         ({'num_attention_heads': 3}, 'which does not divide 256'),
         ({'rope_scaling': {'type': 'yarn'}}, 'rope_scaling is'),
+        ({'rope_scaling': {'type': []}}, 'rope_scaling is'),
+        ({'rope_scaling': {'factor': 2.0}}, 'rope_scaling is'),
+        ({'rope_scaling': 'linear'}, 'rope_scaling is'),
+        ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e6}}, 'rope_parameters is'),
         ({'hidden_act': 'gelu'}, "hidden_act is 'gelu'"),
         ({'rms_norm_eps': '1e-6'}, 'rms_norm_eps is'),
         ({'audio_pool_step': 0}, 'audio_pool_step is 0'),
@@ -100,6 +106,20 @@ def test_a_configuration_that_contradicts_the_weights_is_refused(
     source = write_checkpoint(tmp_path / 'hf', TWO_SIX, tensors=tensors, **changed)
     found = refusal(source, tmp_path)
     assert words in found and 'config.json' in found
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [
+        {'rope_scaling': {'rope_type': 'default'}},
+        {'rope_scaling': {'type': 'default', 'rope_type': None}},
+        {'rope_theta': None, 'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}},
+    ],
+)
+def test_rotary_positions_that_are_not_scaled_are_told_in_any_form(tmp_path, tensors, changed):
+    source = write_checkpoint(tmp_path / 'hf', TWO_SIX, tensors=tensors, **changed)
+    shape = read_shape(Checkpoint.open(source), 'mine')
+    assert shape.rope_base == (5e5 if 'rope_parameters' in changed else 1e6)
 
 
 @pytest.mark.parametrize(
@@ -139,11 +159,50 @@ def test_texts_that_no_vocabulary_can_hold_are_refused(source, tmp_path, token, 
 def test_other_models_are_refused(tmp_path, tensors):
     weights = {name: a for name, a in tensors.items() if not name.startswith('apm.')}
     source = write_checkpoint(tmp_path / 'hf', TWO_SIX, tensors=weights)
-    assert 'it has no tensors apm.*' in refusal(source, tmp_path)
+    words = refusal(source, tmp_path)
+    assert "it has no tensors apm.*; its first is 'llm.model.embed_tokens.weight'" in words
     source = write_checkpoint(tmp_path / 'int4', TWO_SIX, tensors=tensors)
     path = source / 'model.safetensors'
     path.write_bytes(path.read_bytes().replace(b'"BF16"', b'"I16" ', 3))
     assert 'holds I16' in refusal(source, tmp_path)
+
+
+def test_quantised_weights_are_told_as_such_not_as_missing(source, tmp_path):
+    path = source / 'model.safetensors'
+    whole = path.read_bytes()
+    n_header = int.from_bytes(whole[:8], 'little')
+    header = json.loads(whole[8 : 8 + n_header])
+    entry = header.pop('llm.model.layers.0.self_attn.q_proj.weight')
+    packed = {**entry, 'dtype': 'I32', 'shape': [128, 256]}  # as GPTQ and AWQ store it
+    header['llm.model.layers.0.self_attn.q_proj.qweight'] = packed
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, 'little') + raw + whole[8 + n_header :])
+    words = refusal(source, tmp_path)
+    assert 'q_proj.qweight holds I32' in words and 'the checkpoint that is not quantised' in words
+
+
+@pytest.mark.parametrize(
+    'renamed',
+    [
+        lambda name: f'base_model.model.{name}',
+        lambda name: name.replace('q_proj.', 'q_proj.base_layer.'),
+        lambda name: name.replace('resampler.', 'resampler.modules_to_save.default.'),
+    ],
+)
+def test_weights_beside_an_adapter_are_to_be_merged_first(tmp_path, tensors, renamed):
+    weights = {renamed(name): array for name, array in tensors.items()}
+    words = refusal(write_checkpoint(tmp_path / 'hf', TWO_SIX, tensors=weights), tmp_path)
+    assert 'it has an adapter beside its weights' in words and 'merge_and_unload' in words
+
+
+def test_an_adapter_alone_is_told_by_what_it_is_for(tmp_path):
+    source = tmp_path / 'adapter'
+    source.mkdir()
+    record = {'peft_type': 'LORA', 'base_model_name_or_path': 'openbmb/MiniCPM-o-2_6'}
+    (source / 'adapter_config.json').write_text(json.dumps(record))
+    (source / 'adapter_model.safetensors').touch()
+    words = refusal(source, tmp_path)
+    assert "an adapter to 'openbmb/MiniCPM-o-2_6'" in words and 'merge_and_unload' in words
 
 
 POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n'
@@ -164,7 +223,9 @@ def shorten(path):
         (lambda d: (d / 'model.safetensors').write_bytes(b'\xff' * 64), 'header claims'),
         (lambda d: (d / 'model.safetensors').write_bytes(bytes(8)), 'only 8 bytes'),
         (lambda d: (d / 'merges.txt').unlink(), 'neither tokenizer.json nor vocab.json'),
-        (lambda d: (d / 'merges.txt').write_text('a'), 'not pairs'),
+        (lambda d: (d / 'merges.txt').write_text('a'), 'merges.txt: its lines are not pairs'),
+        (lambda d: (d / 'merges.txt').write_text(''), 'merges.txt: it holds no merges'),
+        (lambda d: (d / 'merges.txt').write_text('#version: 0.2\n'), 'it holds no merges'),
         (lambda d: (d / 'vocab.json').write_text('{"a": 9999}'), "'a' has the id 9999"),
         (lambda d: (d / 'added_tokens.json').write_text('{"a": []}'), 'added token'),
         (lambda d: (d / 'config.json').write_text(POINTER), 'a git-lfs pointer'),

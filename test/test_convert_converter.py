@@ -14,6 +14,7 @@ from hf_checkpoint import FOUR_FIVE, TWO_SIX, write_checkpoint
 from whisper_files import random_mel, step_mel
 
 from minicpmo_ros.convert.converter import convert_directory
+from minicpmo_ros.convert.tokens import read_chat_template
 from minicpmo_ros.encoders.siglip.encoder import VisionEncoder
 from minicpmo_ros.encoders.whisper.encoder import AudioEncoder
 from minicpmo_ros.ggml.gguf_file import StringArray, read_header
@@ -25,6 +26,7 @@ from minicpmo_ros.llm.model import LanguageModel, ModelOptions
 from minicpmo_ros.llm.tokens import make_tokens
 from minicpmo_ros.modelset import gguf_layouts as layouts
 from minicpmo_ros.modelset.gguf_layouts import SHAPES, TINY
+from minicpmo_ros.modelset.gguf_metadata import CHAT_TEMPLATE
 from minicpmo_ros.synthetic import model as synthetic
 
 GOLDEN = np.load(Path(__file__).parent / 'golden' / 'checkpoint.npz')
@@ -203,6 +205,25 @@ def test_tokeniser_files_of_both_forms_give_the_same_vocabulary(converted, tmp_p
                 table, {'tokens': 'texts', 'merges': 'merges'}[key]
             )
         assert list(header.metadata['tokenizer.ggml.token_type']) == table.types
+
+
+@pytest.mark.parametrize(
+    'name, content, template',
+    [
+        ('tokenizer_config.json', '{"chat_template": "{{ a }}"}', '{{ a }}'),
+        (
+            'tokenizer_config.json',
+            '{"chat_template": [{"name": "rag"}, {"name": "default", "template": "{{ b }}"}]}',
+            '{{ b }}',
+        ),
+        ('chat_template.jinja', '{{ c }}\n', '{{ c }}\n'),  # as transformers stores it now
+        ('tokenizer_config.json', '{"chat_template": null}', CHAT_TEMPLATE),
+    ],
+)
+def test_a_template_of_chats_is_kept_however_it_is_stored(tmp_path, name, content, template):
+    (tmp_path / 'tokenizer_config.json').write_text('{"chat_template": "{{ old }}"}')
+    (tmp_path / name).write_text(content)
+    assert read_chat_template(tmp_path) == template
 
 
 def test_rows_without_a_token_become_unused_places(tmp_path, tensors):

@@ -122,7 +122,10 @@ BAD = {
         file_of(tensors=[tensor(sides=(1 << 62, 4, 4, 1))]),
         'claims the shape',
     ),
-    'unknown tensor type': (file_of(tensors=[tensor(kind=4)]), 'unknown type 4'),
+    'unknown tensor type': (
+        file_of(tensors=[tensor(kind=139)]),
+        'the type 139, which .* another quantisation',
+    ),
     'row of half a block': (file_of(tensors=[tensor(sides=(48,), kind=8)]), 'multiple of 32'),
     'crooked offset': (file_of(tensors=[tensor(offset=16)]), 'not a multiple of 32'),
     'offset outside': (file_of(tensors=[tensor(offset=1 << 60)]), 'cut short'),

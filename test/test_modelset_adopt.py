@@ -183,6 +183,20 @@ def test_a_missing_part_is_named_with_what_was_seen(sources, tmp_path):
     assert 'broken.gguf: it has only 4 bytes' in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    'kind, told', [('adapter', 'llama-export-lora'), ('imatrix', 'importance matrix')]
+)
+def test_what_is_published_beside_a_model_is_told_by_what_it_is(sources, tmp_path, kind, told):
+    directory = publish(sources['tiny'], tmp_path, OPENBMB_2_6)
+    writer = gguf.GGUFWriter(directory / 'beside.gguf', 'qwen2')
+    writer.add_type(kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    ((path, reason),) = adopt.find(directory).unused
+    assert path.name == 'beside.gguf' and told in reason
+
+
 def test_a_file_chosen_for_the_wrong_part_is_refused(sources, tmp_path):
     directory = publish(sources['tiny'], tmp_path, OPENBMB_2_6)
     with pytest.raises(ModelFileError, match='an audio file, a vision file is expected'):
@@ -213,6 +227,21 @@ def test_hundreds_of_files_are_not_read(tmp_path):
         (tmp_path / f'{i}.gguf').touch()
     with pytest.raises(InputError, match='more than 256'):
         adopt.find(tmp_path)
+
+
+def test_names_of_files_and_tensors_move_no_cursor(sources, tmp_path, capsys):
+    directory = publish(sources['tiny'], tmp_path, OPENBMB_2_6)
+    odd = os.fsencode(directory / 'a\x1b[2J') + b'\n\xff.gguf'
+    shutil.copyfile(directory / OPENBMB_2_6['audio'], odd)
+    (directory / OPENBMB_2_6['audio']).unlink()
+    (directory / 'b\x1b[2J.gguf').write_bytes(b'GGUF')
+    status, out, err = run(capsys, 'adopt', directory)
+    assert (status, err) == (0, '')
+    assert 'a\\x1b[2J\\n\\udcff.gguf' in out and 'not used: b\\x1b[2J.gguf' in out
+    assert '\x1b' not in out and out.encode()
+    assert run(capsys, 'check', directory)[0] == 0
+    told = str(ModelFileError('m.gguf', 'the tensor w\x1b[2J is missing', 'Fetch it'))
+    assert told == r'm.gguf: the tensor w\x1b[2J is missing. Fetch it'
 
 
 def test_links_in_a_circle_end(sources, tmp_path):

@@ -5,16 +5,16 @@
 
 import os
 import sys
-from argparse import ArgumentTypeError
 from collections import Counter
 from pathlib import Path
 
 from minicpmo_ros.cli.options import HELP, model_path
 from minicpmo_ros.config import PARTS
 from minicpmo_ros.documents import make_folder
-from minicpmo_ros.errors import InputError, ModelFileError
+from minicpmo_ros.errors import InputError, ModelFileError, printable
 from minicpmo_ros.families import FAMILIES
 from minicpmo_ros.modelset.gguf_layouts import FFN_NAMES, PRECISIONS, SHAPES
+from minicpmo_ros.verbs.arguments import count
 
 TYPES = ('f16', 'bf16', 'f32')
 TRUE_SIZES = ' and '.join(family.published.name for family in FAMILIES.values())
@@ -90,10 +90,10 @@ def run_adopt(arguments) -> None:
     for part, header in model.headers.items():
         print(
             f'{part:7}{model.precision[part]:7}{header.size_bytes / 2**20:10.1f} MiB  '
-            f'{model.manifest.files[part].path}'
+            f'{printable(model.manifest.files[part].path)}'
         )
     for path, reason in found.unused:
-        print(f'not used: {path.relative_to(directory)}: {reason}')
+        print(f'not used: {printable(str(path.relative_to(directory)))}: {reason}')
     for warning in (*model.warnings, *vocabulary_warnings(model.headers['llm'])):
         print(f'warning: {warning}')
     print(f'wrote {adopt.write(found, arguments.force, _hash)}')
@@ -127,7 +127,7 @@ def add_check_arguments(parser) -> None:
         '--cache',
         type=Path,
         metavar='FOLDER',
-        help='file that keeps the hashes of unchanged files; default: minicpmo_ros in '
+        help='folder for the hashes of unchanged files; default: minicpmo_ros in '
         '$XDG_CACHE_HOME or ~/.cache',
     )
     parser.add_argument(
@@ -153,7 +153,7 @@ def run_check(arguments) -> None:
     for part, header in model.headers.items():
         print(
             f'{part:7}{model.precision[part]:7}{header.size_bytes / 2**20:10.1f} MiB  '
-            f'{header.path.name}'
+            f'{printable(header.path.name)}'
         )
     if model.manifest.pre_tokenizer:
         load_vocabulary(model.llm_path, model.manifest.pre_tokenizer)
@@ -254,7 +254,7 @@ def add_synthetic_arguments(parser) -> None:
     parser.add_argument(
         '--shape', choices=SHAPES, default='tiny', help=f'{TRUE_SIZES} have the true sizes'
     )
-    parser.add_argument('--seed', type=_seed, default=1, help='the same seed gives the same bytes')
+    parser.add_argument('--seed', type=count, default=1, help='the same seed gives the same bytes')
     for part in ('llm', 'vision', 'audio'):
         parser.add_argument(
             f'--{part}', choices=PRECISIONS, default='f16', help=f'precision of {part}.gguf'
@@ -275,13 +275,6 @@ def add_synthetic_arguments(parser) -> None:
         '--no-hashes', action='store_true', help='leave the SHA-256 out of the manifest'
     )
     parser.add_argument('--force', action='store_true', help='overwrite a model')
-
-
-def _seed(text: str) -> int:
-    seed = int(text)
-    if seed < 0:
-        raise ArgumentTypeError('a seed is not negative')
-    return seed
 
 
 def run_synthetic(arguments) -> None:

@@ -23,6 +23,7 @@ from minicpmo_ros.cli.options import (
 from minicpmo_ros.config import PARTS
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.quantize.rules import LADDER, TYPES, Rule
+from minicpmo_ros.verbs.arguments import number_of
 
 PRINTED = Path('-')
 OF_ALL = '--type, --rule or --rules'
@@ -286,7 +287,7 @@ def add_search_arguments(parser) -> None:
 
 
 def _share(text: str) -> float:
-    share = float(text)
+    share = number_of(text)
     if not 0 <= share <= 1:
         raise ArgumentTypeError('0 to 1 is expected')
     return share

@@ -39,6 +39,13 @@ CHECKPOINT, MOST_SHOWN = 'Hugging Face checkpoint', 3
 FETCH_AGAIN = 'Fetch the file again'
 FETCH_ALL = 'Fetch the checkpoint again, whole'
 TYPES = {'F32': Type.F32, 'F16': Type.F16, 'BF16': Type.BF16}
+ADAPTER = 'adapter_config.json'  # of PEFT
+# Names that PEFT gives to weights beside an adapter's, and to the adapter's own.
+_OF_ADAPTER = re.compile(r'^base_model\.model\.|\.base_layer\.|\.lora_|\.modules_to_save\.')
+MERGE = (
+    'Merge it into the weights first (PEFT: merge_and_unload, then save_pretrained), and convert '
+    'what that saves'
+)
 ATTENTION = {f'attn_{name}': f'self_attn.{name}_proj' for name in 'qkv'}
 # Layers: name of the layer in the layout -> (in the checkpoint, its modules).
 LAYERS = {
@@ -122,7 +129,8 @@ class StoredTensor:
             raise ModelFileError(
                 self.file,
                 f'the tensor {self.name} holds {self.dtype}, {", ".join(TYPES)} can be converted',
-                'Use the checkpoint that is not quantised',
+                'Use the checkpoint that is not quantised; `minicpmo quantize` makes files of any '
+                'precision from it',
             )
         ggml_type = TYPES[self.dtype]
         n_bytes = math.prod(self.shape) * ggml_type.block_bytes
@@ -148,6 +156,10 @@ class Checkpoint:
     def open(cls, path) -> 'Checkpoint':
         """Read configuration and headers; ModelFileError says what is missing or damaged."""
         path = Path(path)
+        is_whole = any((path / name).exists() for name in (INDEX, WHOLE))
+        if (path / ADAPTER).exists() and not is_whole:
+            base = told(read_json(path / ADAPTER).get('base_model_name_or_path'))
+            raise ModelFileError(path, f'it is an adapter to {base}, and no model', MERGE)
         config = read_json(path / CONFIG, f'Give the directory of a {CHECKPOINT}{_below(path)}')
         if (path / INDEX).exists():
             return cls(path, config, _sharded(path))
@@ -161,6 +173,15 @@ class Checkpoint:
                 'other formats (.bin, .pt, .gguf) cannot be read',
             )
         return cls(path, config, _read_file(path / WHOLE))
+
+    def require_plain(self) -> None:
+        """Raise ModelFileError for weights that are quantised, or that have an adapter beside."""
+        for name, stored in self.tensors.items():
+            if _OF_ADAPTER.search(name):
+                problem = f'it has an adapter beside its weights ({name})'
+                raise ModelFileError(self.path, problem, MERGE)
+            if stored.dtype not in TYPES and not UNUSED.match(name):
+                stored.info()
 
     def side(self, name: str, axis: int, n_dims: int) -> int:
         """Return the length of one side of a tensor that must be there."""

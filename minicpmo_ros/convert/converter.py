@@ -191,7 +191,7 @@ def _planned(checkpoint: Checkpoint, shape: Shape, wanted: Type) -> tuple:
             checkpoint.path,
             f'{_some(unknown, "tensors have no place in the GGUF layouts")}; without them the '
             'model would compute something else',
-            'Merge adapters into the weights first, or use the published checkpoint',
+            'Use the published checkpoint, or one that was trained without them',
         )
     jobs = {
         part: [_job(checkpoint, plan, sources.get(plan.name), wanted) for plan in plans[part]]

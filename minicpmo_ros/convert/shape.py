@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from minicpmo_ros.convert.checkpoint import CONFIG, Checkpoint
+from minicpmo_ros.documents import told
 from minicpmo_ros.errors import ModelFileError
 from minicpmo_ros.families import FAMILIES
 from minicpmo_ros.families.base import Family, Shape
@@ -26,7 +27,6 @@ REQUIRED = object()
 # The layouts have no key for these; a value of None in the config is as good as none.
 GRANTED = {
     'hidden_act': 'silu',
-    'rope_scaling': None,
     'use_sliding_window': False,
     'vision_config.hidden_act': 'gelu_pytorch_tanh',
     'vision_config.layer_norm_eps': 1e-6,
@@ -41,6 +41,7 @@ def read_shape(checkpoint: Checkpoint, name: str) -> Shape:
 
     name: what the Shape is called.
     """
+    checkpoint.require_plain()
     family = _family(checkpoint)
     for key, granted in GRANTED.items():
         if (found := _value(checkpoint, key, granted)) != granted:
@@ -62,7 +63,9 @@ def _family(checkpoint: Checkpoint) -> Family:
     """Know the family by its mark; the config must say the same version, or, of one, nothing."""
     for part in ('llm', 'vpm', 'resampler', 'apm', 'audio_projection_layer'):
         if not any(name.startswith(part + '.') for name in checkpoint.tensors):
-            raise ModelFileError(checkpoint.path, f'it has no tensors {part}.*', OTHER_MODEL)
+            first = next(iter(checkpoint.tensors), 'nothing')
+            problem = f'it has no tensors {part}.*; its first is {told(first)}'
+            raise ModelFileError(checkpoint.path, problem, OTHER_MODEL)
     marks = {family.checkpoint_mark for family in FAMILIES.values()}
     found = [mark for mark in marks if f'{LLM}.0.self_attn.{mark}' in checkpoint.tensors]
     if len(found) != 1:
@@ -210,11 +213,22 @@ def _heads(checkpoint: Checkpoint, key: str, width: int) -> int:
 
 def _rope_base(checkpoint: Checkpoint) -> float:
     """Return the base of the rotary positions; transformers 5 keeps it in a section."""
+    for section in ('rope_scaling', 'rope_parameters'):
+        if _is_scaled(found := _value(checkpoint, section, {})):
+            raise ModelFileError(
+                checkpoint.path / CONFIG,
+                f'{section} is {told(found)}: the GGUF layouts allow rotary positions that are '
+                'not scaled',
+                OTHER_MODEL,
+            )
     nested = _value(checkpoint, 'rope_parameters.rope_theta', None)
-    if nested is None:
-        return float(_number(checkpoint, 'rope_theta', kinds=(int, float)))
-    if _value(checkpoint, 'rope_parameters.rope_type', 'default') != 'default':
-        raise ModelFileError(
-            checkpoint.path / CONFIG, 'its rotary positions are scaled', OTHER_MODEL
-        )
-    return float(_number(checkpoint, 'rope_parameters.rope_theta', kinds=(int, float)))
+    key = 'rope_theta' if nested is None else 'rope_parameters.rope_theta'
+    return float(_number(checkpoint, key, kinds=(int, float)))
+
+
+def _is_scaled(section) -> bool:
+    """Whether a section on rotary positions scales them; the type "default" does not."""
+    if not isinstance(section, dict):
+        return True
+    kinds = [section.get(name) for name in ('type', 'rope_type')]
+    return any(kind not in (None, 'default') for kind in kinds) or 'factor' in section

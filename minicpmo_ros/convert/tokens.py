@@ -25,7 +25,7 @@ from minicpmo_ros.llm.tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, Token
 from minicpmo_ros.modelset.gguf_metadata import CHAT_TEMPLATE
 
 FAST, CONFIG, ADDED = 'tokenizer.json', 'tokenizer_config.json', 'added_tokens.json'
-VOCABULARY, MERGES = 'vocab.json', 'merges.txt'
+VOCABULARY, MERGES, TEMPLATE = 'vocab.json', 'merges.txt', 'chat_template.jinja'
 
 
 def read_tokens(directory, size: int, family: str) -> TokenTable:
@@ -64,9 +64,19 @@ def read_tokens(directory, size: int, family: str) -> TokenTable:
 
 
 def read_chat_template(directory) -> str:
-    """Return the template of chats, or a plain one where the checkpoint has none."""
-    path = Path(directory) / CONFIG
+    """Return the template of chats, or a plain one where the checkpoint has none.
+
+    It is a file of its own, which goes before, or a text in tokenizer_config.json, or one of
+    several there that have names.
+    """
+    path = Path(directory) / TEMPLATE
+    if path.exists():
+        return _text(path) or CHAT_TEMPLATE
+    path = path.with_name(CONFIG)
     template = read_json(path).get('chat_template') if path.exists() else None
+    for named in template if isinstance(template, list) else ():
+        if isinstance(named, dict) and named.get('name') == 'default':
+            template = named.get('template')
     return template if isinstance(template, str) and template else CHAT_TEMPLATE
 
 
@@ -102,8 +112,10 @@ def _listed_words(directory: Path) -> tuple:
 def _checked_words(path: Path, words, merges) -> tuple:
     if not isinstance(words, dict) or not words:
         raise ModelFileError(path, 'it holds no vocabulary', FETCH_AGAIN)
-    if not isinstance(merges, list) or not all(
-        isinstance(pair, str) and pair.count(' ') == 1 for pair in merges
+    if (
+        not merges
+        or not isinstance(merges, list)
+        or not all(isinstance(pair, str) and pair.count(' ') == 1 for pair in merges)
     ):
         raise ModelFileError(path, 'its merges are not pairs of pieces', FETCH_AGAIN)
     return words, merges
@@ -128,15 +140,25 @@ def _differences(directory: Path, fast: tuple, lists: tuple):
 
 
 def _merge_lines(path: Path) -> list:
+    lines = _text(path).splitlines()
+    is_headed = bool(lines) and lines[0].startswith('#version')
+    merges = [line for line in lines[is_headed:] if line]
+    if not all(pair.count(' ') == 1 for pair in merges):
+        raise ModelFileError(path, 'its lines are not pairs of pieces', FETCH_AGAIN)
+    if not merges:
+        raise ModelFileError(path, 'it holds no merges', FETCH_AGAIN)
+    return merges
+
+
+def _text(path: Path) -> str:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ModelFileError(path, f'it has more than {MAX_JSON_BYTES >> 20} MiB', FETCH_AGAIN)
     try:
         data = path.read_bytes()
         require_own(path, data)
-        lines = data.decode('utf-8-sig').splitlines()
+        return data.decode('utf-8-sig')
     except ValueError as error:
         raise ModelFileError(path, f'it is no text ({error})', FETCH_AGAIN) from None
-    return [line for line in lines[lines[0].startswith('#version') :] if line]
 
 
 def _added(directory: Path) -> dict:

@@ -312,7 +312,11 @@ class _Reader:
         try:
             ggml_type = GgmlType(number)
         except ValueError:
-            self.refuse(f'the tensor {name} has the unknown type {number}')
+            self.refuse(
+                f'the tensor {name} has the type {number}, which this llama.cpp does not have: a '
+                'type of a fork (ik_llama.cpp), of a newer or a much older release, or damage',
+                'Take the file of another quantisation, such as Q4_K_M or Q8_0',
+            )
         n_elements = 1
         for side in shape:  # Python's integers do not overflow
             n_elements *= side

@@ -18,7 +18,7 @@ from pathlib import Path
 from minicpmo_ros.config import PARTS
 from minicpmo_ros.encoders.siglip import model as siglip_model
 from minicpmo_ros.encoders.whisper import encoder as whisper_encoder
-from minicpmo_ros.errors import InputError, ModelFileError
+from minicpmo_ros.errors import InputError, ModelFileError, printable
 from minicpmo_ros.families import FAMILIES, recognise
 from minicpmo_ros.ggml.gguf_file import Header, read_header
 from minicpmo_ros.llm import layout as llm_layout
@@ -255,7 +255,7 @@ def _chosen(directory: Path, part: str, path: Path, pre_tokenizer: str) -> Candi
 def _require_all(directory: Path, by_part: Mapping, unused: list) -> None:
     missing = [part for part in PARTS if not by_part[part]]
     if missing:
-        seen = [f'{path.name}: {reason}' for path, reason in unused[:NAMED_UNUSED]]
+        seen = [f'{printable(path.name)}: {reason}' for path, reason in unused[:NAMED_UNUSED]]
         if len(unused) > NAMED_UNUSED:
             seen.append(f'and {len(unused) - NAMED_UNUSED} more')
         raise ModelFileError(
@@ -293,4 +293,4 @@ def _pick(directory: Path, by_part: Mapping) -> dict:
 
 def _shown(each: Candidate, directory: Path) -> str:
     mib = each.header.size_bytes / 2**20
-    return f'{_path_from(directory, each.path)} ({each.precision}, {mib:.1f} MiB)'
+    return f'{printable(_path_from(directory, each.path))} ({each.precision}, {mib:.1f} MiB)'

@@ -32,6 +32,14 @@ from minicpmo_ros.modelset.downloads import require_finished, require_weights, r
 from minicpmo_ros.modelset.manifest import FILE_NAME, Manifest, read_manifest, sha256_of
 
 WHAT = {'llm': 'a language model', 'vision': 'a vision file', 'audio': 'an audio file'}
+# What else GGUF files hold, by general.type: problem and remedy.
+NO_MODELS = {
+    'adapter': (
+        'it is an adapter (LoRA), and no model',
+        'Merge it into the language model: llama-export-lora -m MODEL --lora ADAPTER -o MERGED',
+    ),
+    'imatrix': ('it is the importance matrix of a quantisation, and no model', 'Leave it out'),
+}
 SPECIAL_TYPES = (CONTROL, USER_DEFINED)  # what is parsed as one token
 GET_THE_SET = 'Use the three files of one model'
 LONGEST_NAME = 200
@@ -173,6 +181,8 @@ def _read(path: Path) -> Header:
 def part_of(header: Header) -> str:
     """Return what a GGUF file is, 'llm', 'vision', 'audio' or ''; its name does not matter."""
     require_whole(header)
+    if (kind := str(header.metadata.get('general.type'))) in NO_MODELS:
+        raise ModelFileError(header.path, *NO_MODELS[kind])
     architecture = header.require('general.architecture', str)
     if architecture in ARCHITECTURES:
         return 'llm'
