@@ -5,23 +5,36 @@
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import mcap.writer
+import numpy as np
 import pytest
 from scored_clips import COLORS, START_S, jpeg, sound
 
 from minicpmo_ros.cli.main import main
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags import writing
-from minicpmo_ros.evaluation.bags.clip import AUDIO, AUDIO_INFO, PLAIN_AUDIO, type_store
+from minicpmo_ros.evaluation.bags.clip import (
+    AUDIO,
+    AUDIO_INFO,
+    PLAIN_AUDIO,
+    RAW_IMAGE,
+    Sources,
+    type_store,
+)
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip, read_windows
+from minicpmo_ros.evaluation.bags.media_source import open_source
 from minicpmo_ros.units import NS
 
 SECONDS = 3
 
 
-def write(path, name=lambda kind: kind, form='ros2msg', encoding='cdr', texts=None):
-    """Write what a robot sends in an MCAP file, with names and definitions of types as given."""
+def write(path, name=lambda kind: kind, form='ros2msg', encoding='cdr', texts=None, info=None):
+    """Write what a robot sends in an MCAP file, with names and definitions of types as given.
+
+    info: what AudioInfo says otherwise.
+    """
     types = type_store()
     shots = [(i * NS + NS // 2, jpeg(COLORS[i])) for i in range(SECONDS)]
     with path.open('wb') as file:
@@ -31,6 +44,8 @@ def write(path, name=lambda kind: kind, form='ros2msg', encoding='cdr', texts=No
             schema = writer.register_schema(name(kind), form, (texts or {}).get(kind, b''))
             channels[kind] = writer.register_channel(topic, encoding, schema)
         for log_ns, kind, message in writing.clip_messages(types, START_S, shots, sound(SECONDS)):
+            if kind == AUDIO_INFO:
+                message = replace(message, **(info or {}))
             data = bytes(types.serialize_cdr(message, kind))
             writer.add_message(channels[kind], log_ns, data, log_ns)
         writer.finish()
@@ -74,6 +89,47 @@ def test_a_recording_of_ros_1_in_mcap_is_told_with_what_to_do(tmp_path):
     path = write(tmp_path / 'a.mcap', lambda kind: kind.replace('/msg/', '/'), 'ros1msg', 'ros1')
     with pytest.raises(InputError, match="in 'ros1'; cdr is read. Convert the .bag of ROS 1"):
         read_clip(path)
+
+
+@pytest.mark.parametrize(
+    'told, words',
+    [
+        ({'coding_format': 'opus'}, "coded as 'opus'"),
+        ({'sample_format': ''}, "sample format is ''"),
+        ({'sample_rate': 0}, 'rate of 0 Hz'),
+    ],
+)
+def test_a_format_of_audio_that_is_not_read_costs_the_audio_alone(tmp_path, told, words):
+    path = write(tmp_path / 'a.mcap', info=told)
+    clip = read_clip(path)
+    (loss,) = clip.losses
+    assert len(clip.images) == SECONDS and not clip.audio
+    assert words in loss and '--audio-format 16000,1,S16LE' in loss
+    given = read_clip(path, sources=Sources(audio_format='16000,1,S16LE'))
+    assert is_whole(given)
+
+
+def test_a_raw_image_that_cannot_be_decoded_is_left_out_by_the_player_and_told(tmp_path):
+    path, types = tmp_path / 'a.mcap', type_store()
+    with path.open('wb') as file:
+        writer = mcap.writer.Writer(file)
+        writer.start('ros2')
+        schema = writer.register_schema(RAW_IMAGE, 'ros2msg', b'')
+        channel = writer.register_channel('/camera/image_raw', 'cdr', schema)
+        for second in range(4):
+            at_ns = (START_S + second) * NS
+            width = 63 if second == 1 else 64  # a width that its encoding cannot have
+            image = types.types[RAW_IMAGE](
+                header=writing.make_header(types, at_ns, 'camera'), height=48, width=width,
+                encoding='yuv422', is_bigendian=0, step=2 * width,
+                data=np.full(96 * width, 128, np.uint8),
+            )  # fmt: skip
+            writer.add_message(channel, at_ns, bytes(types.serialize_cdr(image, RAW_IMAGE)), at_ns)
+        writer.finish()
+    told = []
+    played = list(open_source(str(path), on_damage=told.append).images)
+    assert [offset_ns // NS for offset_ns, _, _ in played] == [0, 2, 3]
+    assert len(told) == 1 and 'a.mcap: The image is 63x48 yuv422' in told[0]
 
 
 def test_types_that_are_not_read_are_told_in_one_sentence(tmp_path):

@@ -94,6 +94,7 @@ def test_times_that_go_back_begin_anew_and_small_corrections_do_not():
     assert [(m.topic, m.log_ns) for m in recent.since()] == [
         ('/audio_info', 50 * NS), ('/image', 50 * NS),
     ]  # fmt: skip
+    assert recent.began_anew(49 * NS) and not recent.began_anew(50 * NS)
 
 
 def test_a_bag_of_them_is_read_by_us_and_by_rosbags(tmp_path):

@@ -221,7 +221,7 @@ def test_what_has_no_stated_meaning_is_depth_where_its_topic_says_so(name):
     for topic in ('/camera/depth/image_rect_raw', '/stereo/Disparity', '/tof/distance', '/range'):
         assert stated_encoding(name, topic) == name
         assert stated_encoding(name, topic, 'grey') == grey
-    for topic in ('/thermal/image_raw', '/flir_boson/image', '/kinect2/sd/image_ir', ''):
+    for topic in ('/thermal/image_raw', '/orange_pi/thermal', '/kinect2/sd/image_ir', ''):
         assert stated_encoding(name, topic) == grey
         assert stated_encoding(name, topic, 'depth') == name
 

@@ -39,13 +39,16 @@ def test_every_format_gives_the_same_samples(name, error, big_endian):
     names = [name.upper() + order, name + order.lower()]
     names += [] if big_endian else [name]
     names += {
-        's16': [f'S16_{order}'],
+        's16': [f'S16_{order}', f'int16{order.lower()}'],
         's24': [f'S24_3{order}'],
         's24_32': [f'S24_{order}', f's24-32{order}'],
         's32': [f'S32_{order}'],
         'f32': [f'FLOAT_{order}'],
         'f64': [f'FLOAT64_{order}'],
     }.get(name, [name.upper()])
+    if not big_endian:  # of NumPy and sounddevice, and of PyAudio
+        numpy_name = {'u': 'uint', 's': 'int', 'f': 'float'}[name[0]] + name[1:]
+        names += [numpy_name, f'pa{numpy_name.title()}']
     for written in names:
         samples = to_float_mono(encode(WAVE, name, big_endian), written, 1)
         assert samples.dtype == np.float32

@@ -83,6 +83,39 @@ def test_it_plays_on_behind_a_damaged_packet_and_says_so(graph, tmp_path):
     assert 'the video is damaged' in process.log and 'left out' in process.log
 
 
+def test_it_says_of_a_file_that_it_ends_before_its_header_says(graph, tmp_path):
+    with av.open(str(tmp_path / 'cut.mkv'), 'w') as container:
+        stream = container.add_stream('mjpeg', rate=10, width=64, height=64, pix_fmt='yuvj420p')
+        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
+        for _ in range(100):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    whole = (tmp_path / 'cut.mkv').read_bytes()
+    (tmp_path / 'cut.mkv').write_bytes(whole[: len(whole) // 2])
+    process, _, _ = play(
+        graph, tmp_path / 'cut.mkv', '-p', 'exit_at_end:=true', '-p', 'rate:=10.0'
+    )
+    assert ended(graph, process) == 0
+    assert re.search(r'cut.mkv: it ends after \d\.\d s, and its header says 10\.\d s', process.log)
+
+
+def test_it_says_that_it_cannot_play_so_fast(graph, tmp_path, rng):
+    noise = rng.integers(0, 256, (720, 1280, 3), dtype=np.uint8)  # takes long to encode
+    with av.open(str(tmp_path / 'large.mkv'), 'w') as container:
+        stream = container.add_stream('mjpeg', rate=100, width=1280, height=720)
+        stream.pix_fmt = 'yuvj420p'
+        (packet,) = stream.encode(av.VideoFrame.from_ndarray(noise))
+        for i in range(120):  # more than is read ahead
+            packet.pts = packet.dts = i
+            container.mux(packet)
+    options = '-p', 'exit_at_end:=true', '-p', 'rate:=10.0'
+    process, _, _ = play(graph, tmp_path / 'large.mkv', *options)
+    assert ended(graph, process) == 0
+    assert re.search(r'what is played comes \d+\.\d s late: .*Set fps to 5', process.log)
+    process, _, _ = play(graph, tmp_path / 'large.mkv', *options, '-p', 'fps:=1.0')
+    assert ended(graph, process) == 0 and 'late' not in process.log
+
+
 def test_it_waits_at_its_end_for_who_has_not_acknowledged_and_says_so(graph):
     text = LISTENER.format(namespace=graph.namespace)
     listener = subprocess.Popen([sys.executable, '-c', text])

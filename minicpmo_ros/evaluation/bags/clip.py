@@ -8,12 +8,12 @@ many. In memory are their places and the newest images alone; a clip of some of 
 back when it is asked for, or piece by piece as one goes through it.
 """
 
+import functools
 import io
 import tempfile
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -108,7 +108,7 @@ class ClipImage:
     @classmethod
     def of_compressed(cls, stamp_ns: int, name: str, data: bytes) -> 'ClipImage':
         """Make one of what a CompressedImage holds."""
-        rgb = Decoding(partial(decode_as_needed, data, name))
+        rgb = Decoding(functools.partial(decode_as_needed, data, name))
         return cls(stamp_ns, rgb, lambda: (name, data))
 
     @classmethod
@@ -163,21 +163,39 @@ def png(image: np.ndarray) -> bytes:
 
 
 def type_store(own: dict | None = None, definitions: dict = DEFINITIONS):
-    """Return the types of ROS 2 and of audio; `own`: definitions that a bag brought along."""
+    """Return the types of ROS 2 and of audio; `own`: definitions that a bag brought along.
+
+    The store is shared, so that each type is compiled once: register nothing in it.
+    """
+    return _shared_store(tuple(definitions.items()), _told(own, definitions))
+
+
+def new_type_store(own: dict | None = None, definitions: dict = DEFINITIONS):
+    """Return a store as type_store, in which more may be registered."""
+    return _new_store(tuple(definitions.items()), _told(own, definitions))
+
+
+def _told(own: dict | None, definitions: dict) -> tuple:
+    # A bag's own has the definitions of its parts behind it; some bags have empty ones.
+    return tuple((own or {}).get(name, '').split('=' * 80)[0] for name in definitions)
+
+
+def _new_store(definitions: tuple, told: tuple):
     from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_HUMBLE)
-    for name, text in definitions.items():
+    for (name, text), theirs in zip(definitions, told):
         ours = get_types_from_msg(text, name)
-        # A bag's own has the definitions of its parts behind it; some bags have empty ones.
-        told = (own or {}).get(name, '').split('=' * 80)[0]
         try:
-            theirs = get_types_from_msg(told, name)
+            theirs = get_types_from_msg(theirs, name)
             has_all = all(field in theirs[name][1] for field in ours[name][1])
         except TypesysError:
             has_all = False
         store.register(theirs if has_all else ours)
     return store
+
+
+_shared_store = functools.lru_cache(maxsize=16)(_new_store)
 
 
 class Pieces(Sequence):

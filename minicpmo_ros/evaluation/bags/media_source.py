@@ -163,6 +163,7 @@ class MediaSource:
     origin_ns: int | None = None  # when a bag's first instant was recorded
     shift_ns: int = 0  # added to the images' stamps if their clock differs from the audio's
     notes: tuple = ()  # sentences on how it is played
+    told_ns: int = 0  # how long a file is by its own header; 0: it does not say
 
 
 def open_source(
@@ -170,24 +171,31 @@ def open_source(
     jpeg_quality: int = 90,
     sources: Sources | None = None,
     on_damage: Callable | None = None,
+    fps: float = 0,
 ) -> MediaSource:
     """Open a file or bag; raise InputError if it is unreadable or has neither stream.
 
-    on_damage: as read_video of media.files takes it.
+    fps: the most images a second, 0: all; others are not encoded.
+    on_damage: as read_video of media.files takes it, also for raw images of a bag.
     """
     if is_bag(path) or Path(path).suffix in SUFFIXES:
-        return _open_bag(path, sources)
+        return _open_bag(path, sources, on_damage, fps)
     facts = probe(path)
     if not facts.width and not facts.sample_rate_hz:
         raise InputError(f'{path}: no images and no audio in it')
     mixer = ChannelMixer(parse_channel((sources or Sources()).audio_channel))
     rate_hz, audio = read_audio(path, mixer, on_damage) if facts.sample_rate_hz else (0, None)
-    images = _jpegs(read_video(path, on_damage), jpeg_quality) if facts.width else None
+    told_ns, images = facts.told_ns, None
+    if facts.width:
+        frames = _thinned(read_video(path, on_damage), fps)
+        images = _thinned(_jpegs(frames, jpeg_quality, told_ns), fps)
     image_ns = int(NS / (facts.frame_rate_hz or USUAL_RATE_HZ))
-    return MediaSource(images, audio, rate_hz, image_ns, mixer)
+    return MediaSource(images, audio, rate_hz, image_ns, mixer, told_ns=told_ns)
 
 
-def _open_bag(path: str, sources: Sources | None) -> MediaSource:
+def _open_bag(
+    path: str, sources: Sources | None, on_damage: Callable | None, fps: float
+) -> MediaSource:
     outline = outline_of(path, sources)
     heard_ns, seen_ns = list(outline.heard_ns), list(outline.seen_ns)
     shift_ns, origin_ns = shift_between(seen_ns, heard_ns), outline.first_s * NS
@@ -199,9 +207,10 @@ def _open_bag(path: str, sources: Sources | None) -> MediaSource:
             'apart; they are played as if both had begun at once',
         )
     begin_ns = origin_ns - shift_ns
-    images = (
-        (image.stamp_ns - begin_ns, *image.compressed()) for image in images_of(path, sources)
+    seen = _thinned(
+        ((image.stamp_ns - begin_ns, image) for image in images_of(path, sources)), fps
     )
+    images = _compressed(path, seen, on_damage)
     chunks = audio_of(path, outline.kind, sources)
     return MediaSource(
         images if seen_ns else None,
@@ -212,6 +221,28 @@ def _open_bag(path: str, sources: Sources | None) -> MediaSource:
         shift_ns=shift_ns,
         notes=notes,
     )
+
+
+def _thinned(images: Iterator, fps: float) -> Iterator:
+    """Leave out what is more than so many images a second, of (offset_ns, ...); fps 0: nothing."""
+    step_ns, next_ns = int(NS / fps) if fps else 0, 0
+    for image in images:
+        offset_ns = image[0]
+        if offset_ns >= next_ns:
+            next_ns = offset_ns - offset_ns % step_ns + step_ns if step_ns else 0
+            yield image
+
+
+def _compressed(path, images: Iterator, on_damage: Callable | None) -> Iterator:
+    for offset_ns, image in images:
+        try:
+            given = image.compressed()
+        except InputError as error:
+            if on_damage is None:
+                raise
+            on_damage(f'{path}: {error}')
+        else:
+            yield offset_ns, *given
 
 
 def shift_between(seen_ns: list, heard_ns: list) -> int:
@@ -246,6 +277,13 @@ def _stamped(chunks, origin_ns: int):
         yield begin_ns, samples
 
 
-def _jpegs(frames, quality: int):
+def _jpegs(frames, quality: int, told_ns: int) -> Iterator[tuple]:
+    """Yield the images; one that is shown for long, as slides are, again every second."""
+    shown_ns, data = 0, b''
     for stamp_ns, image in frames:
-        yield stamp_ns, 'jpeg', encode_jpeg(image, quality)
+        is_shown = stamp_ns <= max(shown_ns + LONGEST_GAP_S * NS, told_ns)  # else it is a jump
+        if data and is_shown:
+            for again_ns in range(shown_ns + NS, stamp_ns, NS):
+                yield again_ns, 'jpeg', data
+        shown_ns, data = stamp_ns, encode_jpeg(image, quality)
+        yield stamp_ns, 'jpeg', data

@@ -20,6 +20,7 @@ FAR_NS = 600 * NS  # from them, and so many times as far as they are from each o
 TIMES = 20
 APART_NS = 5 * NS  # of the clocks of two inputs
 MOST_KEPT = 4096  # offsets of one input
+BY_HAND = 'by audio_format (--audio-format 16000,1,S16LE: rate, channels, sample format).'
 ORDER_S = 120  # that chunks wait for what was stored too late
 
 
@@ -149,12 +150,12 @@ class AudioReading:
                 heapq.heappop(self._waiting)
                 self._unheard += 1
                 continue
-            if self._stream is None or len(self.formats) != 1:
-                self._stream = AudioDecoder(self._the_format(), self._channel)
+            audio_format = self._the_format()
             key_ns, _, stamp_ns, data = heapq.heappop(self._waiting)
             self._passed_ns = key_ns
-            begin_ns = stamp_ns or key_ns - int(self._stream.format.duration_s(len(data)) * NS)
+            begin_ns = stamp_ns or key_ns - int(audio_format.duration_s(len(data)) * NS)
             try:
+                self._stream = self._stream or AudioDecoder(audio_format, self._channel)
                 begin_ns, samples = self._stream.push(begin_ns, data)  # (n,) at 16 kHz
             except InputError as error:
                 self._bad, self._why = self._bad + 1, error
@@ -169,14 +170,14 @@ class AudioReading:
             if problem := self._stream.doubt:
                 losses.append(f'{problem[0].upper()}{problem[1:]}.')
         if self._bad:
+            remedy = '' if self._stream else f' Or tell it {BY_HAND}'
             losses.append(
-                f'{self._bad} of {self._count} chunks of audio cannot be read: {self._why}'
+                f'{self._bad} of {self._count} chunks of audio cannot be read: {self._why}{remedy}'
             )
         if self._unheard:
             losses.append(
                 f'{self._unheard} of {self._count} chunks of audio are not heard: no {AUDIO_INFO} '
-                'tells their format. Tell it by audio_format (--audio-format 16000,1,S16LE: rate, '
-                'channels, sample format).'
+                f'tells their format. Tell it {BY_HAND}'
             )
         if self._late:
             losses.append(

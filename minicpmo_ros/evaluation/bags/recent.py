@@ -48,6 +48,7 @@ class RecentMessages:
         self._messages, self._held = deque(), {}  # oldest first; {topic: the last that has left}
         self.size_bytes = 0  # of both
         self._cut_ns = -1  # when the newest message came that left for want of room
+        self._begun_ns = -1  # when the first one came after time went back
         self.refused = 0  # larger than all the room
 
     def add(self, message: KeptMessage) -> str:
@@ -90,6 +91,10 @@ class RecentMessages:
         """Return whether messages since then have left for want of room."""
         return self._cut_ns >= begin_ns
 
+    def began_anew(self, begin_ns: int) -> bool:
+        """Return whether time went back since then, and what came before was dropped."""
+        return self._begun_ns > begin_ns
+
     def _is_back(self, now_ns: int) -> bool:
         return bool(self._messages) and now_ns < self._messages[-1].log_ns - BACK_NS
 
@@ -97,7 +102,7 @@ class RecentMessages:
         count, back_s = len(self._messages), (self._messages[-1].log_ns - now_ns) / NS
         while self._messages:
             self._drop_oldest()
-        self._cut_ns = -1
+        self._cut_ns, self._begun_ns = -1, now_ns
         return f'time went back by {back_s:.1f} s: the {count} messages kept before are dropped'
 
     def _make_room(self) -> None:

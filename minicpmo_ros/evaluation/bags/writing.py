@@ -15,7 +15,7 @@ MOST_WAITING bytes; more are lost, and the file can be read up to there.
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from heapq import merge
 from itertools import chain
 from pathlib import Path
@@ -29,6 +29,7 @@ from minicpmo_ros.evaluation.bags.clip import (
     IMAGE,
     PLAIN_AUDIO,
     SAMPLE_RATE_HZ,
+    new_type_store,
     type_store,
 )
 from minicpmo_ros.media.audio.stream import Resampler
@@ -44,7 +45,7 @@ TOPICS = {
 }
 SHOWN_NS = 9 * NS // 10  # of a second
 HOLE = SAMPLE_RATE_HZ // 10  # samples; less is the coding's own unrest
-SHORT_NS, SHORT = 2 * NS, 0.05  # by which a file may end before its header says; share of it
+LONGEST_HOLE_S = 3600  # between stamps of a video
 MOST_WAITING = 32 * 2**20
 
 
@@ -121,23 +122,28 @@ def make_header(types, stamp_ns: int, frame_id: str):
 def write_video(video, bag, start_s: int = START_S, jpeg_quality: int = 92) -> str:
     """Write an MCAP bag whose stamps are start_s and the video's own time.
 
-    Raises InputError for what is no video or is damaged; no bag is left then. Return a sentence
-    where the file ends before its header says, as one does whose copy was not complete; or ''.
+    Raises InputError for what is no video, or has stamps that jump; no bag is left then.
+    Return what the bag lacks, as sentences: packets that cannot be decoded, and what is missing
+    behind the end of a file whose copy was not complete; or ''.
     """
-    from minicpmo_ros.media.files import probe, read_video  # slow to load; a recorder needs none
+    from minicpmo_ros.media.files import probe, read_video, why_short  # a recorder needs none
 
-    facts = probe(video)
+    facts, damages = probe(video), []
     if not facts.width and not facts.sample_rate_hz:
         raise InputError(f'{video}: it has no images and no audio.')
-    frames = _Noting(read_video(video) if facts.width else ())
-    images = _one_a_second(frames, jpeg_quality)
-    samples = _audio(video) if facts.sample_rate_hz else np.zeros(0, np.float32)
+    frames = _Noting(read_video(video, damages.append) if facts.width else ())
+    images = _one_a_second(video, frames, jpeg_quality, facts.told_ns)
+    heard = facts.sample_rate_hz
+    samples = _audio(video, damages.append) if heard else np.zeros(0, np.float32)
     first = next(images, None)
     if first is None and not len(samples):
         raise InputError(f'{video}: it ends before its first image or sound. Record it again.')
     write_clip(Path(bag), start_s, chain([] if first is None else [first], images), samples)
     heard_ns = len(samples) * NS // SAMPLE_RATE_HZ
-    return _why_short(video, max(frames.end_ns, heard_ns), facts.told_ns)
+    short = why_short(video, max(frames.end_ns, heard_ns), facts.told_ns)
+    if damages:
+        short = f'{damages[0]} Damaged parts that are left out: {len(damages)}. {short}'.rstrip()
+    return short
 
 
 class _Noting:
@@ -152,20 +158,12 @@ class _Noting:
             yield stamp_ns, image
 
 
-def _why_short(video, end_ns: int, told_ns: int) -> str:
-    """Return what is to be said of a file that ends then, of so long a one; or ''."""
-    if told_ns - end_ns <= max(SHORT_NS, SHORT * told_ns):
-        return ''
-    return (
-        f'{video}: it ends after {end_ns / NS:.1f} s, and its header says {told_ns / NS:.1f} s. '
-        'Its copy may not be complete; the bag has what is there.'
-    )
-
-
-def _one_a_second(frames, quality: int) -> Iterator[tuple]:
+def _one_a_second(video, frames, quality: int, told_ns: int) -> Iterator[tuple]:
     """Yield (offset_ns, JPEG bytes) of the newest frame at SHOWN_NS of every second."""
     shown, due_ns, stamp_ns = None, SHOWN_NS, -1
     for stamp_ns, image in frames:
+        if stamp_ns > told_ns:  # up to there it is one slide
+            _check_hole(video, 'images', due_ns, stamp_ns)
         while stamp_ns > due_ns:
             if shown is not None:
                 yield due_ns, encode_jpeg(shown, quality)
@@ -175,13 +173,24 @@ def _one_a_second(frames, quality: int) -> Iterator[tuple]:
         yield due_ns, encode_jpeg(shown, quality)
 
 
-def _audio(video) -> np.ndarray:
+def _check_hole(video, what: str, from_ns: int, to_ns: int) -> None:
+    """Raise InputError where stamps jump: nobody has room for what would be in between."""
+    if to_ns - from_ns > LONGEST_HOLE_S * NS:
+        raise InputError(
+            f'{video}: the stamps of its {what} jump from {from_ns / NS:.0f} s to '
+            f'{to_ns / NS:.0f} s; {LONGEST_HOLE_S} s at most may lie in between. Its stamps are '
+            'damaged, or it is of several recordings: give each as a file of its own.'
+        )
+
+
+def _audio(video, on_damage: Callable) -> np.ndarray:
     """Return all the audio of a file, (n,) float32 at 16 kHz from its first instant on."""
     from minicpmo_ros.media.files import read_audio
 
-    rate_hz, chunks = read_audio(video)
+    rate_hz, chunks = read_audio(video, on_damage=on_damage)
     resampler, parts, taken = Resampler(rate_hz), [], 0
     for stamp_ns, samples in chunks:
+        _check_hole(video, 'audio', taken * NS // rate_hz, stamp_ns)
         hole = stamp_ns * rate_hz // NS - taken
         if hole * SAMPLE_RATE_HZ > HOLE * rate_hz:
             samples = np.concatenate([np.zeros(hole, np.float32), samples])
@@ -241,7 +250,7 @@ class Recording:
         from mcap.writer import CompressionType, Writer
         from rosbags.typesys import get_types_from_msg
 
-        self._types = type_store(definitions)
+        self._types = new_type_store(definitions)
         for kind, text in definitions.items():
             if kind not in self._types.types:
                 self._types.register(get_types_from_msg(text, kind))

@@ -40,9 +40,9 @@ _OF_ALSA = {
     's24_3be': 's24be',
     'float_le': 'f32le',
     'float_be': 'f32be',
-    'float64_le': 'f64le',
-    'float64_be': 'f64be',
 }
+# NumPy's and sounddevice's 'int16' and 'float32', PyAudio's 'paInt16'; ALSA's 'float64_le'.
+_OF_NUMPY = re.compile(r'(?:pa)?(u?)(int|float)(?=\d)')
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,14 @@ def chunk_of(audio) -> tuple:
 def parse_sample_format(sample_format: str) -> tuple:
     """Return (one of SAMPLE_FORMATS, whether it is big-endian, bytes of a sample).
 
-    Read are names as GStreamer ('S16LE'), ALSA ('S16_LE') or this module write them.
+    Read are names as GStreamer ('S16LE'), ALSA ('S16_LE'), NumPy ('int16') or this module write
+    them.
     """
     lower = str(sample_format).strip().lower().replace('-', '_')
-    match = _NAME.fullmatch(_OF_ALSA.get(lower, lower))
+    name = _OF_NUMPY.sub(
+        lambda kind: 'f' if kind[2] == 'float' else kind[1] or 's', _OF_ALSA.get(lower, lower), 1
+    )
+    match = _NAME.fullmatch(name)
     if not match:
         raise InputError(
             f'The sample format is {sample_format!r}; allowed are {", ".join(SAMPLE_FORMATS)}, '

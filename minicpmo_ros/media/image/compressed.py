@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.image.raw import decode_raw
-from minicpmo_ros.media.image.tiling import Decoded, check_size
+from minicpmo_ros.media.image.tiling import MAX_SIDE, MIN_SIDE, Decoded, check_size
 
 COMPRESSED_FORMATS = ('JPEG', 'PNG', 'WEBP')
 MAX_COMPRESSED_BYTES = 64 * 2**20
@@ -32,6 +32,7 @@ LONGEST_TAIL = 4096  # bytes behind the end
 _MORE = b'\x55' * 64  # of compressed pixels
 # What drivers write into CompressedImage.format of a video.
 VIDEO_FORMATS = ('h264', 'h265', 'hevc', 'av1', 'vp8', 'vp9', 'mpeg4', 'theora')
+_OF_VIDEO = (b'\0\0\0\1', b'\0\0\1')  # how a part of H.264, H.265 or MPEG-4 begins
 _PNG, _COLORS = b'\x89PNG\r\n\x1a\n', (2, 4, 6)  # kinds of PNG with several samples a pixel
 
 
@@ -68,9 +69,13 @@ def decode_as_needed(
             return _whole('rgb16', _deep_colors(data))
         turn = -1 if _orientation(image) in _SIDEWAYS else 1
         size = image.size[::turn]
-        if needed and not stored_as:  # only JPEG heeds it
-            _draft(image, needed(*size)[::turn])
+        scaled_to = needed(*size)[::turn] if needed and not stored_as else None
+        _draft(image, scaled_to)
         image.load()  # here, because NumPy 1 swallows what is raised inside np.array
+        if is_jpeg(data) and _ends_flat(image):
+            begun = bytes(data)
+            if _lacks_pixels(begun[: begun.rfind(_END)], scaled_to):
+                raise ValueError('its last pixels are missing')
         if stored_as:
             return _whole(
                 stored_as, np.asarray(image).astype('<u2' if stored_as.endswith('16') else 'u1')
@@ -117,23 +122,37 @@ def is_grey(data) -> bool:
 
 
 def _ended(data: memoryview) -> memoryview:
-    """Return a JPEG with the end that many cameras leave out, if nothing else is missing.
-
-    Where pixels are missing, libjpeg invents them, and others if more compressed pixels follow.
-    """
+    """Return a JPEG with the end that many cameras leave out, if nothing else is missing."""
     if not is_jpeg(data) or _END in bytes(data[-LONGEST_TAIL:]):
         return data
     try:
         begun = bytes(data).rstrip(b'\xff')  # the half of an end, too
-        ended = [_pixels(begun + more + _END) for more in (b'', _MORE)]
+        return data if _lacks_pixels(begun) else memoryview(begun + _END)
     except Exception:  # damaged elsewhere, which is told of the data as it came
         return data
-    return memoryview(begun + _END) if np.array_equal(*ended) else data
 
 
-def _pixels(data: bytes) -> np.ndarray:
+def _ends_flat(image: Image.Image) -> bool:
+    """Return whether the last row has one colour: such are pixels that libjpeg invents."""
+    width, height = image.size
+    row = np.asarray(image.crop((0, height - 1, width, height)))
+    return bool((row == row[:, :1]).all())
+
+
+def _lacks_pixels(begun: bytes, scaled_to: tuple | None = None) -> bool:
+    """Return whether a JPEG, given without its end, ends before its pixels do.
+
+    Cameras on a busy USB send such. libjpeg invents what is missing, and something else if more
+    compressed pixels follow. scaled_to: as _draft takes it; a part of the pixels is enough.
+    """
+    whole, more = (_pixels(begun + extra + _END, scaled_to) for extra in (b'', _MORE))
+    return not np.array_equal(whole, more)
+
+
+def _pixels(data: bytes, scaled_to: tuple | None) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=('JPEG',)) as image:
         check_size(*image.size)
+        _draft(image, scaled_to)
         return np.asarray(image)
 
 
@@ -141,6 +160,11 @@ def _open(data: memoryview, stated_format: str) -> Image.Image:
     """Read the header."""
     try:
         return Image.open(io.BytesIO(data), formats=COMPRESSED_FORMATS)
+    except Image.DecompressionBombError as error:  # before its sides could be asked for
+        raise InputError(
+            f'The image has more than {2 * Image.MAX_IMAGE_PIXELS} pixels; sides of {MIN_SIDE} to '
+            f'{MAX_SIDE} pixels are allowed. Crop or scale it first.'
+        ) from error
     except Exception as error:
         if 'compressedDepth' in stated_format:
             raise InputError(
@@ -148,17 +172,18 @@ def _open(data: memoryview, stated_format: str) -> Image.Image:
                 'JPEG, PNG or WebP are allowed. Subscribe to the colour camera.'
             ) from error
         name = stated_format.partition(';')[0].strip()
-        if name.lower() in VIDEO_FORMATS:
+        if name.lower() in VIDEO_FORMATS or bytes(data[:4]).startswith(_OF_VIDEO):
             raise InputError(
-                f'The message holds a part of a video ({name[:60]}), which is no image by itself; '
-                'JPEG, PNG or WebP are allowed. Have image_transport republish it as raw or '
-                'compressed.'
+                f'The message holds a part of a video (announced as {name[:60]!r}), which is no '
+                'image by itself; JPEG, PNG or WebP are allowed. Have image_transport republish '
+                'it as raw or compressed.'
             ) from error
         begin = f'{len(data)} bytes that begin with {bytes(data[:8])!r}'
         problem = begin if isinstance(error, UnidentifiedImageError) else error
         raise InputError(
             f'The compressed image (announced as {stated_format[:60]!r}) is neither JPEG, PNG '
-            f'nor WebP, or its header is damaged: {problem}'
+            f'nor WebP, or its header is damaged: {problem}. Have it encoded as JPEG or PNG '
+            '(image_transport: by its parameter format).'
         ) from error
 
 
@@ -188,12 +213,15 @@ def _stored_as(mode: str, stated_format: str) -> str:
     return ''
 
 
-def _draft(image: Image.Image, needed: tuple) -> None:
-    """Let libjpeg scale a JPEG while it decodes, where enough is left and no pixel cut in two."""
-    for part in (8, 4, 2):
+def _draft(image: Image.Image, scaled_to: tuple | None) -> None:
+    """Let libjpeg scale a JPEG while it decodes, where enough is left and no pixel cut in two.
+
+    scaled_to: (width, height) to which it will be resized; None: it is not. Only JPEG heeds it.
+    """
+    for part in (8, 4, 2) if scaled_to else ():
         if all(
             side % part == 0 and side // part >= LEAST_LEFT * least
-            for side, least in zip(image.size, needed)
+            for side, least in zip(image.size, scaled_to)
         ):
             image.draft(image.mode, tuple(side // part for side in image.size))
             return

@@ -80,7 +80,8 @@ def stated_encoding(stated: str, topic: str = '', meaning: str = AUTO) -> str:
     if encoding.strip() not in MEANINGLESS or 'compressedDepth' in how:
         return stated
     if meaning == AUTO:
-        meaning = DEPTH if any(word in topic.lower() for word in DEPTH_WORDS) else GREY
+        name = topic.lower().replace('orange', '')  # which has a range in it, and no depth
+        meaning = DEPTH if any(word in name for word in DEPTH_WORDS) else GREY
     return stated if meaning == DEPTH else f'{encoding.strip()} (grey){separator}{how}'
 
 

@@ -18,6 +18,7 @@ import queue
 import threading
 import time
 from dataclasses import dataclass, replace
+from heapq import merge
 
 import numpy as np
 import rclpy
@@ -34,6 +35,7 @@ from minicpmo_ros.errors import Error, InputError
 from minicpmo_ros.evaluation.bags.clip import Sources
 from minicpmo_ros.evaluation.bags.media_source import LONGEST_GAP_S, MediaSource, open_source
 from minicpmo_ros.media.audio.format import MEAN
+from minicpmo_ros.media.files import why_short
 from minicpmo_ros.ros.audio_input import audio_types, info_message
 from minicpmo_ros.ros.framework.diagnostics import Awaited
 from minicpmo_ros.ros.framework.faults import Throttle
@@ -49,6 +51,7 @@ from minicpmo_ros.units import NS
 SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.01, 0.05
 CLOCK_PERIOD_S = 0.02
 ENDS_LOOK_PERIOD_S = 1.0  # for ends of topics that do not fit
+LATE_S = 2.0  # by which what is played comes late, without a word
 PATIENCE_S = 5.0  # after which it says what it waits for
 # Of steady time between two looks at it; simulated time takes no part in longer stalls.
 LONGEST_STEP_S = 0.1
@@ -125,7 +128,7 @@ class MediaPlayer(WithoutEvents, Node):
         for note in media.notes:
             self.get_logger().warning(note)
         self._queue = queue.Queue(QUEUE_ITEMS)  # of Item; then None or the Error that ended it
-        self._next, self._damaged = None, 0  # packets of the file that cannot be decoded
+        self._next, self._damaged = None, 0  # parts of the file that cannot be decoded
         self._is_ended = self._is_paused = False
         self._begun_ns = None  # in the node's time, or the bag's
         self._position_ns = 0  # of playing, from the first instant
@@ -160,13 +163,13 @@ class MediaPlayer(WithoutEvents, Node):
     def _open(self) -> MediaSource:
         o = self._options
         sources = Sources(o.image_topic, o.audio_topic, o.audio_channel, o.audio_format)
-        return open_source(o.file, o.jpeg_quality, sources, self._on_damage)
+        return open_source(o.file, o.jpeg_quality, sources, self._on_damage, o.fps)
 
     def _on_damage(self, damage: str) -> None:
         self._damaged += 1
         if self._throttle.allows('damage'):
             self.get_logger().warning(
-                f'{damage} What cannot be decoded is left out: {self._damaged} packets so far.'
+                f'{damage} What cannot be decoded is left out: {self._damaged} so far.'
             )
 
     def _look(self) -> None:
@@ -208,8 +211,11 @@ class MediaPlayer(WithoutEvents, Node):
             streams.append(self._image_items(media, begin_ns))
         if media.audio is not None:
             streams.append(self._audio_items(media, begin_ns))
-        skipped_ns = 0
-        for item in self._in_order(*streams):
+        skipped_ns = last_ns = 0
+        for item in merge(*streams, key=lambda item: item.due_ns):
+            if self._stop.is_set():
+                return end_ns
+            last_ns = max(last_ns, item.due_ns - begin_ns)
             gap_ns = item.due_ns - skipped_ns - end_ns
             if gap_ns > LONGEST_GAP_S * NS:
                 skipped_ns += gap_ns
@@ -217,31 +223,21 @@ class MediaPlayer(WithoutEvents, Node):
                     f'the stamps jump ahead by {gap_ns / NS:.0f} s after {end_ns / NS:.1f} s of '
                     'playing; what follows is played at once'
                 )
-            is_recorded = self._origin_ns is not None
+            moved_ns = skipped_ns if self._origin_ns is None else 0
             item = replace(
-                item,
-                due_ns=item.due_ns - skipped_ns,
-                stamp_ns=item.stamp_ns - (0 if is_recorded else skipped_ns),
+                item, due_ns=item.due_ns - skipped_ns, stamp_ns=item.stamp_ns - moved_ns
             )
             self._put(item)
             shown_ns = media.image_ns if item.publisher is self._images else 0
             end_ns = max(end_ns, item.due_ns + shown_ns)
+        last_ns += int(NS / self._options.fps) if self._options.fps else 0  # left out behind it
+        short = why_short(self._options.file, last_ns, media.told_ns)
+        if short:
+            self.get_logger().warning(short, once=True)
         return end_ns
 
-    def _in_order(self, *streams):
-        heads = {stream: next(stream, None) for stream in streams}
-        while any(heads.values()) and not self._stop.is_set():
-            first = min((s for s in streams if heads[s]), key=lambda s: heads[s].due_ns)
-            yield heads[first]
-            heads[first] = next(first, None)
-
     def _image_items(self, media: MediaSource, begin_ns: int):
-        step_ns = int(NS / self._options.fps) if self._options.fps else 0
-        next_ns = 0
         for offset_ns, name, data in media.images:
-            if offset_ns < next_ns:
-                continue
-            next_ns = offset_ns - offset_ns % step_ns + step_ns if step_ns else 0
             message = CompressedImage(format=name)
             message.data.frombytes(data)
             at_ns = begin_ns + offset_ns
@@ -292,6 +288,7 @@ class MediaPlayer(WithoutEvents, Node):
             return
         self._next = self._next or self._take()
         self._advance()
+        self._tell_late()
         while self._next is not None and self._next.due_ns <= self._position_ns:
             self._turn_ns = self._next.begin_ns
             self._publish(self._next)
@@ -300,6 +297,14 @@ class MediaPlayer(WithoutEvents, Node):
             self._turn_ns = self._next.begin_ns
         if self._clock_publisher is not None and self.context.ok():
             self._publish_clock()
+
+    def _tell_late(self) -> None:
+        late_s = (self._position_ns - self._next.due_ns) / NS if self._next else 0
+        if late_s > LATE_S and self._throttle.allows('late'):
+            self.get_logger().warning(
+                f'what is played comes {late_s:.1f} s late: the file is not read and encoded as '
+                'fast as it is played. Set fps to 5, or give a smaller video'
+            )
 
     def _publish_clock(self) -> None:
         if self._looked_s - self._clocked_s >= CLOCK_PERIOD_S:
