@@ -8,6 +8,7 @@ and what is allowed. ChoiceScores compares whole texts of which one is the answe
 an answer begins with.
 """
 
+import heapq
 import math
 from collections import defaultdict
 
@@ -49,45 +50,52 @@ class ChoiceScores:
         self._paths = [(*path, END) if path in beginnings else tuple(path) for path in paths]
         self._end_ids = sorted(end_ids)
         self._scores = np.zeros(len(paths))  # logarithms, of the tokens that are known
-        self._n_known = [0] * len(paths)
-        self._open = {}  # {beginning: choices whose next token is to be scored behind it}
-        for choice, path in enumerate(self._paths):
-            self._open.setdefault(path[:0], []).append(choice)
+        self._best_known = -math.inf  # score of a choice of which all tokens are known
+        self.skip(())
 
     def skip(self, beginning: tuple) -> None:
         """Take a beginning that all paths share as given."""
+        # {beginning: choices whose next token is to be scored behind it}; of one score each
         self._open = {beginning: list(range(len(self._paths)))}
-        self._n_known = [len(beginning)] * len(self._paths)
+        self._likeliest, self._n_opened = [(0.0, 0, beginning)], 1  # heap of the open, and taken
 
     def take(self, beginning: tuple, logits: np.ndarray) -> None:
         """Take the logits (vocabulary,) behind a beginning; if no path has it, nothing is done."""
         choices = self._open.pop(beginning, None)
         if choices is None:
             return
-        total = log_sum_exp(logits)
+        n, total = len(beginning) + 1, log_sum_exp(logits)
         for choice in choices:
-            path, n = self._paths[choice], len(beginning) + 1
+            path = self._paths[choice]
             ids = self._end_ids if path[n - 1] == END else [path[n - 1]]
             self._scores[choice] += log_sum_exp(logits[ids]) - total
-            self._n_known[choice] = n
             if n < len(path):
-                self._open.setdefault(path[:n], []).append(choice)
+                self._put(path[:n], choice)
+            else:
+                self._best_known = max(self._best_known, self._scores[choice])
+
+    def _put(self, beginning: tuple, choice: int) -> None:
+        if beginning not in self._open:
+            self._open[beginning] = []
+            entry = -self._scores[choice], self._n_opened, beginning
+            heapq.heappush(self._likeliest, entry)
+            self._n_opened += 1
+        self._open[beginning].append(choice)
 
     def next_read(self) -> tuple | None:
         """Return (tokens to read from the beginning on, logits to take of the last of them).
 
         None if nothing that matters is left to be read.
         """
-        open_choices = [choice for choices in self._open.values() for choice in choices]
-        known = [n == len(path) for n, path in zip(self._n_known, self._paths)]
-        best_known = self._scores[known].max(initial=-math.inf)
-        best = max(open_choices, key=self._scores.__getitem__, default=None)
+        while self._likeliest and self._likeliest[0][2] not in self._open:
+            heapq.heappop(self._likeliest)
         margin = math.log(NEGLIGIBLE / len(self._paths))
-        if best is None or self._scores[best] < best_known + margin:
+        if not self._likeliest or -self._likeliest[0][0] < self._best_known + margin:
             return None
-        first, path = self._n_known[best], self._paths[best]
-        last = min(len(path), first + AT_ONCE) - 1
-        return path[:last], last - first + 1
+        beginning = self._likeliest[0][2]
+        path = self._paths[self._open[beginning][0]]
+        last = min(len(path), len(beginning) + AT_ONCE) - 1
+        return path[:last], last - len(beginning) + 1
 
     def probabilities(self) -> tuple:
         """Return the probability of each choice; together they are 1."""

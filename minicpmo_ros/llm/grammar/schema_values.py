@@ -43,6 +43,8 @@ SHORT = 'a number of at most 30 digits'
 LEAST = ('minimum', 'exclusiveMinimum', 'minLength', 'minItems', 'minProperties')
 MOST = ('maximum', 'exclusiveMaximum', 'maxLength', 'maxItems', 'maxProperties')
 COUNTS = frozenset((*LEAST[2:], *MOST[2:]))
+ITEMS = ('items', 'prefixItems')
+IN_TWO_PARTS = 'it stands in two parts that are to hold together'
 IS_FORM = {  # what a keyword may hold, and how that is said
     'type': (lambda v: isinstance(v, str | list), 'a type or a list of them'),
     'enum': (lambda v: isinstance(v, list) and v, 'a list that is not empty'),
@@ -73,8 +75,11 @@ def both_of(one: dict, other: dict, where: str) -> dict:
         closed = schema.get('additionalProperties', True) is not True
         if closed and set(others.get('properties', {})) - set(schema.get('properties', {})):
             raise wrong(f'{where}/additionalProperties', 'it forbids what the other part names')
+    first, second = ({key: part[key] for key in ITEMS if key in part} for part in (one, other))
+    if first and second and not same(first, second):  # `items` are those that have no place
+        raise wrong(f'{where}/{min(second)}', IN_TWO_PARTS)
     for key, value in other.items():
-        if key not in one or one[key] == value:
+        if key not in one or same(one[key], value):
             both[key] = value
         elif key == 'properties':
             names = one[key].keys() & value.keys()
@@ -89,9 +94,9 @@ def both_of(one: dict, other: dict, where: str) -> dict:
         elif key == 'type':
             both[key] = _common_types(one, other, where)
         elif key == 'enum':
-            both[key] = [item for item in one[key] if item in value]
+            both[key] = [item for item in one[key] if any(same(item, found) for found in value)]
         else:
-            raise wrong(f'{where}/{key}', 'it stands in two parts that are to hold together')
+            raise wrong(f'{where}/{key}', IN_TWO_PARTS)
     return both
 
 
@@ -131,7 +136,11 @@ def type_of(value) -> set:
 
 
 def same(one, other) -> bool:
-    """Return whether two values are one of JSON's."""
+    """Return whether two values are one of JSON's; to Python, true is 1."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     return type_of(one) == type_of(other) and one == other
 
 
