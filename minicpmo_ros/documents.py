@@ -83,6 +83,23 @@ def told(value) -> str:
     return text if len(text) <= MOST_TOLD else text[: MOST_TOLD - 3] + '...'
 
 
+def differences(mine: dict, other: dict) -> str:
+    """Say how one record differs from another, field by field; '' where it does not."""
+    found = []
+    for name in dict.fromkeys([*mine, *other]):
+        a, b = mine.get(name), other.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f'{name} {inner}' for inner in filter(None, [differences(a, b)])]
+        elif a != b:
+            found.append(f'{name} {_short(b)} instead of {_short(a)}')
+    return ', '.join(found)
+
+
+def _short(value) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + '...'
+
+
 def _one_line(error: Exception) -> str:
     return ' '.join(str(error).split())
 

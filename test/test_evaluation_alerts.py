@@ -83,6 +83,18 @@ def test_begins_are_right_within_two_seconds_and_each_is_counted_once(at_s, span
     assert counts(scored([event(at) for at in at_s], spans)) == expected
 
 
+def test_truth_of_seconds_that_were_not_watched_is_told():
+    found = scored([event(11)], [(10, 20), (59, 70), (60, 70), (-5, 0), (-5, 1)])
+    assert (found.begins, found.missed, found.outside) == (5, 4, 2)
+    assert 'r: of 2 of 5 begins no second was watched' in table([found])
+    assert 'no second was watched' not in table([scored([], [(10, 20)])])
+
+
+def test_truth_that_is_told_twice_counts_once():
+    found = scored([event(11)], [(10, 20), (10, 20)])
+    assert (found.begins, *counts(found)) == (1, 1, 0, 0, 0, 0)
+
+
 def test_only_begins_and_changes_are_counted():
     kinds = (Kind.END, Kind.ONGOING, Kind.UNKNOWN)
     assert counts(scored([event(30, kind) for kind in kinds], [])) == (0, 0, 0, 0, 0)
@@ -163,6 +175,8 @@ def test_a_single_bag_may_be_given(truth_file, tmp_path):
         (None, 'alerts_truth is None, a list of objects'),
         ([5], 'alerts_truth 1 is 5, an object'),
         ([{**FALL, 'end_s': 'later'}], "end_s is 'later', a number of seconds"),
+        ([{**FALL, 'end_s': 10**400}], 'a number of seconds is expected'),
+        ([{**FALL, 'end_s': math.nan}], 'a number of seconds is expected'),
         ([{**FALL, 'end_s': 1}], 'begin_s must be before end_s'),
         ([{**FALL, 'until': 1}], "has 'until'; known are id"),
         ([{'id': 'fall'}], 'has no clip'),
@@ -174,6 +188,12 @@ def test_a_single_bag_may_be_given(truth_file, tmp_path):
 def test_what_is_wrong_in_the_truth_is_named(truth_file, entries, told):
     with pytest.raises(InputError, match=told):
         AlertTruth.read(truth_file(entries))
+
+
+@pytest.mark.parametrize('more', [{'questions': 5}, {'clips': 5}, {'clips': ['a.mcap']}])
+def test_what_is_wrong_beside_the_truth_is_named(truth_file, more):
+    with pytest.raises(InputError, match=f'{next(iter(more))} is .* is expected'):
+        AlertTruth.read(truth_file([FALL], **more))
 
 
 def test_truth_of_an_unknown_rule_is_told(truth_file):
@@ -271,6 +291,24 @@ def test_what_is_left_out_of_a_bag_of_more_than_a_day_is_told(run_folder, tmp_pa
 def test_a_folder_that_is_no_run_is_told(tmp_path, capsys):
     assert main(['alerts', 'fit', str(tmp_path)]) == 2
     assert 'is not the folder of a run of replay --alerts' in capsys.readouterr().err
+
+
+def test_a_run_that_was_cut_or_mixed_is_told(tmp_path):
+    truth = AlertTruth((TrueAlert('r', 'c', 1, 2),), ('c',), Path())
+    AlertRun((AlertRule('r', 'Q?'),), watched([], 3), truth, {'r': 0.0}, {}).write(tmp_path)
+    assert len(AlertRun.read(tmp_path).watched) == 3
+    for name, old, new, told in (
+        ('probabilities.csv', ',active,\nc,2,r,0.000000', ',active,\nc,2', 'middle of a row'),
+        ('rules.yaml', 'id: r', 'id: other', "has the rule 'r', rules.yaml has other"),
+        ('alerts.json', '"begin_s": 1', '"begin_s": "1"', 'is no time'),
+    ):
+        whole = (tmp_path / name).read_text()
+        assert old in whole
+        end = '' if name.endswith('.csv') else whole[whole.index(old) + len(old) :]
+        (tmp_path / name).write_text(whole[: whole.index(old)] + new + end)
+        with pytest.raises(InputError, match=told):
+            AlertRun.read(tmp_path)
+        (tmp_path / name).write_text(whole)
 
 
 def test_words_that_a_model_would_not_say_in_any_second_end_no_run(tmp_path, capsys):

@@ -5,18 +5,29 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mcap.writer import Writer
 from scored_clips import write_long_clip
 
 from minicpmo_ros.cli.main import main
+from minicpmo_ros.config import LLM
 from minicpmo_ros.evaluation.bags.bags import Bag
-from minicpmo_ros.evaluation.bags.clip import IMAGE, LONGEST_WINDOW_S, type_store
+from minicpmo_ros.evaluation.bags.clip import (
+    IMAGE,
+    LONGEST_WINDOW_S,
+    Clip,
+    ClipImage,
+    Decoding,
+    type_store,
+)
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
+from minicpmo_ros.evaluation.notes import remember_clip
 from minicpmo_ros.evaluation.runner import Core
+from minicpmo_ros.media.image.tiling import Decoded
 from minicpmo_ros.modelset.directory import ModelDirectory
 from minicpmo_ros.notes.note import Filter
-from minicpmo_ros.notes.periodic import Schedule, read_questions
+from minicpmo_ros.notes.periodic import NOT_THEN, Schedule, read_questions
 from minicpmo_ros.notes.store import NoteStore
 from minicpmo_ros.units import NS
 
@@ -65,6 +76,28 @@ def test_what_is_left_out_of_a_bag_of_more_than_a_day_is_told(tmp_path, capsys):
     told = capsys.readouterr().err
     more = 'longer.mcap: its first 24 h are read; it goes on for 8 s, which are left out.'
     assert more in told and told.count('goes on') == 1, told
+
+
+@pytest.mark.parametrize('ends', ['images', 'audio'])
+def test_a_note_of_an_input_that_has_ended_says_so(tmp_path, ends):
+    core, begin_s = Core(ModelDirectory.open(ROOT / 'models/nano')), 1_000_000_000
+    grey = Decoding(lambda _: Decoded.whole(np.full((112, 112, 3), 128, np.uint8)))
+    stamps_ns = [second * NS for second in range(begin_s, begin_s + 12)]
+    images = tuple(ClipImage(stamp_ns, grey, None) for stamp_ns in stamps_ns)
+    audio = tuple((stamp_ns, np.zeros(16_000, np.float32)) for stamp_ns in stamps_ns)
+    clip = Clip(images[:2], audio) if ends == 'images' else Clip(images, audio[:2])
+    try:
+        with NoteStore(tmp_path / 'day.db') as store:
+            remember_clip(core, clip, (), store, Schedule(read_questions(ASK), 1))
+            notes = store.list()
+    finally:
+        core.close()
+    is_old_s = begin_s + 2 + LLM.max_staleness_s  # from there on
+    assert {note.text.endswith(NOT_THEN) for note in notes} == {True, False}
+    for note in notes:
+        assert (
+            note.text.endswith(NOT_THEN) == (note.end_s > is_old_s) == (note.begin_s >= is_old_s)
+        )
 
 
 def test_every_note_has_a_small_image_of_its_time(store):

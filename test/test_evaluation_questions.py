@@ -153,6 +153,15 @@ def test_a_wrong_field_is_refused_by_name(folder, change, told):
         QuestionSet.read(path)
 
 
+def test_the_folder_that_lacks_a_clip_is_named_also_where_it_is_this_one(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    data = json.loads((folder / 'questions.json').read_text())
+    data['questions'][0]['clip'] = 'x.mcap'
+    (folder / 'wrong.json').write_text(json.dumps(data))
+    with pytest.raises(InputError, match=f'is not in {folder}'):
+        QuestionSet.read('wrong.json')
+
+
 def test_an_empty_text_asks_to_answer_what_was_said(folder):
     data, path = json.loads((folder / 'questions.json').read_text()), folder / 'spoken.json'
     data['questions'][0]['text'] = ''
@@ -304,6 +313,15 @@ def test_the_digest_is_of_what_is_asked_and_not_of_what_is_right(tmp_path):
     for change in ({'text': 'what?'}, {'end_s': first.end_s + 1}, {'choices': ('red', 'blue')}):
         assert digest(**change) != questions.sha256
     assert questions.first(3).sha256 != questions.sha256
+
+
+def test_a_whole_second_is_the_same_with_a_point(tmp_path):
+    questions, path = write_question_set(tmp_path), tmp_path / 'points.json'
+    data = json.loads((tmp_path / 'questions.json').read_text())
+    for entry in data['questions']:
+        entry.update(start_s=float(entry['start_s']), end_s=float(entry['end_s']))
+    path.write_text(json.dumps(data))
+    assert QuestionSet.read(path).sha256 == questions.sha256
 
 
 def test_answers_that_are_not_texts_are_refused(tmp_path):

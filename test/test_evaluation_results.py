@@ -67,7 +67,9 @@ def test_a_question_is_never_answered_twice(tmp_path):
 
 def test_another_run_in_the_folder_is_refused_by_what_differs(tmp_path):
     write(tmp_path)
-    with pytest.raises(InputError, match='another count, model is there'):
+    with pytest.raises(
+        InputError, match='another run is there: count 4 instead of 3, model "other" instead of'
+    ):
         Results(tmp_path, {'model': 'other', 'count': 4})
     assert len(Run.read(tmp_path).texts) == 3
 

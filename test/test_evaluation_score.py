@@ -3,7 +3,11 @@
 
 """Counting right answers."""
 
+import pytest
+
+from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import AnswerSet, markdown, report, short_names
+from minicpmo_ros.evaluation.matching import is_text
 from minicpmo_ros.evaluation.questions import QuestionSet, ScoredQuestion
 
 QUESTIONS = QuestionSet(
@@ -38,6 +42,35 @@ def test_a_right_answer_is_the_text_itself_but_for_case_and_stop():
         assert question.is_right(text)
     for text in ('', 'reddish', 'not red', 'red red', 'blue'):
         assert not question.is_right(text)
+
+
+@pytest.mark.parametrize(
+    'accepted, text',
+    [
+        ('红色', '红色。'),
+        ('3 个', '“３ 个！”'),
+        ('はい', '「はい」'),
+        ('हाँ', 'हाँ।'),
+        ('نعم', '«نعم»؟'),
+        ('sí', '¡Sí!'),
+        ('ja', '„Ja.“'),
+        ('café', 'cafe\u0301…'),
+        ("it's on", 'It’s on'),
+        ('...', '…'),
+    ],
+)
+def test_quotes_stops_and_forms_of_any_script_do_not_count(accepted, text):
+    assert is_text([accepted], text) and is_text([text], accepted)
+    assert not is_text([accepted], '') and not is_text([accepted], f'{accepted} x')
+
+
+def test_answers_that_no_file_can_hold_are_refused_when_they_are_read(tmp_path):
+    path = tmp_path / 'answers.json'
+    AnswerSet({'0': 'red'}).write(path)
+    assert AnswerSet.read(path).answers == {'0': 'red'}
+    path.write_text(path.read_text().replace('red', '\\ud800'))
+    with pytest.raises(InputError, match='its answers are not texts'):
+        AnswerSet.read(path)
 
 
 def test_rows_are_those_of_the_score_file():

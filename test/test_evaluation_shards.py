@@ -206,10 +206,12 @@ def test_a_shard_does_not_grow_and_its_folder_takes_no_other(tmp_path, split):
     questions, folders = split
     more = ScoredQuestion('new', '0.mcap', 0, 3, 'all', 'what new?', ('red',))
     grown = replace(questions, questions=(*questions.questions, more))
-    with pytest.raises(InputError, match='another count, questions_sha256'):
+    with pytest.raises(
+        InputError, match='another run is there: count .* instead of .*, questions_sha256'
+    ):
         write_shard(tmp_path, Shard(0, 4), grown)
     folders[0].rename(Shard(0, 5).folder(tmp_path))
-    with pytest.raises(InputError, match='another shard is there'):
+    with pytest.raises(InputError, match='another run is there: shard'):
         write_shard(tmp_path, Shard(0, 5), questions)
 
 

@@ -25,7 +25,7 @@ from minicpmo_ros.alerts.monitor import LEAST_MASS, Event, Kind
 from minicpmo_ros.alerts.rules import AlertRule
 from minicpmo_ros.documents import read_json, told
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation.questions import CHECKS, FORMAT
+from minicpmo_ros.evaluation.questions import CHECKS, FORMAT, read_head
 from minicpmo_ros.evaluation.statistics import poisson_interval
 
 UNCLEAR_SHARE = 0.1  # of seconds, above which it is told
@@ -69,8 +69,11 @@ class AlertTruth:
         is_one = bag is not None and not (bag.is_dir() and not (bag / 'metadata.yaml').exists())
         folder = path.parent if bag is None else bag.parent if is_one else bag
         alerts = tuple(_true_alert(path, i, e, bag) for i, e in enumerate(entries, 1))
-        asked = [q.get('clip') for q in data.get('questions') or () if isinstance(q, dict)]
-        named = [*(data.get('clips') or ()), *asked, *(alert.clip for alert in alerts)]
+        questions = data.get('questions') or []
+        if not isinstance(questions, list):
+            raise InputError(f'{path}: questions is {told(questions)}, a list is expected.')
+        asked = [q.get('clip') for q in questions if isinstance(q, dict)]
+        named = [*read_head(path, data)['clips'], *asked, *(alert.clip for alert in alerts)]
         clips = tuple(dict.fromkeys(name for name in named if isinstance(name, str)))
         if is_one:
             clips = (bag.name,)
@@ -79,15 +82,17 @@ class AlertTruth:
             raise InputError(f'{path}: it names no clip. Add them to clips.')
         if missing := [clip for clip in clips if not (folder / clip).exists()]:
             raise InputError(
-                f'{path}: the clip {missing[0]} is not in {folder}. Fetch the clips with the '
-                'file, or tell where they are (bag).'
+                f'{path}: the clip {missing[0]} is not in {folder.absolute()}. Fetch the clips '
+                'with the file, or tell where they are (bag).'
             )
         return cls(alerts, clips, folder)
 
     @classmethod
     def of_entries(cls, entries: dict, folder: Path) -> 'AlertTruth':
-        """Make one of what `entries` gave."""
+        """Make one of what `entries` gave; ValueError or TypeError where something else did."""
         alerts = tuple(TrueAlert(**alert) for alert in entries['alerts'])
+        if not all(_is_time(a.begin_s) and _is_time(a.end_s) for a in alerts):
+            raise ValueError('a begin or an end is no time')
         return cls(alerts, tuple(entries['clips']), folder)
 
     def entries(self) -> dict:
@@ -124,6 +129,7 @@ class RuleScore:
     right: int = 0  # told within RIGHT_S
     late: int = 0  # told later, while the condition held
     missed: int = 0
+    outside: int = 0  # of them, those of which no second was watched
     repeated: int = 0  # told again while the condition held
     false: int = 0  # told although it did not hold
     lost: int = 0  # times that sight was lost
@@ -152,10 +158,12 @@ class RuleScore:
         self.unclear += sum(map(_is_unclear, seconds))
         if self.is_judged:
             self._judge(events, truth)
+            span = seconds[0].second, seconds[-1].second + 1
+            self.outside += sum(a.end_s <= span[0] or span[1] <= a.begin_s for a in set(truth))
 
     def _judge(self, events: list, truth: list) -> None:
-        self.begins += len(truth)
         found = {alert: [] for alert in truth}
+        self.begins += len(found)
         for event in (e for e in events if e.kind in (Kind.BEGIN, Kind.CHANGE)):
             nearest = min(
                 (alert for alert in truth if _is_of(event, alert)),
@@ -229,6 +237,13 @@ def table(scores: list) -> str:
     hours = scores[0].hours if scores else 0.0
     lines += ['', f'{3600 * hours:.0f} s were watched.', *map(_unclear_told, scores)]
     lines += [
+        f'{s.rule}: of {s.outside} of {s.begins} begins no second was watched: they count as '
+        'missed. Check begin_s and end_s; with `relative: true` they count from the begin of '
+        'the bag, without it they are stamps.'
+        for s in scores
+        if s.outside
+    ]
+    lines += [
         f'{s.rule}: alerts_truth says nothing of it, so its answers are not judged.'
         for s in scores
         if not s.is_judged
@@ -297,4 +312,4 @@ def _true_alert(path: Path, number: int, entry, bag: Path | None) -> TrueAlert:
 
 def _is_time(value) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and abs(value) < 2**31
+    return is_number and abs(value) < 2**31  # nor NaN, which is none

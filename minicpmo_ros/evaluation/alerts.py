@@ -66,7 +66,9 @@ class WatchedSecond:
 
     @classmethod
     def of_row(cls, row: dict) -> 'WatchedSecond':
-        """Make one of a row of a CSV, but for its events."""
+        """Make one of a row of a CSV, but for its events; ValueError if it was cut."""
+        if None in row.values():
+            raise ValueError(f'{COURSE} ends in the middle of a row')
         numbers = {name: float(row[name] or 'nan') for name in NUMBERS}
         texts = {name: row[name] for name in ('clip', 'rule', 'answer', 'state')}
         return cls(second=int(row['second']), **texts, **numbers)
@@ -209,7 +211,14 @@ class AlertRun:
             raise InputError(
                 f'{folder}: it is not the folder of a run of replay --alerts ({in_words(error)}).'
             ) from error
-        return cls(read_rules(folder / RULES), watched, truth, blank, summary)
+        rules = read_rules(folder / RULES)
+        known = {rule.id for rule in rules}
+        if unknown := sorted({second.rule for second in watched} - known):
+            raise InputError(
+                f'{folder}: {COURSE} has the rule {unknown[0]!r}, {RULES} has {", ".join(known)}. '
+                'Are they of one run?'
+            )
+        return cls(rules, watched, truth, blank, summary)
 
 
 @dataclass(frozen=True)

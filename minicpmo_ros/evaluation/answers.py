@@ -21,11 +21,11 @@ name alone. Shares are rounded to 4 digits. `markdown` prints a report as tables
 import json
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 from minicpmo_ros.config import LOOKS
-from minicpmo_ros.documents import read_json, told
+from minicpmo_ros.documents import is_utf8, read_json, told
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.questions import SUBSETS, QuestionSet
 
@@ -67,8 +67,8 @@ class AnswerSet:
         path = Path(path)
         data = read_json(path, FORMAT)
         answers = data.get('answers')
-        if not isinstance(answers, dict) or not all(isinstance(a, str) for a in answers.values()):
-            raise InputError(f'{path}: its answers are not texts by question.')
+        if not isinstance(answers, dict) or not all(map(is_utf8, chain(*answers.items()))):
+            raise InputError(f'{path}: its answers are not texts (UTF-8) by question.')
         try:
             rest = (told_text(data, 'model'), told_text(data, 'name'))
             return cls(answers, *(data.get(name) for name in NAMES), *rest)

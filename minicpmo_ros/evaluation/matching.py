@@ -3,7 +3,8 @@
 
 """Whether a text answers a question.
 
-`text`: the text is one of the accepted ones, but for case, spaces, quotes and full stop. `letter`:
+`text`: the text is one of the accepted ones, but for case, spaces, quotes and full stop, those of
+any script, and for how Unicode composes its characters. `letter`:
 StreamingBench's official rule, the first character is the right letter and nothing else counts.
 `tolerant`, beside it: also the letter or the option's text wherever an answer of a few words has
 it, in any language. What is right by the official rule is right by the tolerant one. Of a question
@@ -16,6 +17,7 @@ from decimal import Decimal
 from unicodedata import normalize
 
 LETTERS = 'ABCD'
+QUOTES, STOPS = '"\'“”„‘‚«»‹›「」『』', '.!?,¡¿。、।۔؟،'  # around an answer they do not count
 LONGEST_SMALL = 200  # characters of an answer in which a small letter is looked for
 LOOK_BACK = 60  # characters before a letter that can lead or deny it
 # Characters that make a word together with a letter beside them. Scripts without spaces, and those
@@ -42,7 +44,13 @@ DENIED = re.compile(
 
 def normal(text: str) -> str:
     """What of a text is compared: not its case, its outer spaces, quotes and full stop."""
-    return ' '.join(text.casefold().split()).strip('"\'.!?, ')
+    words = ' '.join(_composed(text).casefold().split())
+    return words.strip(f'{QUOTES}{STOPS} ') or words
+
+
+def _composed(text: str) -> str:
+    """Return the text with one form for an accent, a full-width character and an apostrophe."""
+    return normalize('NFKC', text).replace('’', "'")
 
 
 def is_text(accepted, text: str) -> bool:
@@ -83,7 +91,7 @@ def extract_letter(text: str, options=()) -> str:
 
     Letters come first, and where there are none the options' texts.
     """
-    text = normalize('NFKC', text)  # letters of full width are letters
+    text = _composed(text)  # letters of full width are letters
     places = _option_places(text, options)
     # An option's text may hold a letter: 'Vitamin C'.
     inside = {at for found in places.values() for place in found for at in place}
@@ -113,7 +121,7 @@ def _option_places(text: str, options) -> dict:
     places = {}
     for letter, option in zip(LETTERS, options):
         own = re.match(r'\s*([A-D])[.):]', option)  # where lines were split, not its place
-        words = normalize('NFKC', without_letter(option))
+        words = _composed(without_letter(option))
         places.setdefault(own[1] if own else letter, []).extend(_places(text, words))
     ranges = [place for found in places.values() for place in found]
 

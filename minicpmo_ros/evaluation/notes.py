@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from minicpmo_ros.config import LLM
 from minicpmo_ros.evaluation.bags.clip import Clip, Sources
 from minicpmo_ros.evaluation.bags.clip_reading import first_day
 from minicpmo_ros.evaluation.runner import Core
@@ -39,21 +40,25 @@ def remember_bag(
     with first_day(path, sources, tell) as clip:
         images = clip.images if has_images else ()
         core.session.reset()
-        _remember(core, clip, images, store, Schedule(questions, every_s))
+        remember_clip(core, clip, images, store, Schedule(questions, every_s))
     return len(store) - before
 
 
-def _remember(core: Core, clip: Clip, images, store: NoteStore, schedule: Schedule) -> None:
-    periodic = PeriodicSnapshots()
+def remember_clip(core: Core, clip: Clip, images, store: NoteStore, schedule: Schedule) -> None:
+    """Write the notes that are due by `schedule`; `images`: for small ones, none if empty."""
+    periodic, came_s = PeriodicSnapshots(), {}  # by sense: end of the newest second that has it
     for unit in core.stream(clip):
         if core.session.window.seconds == []:
             schedule.due(unit.second)  # counts from here
         core.session.append(unit)
+        halves = {'image': unit.image_rows, 'audio': unit.audio_rows}
+        came_s |= {name: unit.second + 1 for name, rows in halves.items() if rows is not None}
         due = schedule.due(unit.second + 1)
         if due is None:
             continue
+        is_stale = due.end_s - min(came_s.values(), default=due.end_s) > LLM.max_staleness_s
         while due.left:
-            due.take(core.ask(due.left[0].text).text)
+            due.take(core.ask(due.left[0].text).text, is_stale)
         schedule.written(due)
         note = due.note(model=core.model.model_id, image=_image(images, due.end_s))
         if note is not None:

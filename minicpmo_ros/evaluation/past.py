@@ -53,7 +53,7 @@ class NoteMemory:
         if self._store is not None:
             space = core.model.exact_space
             recaller = Recaller(self._read, count_tokens, timezone.utc, space=space)
-            return recaller.recollect(question.text, question.memory, now_s)
+            return recaller.recollect(question.text, question.memory, now_s, seconds)
         if not scored.note:
             raise InputError(f'The question {scored.id!r} has no note for the oracle.')
         end_s = now_s - scored.age_s

@@ -19,7 +19,8 @@ def _is_filled(value) -> bool:
 
 
 def _is_second(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return is_whole and not isinstance(value, bool) and abs(value) < 2**31
 
 
 def _is_texts(value) -> bool:
@@ -44,6 +45,7 @@ def is_inside(value) -> bool:
     return is_short and not path.is_absolute() and '..' not in path.parts and bool(path.name)
 
 
+SECONDS = ('start_s', 'end_s', 'asked_at_s')
 CHECKS: dict[str, tuple[Callable, str]] = {
     'id': (_is_filled, 'a text'),
     'clip': (is_inside, 'a path relative to the file'),

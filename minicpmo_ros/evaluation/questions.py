@@ -21,6 +21,7 @@ from minicpmo_ros.evaluation.looks import SentImage
 from minicpmo_ros.evaluation.matching import is_data, is_letter, is_text
 from minicpmo_ros.evaluation.question_fields import (
     CHECKS,
+    SECONDS,
     has_truth,
     is_inside,
     is_lines,
@@ -151,7 +152,7 @@ class QuestionSet:
         folder = path.parent if bag is None else bag.parent if one else bag
         questions = tuple(_read_question(path, i, entry) for i, entry in enumerate(entries))
         _check_ids(path, questions)
-        head = _read_head(path, data)
+        head = read_head(path, data)
         rest = head['name'], head['notes'], dict(head['clips']), folder, one or ''
         if needs_clips:
             cls(questions, *rest).require_clips(path)
@@ -172,7 +173,8 @@ class QuestionSet:
             if not self.path_of(question.clip).exists():
                 raise InputError(
                     f'{path}: the clip {question.clip} of the question {question.id!r} is not in '
-                    f'{self.folder}. Fetch the clips with the file, or tell where they are (bag).'
+                    f'{self.folder.absolute()}. Fetch the clips with the file, or tell where they '
+                    'are (bag).'
                 )
 
     @property
@@ -207,7 +209,7 @@ class QuestionSet:
         return self.folder / clip
 
 
-def _read_head(path: Path, data: dict) -> dict:
+def read_head(path: Path, data: dict) -> dict:
     """Return name, notes and clips, checked."""
     head = {'name': '', 'notes': '', 'clips': {}}
     head.update({name: data[name] for name in head if data.get(name) is not None})
@@ -301,6 +303,7 @@ def _read_question(path: Path, index: int, entry) -> ScoredQuestion:
             raise InputError(f'{where}: {name} is {told(value)}, {allowed} is expected.{hint}')
     lists = ('answers', 'choices', 'options')
     known = {name: tuple(entry[name]) for name in lists if name in entry}
+    known.update({name: int(entry[name]) for name in SECONDS if name in entry})  # 30.0 is 30
     if 'image' in entry:
         known['image'] = SentImage.read(where, path.parent, entry['image'])
     question = ScoredQuestion(**{**entry, **known, 'json_schema': read_schema(where, entry)})

@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minicpmo_ros.documents import is_of_another_kind
+from minicpmo_ros.documents import differences, is_of_another_kind
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import AnswerSet, precision_name
 from minicpmo_ros.evaluation.questions import QuestionSet
@@ -163,9 +163,10 @@ class Results:
         is_told = is_told and self._places is None
         other = sorted(name for name in differing if not is_told or name not in GROWING)
         if other:
+            there, here = ({name: of[name] for name in other if name in of} for of in (told, mine))
             raise InputError(
-                f'{self.folder}: a run with another {", ".join(other)} is there. Name '
-                'another folder, or remove it.'
+                f'{self.folder}: another run is there: {differences(there, here)}. Name another '
+                'folder, or remove it.'
             )
         if changed:
             raise InputError(

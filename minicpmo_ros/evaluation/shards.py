@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minicpmo_ros.documents import appearing
+from minicpmo_ros.documents import appearing, differences
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.results import ANSWERS, COSTS, FORMAT, HEAD
 
@@ -115,6 +115,16 @@ class Joined:
     shards: int
     answers: int
     software: tuple = ()  # of the starts of the shards, as JSON texts; more than one: they differ
+
+    def sentences(self, out: Path) -> list:
+        """Return what is to be told of a run that was put together in this folder."""
+        told = [f'{self.answers} answers of {self.shards} shards: {out}']
+        if len(self.software) > 1:
+            told.append(
+                'The shards were answered with different software, which may differ rarely in an '
+                f'answer: {"; ".join(self.software)}'
+            )
+        return told
 
 
 class _Part:
@@ -245,7 +255,7 @@ def _parts(out: Path, folders: list) -> list:
     parts = [_Part(folder) for folder in folders]
     first = parts[0]
     for part in parts[1:]:
-        if differing := _differing(first.whole, part.whole):
+        if differing := differences(first.whole, part.whole):
             raise InputError(
                 f'{part.folder}: it is of another run than {first.folder}: {differing}.'
             )
@@ -339,23 +349,6 @@ def _concatenate(path: Path, parts: list) -> None:
             except FileNotFoundError:
                 continue
             file.write(b'\n')  # an empty line is no line
-
-
-def _differing(mine: dict, other: dict) -> str:
-    """Say which facts differ, and how, options one by one; '' where none does."""
-    told = []
-    for name in dict.fromkeys([*mine, *other]):
-        a, b = mine.get(name), other.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            told += [f'{name} {inner}' for inner in filter(None, [_differing(a, b)])]
-        elif a != b:
-            told.append(f'{name} {_short(b)} instead of {_short(a)}')
-    return ', '.join(told)
-
-
-def _short(value) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + '...'
 
 
 def _named(names: list) -> str:

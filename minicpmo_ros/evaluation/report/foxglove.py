@@ -30,7 +30,14 @@ from rosbags.typesys import get_types_from_msg
 from minicpmo_ros.documents import appearing
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.bags import Bag
-from minicpmo_ros.evaluation.bags.clip import IMAGE, SAMPLE_RATE_HZ, Clip, ClipImage, type_store
+from minicpmo_ros.evaluation.bags.clip import (
+    IMAGE,
+    SAMPLE_RATE_HZ,
+    Clip,
+    ClipImage,
+    new_type_store,
+    type_store,
+)
 from minicpmo_ros.evaluation.bags.writing import make_header
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.report.plots import samples_by_second
@@ -140,7 +147,7 @@ def answers_in_bag(path) -> tuple:
 
 
 def _store_of(definition: str):
-    store, types = type_store(), get_types_from_msg(definition, ANSWER)
+    store, types = new_type_store(), get_types_from_msg(definition, ANSWER)
     store.register({name: one for name, one in types.items() if name not in store.types})
     return store
 

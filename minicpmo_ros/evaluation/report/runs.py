@@ -136,7 +136,8 @@ class RunReport:
                 told += f' It lost most on {family} ({verdict(cells[-1])}).'
             clips = len({question.clip for question in self.questions.questions})
             if clips < FEWEST_CLIPS:
-                told += f' {clips} clips are too few to call any difference real.'
+                n_clips = '1 clip is' if clips == 1 else f'{clips} clips are'
+                told += f' {n_clips} too few to call any difference real.'
         shown = [self.runs[-1], *self.runs[:-1][:1]]
         if any(run.unanswered for run in shown):
             counts = ', '.join(f'{run.name} {run.unanswered}' for run in shown)
