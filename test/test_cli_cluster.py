@@ -17,9 +17,30 @@ from minicpmo_ros.cli import cluster
 from minicpmo_ros.cli import main as cli
 from minicpmo_ros.errors import EngineError
 from minicpmo_ros.evaluation.results import ANSWERS
-from minicpmo_ros.evaluation.shards import FOLDER, Shard
+from minicpmo_ros.evaluation.shards import FOLDER, Joined, Shard
 
 MARK = 'MINICPMO_TEST_OF'  # in the environment of everything that a driver starts
+
+
+class StandInRay:
+    """Ray's names that a RayCluster uses when it begins, on machines of so many CPUs."""
+
+    def __init__(self, *cpus):
+        self.cpus, self.address, self.asked = cpus, None, {}
+
+    def init(self, address, **options):
+        self.address = address
+
+    def cluster_resources(self):
+        return {'CPU': float(sum(self.cpus))}
+
+    def nodes(self):
+        gone = {'Alive': False, 'Resources': {'CPU': 1000.0}}
+        return [{'Alive': True, 'Resources': {'CPU': float(n)}} for n in self.cpus] + [gone]
+
+    def remote(self, **options):
+        self.asked = options
+        return lambda task: task
 
 
 class Lossy:
@@ -72,6 +93,34 @@ def test_the_command_of_a_shard_is_that_of_the_run():
     ]
     expected = ['replay', 'nano', 'q.json', '--still', '--out', 'x', '--shard', '3/8']
     assert cluster.shard_command(given, Shard(3, 8)) == expected
+
+
+@pytest.mark.parametrize('address', ['local', 'auto', 'ray://head:10001'])
+def test_ray_gets_the_address_that_was_given(address, monkeypatch):
+    # Without one it takes a cluster that happens to run on this machine.
+    monkeypatch.setitem(sys.modules, 'ray', ray := StandInRay(4))
+    cluster.RayCluster(address, [], 1, False)
+    assert ray.address == address
+
+
+@pytest.mark.parametrize(('wanted', 'asked', 'room'), [(2, 2, 24), (8, 8, 6), (16, 8, 6)])
+def test_a_task_asks_for_no_more_than_one_machine_has(wanted, asked, room, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ray', ray := StandInRay(8, 8, 8))
+    shards_of = cluster.RayCluster('auto', [], wanted, False)
+    assert (ray.asked['num_cpus'], shards_of.room) == (asked, room)
+
+
+def test_other_software_of_some_shards_is_told_also_of_a_cluster(tmp_path, monkeypatch, capsys):
+    ended = Lossy({})
+    ended.close = lambda: None
+    monkeypatch.setattr(cluster, 'RayCluster', lambda *_: ended)
+    joined = Joined(2, 8, ('{"numpy": "1"}', '{"numpy": "2"}'))
+    monkeypatch.setattr(cluster, 'join', lambda *_: joined)
+    run = ['replay', 'nano', 'q.json', '--out', str(tmp_path), '--cluster', 'auto']
+    assert cli.main([*run, '--shards', '2']) == 0
+    told = capsys.readouterr().err
+    assert '8 answers of 2 shards' in told and 'different software' in told
+    assert all(software in told for software in joined.software)
 
 
 def test_a_shard_runs_in_a_process_whose_status_and_words_are_told(tmp_path):

@@ -3,6 +3,7 @@
 
 """The files for Slurm and Kubernetes are well formed, and their commands are commands of ours."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -59,6 +60,23 @@ def test_every_script_is_bash_and_runs_one_verb_of_ours(name):
     assert given.verb == ('merge' if 'merge' in name else 'replay')
     if given.verb == 'replay':
         assert Shard.parse(given.shard) == Shard(3, 64)
+
+
+@pytest.mark.parametrize('name', sorted(scripts()))
+def test_every_script_comes_to_its_verb_where_setup_files_read_what_is_not_set(name, tmp_path):
+    """ROS's setup.bash does; our env.sh is the true one."""
+    (tmp_path / 'setup.bash').write_text('[ -n "$AMENT_TRACE_SETUP_FILES" ] || true\n')
+    (tmp_path / 'minicpmo').write_text('#!/bin/sh\necho reached "$1"\n')
+    (tmp_path / 'minicpmo').chmod(0o755)
+    text = scripts()[name].replace('/opt/ros/jazzy/setup.bash', f'{tmp_path}/setup.bash')
+    text = text.replace('/minicpmo_ros/environment', f'{ROOT}/environment')
+    # Behind the folders of env.sh, which come first in PATH.
+    text = text.replace('minicpmo ', f'{tmp_path}/minicpmo ')
+    given = {'CHECKOUT': str(ROOT), 'MODEL': 'm', 'QUESTIONS': 'q', 'OUT': 'o', 'HOME': '/'}
+    given |= {'SLURM_ARRAY_TASK_ID': '3', 'SLURM_CPUS_PER_TASK': '4', 'PATH': os.defpath}
+    given |= {'JOB_COMPLETION_INDEX': '3'}
+    ran = subprocess.run(['bash', '-c', text], env=given, text=True, capture_output=True)
+    assert (ran.returncode, ran.stdout.split()[:1]) == (0, ['reached']), ran.stderr
 
 
 def test_a_command_that_is_none_would_be_found():

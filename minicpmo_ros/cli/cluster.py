@@ -114,7 +114,7 @@ class RayCluster:
         self._ray, self._given, self._running = ray, given, {}
         try:
             ray.init(
-                None if address == 'local' else address,
+                address,
                 include_dashboard=None if address != 'local' else False,
                 log_to_driver=False,
                 logging_level='ERROR',
@@ -123,7 +123,10 @@ class RayCluster:
             raise InputError(f'--cluster {address}: there is no Ray cluster ({error}).') from error
         have = ray.cluster_resources()
         gpus = int(wants_gpu and have.get('GPU', 0) >= 1)
-        cpus = min(cpus, max(int(have.get('CPU', 1)), 1))
+        # A task that fits no machine would wait for ever, and say nothing.
+        machines = [node['Resources'] for node in ray.nodes() if node['Alive']]
+        most = max((machine.get('CPU', 1) for machine in machines), default=1)
+        cpus = min(cpus, max(int(most), 1))
         self.room = max(2 * int(have.get('CPU', 1)) // cpus, 1)  # the next ones are there
         # What is lost is started again by ask_shards, with its own count.
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(run_shard)
@@ -167,4 +170,5 @@ def replay_on_cluster(arguments, tell: Callable[[str], None]) -> None:
     finally:
         cluster.close()
     joined = join(arguments.out, [shard.folder(arguments.out) for shard in shards])
-    tell(f'{joined.answers} answers of {joined.shards} shards: {arguments.out}')
+    for sentence in joined.sentences(arguments.out):
+        tell(sentence)

@@ -268,14 +268,8 @@ def run_merge(arguments) -> int:
     shards = arguments.shards
     if not shards and (arguments.out / FOLDER).is_dir():
         shards = sorted(path for path in (arguments.out / FOLDER).iterdir() if path.is_dir())
-    joined = join(arguments.out, shards)
-    print(f'{joined.answers} answers of {joined.shards} shards: {arguments.out}', file=sys.stderr)
-    if len(joined.software) > 1:
-        print(
-            'The shards were answered with different software, which may differ rarely in an '
-            f'answer: {"; ".join(joined.software)}',
-            file=sys.stderr,
-        )
+    for sentence in join(arguments.out, shards).sentences(arguments.out):
+        print(sentence, file=sys.stderr)
     return 0
 
 
