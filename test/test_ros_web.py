@@ -13,6 +13,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage
 
 pytest.importorskip('aiohttp')
 
@@ -23,7 +26,7 @@ from benchmarks.browser import (  # noqa: E402
     write_camera,
     write_microphone,
 )
-from minicpmo_ros.msg import AlertRule, Answer, Speech  # noqa: E402
+from minicpmo_ros.msg import AlertRule, AlertStates, Answer, Speech  # noqa: E402
 from minicpmo_ros.srv import AddAlert  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -55,6 +58,20 @@ CONTRAST = """(() => {
   }
   return found.sort((a, b) => a[0] - b[0])[0];
 })()"""
+# What a screen reader reads aloud of itself, as often as it is written within three seconds.
+TOLD = """new Promise((done) => {
+  const told = [], spoken = 'output, [role=status], [role=alert], [aria-live]';
+  const observer = new MutationObserver((all) => all.forEach(({ target }) => {
+    const place = (target.nodeType === 3 ? target.parentElement : target).closest(spoken);
+    if (place && place.ariaLive !== 'off') told.push(place.outerHTML);
+  }));
+  observer.observe(document.body, { subtree: true, childList: true, characterData: true });
+  let drawn = 0;
+  const strip = new MutationObserver(() => { if ((drawn += 1) > 6) done(told); });
+  strip.observe(document.getElementById('strip'), { childList: true });
+})"""
+HOOK = """const given = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = async (what) => (window.stream = await given(what));"""
 WIDE = """[...document.body.querySelectorAll('*')].filter(
   (e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.thumbs')
 ).map((e) => e.tagName + ' ' + e.id + ' ' + e.className)"""
@@ -67,7 +84,7 @@ class Shown:
         images, samples = read_scene(CLIP)
         write_camera(folder / 'camera.y4m', images)
         write_microphone(folder / 'microphone.wav', samples)
-        self.graph, self.answers = graph, []
+        self.graph, self.answers, self.folder = graph, [], folder
         graph.create_subscription(Answer, 'llm/answer', self.answers.append, 10)
         self.live = graph.start('live', '-p', 'model_dir:=nano')
         web = graph.start('web', '-p', 'senses:=true', '-p', 'port:=0', '-p', 'token:=secret')
@@ -110,7 +127,10 @@ def shown(shared_graph, tmp_path_factory):
     try:
         shown.focus_by_keys('senses-start')
         shown.browser.press(' ')
-        shared_graph.spin_until(lambda: shared_graph.status.units >= 5, 'five seconds')
+        shared_graph.spin_until(
+            lambda: shared_graph.status.units >= 5 and shared_graph.status.image_end.sec,
+            'five seconds, some with an image',
+        )
         shown.browser.wait('document.querySelectorAll(".second.kept").length >= 4')
         yield shown
     finally:
@@ -227,6 +247,14 @@ def test_a_setting_is_changed_or_refused_in_words(shown):
     )
     shown.browser.wait('document.getElementById("refused").textContent.includes("top_p")')
     shown.browser.wait('document.getElementById("parameter-top_p").value === "0.8"')
+    shown.browser.evaluate(  # emptied: no number, and not 0
+        'const f = document.getElementById("parameter-top_p"); f.value = "";'
+        'f.dispatchEvent(new Event("change"))'
+    )
+    assert shown.browser.evaluate('document.getElementById("parameter-top_p").value') == '0.8'
+    by_others = Parameter('top_k', value=9).to_parameter_msg()
+    shown.graph.call(SetParameters, 'llm/set_parameters', parameters=[by_others])
+    shown.browser.wait('document.getElementById("parameter-top_k").value === "9"')
     shown.browser.evaluate('document.querySelector("details").open = false')
 
 
@@ -238,10 +266,34 @@ def test_standing_questions_and_turns_of_speech_are_shown(shown):
     reply = graph.result_of(client.call_async(AddAlert.Request(rule=rule)), 'add_alert')
     assert reply.success, reply.reason
     shown.browser.wait('document.getElementById("rules").textContent.includes("a_shape")')
+    of_button = 'document.querySelector("#rules button")'
+    shown.browser.evaluate(f'{of_button}.focus()')
+    states = []
+    graph.create_subscription(AlertStates, 'llm/alerts/state', states.append, 10)
+    graph.spin_until(lambda: len(states) > 2, 'states that are told again')
+    shown.browser.press(' ')  # the button still has the focus
+    shown.browser.wait(f'{of_button}.textContent === "Go on"')
+    assert 'a_shape' in shown.browser.evaluate(f'{of_button}.ariaLabel')
+    shown.browser.press(' ')
+    shown.browser.wait(f'{of_button}.textContent === "Pause"')
     speech = graph.create_publisher(Speech, 'voice/speech', 10)
     graph.spin_until(lambda: speech.get_subscription_count(), 'who hears of speech')
     speech.publish(Speech(kind=Speech.DISCARDED, reason='<b>too short</b>'))
     shown.browser.wait('document.getElementById("speech").textContent.includes("<b>too short")')
+
+
+def test_nothing_that_changes_every_second_is_read_aloud(shown):
+    assert shown.browser.evaluate(TOLD) == []
+
+
+def test_a_long_choice_leaves_space_for_its_probability(shown):
+    shown.focus_by_keys('choices')
+    shown.browser.type('x' * 200 + ', y')
+    shown.ask('which one?')
+    shown.browser.evaluate('document.getElementById("choices").value = ""')
+    assert shown.browser.evaluate(WIDE) == []
+    width = 'querySelector(".shares .bar").getBoundingClientRect().width'
+    assert shown.newest(width) >= 40
 
 
 @pytest.mark.parametrize('is_dark', [False, True], ids=['light', 'dark'])
@@ -269,6 +321,33 @@ def test_the_arrow_keys_move_along_the_seconds(shown):
     assert before != newest and 'positions' in before
 
 
+def test_one_page_at_a_time_is_the_camera_and_one_that_lost_it_says_so(shown, tmp_path):
+    other = Browser(tmp_path, shown.folder / 'camera.y4m', shown.folder / 'microphone.wav')
+    state = 'document.getElementById("senses-state").textContent'
+    start = 'document.getElementById("senses-start")'
+    try:
+        other.call('Page.addScriptToEvaluateOnNewDocument', source=HOOK)
+        other.open(f'{shown.base}?t=secret')
+        other.wait(f'!{start}.closest("[hidden]")')
+        other.evaluate(f'{start}.click()')
+        other.wait(f'{state}.startsWith("Another page")')
+        assert other.evaluate(f'!{start}.hidden && stream.getTracks()[0].readyState') == 'ended'
+        shown.browser.evaluate('document.getElementById("senses-stop").click()')
+        images = []  # at most two are on their way when one has stopped
+        shown.graph.create_subscription(CompressedImage, 'image/compressed', images.append, 10)
+        shown.graph.spin_until(
+            lambda: len(images) > 2 or other.evaluate(f'{start}.hidden || {start}.click()') and 0,
+            'images of the other page',
+        )
+        assert other.evaluate(state).startswith('Your') and other.evaluate('stream.active')
+        other.evaluate('stream.getVideoTracks()[0].dispatchEvent(new Event("ended"))')
+        assert 'has ended' in other.evaluate(state)
+        assert not other.evaluate('stream.active')  # no image stands still as if it were new
+        assert other.console == []
+    finally:
+        other.close()
+
+
 def test_nothing_went_wrong_and_no_other_server_was_asked(shown):
     """Run last: it looks at what the browser has noted in all tests."""
     assert shown.browser.console == []
@@ -279,6 +358,12 @@ def test_nothing_went_wrong_and_no_other_server_was_asked(shown):
     assert 'Traceback' not in shown.web.log
     end_while_a_question_is_open(shown)
     port = urlsplit(shown.base).port
+    told = '[...document.querySelectorAll(".card, #events li")].map((e) => e.textContent)'
+    before = shown.browser.evaluate(told)
+    again = shown.graph.start('web', '-p', f'port:={port}', '-p', 'token:=secret')
+    shown.browser.wait('document.getElementById("state").textContent === "Ready"')
+    assert shown.browser.evaluate(told) == before
+    again.end()
     again = shown.graph.start('web', '-p', f'port:={port}', '-p', 'token:=another')
     shown.graph.spin_until(lambda: 'the page is at' in again.log, 'the address')
     shown.browser.wait('document.getElementById("notice").textContent.includes("token is wrong")')
@@ -293,6 +378,10 @@ def end_while_a_question_is_open(shown) -> None:
         shown.browser.type('what color is the shape?')
         shown.browser.press('Enter')
         shown.browser.wait('document.querySelector(".card .waiting") !== null')
+        shown.browser.evaluate(  # ten seconds later
+            'const now = performance.now.bind(performance); performance.now = () => now() + 1e4'
+        )
+        shown.browser.wait('document.getElementById("state").textContent === "llm is silent"')
         assert shown.web.end() == 0
     finally:
         shown.live.popen.send_signal(signal.SIGCONT)

@@ -6,6 +6,7 @@
 import asyncio
 import json
 import logging
+import re
 import shutil
 import socket
 import ssl
@@ -21,6 +22,8 @@ from minicpmo_ros.errors import BusyError, InputError
 
 aiohttp = pytest.importorskip('aiohttp')
 
+from minicpmo_ros.msg import AudioEmbedding, ImageEmbedding  # noqa: E402
+from minicpmo_ros.ros.web import messages  # noqa: E402
 from minicpmo_ros.web import server as module  # noqa: E402
 from minicpmo_ros.web.requests import HEADER, IMAGE, Asked, Media  # noqa: E402
 from minicpmo_ros.web.server import STATIC, Hooks, ServerOptions, WebServer  # noqa: E402
@@ -35,16 +38,21 @@ class Served:
     """A server, what it was sent, and ways to connect to it."""
 
     def __init__(self, **options):
-        self.requests, self.closed = [], []
+        self.requests, self.closed, self.refuses = [], [], False
         hooks = Hooks(
             time.time_ns,
             lambda: [({'type': 'hello'}, '')],
-            lambda page, request: self.requests.append((page, request)),
+            self._on_request,
             on_closed=self.closed.append,
         )
         self.server = WebServer(ServerOptions(port=0, token=TOKEN, **options), hooks)
         self.server.start()
         self.base = self.server.address.partition('/?')[0]
+
+    def _on_request(self, page, request):
+        if self.refuses:
+            raise InputError('Two questions wait already.')
+        self.requests.append((page, request))
 
     def connect(self, session, origin=None, **headers):
         headers['Origin'] = origin or self.base
@@ -194,6 +202,19 @@ def test_each_malformed_message_is_refused_in_words_and_a_thousand_end_the_page(
         Asked(1, 'what is it?'),
         Media(IMAGE, 7.0, b'\xff\xd8\xff\xe0'),
     ]
+
+
+def test_a_page_whose_requests_are_refused_again_and_again_stays(served):
+    served.refuses = True
+
+    async def work(session):
+        socket = await served.connect(session)
+        for _ in range(200):
+            await socket.send_json(ASK)
+            told = await read_until(socket, 'refused')
+            assert told['number'] == 1 and told['reason'].startswith('Two questions')
+
+    run(work)
 
 
 def test_of_fifty_connections_so_many_are_taken_as_are_allowed():
@@ -395,6 +416,16 @@ def test_the_page_is_small_and_names_no_other_server():
         assert 'innerHTML' not in text and 'eval(' not in text, path.name
 
 
+@pytest.mark.parametrize('kind', [AudioEmbedding, ImageEmbedding])
+def test_the_page_has_words_for_every_state_of_an_input(kind):
+    words = (STATIC / 'words.js').read_text()
+    (of_inputs,) = re.findall(r'inputs: \{(.*?)\}', words)
+    states = {name: getattr(kind, name) for name in dir(kind) if name.isupper()}
+    for name, state in states.items():
+        if isinstance(state, int):
+            assert f'{messages.seen(kind(status=state))["status"]}:' in of_inputs, name
+
+
 @pytest.fixture(scope='module')
 def certificate(tmp_path_factory):
     """Give (certificate, key) of this machine, as a user makes them."""
@@ -494,7 +525,8 @@ def test_a_message_that_nobody_foresaw_is_told_and_the_page_goes_on(served):
 
     async def work(session):
         async with served.connect(session) as page:
-            for reason in ('nobody foresaw it', 'There is no llm.'):
+            refused = ['There is no llm.'] * 2 * module.MAX_MALFORMED  # well formed, if in vain
+            for reason in ('nobody foresaw it', *refused):
                 await page.send_json(ASK)
                 assert reason in (await read_until(page, 'refused'))['reason']
 

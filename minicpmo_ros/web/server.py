@@ -125,15 +125,17 @@ class Page:
         self._echoes.append((spent_ms, now_ms - spent_ms / 2 - echo.page_ms))
 
     def refuse(self, reason: str, number: int | None = None) -> None:
-        """Tell the page what is wrong with its message; let it go if that goes on.
+        """Tell the page why its message does nothing.
 
         number: of the question that was refused, if the message was one.
         """
+        self.put(encode({'type': 'refused', 'reason': reason, 'number': number}))
+
+    def count_malformed(self) -> None:
+        """Count a message that is none of the protocol; let the page go if that goes on."""
         self._malformed += 1
         if self._malformed > MAX_MALFORMED:
             self.let_go(f'{self._malformed} of its messages were malformed')
-        else:
-            self.put(encode({'type': 'refused', 'reason': reason, 'number': number}))
 
     def check(self) -> None:
         """Let the page go if it has not answered for too long; once a second."""
@@ -346,6 +348,7 @@ class WebServer:
     async def _read(self, page: Page, socket) -> None:
         kinds = self._web.WSMsgType
         async for message in socket:
+            request = None
             try:
                 if message.type == kinds.TEXT:
                     request = read_text(message.data)
@@ -359,6 +362,8 @@ class WebServer:
                     self._hooks.on_request(page, request)
             except Error as error:
                 page.refuse(str(error), number_asked(message.data))
+                if request is None:
+                    page.count_malformed()
             except Exception as error:  # the page goes on, and so do the others
                 log.exception('a message of a page failed unexpectedly')
                 reason = f'Unforeseen: {error!r}. The log of the node says where.'

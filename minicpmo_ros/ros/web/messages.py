@@ -20,6 +20,7 @@ INPUT_STATES = {
     ImageEmbedding.EMPTY: 'empty',
     ImageEmbedding.LOST: 'lost',
     ImageEmbedding.OVERLOADED: 'overloaded',
+    ImageEmbedding.SKIPPED: 'skipped',
 }
 LLM_STATES = {Status.UNLOADED: 'unloaded', Status.LOADING: 'loading', Status.READY: 'ready',
               Status.FAILED: 'failed'}  # fmt: skip

@@ -81,6 +81,8 @@ ANSWER_TIMEOUT_S = 120.0
 IMAGES, AUDIO, VOICE = 'vision_encoder', 'streaming_encoder', 'voice'
 DEEP = QoSProfile(depth=20)
 MEDIA_LIMIT_S = 30.0  # a page's time that far off the node's is wrong
+NO_SENSES = 'This node takes no camera and microphone (parameter senses).'
+TAKEN = 'Another page is the camera and the microphone. Stop them there, or close it.'
 
 
 class WebNode(WithoutEvents, Node):
@@ -193,6 +195,8 @@ class WebNode(WithoutEvents, Node):
 
     def _look(self) -> None:
         self._look_who_looks(self._n_pages)
+        if self._n_pages:
+            self._settings.read()  # llm may be new, or have been set by others
         self.topics.problems()  # tells them in the log
 
     def _look_who_looks(self, n_pages: int) -> None:
@@ -235,20 +239,21 @@ class WebNode(WithoutEvents, Node):
             self.post(lambda: self._pause(page, request))
 
     def _publish(self, page: Page, media) -> None:
-        if self._senses is None:
-            raise InputError('This node takes no camera and microphone (parameter senses).')
+        if self._senses is None or not self._senses.is_for(page):
+            reason = NO_SENSES if self._senses is None else TAKEN
+            page.send({'type': 'senses', 'reason': reason}, 'senses')
+            return
         stamp_ns = page.time_ns(media.page_ms)
         if stamp_ns is None:
             return  # the clocks have not been compared yet
         if abs(stamp_ns - self.get_clock().now().nanoseconds) > MEDIA_LIMIT_S * NS:
             raise InputError('The time of the image or audio is not of now.')
-        self._senses.take(page, media.kind)
         # From this thread: to wake the executor for each costs more than all the rest.
         self._senses.publish(media.kind, stamp_ns, media.data)
 
     def _ask(self, page: Page, asked) -> None:
         key = page.number, asked.number
-        n_open = sum(number == page.number for number, _ in self._asked)
+        n_open = sum(number == page.number for number, _ in list(self._asked))
         if key in self._asked or n_open >= MAX_QUESTIONS:
             raise InputError(
                 f'{n_open} questions of this page are not answered yet, at most {MAX_QUESTIONS} '

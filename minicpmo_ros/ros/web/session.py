@@ -12,6 +12,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
+import rclpy
 from ament_index_python.packages import get_package_share_directory
 
 from minicpmo_ros.errors import Error
@@ -20,8 +21,9 @@ from minicpmo_ros.ros.replay.demo import executable
 
 NAMESPACE = '/web'
 ADVICE = """
-The node prints the address of the page above; open it in a browser on this machine. From another
-machine: ssh -L 8080:localhost:8080 THIS_MACHINE, then open the same address there. Ctrl-C ends it.
+The node web prints the address of the page: open it in a browser on this machine. From another
+machine: ssh -L 8080:localhost:8080 THIS_MACHINE, with the port of the address in place of 8080;
+then open the same address there. Ctrl-C ends it.
 """
 
 
@@ -37,6 +39,8 @@ def serve(model_dir: str, preset: str, parameters: list) -> None:
     ):
         print(ADVICE, flush=True)
         while True:
+            if not rclpy.ok():
+                raise Error('rclpy has ended')  # by SIGTERM, which nothing else here notices
             for process in (web, eyes):
                 try:
                     process.wait(timeout=0.5)

@@ -4,13 +4,13 @@
 """What goes from the node into the graph: camera and microphone of a page, parameters, a view."""
 
 from functools import partial
+from time import monotonic
 
 from rcl_interfaces.msg import ParameterType
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.parameter import Parameter as RosParameter
 from sensor_msgs.msg import CompressedImage
 
-from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.audio.log_mel import SAMPLE_RATE_HZ
 from minicpmo_ros.media.image.caption import Caption, Captioner
 from minicpmo_ros.media.image.compressed import encode_jpeg
@@ -25,6 +25,7 @@ from minicpmo_ros.web import requests
 from minicpmo_ros.web.server import Page
 
 LLM = 'llm'
+FREE_AFTER_S = 2.0  # without an image or audio of a page, another may be the camera
 CHANGEABLE = tuple(row for row in PARAMETERS if row.when == ANY_TIME)
 
 
@@ -32,21 +33,22 @@ class SensePublisher:
     """Publishes the camera and the microphone of one page at a time as the robot's."""
 
     def __init__(self, node):
-        self._node, self._page = node, None
+        self._node, self._page, self._sent_s = node, None, 0.0  # whose they are, and since when
         self._audio_type, info_type = audio_types()
         self._images = node.topics.publish(CompressedImage, 'image/compressed', CAMERA_QOS)
         self._audio = node.topics.publish(self._audio_type, 'audio', MICROPHONE_QOS)
         info = node.topics.publish(info_type, 'audio_info', LATCHED)
         info.publish(info_message(info_type, SAMPLE_RATE_HZ))
 
-    def take(self, page: Page, kind: int) -> None:
-        """Note whose camera and microphone it is; raise InputError if it is another page's."""
-        if self._page is None:
-            self._page = page
+    def is_for(self, page: Page) -> bool:
+        """Return whether the camera and the microphone are this page's: the first that sends."""
+        now_s = monotonic()
         if self._page is not page:
-            raise InputError(
-                'Another page is the camera and the microphone. Stop them there, or close it.'
-            )
+            if self._page is not None and now_s - self._sent_s < FREE_AFTER_S:
+                return False
+            self._page = page
+        self._sent_s = now_s
+        return True
 
     def leave(self, page: Page) -> None:
         """Let another page be the camera."""
@@ -126,13 +128,16 @@ class SettingsClient:
         self._tell = tell
         self._getting = node.create_client(GetParameters, f'{LLM}/get_parameters')
         self._setting = node.create_client(SetParameters, f'{LLM}/set_parameters')
+        self._read = None  # what was asked for last
 
     def read(self) -> None:
         """Tell the values, if the node is there."""
+        if self._read is not None:
+            self._getting.remove_pending_request(self._read)  # of a node that may be gone
         if self._getting.service_is_ready():
             names = [row.name for row in CHANGEABLE]
-            future = self._getting.call_async(GetParameters.Request(names=names))
-            future.add_done_callback(partial(self._on_read, names))
+            self._read = self._getting.call_async(GetParameters.Request(names=names))
+            self._read.add_done_callback(partial(self._on_read, names))
 
     def write(self, change, row: Parameter, page: Page) -> None:
         """Change one, and tell the values."""

@@ -6,7 +6,7 @@
 import { WORDS, fixed } from './words.js';
 import { element } from './views.js';
 
-const KEPT = 50, THUMBS = 8, UNSURE = Math.log(0.5);
+const KEPT = 50, KEPT_IDS = 500, THUMBS = 8, UNSURE = Math.log(0.5);
 
 export class Answers {
   constructor(send, strip) {
@@ -15,6 +15,7 @@ export class Answers {
     this.strip = strip;
     this.open = new Map(); // number: card
     this.known = new Map(); // id of an answer: card
+    this.told = new Set(); // ids of answers, also of cards that are gone: they may be told again
     this.count = 0;
   }
 
@@ -22,6 +23,7 @@ export class Answers {
     this.count += 1;
     const number = this.count, card = this.card(question || WORDS.spoken);
     card.box.classList.add('own');
+    card.box.setAttribute('aria-busy', 'true'); // the whole answer is read aloud, not its pieces
     card.asked = performance.now();
     card.choices = choices;
     card.waiting = element('span', 'waiting', WORDS.waiting);
@@ -43,9 +45,10 @@ export class Answers {
       card.box.addEventListener(event, () => card.seconds && this.show(card));
     }
     this.box.prepend(card.box);
-    while (this.box.children.length > KEPT) {
-      this.known.delete(this.box.lastChild.dataset.id);
-      this.box.lastChild.remove();
+    const ended = [...this.box.children].filter((box) => !box.hasAttribute('aria-busy'));
+    for (const box of ended.slice(KEPT)) {
+      this.known.delete(box.dataset.id);
+      box.remove();
     }
     return card;
   }
@@ -85,7 +88,7 @@ export class Answers {
 
   /** An answer that somebody else asked for, or that this page did: then it is known by its id. */
   heard(answer) {
-    if (this.known.has(answer.id)) return;
+    if (this.told.has(answer.id)) return;
     const card = this.card(`${answer.question || WORDS.spoken} (${WORDS.elsewhere})`);
     this.finish(card, answer, answer.reason);
   }
@@ -93,6 +96,7 @@ export class Answers {
   fail(number, reason) {
     const card = this.open.get(number);
     this.open.delete(number);
+    card.box.removeAttribute('aria-busy');
     card.text.replaceChildren();
     card.facts.replaceChildren();
     card.box.classList.add('failed');
@@ -106,6 +110,8 @@ export class Answers {
 
   finish(card, answer, reason) {
     this.known.set(answer.id, card);
+    this.told.add(answer.id);
+    if (this.told.size > KEPT_IDS) this.told.delete(this.told.values().next().value);
     card.seconds = answer.seconds;
     card.box.dataset.id = answer.id;
     card.box.dataset.firstTokenMs = answer.first_token_ms;
@@ -124,6 +130,7 @@ export class Answers {
     ];
     card.facts.replaceChildren(facts.filter(Boolean).join(' · '));
     card.box.append(this.thumbs(answer.seconds));
+    card.box.removeAttribute('aria-busy');
   }
 
   /** A few of the images that an answer rests on. */

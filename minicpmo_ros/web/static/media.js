@@ -10,25 +10,35 @@ const SLOWER = 0.0005; // the clock of sound may be that much slower than the pa
 
 /** Calls send(ArrayBuffer): one byte of kind, a float64 of the page's time in ms, the content. */
 export class Media {
-  constructor(send) {
+  constructor(send, onEnded) {
     this.send = send;
+    this.onEnded = onEnded; // called when the browser takes one of both away
     this.stream = null;
   }
 
+  /** Return whether both run: they may have been stopped meanwhile. */
   async start() {
-    this.stream = await navigator.mediaDevices.getUserMedia({
+    const stream = await navigator.mediaDevices.getUserMedia({
       video: true,
       audio: { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: false },
     });
-    await this.listen();
-    await this.look();
+    this.stream = stream;
+    for (const track of stream.getTracks()) track.addEventListener('ended', this.onEnded);
+    try {
+      await this.look();
+      await this.listen();
+    } catch (error) {
+      if (this.stream === stream) throw error;
+    }
+    return this.stream === stream;
   }
 
   stop() {
     clearInterval(this.timer);
     if (this.context) this.context.close();
+    if (this.video) this.video.srcObject = null; // whoever waits for it to play waits no more
     if (this.stream) this.stream.getTracks().forEach((track) => track.stop());
-    this.stream = this.context = null;
+    this.stream = this.context = this.video = null;
   }
 
   async listen() {
@@ -67,7 +77,7 @@ export class Media {
   }
 
   async look() {
-    const video = document.createElement('video');
+    const video = this.video = document.createElement('video');
     video.srcObject = this.stream;
     video.muted = true;
     await video.play();

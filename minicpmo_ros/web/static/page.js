@@ -8,11 +8,12 @@ import { Media } from './media.js';
 import { Plot, Strip, element } from './views.js';
 import { WORDS, clockTime, fixed } from './words.js';
 
-const IMAGE = 2, RETRY_MS = 1000, READ_MS = 10000, KEPT_EVENTS = 50, HISTORY = 30;
+const IMAGE = 2, RETRY_MS = 1000, READ_MS = 10000, SILENT_MS = 10000, KEPT_EVENTS = 50, HISTORY = 30;
 const at = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.search).get('t') || '';
 const history = [];
-let socket = null, asked = 0, refusal = 0;
+const values = {}; // of the settings
+let socket = null, asked = 0, refusal = 0, heardAt = 0, described = '';
 
 const send = (message) => {
   if (!socket || socket.readyState !== WebSocket.OPEN) return false;
@@ -21,7 +22,7 @@ const send = (message) => {
 };
 const strip = new Strip();
 const answers = new Answers(send, strip);
-const media = new Media(send);
+const media = new Media(send, () => endSenses(WORDS.ended));
 const plots = Object.fromEntries(['image', 'audio', 'prefill', 'memory'].map(
   (name) => [name, new Plot(at('plots'), WORDS.plots[name], name === 'memory' ? 'MiB' : 'ms')],
 ));
@@ -53,18 +54,30 @@ async function tellWhy() {
   notice(reply.ok ? WORDS.notTaken : await reply.text());
 }
 
+/** Write only what is new: a screen reader reads aloud whatever is written in these places. */
+function write(where, text) {
+  if (where.textContent !== text) where.textContent = text;
+}
+
 function notice(text, id = 'notice') {
+  const words = (one) => one.replace(/\d+/g, '');
+  const isNew = words(text) !== words(at(id).textContent); // not just another count of seconds
+  at(id).setAttribute('aria-live', isNew ? 'assertive' : 'off');
   at(id).hidden = !text;
-  at(id).textContent = text;
+  write(at(id), text);
 }
 
 function setState(state, more) {
   at('state').className = `pill ${state}`;
-  at('state').textContent = `${WORDS.states[state] || state}${more}`;
+  write(at('state'), `${WORDS.states[state] || state}${more}`);
 }
 
 const handlers = {
-  hello(message) {
+  hello(message) { // what came before is told again
+    heardAt = performance.now();
+    setState('waiting', '');
+    at('events').replaceChildren();
+    for (const plot of Object.values(plots)) plot.clear();
     at('senses').hidden = !message.senses;
     if (message.senses && !navigator.mediaDevices) {
       at('senses-start').disabled = true;
@@ -74,8 +87,12 @@ const handlers = {
   },
   clock(message) {
     send({ type: 'clock', server_ms: message.server_ms, page_ms: performance.now() });
+    if (performance.now() - heardAt < SILENT_MS) return;
+    setState('silent', '');
+    notice(WORDS.silentModel);
   },
   status(message) {
+    heardAt = performance.now();
     setState(message.state, message.state === 'loading' ? ` ${fixed(100 * message.progress)} %` : '');
     const problem = [message.reason, message.remedy, message.stale, message.clocks].filter(Boolean).join(' ');
     notice(problem);
@@ -124,7 +141,9 @@ const handlers = {
     const why = message.reason ? `: ${message.reason}` : '';
     at('speech').textContent = `${clockTime(message.start)} ${WORDS.speech} ${message.kind}${why}`;
   },
+  senses(message) { endSenses(message.reason); },
   parameters(message) {
+    Object.assign(values, message.values);
     for (const [name, value] of Object.entries(message.values)) {
       const input = at(`parameter-${name}`);
       if (!input || input === document.activeElement) continue;
@@ -168,23 +187,38 @@ function drawTiles(message) {
   at('tiles').setAttribute('d', lines.join(''));
 }
 
+/** Rows stay as long as the rules are the same: a button keeps the focus of the keyboard. */
 function showRules(rules) {
   at('standing').hidden = !rules.length;
-  at('rules').replaceChildren(...rules.map((rule) => {
-    const row = element('li'), bar = element('div', 'bar'), fill = element('i');
-    const button = element('button', 'plain', rule.paused ? WORDS.goOn : WORDS.pause);
-    button.type = 'button';
-    button.addEventListener('click', () => send({ type: 'pause', rule: rule.rule, paused: !rule.paused }));
-    fill.style.width = `${100 * (rule.probability || 0)}%`;
-    bar.append(fill);
-    const state = rule.paused ? WORDS.paused : rule.answer || WORDS.alerts[rule.state];
-    row.append(element('span', '', rule.rule), element('span', rule.state, state), button, bar);
-    row.title = rule.problem;
-    return row;
-  }));
+  const rows = at('rules').children, names = (all) => JSON.stringify(all);
+  if (names([...rows].map((row) => row.dataset.rule)) !== names(rules.map((rule) => rule.rule))) {
+    at('rules').replaceChildren(...rules.map(makeRow));
+  }
+  rules.forEach((rule, i) => {
+    const [, state, button, bar, problem] = rows[i].children;
+    rows[i].dataset.paused = rule.paused;
+    state.className = rule.state;
+    state.textContent = rule.paused ? WORDS.paused : rule.answer || WORDS.alerts[rule.state];
+    write(button, rule.paused ? WORDS.goOn : WORDS.pause);
+    button.setAttribute('aria-label', `${button.textContent}: ${rule.rule}`);
+    bar.firstChild.style.width = `${100 * (rule.probability || 0)}%`;
+    problem.textContent = rule.problem;
+  });
+}
+
+function makeRow(rule) {
+  const row = element('li'), button = element('button', 'plain'), bar = element('div', 'bar');
+  row.dataset.rule = rule.rule;
+  button.type = 'button';
+  button.addEventListener('click', () => send({ type: 'pause', rule: rule.rule, paused: row.dataset.paused !== 'true' }));
+  bar.append(element('i'));
+  row.append(element('span', '', rule.rule), element('span'), button, bar, element('span', 'problem quiet'));
+  return row;
 }
 
 function describeParameters(rows) {
+  if (described === JSON.stringify(rows)) return; // what is being typed stays
+  described = JSON.stringify(rows);
   at('parameters').replaceChildren(...rows.map((row) => {
     const box = element('div', 'parameter'), label = element('label', '', row.name);
     label.htmlFor = `parameter-${row.name}`;
@@ -196,6 +230,10 @@ function describeParameters(rows) {
       Object.assign(input, { type: 'number', min: row.minimum, max: row.maximum, step: row.kind === 'int' ? 1 : 'any' });
     }
     input.addEventListener('change', () => {
+      if (input.type === 'number' && input.value === '') { // emptied, which is no number
+        input.value = values[row.name] ?? '';
+        return;
+      }
       const value = { bool: input.checked, str: input.value }[row.kind] ?? Number(input.value);
       send({ type: 'set', node: row.node, name: row.name, value });
     });
@@ -226,24 +264,26 @@ at('question').addEventListener('keydown', (event) => {
   at('question').value = recalled < 0 ? typed : history[recalled];
 });
 
+function showSenses(areRunning, text) {
+  at('senses-stop').hidden = !areRunning;
+  at('senses-start').hidden = areRunning;
+  write(at('senses-state'), text);
+}
+
+function endSenses(text) {
+  media.stop();
+  showSenses(false, text);
+}
+
 at('senses-start').addEventListener('click', async () => {
   at('senses-start').disabled = true;
   try {
-    await media.start();
-    at('senses-state').textContent = WORDS.running;
-    at('senses-stop').hidden = false;
-    at('senses-start').hidden = true;
+    if (await media.start()) showSenses(true, WORDS.running);
   } catch (error) {
-    media.stop();
-    at('senses-state').textContent = `${error.name}: ${error.message}`;
+    endSenses(WORDS.media[error.name] || `${error.name}: ${error.message}`);
   }
   at('senses-start').disabled = false;
 });
-at('senses-stop').addEventListener('click', () => {
-  media.stop();
-  at('senses-state').textContent = WORDS.stopped;
-  at('senses-stop').hidden = true;
-  at('senses-start').hidden = false;
-});
+at('senses-stop').addEventListener('click', () => endSenses(WORDS.stopped));
 
 if (token) connect(); else notice(WORDS.noToken);

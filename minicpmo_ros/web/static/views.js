@@ -32,6 +32,7 @@ export class Strip {
 
   note(second, what) {
     const known = this.seconds.get(second) || {};
+    if (what.url && known.url) URL.revokeObjectURL(known.url);
     this.seconds.set(second, { ...known, ...what });
     while (this.seconds.size > KEPT_SECONDS) {
       const oldest = Math.min(...this.seconds.keys());
@@ -111,8 +112,7 @@ export class Strip {
   }
 
   describe() {
-    const noted = this.seconds.get(this.chosen);
-    if (!noted) return;
+    const noted = this.seconds.get(this.chosen) || {}; // it may be too long ago
     const image = document.getElementById('second-image');
     image.hidden = !noted.url;
     if (noted.url && image.src !== noted.url) image.src = noted.url;
@@ -140,7 +140,7 @@ export class Plot {
     this.values = [];
     this.unit = unit;
     const frame = element('div', 'plot'), head = element('div', 'name');
-    this.value = element('output', 'number', '–');
+    this.value = element('span', 'number', '–');
     head.append(element('span', 'quiet', name), this.value);
     this.canvas = element('canvas');
     this.canvas.setAttribute('aria-hidden', 'true');
@@ -148,6 +148,8 @@ export class Plot {
     box.append(frame);
     addEventListener('resize', () => this.draw());
   }
+
+  clear() { this.values = []; }
 
   add(value) {
     if (value === null) return;
