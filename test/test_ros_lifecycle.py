@@ -15,6 +15,7 @@ from ros_source import FIRST, Source
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.msg import Status
 from minicpmo_ros.ros import llm_node as llm
+from minicpmo_ros.ros.audio_node import StreamingEncoder
 from minicpmo_ros.ros.llm_node import LlmNode
 from minicpmo_ros.srv import Ask
 
@@ -112,6 +113,28 @@ def test_cleanup_does_not_wait_for_a_load_but_the_next_load_does(graph, stuck, n
     release.set()
     graph.spin_until(lambda: node.engine.status().state == 'ready', 'the second model')
     assert calls == ['begin', 'end', 'begin', 'end']
+
+
+def test_what_is_loaded_for_a_configuration_that_is_gone_makes_no_encoder_ready(
+    graph, spun, monkeypatch
+):
+    gates, calls, real = (threading.Event(), threading.Event()), [], StreamingEncoder.load
+
+    def load(*arguments):
+        calls.append(arguments)
+        gates[len(calls) - 1].wait(120)
+        return real(*arguments)
+
+    monkeypatch.setattr(StreamingEncoder, 'load', load)
+    node = spun(StreamingEncoder())
+    graph.spin_until(lambda: calls, 'the load')  # by autostart
+    for change in ('deactivate', 'cleanup', 'configure', 'activate'):
+        getattr(node, f'trigger_{change}')()
+    gates[0].set()
+    graph.spin_until(lambda: len(calls) == 2, 'the second load')
+    assert node.state == 'active' and not node.is_ready()
+    gates[1].set()
+    graph.spin_until(node.is_ready, 'what it loads')
 
 
 def test_who_is_ready_names_the_model(graph, node):

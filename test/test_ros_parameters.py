@@ -82,6 +82,8 @@ def test_a_change_is_taken_or_refused_with_the_reason(graph, tiny_model_dir, set
     ):
         told = set_parameter(name, value)
         assert told and reason in told, (name, value, told)
+    for name, value in (('model_dir', str(tiny_model_dir)), ('autostart', True), ('threads', 0)):
+        assert set_parameter(name, value) == ''  # as it is: a file of all loads
 
     def ask():
         return graph.ask('?').answer.text

@@ -5,7 +5,8 @@
 
 While /clock stands still, so does simulated time. If nobody publishes /clock any more, for
 example because a bag has ended, only the steady clock goes on, so that nothing waits for ever. If
-/clock has never come, that is reported in the log and on /diagnostics.
+/clock has never come, or several nodes publish it, that is reported in the log and on
+/diagnostics.
 
 What a node does again and again has one timer, by steady time. A timer for each would wake the
 executor for each, and to wake an rclpy executor costs more than most of what is done then. Due
@@ -18,6 +19,7 @@ import math
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from rclpy.clock import Clock, ClockType
@@ -28,10 +30,37 @@ from minicpmo_ros.streams.time import STEP_BACK_NS, Instant
 CLOCK_TOPIC = '/clock'
 # Where time is not simulated, only use_sim_time may change.
 CLOCK_LOOK_PERIOD_S, PARAMETER_LOOK_PERIOD_S = 0.5, 2.0
+OFTEN, OFTEN_S = 3, 10.0  # so often in so long a time goes back where several publish it
 PATIENCE_S = 3.0  # after which a /clock that has not come is missing
 SLACK_S = 0.02  # so much later is due now
 BEGIN_S = random.random()  # of counting, monotonic
 LONGEST_WAIT_S = 60.0
+
+
+class TornTime:
+    """Notices that simulated time goes to and fro, as several nodes publish it."""
+
+    def __init__(self):
+        self.now_ns, self._back_s = 0, deque(maxlen=OFTEN)  # newest; monotonic: when it went back
+
+    def goes_back(self, now_ns: int) -> bool:
+        """Take the time of now; return whether it has gone back."""
+        is_back = now_ns < self.now_ns - STEP_BACK_NS
+        self.now_ns = now_ns
+        if is_back:
+            self._back_s.append(time.monotonic())
+        return is_back
+
+    def why_torn(self, node) -> str:
+        """Return a sentence if it went back often, and several nodes publish it; else ''."""
+        if len(self._back_s) < OFTEN or time.monotonic() - self._back_s[0] > OFTEN_S:
+            return ''
+        topic = node.resolve_topic_name(CLOCK_TOPIC)
+        count = node.count_publishers(topic)
+        return (count > 1) * (
+            f'{topic} goes to and fro, for {count} nodes publish it: end all but one (one that '
+            'was killed is counted for some seconds more)'
+        )
 
 
 class NodeTime:
@@ -40,7 +69,7 @@ class NodeTime:
     def __init__(self, node):
         self._node, self._clock = node, node.get_clock()
         self._lock = threading.Lock()
-        self._newest_ns, self._jumps = 0, 0
+        self._torn, self._jumps = TornTime(), 0
         self._is_orphaned = False  # nobody publishes /clock
         self._since_s = None  # monotonic: since when the first /clock is waited for
         self._looking = node.ticks.every(CLOCK_LOOK_PERIOD_S, self._look)
@@ -52,10 +81,9 @@ class NodeTime:
             return Instant(steady_s)
         now_ns = self._clock.now().nanoseconds  # 0 before the first /clock
         with self._lock:
-            if now_ns != self._newest_ns:
+            if now_ns != self._torn.now_ns:
                 self._is_orphaned = False
-            self._jumps += now_ns < self._newest_ns - STEP_BACK_NS
-            self._newest_ns = now_ns
+            self._jumps += self._torn.goes_back(now_ns)
             is_known = now_ns and not self._is_orphaned
             return Instant(steady_s, now_ns if is_known else None, self._jumps)
 
@@ -65,7 +93,7 @@ class NodeTime:
         if is_simulated:
             topic = self._node.resolve_topic_name(CLOCK_TOPIC)
             self._is_orphaned = not self._node.count_publishers(topic)
-        problem = self._missing()
+        problem = self._missing() or (is_simulated and self._torn.why_torn(self._node)) or ''
         if problem and not self._node.clock_problem:
             self._node.get_logger().warning(problem)
         self._node.clock_problem = problem
@@ -78,13 +106,19 @@ class NodeTime:
         self._since_s = self._since_s or time.monotonic()
         if time.monotonic() - self._since_s < PATIENCE_S:
             return ''
-        topic = self._node.resolve_topic_name(CLOCK_TOPIC)
-        who = 'nobody publishes it' if self._is_orphaned else 'it is published, but stands at 0'
-        return (
-            f'{topic} is missing: use_sim_time is true and {who}, so that what has no stamp of '
-            'its own has no time. Start who publishes it (a simulation, ros2 bag play --clock), '
-            'or set use_sim_time to false'
-        )
+        return no_clock(self._node)
+
+
+def no_clock(node) -> str:
+    """Return a sentence that says of a node that its /clock has not come, and what to do."""
+    topic = node.resolve_topic_name(CLOCK_TOPIC)
+    is_published = node.count_publishers(topic)
+    who = 'it is published, but stands at 0' if is_published else 'nobody publishes it'
+    return (
+        f'{topic} is missing: use_sim_time is true and {who}, so that what has no stamp of '
+        'its own has no time. Start who publishes it (a simulation, ros2 bag play --clock), '
+        'or set use_sim_time to false'
+    )
 
 
 def read_until(source, time_of_node) -> Instant:

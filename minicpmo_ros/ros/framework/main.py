@@ -18,14 +18,19 @@ import time
 import traceback
 from collections import deque
 from contextlib import contextmanager
+from pathlib import Path
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.utilities import remove_ros_args
 
 from minicpmo_ros.errors import Error, InputError, TerminatedError
 from minicpmo_ros.process import prepare
 from minicpmo_ros.ros.framework.faults import PACKAGE, RosHandler, faults_of, shortage
 
+USAGE = """usage: ros2 run minicpmo_ros {} --ros-args [-p NAME:=VALUE] [-r OLD:=NEW] ...
+
+docs/parameters.md has the parameters, docs/topics.md the topics, services and actions."""
 # What is left of the two seconds after the nodes have been told to stop.
 GRACE_S = 1.7
 # So many errors in so short a time, and spinning itself is broken: a new process is the way out.
@@ -33,13 +38,18 @@ MOST_ERRORS, ERRORS_S, PAUSE_S = 200, 60.0, 0.05
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run(make_nodes, args=None) -> int:
-    """Spin the nodes that `make_nodes()` returns until a signal; return the exit code."""
+def run(make_nodes, args=None, own: tuple = ()) -> int:
+    """Spin the nodes that `make_nodes()` returns until a signal; return the exit code.
+
+    `args`: all arguments, None: those of the process; `own`: those that are not for ROS.
+    """
     prepare()
     faulthandler.enable()  # where ggml aborts or a library crashes, say in which thread and line
     nodes, code, executor, handler = [], 1, None, None
     try:
         _init(args)
+        if not _are_read(sys.argv if args is None else args, own):
+            raise ExternalShutdownException
         executor = SingleThreadedExecutor()
         # One by one: what was made before a parameter was refused is ended too.
         for node in make_nodes():
@@ -137,6 +147,23 @@ def told_termination():
         if rclpy.ok():
             raise
         raise TerminatedError('it was ended by SIGTERM.') from error
+
+
+def _are_read(args: list, own: tuple) -> bool:
+    """Return whether to run: --help is answered instead. Raise InputError for what nobody reads.
+
+    ROS passes over what does not stand behind --ros-args, and would run with the defaults.
+    """
+    program, *given = remove_ros_args(args)
+    if {'-h', '--help'} & set(given):
+        print(USAGE.format(Path(program).name))
+        return False
+    if unread := [text for text in given if text not in own]:
+        raise InputError(
+            f'nobody reads {" ".join(unread)}: what is for ROS stands behind --ros-args, such as '
+            '--ros-args -p model_dir:=nano'
+        )
+    return True
 
 
 def _init(args) -> None:

@@ -9,7 +9,9 @@ range, not a number or not among the choices, and changes that would not take ef
 """
 
 import os
+import sys
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import SimpleNamespace
 
 from rcl_interfaces.msg import (
@@ -27,6 +29,7 @@ from rclpy.exceptions import (
 from minicpmo_ros.errors import InputError
 
 STEP_ANY = 0.0
+NEAR = 0.7  # of names, as difflib counts: n_context is near n_ctx
 # When a change takes effect.
 CONFIGURE, ANY_TIME, START = 'configure', 'any time', 'start'
 SENTENCES = {
@@ -125,6 +128,7 @@ class ParameterTable:
         for row in rows:
             self._declare(row)
         self._warn_unknown()
+        self._warn_left_out()
         node.add_on_set_parameters_callback(self._on_set)
 
     def values(self) -> SimpleNamespace:
@@ -151,10 +155,11 @@ class ParameterTable:
             raise InputError(f'parameter {row.name}: {error}') from None
         try:
             value = self._node.get_parameter(row.name).value
-        except ParameterUninitializedException:  # of a list in a list, as ROS reads it
+        except ParameterUninitializedException:  # as ROS reads what is none of its types
             raise InputError(
-                f'parameter {row.name}: its value is none that ROS knows (a list in a list, or '
-                f'nothing); it takes a {type(row.default).__name__}, such as {row.default!r}'
+                f'parameter {row.name}: its value is none that ROS knows (an empty list, a list '
+                'in a list, or nothing); leave it out, or give a '
+                f'{type(row.default).__name__}, such as {row.default!r}'
             ) from None
         if problem := row.problem(value):
             raise InputError(f'parameter {problem}')
@@ -167,9 +172,25 @@ class ParameterTable:
             if not self._node.has_parameter(name) and not name.startswith('qos_overrides.')
         )
         if unknown:
+            named = [_with_nearest(name, self._rows) for name in unknown]
             self._node.get_logger().warning(
-                f'unknown parameters, ignored: {", ".join(unknown)}; '
+                f'unknown parameters, ignored: {", ".join(named)}; '
                 f'known are: {", ".join(self._rows)}'
+            )
+
+    def _warn_left_out(self) -> None:
+        """Tell what ROS leaves out in silence: names of nodes on the command line."""
+        name, namespace = self._node.get_name(), self._node.get_namespace()
+        given = [
+            text
+            for flag, text in zip(sys.argv, sys.argv[1:])
+            if flag in ('-p', '--param') and text.startswith(f'{name}:') and ':=' in text
+        ]
+        if given and namespace != '/':
+            self._node.get_logger().warning(
+                f'{", ".join(given)} has no effect: on the command line ROS finds no node by its '
+                f'name in a namespace ({namespace}). Write it into a file for --params-file, '
+                f'under the key /**/{name}:'
             )
 
     def _on_set(self, parameters) -> SetParametersResult:
@@ -178,7 +199,9 @@ class ParameterTable:
             if row is None:
                 continue
             reason = row.problem(parameter.value)
-            reason = reason or self._in_use(row)
+            is_new = parameter.value != self._node.get_parameter(row.name).value
+            if not reason and is_new:
+                reason = self._in_use(row)
             if reason:
                 return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
@@ -194,3 +217,8 @@ class ParameterTable:
                 'configure again'
             )
         return ''
+
+
+def _with_nearest(name: str, known) -> str:
+    near = get_close_matches(name, known, 1, NEAR)
+    return f'{name} (meant {near[0]}?)' if near else name

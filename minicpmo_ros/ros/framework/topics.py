@@ -54,6 +54,7 @@ OTHERS = {
 }
 LOOK_PERIOD_S = 0.5  # for a publisher
 LOOK_AGAIN_PERIOD_S = 2.0  # once there is one: it may come back with another type or QoS
+SILENT_S = 5.0  # of a source without a message, where there is another
 NAME_LOOKS = 5  # once a second, for the name of a node that discovery has not told yet
 # [what is offered, what is wanted] that do not match.
 WEAKER = {
@@ -133,6 +134,18 @@ class InputStats:
         rate_hz = (count - self._looked_at) / max(1e-3, now_s - self._looked_s)
         self._looked_at, self._looked_s = count, now_s
         return rate_hz
+
+
+def type_among(types: list, taken: str, age_s: float) -> str:
+    """Return as which of its types to read a topic: the first, and the next of one that is silent.
+
+    The graph shows the publisher of a killed node for many seconds more, beside that of the same
+    device started again. types: as which it is published; taken: as which it is read; age_s: the
+    time since its newest message.
+    """
+    if taken not in types:
+        return types[0]
+    return types[(types.index(taken) + (age_s > SILENT_S)) % len(types)]
 
 
 class WithoutEvents:
