@@ -281,6 +281,20 @@ def test_a_cancelled_answer_is_remembered_if_some_of_it_was_said(open_session, c
     assert divergence(logits, cut_by_hand[0]) < 1e-4 and seconds == [0, None]
 
 
+@pytest.mark.parametrize('times', [0.5, 2])
+def test_what_was_said_of_an_answer_still_counts_in_a_context_of_another_size(
+    open_session, cut_by_hand, times
+):
+    """The memory guard may resize it while the robot speaks."""
+    session = open_session()
+    session.append(unit(0))
+    answering = ask(session, 'what is it', choices=('blue and a long way off',), remember=True)
+    session.resize(int(times * session.context.n_ctx))
+    answering.turn.settle('blue', waits=False)
+    logits, seconds = what_follows(session)
+    assert divergence(logits, cut_by_hand[0]) < 1e-4 and seconds == cut_by_hand[1]
+
+
 def test_a_turn_that_has_left_the_window_does_not_come_back(open_session):
     for leave in (Session.reset, lambda session: session.forget(1)):
         session = open_session()

@@ -133,6 +133,27 @@ def test_audio_that_does_not_come_is_told_with_facts(open_engine):
         assert fact in failed.reason, fact
 
 
+def test_a_second_that_ended_meanwhile_and_is_not_read_in_time_is_not_passed_over(open_engine):
+    engine, session, ear = open_engine(deadline_s=0.2)
+    show(engine, [0, 1])
+    spoken = Asker(engine, '', heard_until=OPEN.end_ns)
+    ear.asked[0][1](OpenSecond(3, 3 * NS, previous=2))  # second 2 is whole, and on its way
+    failed = spoken.result()
+    assert failed.finish == Finish.ERROR and 'ends at 2 s' in failed.reason
+    assert session.tails == []
+
+
+@pytest.mark.parametrize('text, until_ns', [('', 0), ('', NS), ('where?', NS)])
+def test_audio_that_was_asked_for_is_not_passed_over_for_notes(open_engine, text, until_ns):
+    engine, session, ear = open_engine()
+    show(engine, [0, 1])
+    asked = Asker(engine, text, heard_until=until_ns, memory='only')
+    ear.asked[0][1](OPEN)
+    refused = asked.result()
+    assert refused.finish == Finish.ERROR and 'memory is only' in refused.reason
+    assert session.tails == []
+
+
 def test_without_an_encoder_whole_seconds_are_answered_and_told_so(open_engine):
     def nobody(until_ns, timeout_s, take):
         take(OpenSecond(reason='Nobody offers read_audio.'))

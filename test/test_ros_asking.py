@@ -14,12 +14,13 @@ import pytest
 from action_msgs.msg import GoalStatus
 from action_msgs.srv import CancelGoal
 from rclpy.action import ActionClient
+from rclpy.qos import QoSProfile
 from ros_graph import LONG
 from test_ros_live import ask_by_action
 
 from minicpmo_ros.action import Ask as AskAction
 from minicpmo_ros.live import question as live
-from minicpmo_ros.msg import Answer, AudioEmbedding
+from minicpmo_ros.msg import Answer, AnswerDelta, AudioEmbedding
 from minicpmo_ros.ros.framework.lifecycle import SERVICE_QOS
 from minicpmo_ros.srv import Ask
 
@@ -121,6 +122,30 @@ def test_choices_and_remembering_work_by_the_action(graph, llm):
     graph.spin_until(lambda: graph.status.positions > before, 'what is remembered')
 
 
+def test_an_answer_aside_is_for_who_asks_alone(graph, llm):
+    told = []
+    subscriptions = [
+        graph.create_subscription(kind, topic, told.append, QoSProfile(depth=100))
+        for kind, topic in ((Answer, 'llm/answer'), (AnswerDelta, 'llm/answer_delta'))
+    ]
+    for publisher in ('llm/answer', 'llm/answer_delta'):
+        graph.spin_until(lambda p=publisher: graph.count_publishers(p), 'what the llm tells')
+    # What others are told before the llm has found who listens here says nothing.
+    graph.spin_until(lambda: graph.ask('All?', max_tokens=2).success and told, 'what all are told')
+    asides = [graph.ask('Aside?', aside=True, max_tokens=4).answer.id]
+    _, result = ask_by_action(graph, question='Aside?', aside=True, max_tokens=4)
+    wrapped = graph.result_of(result, 'the result')
+    assert wrapped.status == GoalStatus.STATUS_SUCCEEDED
+    asides.append(wrapped.result.answer.id)
+    last = graph.ask('All?', max_tokens=2).answer.id
+    graph.spin_until(
+        lambda: {Answer, AnswerDelta} == {type(m) for m in told if m.id == last}, 'it'
+    )
+    assert all(asides) and not {message.id for message in told} & set(asides)
+    for subscription in subscriptions:
+        graph.destroy_subscription(subscription)
+
+
 def test_cancelling_early_twice_and_late_ends_each_goal_once(graph, llm):
     first, first_result = ask_by_action(graph, question='long', **LONG)
     waiting, waiting_result = ask_by_action(graph, question='waits', **LONG)
@@ -157,21 +182,25 @@ def test_a_storm_of_goals_ends_each_once(graph, llm):
         cancel_service_qos_profile=SERVICE_QOS, status_sub_qos_profile=SERVICE_QOS,
     )  # fmt: skip
     graph.spin_until(client.server_is_ready, 'the action')
-    cancels = []
+    results, cancels = {}, []
 
-    def take_back(i, goal) -> None:
-        """As soon as it is taken, and some once more: early, twice, and after the end."""
+    def take(i, goal) -> None:
+        """Ask for the result at once: it is kept for 10 s. Take some goals back.
+
+        As soon as they are taken, and some once more: early, twice, and after the end.
+        """
+        results[i] = goal.get_result_async()
         if i % 3 == 0:
             cancels.extend(goal.cancel_goal_async() for _ in range(1 + i % 2))
 
     sent = []
     for i in range(100):
         sent.append(client.send_goal_async(AskAction.Goal(question=f'{i}?', max_tokens=3)))
-        sent[i].add_done_callback(lambda future, i=i: take_back(i, future.result()))
-    graph.spin_until(lambda: all(future.done() for future in sent), 'all goals to be taken')
+        sent[i].add_done_callback(lambda future, i=i: take(i, future.result()))
+    graph.spin_until(lambda: len(results) == len(sent), 'all goals to be taken')
     goals = [future.result() for future in sent]
     assert all(goal.accepted for goal in goals)
-    results = [goal.get_result_async() for goal in goals]
+    results = list(results.values())
     graph.spin_until(lambda: all(future.done() for future in results + cancels), 'all results')
     ended = [future.result().status for future in results]
     assert set(ended) <= {

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -113,7 +115,8 @@ def test_another_node_says_the_sentences_and_is_stopped_by_who_speaks(graph, say
         stage.answer(FIRST + SECOND, 'llm-1')
         at = stage.wait_event(begun, at)
         stage.speech.publish(Speech(turn=1, kind=Speech.STARTED))
-        at = stage.wait_event('cancel' if say == AUDIO_COMMON else 'stop (-1, 0)', at)
+        broken_off = 'cancel' if say == AUDIO_COMMON else 'stop (-1, 0)'
+        at = stage.wait_event(broken_off, at)
         stage.wait_state('silence', lambda s: not s.speaking and s.id == 'llm-1')
         stage.speech.publish(Speech(turn=1, kind=Speech.DISCARDED))
         at = stage.wait_event(begun, at)
@@ -146,6 +149,7 @@ def test_another_node_says_the_sentences_and_is_stopped_by_who_speaks(graph, say
         other.send_signal(signal.SIGINT)
         stage.wait_state('the end', lambda s: not s.speaking and s.id == 'llm-3')
     graph.spin_until(lambda: 'nobody offers the action' in stage.process.log, 'a message')
+    assert [each.data for each in stage.events].count(broken_off) == 2  # each once
     assert stage.process.end() == 0, stage.process.log
 
 
@@ -208,3 +212,34 @@ def test_a_text_cannot_leave_the_command_line_that_audio_common_makes_of_it():
     assert kind.goal('-f /etc/passwd').text == ' -f /etc/passwd'
     with pytest.raises(InputError, match='letters, digits'):
         Bridge(None, SOUND_PLAY, 'kal); rm -rf ~', 1.0, 1.0, 1.0)
+
+
+class OwnAction:
+    """Stands for a node that says sentences by an action of this package, and is not there."""
+
+    ACTION, PROGRAM, REMEDY = 'tts/say', 'tts', ''
+    PACKAGE, TYPES = 'minicpmo_ros', ('action.Say',)
+
+    def __init__(self, node, types, *_):
+        (self.type,) = types
+
+    def close(self):
+        pass
+
+
+def test_a_sentence_that_begins_while_the_bridge_closes_is_over_and_nobody_is_blamed(
+    graph, monkeypatch
+):
+    monkeypatch.setitem(KINDS, SOUND_PLAY, OwnAction)
+    graph.post = (posted := []).append  # the executor is closing the bridge
+    bridge = Bridge(graph, SOUND_PLAY, '', 1.0, 1.0, 5.0)
+    first, second, halt = bridge.speak(FIRST), bridge.speak(SECOND), threading.Event()
+    with ThreadPoolExecutor() as pool:
+        said = pool.submit(first.play, None, lambda *_: halt.wait())
+        graph.spin_until(lambda: posted, 'the sentence')
+        bridge.close()
+        halt.set()
+        said.result()  # raises what would be told
+    second.play(None, lambda *_: True)  # it was begun a moment later
+    for call in posted:
+        call()

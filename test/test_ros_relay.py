@@ -37,10 +37,12 @@ class Relayed:
 
     def __init__(self, graph):
         self.graph, self.images, self.audio, self.told = graph, [], [], {}
-        graph.create_subscription(
-            CompressedImage, 'relay/image/compressed', self.images.append, DEEP
+        self.subscriptions = (
+            graph.create_subscription(
+                CompressedImage, 'relay/image/compressed', self.images.append, DEEP
+            ),
+            graph.create_subscription(AudioDataStamped, 'relay/audio', self.audio.append, DEEP),
         )
-        graph.create_subscription(AudioDataStamped, 'relay/audio', self.audio.append, DEEP)
         graph.create_subscription(DiagnosticArray, '/diagnostics', self._hear, DEEP)
 
     def _hear(self, message) -> None:
@@ -66,9 +68,9 @@ def start_relay(graph, *arguments):
     )
     process = graph.start('relay', *graph.lossless, *deep, *arguments)
     relayed = Relayed(graph)
-    for name in ('image/compressed', 'audio'):
-        topic = graph.resolve_topic_name(f'relay/{name}')
-        graph.spin_until(lambda topic=topic: graph.count_publishers(topic), 'the relay')
+    for subscription in relayed.subscriptions:
+        # That the graph knows a publisher does not say that the two have found each other.
+        graph.spin_until(subscription.get_publisher_count, 'the relay')
     return process, relayed
 
 
@@ -207,14 +209,18 @@ def test_a_stream_of_audio_goes_on_while_its_reader_is_held_up(graph, spun, monk
     def play(second):
         for i in range(second * 16_000, (second + 1) * 16_000, part):
             source.sound(FIRST * NS + i * NS // 16_000, np.full(part, 0.1, np.float32))
+
+    def wait(second):
         sent = (second + 1) * 16_000 - 512
         graph.spin_until(
             lambda: sum(len(each.audio.data) // 2 for each in pieces) > sent, 'the audio'
         )
 
     play(0)
+    wait(0)
     try:
         reader.hold()
+        play(1)
         held_s, n_looks = time.monotonic(), len(looks)
         graph.spin_until(
             lambda: time.monotonic() > held_s + 2 * LIMITS.grace_s and len(looks) > n_looks + 5,
@@ -222,7 +228,7 @@ def test_a_stream_of_audio_goes_on_while_its_reader_is_held_up(graph, spun, monk
         )
     finally:
         reader.let_go()
-    play(1)
+    wait(1)
     assert {len(message.audio.data) for message in pieces} == {1024}
 
 

@@ -5,6 +5,7 @@
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from ros_source import DEEP, FIRST, AtRoot, HeldReader, Source, jpeg, picture_of
+from std_msgs.msg import String
 
 from benchmarks.voice_sounds import say
 from minicpmo_ros.errors import InputError
+from minicpmo_ros.media.audio.format import AudioFormat
 from minicpmo_ros.msg import Answer, SpeakerState, Speech
 from minicpmo_ros.ros.audio_input import AudioInput
 from minicpmo_ros.ros.framework.threads import PERIOD_S
@@ -22,6 +25,7 @@ from minicpmo_ros.ros.voice import asking
 from minicpmo_ros.ros.voice import node as node_module
 from minicpmo_ros.ros.voice.node import IS_QUESTION, LOOKS_S, TURNS, VoiceNode, turn_options
 from minicpmo_ros.ros.voice.self_speech import STATE_QOS
+from minicpmo_ros.streams.time import Arrival, Instant
 from minicpmo_ros.voice.turns import TurnState
 
 RATE, NS = 16000, 10**9
@@ -79,13 +83,15 @@ def test_a_spoken_question_is_answered_without_a_call(
     graph, tiny_model_dir, question, heard, told, composed
 ):
     model = ('-p', f'model_dir:={tiny_model_dir}', '-p', 'max_tokens:=4')
-    model += ('-p', 'unit_deadline:=30.0')  # or an image that a busy machine reads late is missed
-    extra = ('-p', 'remember:=true')
+    # Or an image that a busy machine reads late is missed, and the question comes late itself.
+    model += ('-p', 'unit_deadline:=30.0', '-p', 'max_staleness_s:=600.0')
+    extra = ('-p', 'remember:=true', '-p', 'transcript:=true')
     process = graph.start('live', *model, *extra, *graph.lossless, *('--', '--voice') * composed)
     if not composed:
         graph.start('voice', *extra, *graph.lossless)
-    answers = []
+    answers, transcripts = [], []
     graph.create_subscription(Answer, 'llm/answer', answers.append, QoSProfile(depth=10))
+    graph.create_subscription(String, 'voice/transcript', transcripts.append, QoSProfile(depth=10))
     graph.wait_ready()
     source = Source(graph)
     for publisher in (source.audio, source.info):
@@ -105,9 +111,11 @@ def test_a_spoken_question_is_answered_without_a_call(
     heard_s = answer.audio_end.sec + answer.audio_end.nanosec / NS
     assert ended_s <= heard_s, 'all that was said'
     graph.spin_until(
-        lambda: values(told)['questions answered'] == '1',
-        'voice to know of the answer, for its patience and follow_up_s',
+        lambda: values(told)['questions answered'] == '2',
+        'voice to know of the answer, for its patience and follow_up_s, and of the transcript',
     )
+    graph.spin_until(lambda: transcripts, 'the transcript')
+    assert len(answers) == 1, 'a transcript is no answer, which would be said aloud'
     assert process.is_running
     assert not any('Traceback' in each.log for each in graph.processes)
 
@@ -326,3 +334,20 @@ def test_audio_is_looked_for_often_when_a_turn_may_end_and_rarely_while_nobody_s
     assert quiet_s > speaking_s > pause_s and set(periods_s) == {quiet_s, speaking_s, pause_s}
     first = [periods_s.index(period_s) for period_s in (quiet_s, speaking_s, pause_s)]
     assert first == sorted(first)
+
+
+def test_what_the_speaker_says_is_told_to_the_finder_of_turns_also_without_barge_in():
+    names = {one.name.replace('.', '_'): one.default for one in node_module.PARAMETERS}
+    audio = node_module.TurnAudio(SimpleNamespace(**names))
+    audio.own = SimpleNamespace(
+        hear=lambda begin_ns, samples: (samples, samples),
+        is_interrupted_at=lambda stamp_ns: False,
+        speaks_at=lambda stamp_ns: stamp_ns < 40 * NS,
+    )
+    form = AudioFormat(RATE, 1)
+    data = bytes(2 * 10 * RATE)
+    for begin_s in range(0, 40, 10):
+        audio.push(Arrival(begin_s * NS, Instant(begin_s), (begin_s * NS, data, form)))
+        if not begin_s:
+            audio.finder.answered(is_question=True)
+    assert audio.finder.turns.expects_reply(40 * NS)

@@ -261,3 +261,42 @@ def test_a_wake_word_counts_once_and_a_command_at_once_behind_it_is_heard(
     told = finder.push(0, np.concatenate([pause, say(said, 'en-us'), pause]))
     assert [e.addressed for e in told if e.kind is TurnKind.ENDED] == [is_addressed]
     assert finder.wakes == 1
+
+
+class Loudness:
+    """In place of a detector and of a wake word: what is loud is speech, and is not the word."""
+
+    def reset(self):
+        """Nothing is kept."""
+
+    def probability(self, frame):
+        return 0.9 * bool(np.abs(frame).max() > 0.1)
+
+    def hears(self, samples):
+        return False
+
+
+@pytest.mark.parametrize('listen', ('half_duplex', 'barge_in'))
+def test_follow_up_and_patience_begin_when_the_robot_has_said_its_answer(listen):
+    """A long answer is said for longer than follow_up_s after it was generated."""
+    options = TurnOptions(follow_up_s=8.0, reply_s=10.0, end_silence_s=0.6, patience_s=1.2)
+    finder, spoken = TurnFinder(Loudness(), options, Loudness()), (2 * NS, 30 * NS)
+    finder.robot_sounds = lambda stamp_ns: spoken[0] <= stamp_ns < spoken[1]
+    if listen == 'barge_in':
+        finder.robot_speaks = finder.robot_sounds
+
+    def hear(begin_s, end_s, is_loud=False):
+        samples = np.full(round((end_s - begin_s) * RATE), 0.5 * is_loud, np.float32)
+        told = finder.push(round(begin_s * NS), samples)
+        return [event for event in told if event.kind is TurnKind.ENDED]
+
+    hear(0, 3)
+    finder.answered(is_question=True)  # generated at 3 s, said until 30 s
+    hear(3, 36), hear(36, 37, is_loud=True)
+    (reply,) = hear(37, 50)
+    assert reply.addressed
+    assert reply.stamp_ns - reply.end_ns == pytest.approx(1.2 * NS, abs=FRAME_NS)
+    hear(50, 51, is_loud=True)
+    (late,) = hear(51, 60)
+    assert not late.addressed
+    assert late.stamp_ns - late.end_ns == pytest.approx(0.6 * NS, abs=FRAME_NS)

@@ -48,6 +48,7 @@ class Question:
     temperature: float | None = None  # 0: greedy; None: the session's own
     seed: int | None = None  # of the draws, where the temperature is not 0; None: the session's
     remember: bool = False  # question and answer stay in the window
+    aside: bool = False  # the answer is for who asks alone: nobody else is told of it
     timeout_s: float = math.inf  # after so long, counted from its arrival, it is dropped
     heard_until: int = 0  # ns of the stamps: its audio must reach so far; 0: what has come by now
     memory: str = 'auto'  # notes are read before it: auto, off, only (them, and not the window)

@@ -58,13 +58,14 @@ class QuestionRouter:
         number = next(self._count)
         name = f'{node.get_name()}-{number}'
         future = Future(executor=node.executor)
-        batcher = DeltaBatcher(node, name, on_delta)
+        tell = None if request.aside else node.deltas.publish
+        batcher = DeltaBatcher(node, name, [each for each in (tell, on_delta) if each])
 
         def done(answer) -> None:
             with node.faults.guard('the end of an answer', starts_anew=False):
                 batcher.add('', last=True)
             message = self._message(name, answer)
-            node.post(lambda: node.tell_answer(message))
+            node.post(lambda: node.tell_answer(message, request.aside))
             node.finish(future, message)
 
         node.retune()
@@ -144,7 +145,9 @@ class QuestionRouter:
 
 
 class DeltaBatcher:
-    """Publishes the text of one answer in batches; called in the engine's thread.
+    """Tells the text of one answer in batches; called in the engine's thread.
+
+    `listeners`: each gets the AnswerDeltas, on the executor's thread.
 
     A small model generates hundreds of tokens a second, but a subscriber's queue holds ten
     messages by default: tokens within INTERVAL_S are published together.
@@ -152,8 +155,8 @@ class DeltaBatcher:
 
     INTERVAL_S = 0.02
 
-    def __init__(self, node, name: str, on_delta):
-        self._node, self._name, self._on_delta = node, name, on_delta
+    def __init__(self, node, name: str, listeners: list):
+        self._node, self._name, self._listeners = node, name, listeners
         self._text, self._count, self._published_s = '', 0, 0.0
 
     def add(self, text: str, last: bool = False) -> None:
@@ -166,9 +169,8 @@ class DeltaBatcher:
             self._node.post(lambda: self._publish(delta))
 
     def _publish(self, delta: AnswerDelta) -> None:
-        self._node.deltas.publish(delta)
-        if self._on_delta is not None:
-            self._on_delta(delta)
+        for tell in self._listeners:
+            tell(delta)
 
 
 class AskService:

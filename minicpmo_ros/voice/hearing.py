@@ -68,7 +68,8 @@ class Hearing:
 
     def why_refused(self, audio_end_s: int | None) -> str:
         """Return why the question cannot be answered: its audio has not come; or ''."""
-        if not self.until_ns or self.has_window(audio_end_s) or self._is_read:
+        is_enough = self._is_read and (self.found.rows is not None or not self.is_overdue)
+        if not self.until_ns or self.has_window(audio_end_s) or is_enough:
             return ''
         ends = 'holds no audio' if audio_end_s is None else f'ends at {audio_end_s} s'
         reason = (self.found and self.found.reason) or 'No open second was read.'

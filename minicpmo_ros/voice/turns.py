@@ -152,8 +152,12 @@ class TurnDetector:
     @property
     def end_silence_s(self) -> float:
         """The silence that ends the turn at hand."""
-        is_patient = self._start_ns < self._patient_until_ns
+        is_patient = self.expects_reply(self._start_ns)
         return self.options.patience_s if is_patient else self.options.end_silence_s
+
+    def expects_reply(self, stamp_ns: int) -> bool:
+        """Whether a turn that begins then is patiently waited for: see `expect_reply`."""
+        return stamp_ns < self._patient_until_ns
 
     def expect_reply(self, stamp_ns: int) -> None:
         """Have patience with the next turn: the robot has asked something."""
@@ -264,10 +268,12 @@ class TurnFinder:
 
     With a wake word a turn is addressed if the word was said in it, with more speech behind it,
     or follow_up_s before it at most; or if the robot has answered so long before it.
-    `robot_speaks(stamp_ns)` returns whether a turn that begins then interrupts the robot.
+    `robot_speaks(stamp_ns)` returns whether a turn that begins then interrupts the robot, and
+    `robot_sounds(stamp_ns)` whether it says something then: an answer that is said aloud is over
+    when it has been said, often long after it was generated.
     """
 
-    robot_speaks = staticmethod(lambda stamp_ns: False)
+    robot_speaks = robot_sounds = staticmethod(lambda stamp_ns: False)
 
     def __init__(self, detector, options: TurnOptions, wake_word=None):
         self._frames, self._detector = FrameSplitter(), detector
@@ -293,6 +299,8 @@ class TurnFinder:
     def _hear(self, stamp_ns: int, frame: np.ndarray) -> TurnEvent | None:
         """Take the next frame, which ends at a stamp; return what there is to tell."""
         self.stamp_ns, self.frames = stamp_ns, self.frames + 1
+        if self.robot_sounds(stamp_ns):
+            self._count_from_here()
         if self._wake_word is not None and self._wake_word.hears(frame):
             self._wake()
         self.probability = self._detector.probability(frame)
@@ -311,6 +319,13 @@ class TurnFinder:
         """Note that the robot has answered now, and whether by a question of its own."""
         self._open(self.stamp_ns)
         if is_question:
+            self.turns.expect_reply(self.stamp_ns)
+
+    def _count_from_here(self) -> None:
+        """Let follow_up_s and reply_s that are not over begin now."""
+        if self.stamp_ns < self._open_until_ns:
+            self._open(self.stamp_ns)
+        if self.turns.expects_reply(self.stamp_ns):
             self.turns.expect_reply(self.stamp_ns)
 
     def _wake(self) -> None:

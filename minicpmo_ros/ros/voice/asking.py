@@ -56,8 +56,9 @@ class Asker:
             self._stop.call_async(Trigger.Request())
 
     def transcribe(self, event, question: str, timeout_s: float, on_text) -> None:
-        """Let the model write down a turn; `on_text(event, text)` gets what it wrote."""
-        self._begin(event, timeout_s, partial(on_text, event), question=question, temperature=0.0)
+        """Let the model write down a turn; `on_text(event, text)` alone gets what it wrote."""
+        told = partial(on_text, event)
+        self._begin(event, timeout_s, told, question=question, temperature=0.0, aside=True)
 
     def _begin(self, event, timeout_s: float, on_text, **options) -> None:
         """Ask, as soon as the llm can be asked."""

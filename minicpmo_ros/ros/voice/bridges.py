@@ -131,20 +131,27 @@ def _types_of(kind) -> list:
     return found
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class _Sentence:
     """A sentence that another node says: what Speaker plays instead of a Sound."""
 
     bridge: 'Bridge'
     text: str
-    handle: object = None  # of its goal, once it is taken
-    problem: str = ''
-    is_cut: bool = False
-    ended: threading.Event = field(default_factory=threading.Event)
 
     def play(self, output, halt) -> float:
         """Have it said until `halt` comes; return the share that was said by then."""
-        return self.bridge.say(self, halt)
+        return self.bridge.say(_Goal(self.text), halt)
+
+
+@dataclass(eq=False)
+class _Goal:
+    """One saying of a sentence; one that was cut is said again by another goal."""
+
+    text: str
+    handle: object = None  # once it is taken
+    problem: str = ''
+    is_cut: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Bridge:
@@ -168,7 +175,8 @@ class Bridge:
                 f'say is {say}, and its interfaces cannot be used: {error!r}. Build the package '
                 f'{self._kind.PACKAGE} anew, or set say to none'
             ) from None
-        self._current, self._problem = None, ''  # the _Sentence that is said
+        self._current, self._problem = None, ''  # the _Goal that is said, or is to be
+        self._is_closed = False
         self.wake = lambda: None
         self.on_sound = lambda samples, rate_hz: None
 
@@ -180,23 +188,26 @@ class Bridge:
     def stop(self) -> None:
         """Nothing is made ahead."""
 
-    def say(self, sentence: _Sentence, halt) -> float:
+    def say(self, goal: _Goal, halt) -> float:
         """See _Sentence.play; raise EngineError if the other node does not say it."""
-        reckoned_s, begun_s = len(sentence.text) / (LETTERS_PER_S * self._rate), time.monotonic()
-        self._node.post(partial(self._send, sentence))
+        reckoned_s, begun_s = len(goal.text) / (LETTERS_PER_S * self._rate), time.monotonic()
+        self._current = goal
+        if self._is_closed:  # whoever closes it meanwhile ends the sentence
+            return 0.0
+        self._node.post(partial(self._send, goal))
         due_s = begun_s + self._deadline_s + SLOWEST * reckoned_s
-        is_halted = halt(due_s, sentence.ended.is_set)
+        is_halted = halt(due_s, goal.ended.is_set)
         share = (time.monotonic() - begun_s) / reckoned_s
-        if not sentence.ended.is_set():
-            self._node.post(partial(self._cancel, sentence))
-            is_silent = sentence.ended.wait(self._deadline_s)
+        if not goal.ended.is_set():
+            self._node.post(partial(self._cancel, goal))
+            is_silent = goal.ended.wait(self._deadline_s)
             if not (is_halted and is_silent):
-                sentence.problem = (
+                goal.problem = (
                     f'{self._kind.PROGRAM} has not ended a sentence in time; restart it. If it is '
                     'only slow, raise synthesis_timeout_s'
                 )
-        if sentence.problem:
-            raise EngineError(sentence.problem)
+        if goal.problem:
+            raise EngineError(goal.problem)
         return share
 
     # For the executor.
@@ -214,34 +225,36 @@ class Bridge:
 
     def close(self) -> None:
         """Be silent, and leave the graph."""
-        if self._current is not None:
-            self._cancel(self._current)
-            self._end(self._current)
+        self._is_closed = True
+        if (goal := self._current) is not None:
+            self._cancel(goal)
+            self._end(goal)
         self._client.destroy()
         self._kind.close()
 
-    def _send(self, sentence: _Sentence) -> None:
+    def _send(self, goal: _Goal) -> None:
+        if goal.ended.is_set():
+            return
         if not self._client.server_is_ready():
-            self._end(sentence, LOST.format(self._kind.ACTION, self._kind.PROGRAM))
+            self._end(goal, LOST.format(self._kind.ACTION, self._kind.PROGRAM))
             return
-        self._current = sentence
-        sent = self._client.send_goal_async(self._kind.goal(sentence.text), self._on_feedback)
-        sent.add_done_callback(lambda done: self._on_taken(sentence, done.result()))
+        sent = self._client.send_goal_async(self._kind.goal(goal.text), self._on_feedback)
+        sent.add_done_callback(lambda done: self._on_taken(goal, done.result()))
 
-    def _on_taken(self, sentence: _Sentence, handle) -> None:
+    def _on_taken(self, goal: _Goal, handle) -> None:
         if not handle.accepted:
-            self._end(sentence, f'{self._kind.PROGRAM} did not take a sentence, which is left out')
+            self._end(goal, f'{self._kind.PROGRAM} did not take a sentence, which is left out')
             return
-        sentence.handle = handle
+        goal.handle = handle
         handle.get_result_async().add_done_callback(
-            lambda done: self._on_result(sentence, done.result().status)
+            lambda done: self._on_result(goal, done.result().status)
         )
-        if sentence.is_cut:
-            self._cancel(sentence)
+        if goal.is_cut:
+            self._cancel(goal)
 
-    def _on_result(self, sentence: _Sentence, status: int) -> None:
-        failed = '' if sentence.is_cut else FAILED.get(status, '')
-        self._end(sentence, f'{self._kind.PROGRAM} {failed}' if failed else '')
+    def _on_result(self, goal: _Goal, status: int) -> None:
+        failed = '' if goal.is_cut else FAILED.get(status, '')
+        self._end(goal, f'{self._kind.PROGRAM} {failed}' if failed else '')
 
     def _on_feedback(self, message) -> None:
         try:
@@ -252,15 +265,15 @@ class Bridge:
         if sound is not None:
             self.on_sound(*sound)
 
-    def _cancel(self, sentence: _Sentence) -> None:
-        sentence.is_cut = True
-        if sentence.handle is not None:
-            sentence.handle.cancel_goal_async()
+    def _cancel(self, goal: _Goal) -> None:
+        goal.is_cut = True
+        if goal.handle is not None:
+            goal.handle.cancel_goal_async()
             self._kind.silence()
 
-    def _end(self, sentence: _Sentence, problem: str = '') -> None:
-        if self._current is sentence:
+    def _end(self, goal: _Goal, problem: str = '') -> None:
+        if self._current is goal:
             self._current = None
-        sentence.problem = problem
-        sentence.ended.set()
+        goal.problem = problem
+        goal.ended.set()
         self.wake()

@@ -65,14 +65,15 @@ PARAMETERS = (
               'sooner, and interrupts who stops to think', 'seconds', 0.1, 10.0),
     Parameter('patience_s', TURNS.patience_s, 'The same, if the answer before was a question '
               '(ended with ?)', 'seconds', 0.1, 10.0),
-    Parameter('reply_s', TURNS.reply_s, 'How long after such an answer a turn must begin for '
-              'patience_s', 'seconds', 0.0, 600.0),
+    Parameter('reply_s', TURNS.reply_s, 'How long after such an answer, or after the robot '
+              'has said it, a turn must begin for patience_s', 'seconds', 0.0, 600.0),
     Parameter('max_speech_s', TURNS.max_speech_s, 'The longest turn; behind it there must be '
               'silence before the next', 'seconds', 1.0, 120.0),
     Parameter('wake_word', NONE, 'Only turns with this word, or shortly after it, are asked',
               choices=(NONE, *WAKE_WORDS)),
-    Parameter('follow_up_s', TURNS.follow_up_s, 'How long after the wake word or an answer a '
-              'turn may begin without the word', 'seconds', 0.0, 600.0),
+    Parameter('follow_up_s', TURNS.follow_up_s, 'How long after the wake word or an answer, or '
+              'after the robot has said it, a turn may begin without the word', 'seconds',
+              0.0, 600.0),
     Parameter('interrupt_threshold', TURNS.interrupt_threshold, 'The same as threshold, for a '
               'turn that begins while the robot speaks (listen: barge_in)', '', 0.05, 1.0),
     Parameter('interrupt_start_s', TURNS.interrupt_start_s, 'The same as start_speech_s; it stops '
@@ -88,8 +89,9 @@ PARAMETERS = (
               when=ANY_TIME),
     Parameter('timeout_s', 60.0, 'After this time a spoken question is given up', 'seconds',
               0.1, 3600.0, when=ANY_TIME),
-    Parameter('transcript', False, 'Also ask the model to write down each turn, for ~/transcript '
-              'and LiveSpeech. It costs a second question', when=ANY_TIME),
+    Parameter('transcript', False, 'Also ask the model to write down each turn that is addressed '
+              'to the robot, for ~/transcript and LiveSpeech. It costs a second question',
+              when=ANY_TIME),
     Parameter('transcript_question', 'Write down exactly what was just said.',
               'The text of that question', when=ANY_TIME),
 )  # fmt: skip
@@ -112,7 +114,7 @@ def turn_options(options) -> TurnOptions:
     return TurnOptions(**{field.name: getattr(options, field.name) for field in fields(TURNS)})
 
 
-class _Audio:
+class TurnAudio:
     """What the worker keeps: decoder, sample clock, turns and their cost."""
 
     def __init__(self, options):
@@ -139,6 +141,7 @@ class _Audio:
         self.clock.end_ns, self.newest = stamp_ns + duration_ns, arrival.at
         heard, ungated = self.own.hear(begin_ns, samples)
         self.finder.robot_speaks = self.own.is_interrupted_at
+        self.finder.robot_sounds = self.own.speaks_at
         told = self.finder.push(begin_ns, heard)
         if self.stop_word is not None and self.stop_word.hears(ungated):
             end_ns = begin_ns + len(samples) * NS // SAMPLE_RATE_HZ
@@ -167,7 +170,7 @@ class VoiceNode(ManagedNode):
     # The lifecycle.
     def on_setup(self, options) -> None:
         """Load the detector; start the worker."""
-        self._options, self._audio = options, (audio := _Audio(options))
+        self._options, self._audio = options, (audio := TurnAudio(options))
         self.worker.start(lambda stop: partial(self._work_once, audio))
 
     def on_start(self) -> None:
@@ -225,7 +228,7 @@ class VoiceNode(ManagedNode):
         self.worker.inbox.put(arrival, cost=cost_s(audio_format, len(data)))
 
     # The worker.
-    def _work_once(self, audio: _Audio, inbox: Inbox) -> None:
+    def _work_once(self, audio: TurnAudio, inbox: Inbox) -> None:
         # All that came until this instant is in the inbox.
         now, begun_s = read_until(self._input, self.time), time.thread_time()
         items = inbox.take(TICK_S)
@@ -236,13 +239,13 @@ class VoiceNode(ManagedNode):
         self._look_as_needed(audio)
         audio.cpu_s += time.thread_time() - begun_s
 
-    def _look_as_needed(self, audio: _Audio) -> None:
+    def _look_as_needed(self, audio: TurnAudio) -> None:
         """Look for audio as often as the state of the turn at hand wants it."""
         audio_input = self._input
         if audio_input is not None:
             audio_input.look_every(LOOKS_S.get(audio.finder.turns.state, PERIOD_S))
 
-    def _stop_turn(self, audio: _Audio, now) -> None:
+    def _stop_turn(self, audio: TurnAudio, now) -> None:
         """Discard the turn at hand if the audio has stopped."""
         if now.waited_s(audio.newest) >= SILENT_S:
             audio.newest = None

@@ -87,9 +87,10 @@ class ReadAudioServer:
             except Exception as error:
                 why = self._node.faults.reason('read_audio', error)
                 response = ReadAudio.Response(reason=why)
-            if response is not None and request in self._requests:
-                self._requests.remove(request)
-                self._node.finish(request.future, response)
+            if response is not None:
+                with suppress(ValueError):  # it was refused meanwhile
+                    self._requests.remove(request)
+                    self._node.finish(request.future, response)
 
     def _reply(self, state, until_ns: int, is_due: bool) -> ReadAudio.Response | None:
         """Return the reply; None: wait for more audio."""

@@ -114,9 +114,13 @@ class SelfSpeechInput:
         is_muted = self.listen == HALF_DUPLEX
         return self._speech.duration_ms(begin_ns, end_ns) if is_muted else 0
 
+    def speaks_at(self, stamp_ns: int) -> bool:
+        """Return whether the robot speaks at a time, without the tail."""
+        return self._speech.speaks_at(stamp_ns)
+
     def is_interrupted_at(self, stamp_ns: int) -> bool:
         """Return whether who speaks at a time interrupts the robot, by barge_in."""
-        return self.listen == BARGE_IN and self._speech.speaks_at(stamp_ns)
+        return self.listen == BARGE_IN and self.speaks_at(stamp_ns)
 
     def has_spoken(self, begin_ns: int, end_ns: int) -> bool:
         """Return whether the robot spoke in a time, or just before it."""
