@@ -195,6 +195,15 @@ def test_time_that_jumps_back_and_a_new_parent_begin_anew():
     assert tree.where(early_ns).translation == pytest.approx((7, 0, 0.1))
 
 
+def test_after_a_short_jump_back_a_place_is_of_the_new_time_and_not_of_the_old():
+    tree = FrameTree('map', 'base_link', AGE_S)
+    for begin_s, x in ((0, 100), (5, 7)):  # a simulation of 20 s that was reset to its fifth
+        for n in range(80):
+            at_ns = START_NS + begin_s * NS + n * NS // 4
+            tree.add('map', 'base_link', at_ns, Transform((x, 0, 0)), False)
+            assert tree.where(at_ns).translation[0] == tree.where().translation[0] == x
+
+
 def test_stamps_out_of_order_are_put_in_order():
     tree = FrameTree('map', 'base_link', AGE_S)
     for n in (0, 3, 1, 2, 1):

@@ -9,7 +9,7 @@ from datetime import timezone
 import pytest
 
 from minicpmo_ros.notes.note import Filter, Note, Pose
-from minicpmo_ros.notes.recall import content_words, is_about_past, preface, recall
+from minicpmo_ros.notes.recall import Recaller, content_words, is_about_past, preface, recall
 from minicpmo_ros.notes.store import NoteStore
 
 NOW_S = 1_780_000_000.0
@@ -117,6 +117,23 @@ def test_questions_about_the_past_are_told_from_those_about_now():
     now = 'What do you see?', 'Is the door open?', 'what color is shown now?'
     assert all(map(is_about_past, past)) and not any(map(is_about_past, now))
     assert content_words('Where did I leave my keys?') == ['leave', 'keys']
+
+
+def test_a_time_that_is_all_in_the_window_needs_no_notes(store):
+    add(store, 2, 'The cup is red.')
+    add(store, 25, 'The cup is blue.')
+    recaller = Recaller(lambda read: read(store), len, timezone.utc, budget=1000)
+    window = range(int(NOW_S) - 30, int(NOW_S))
+
+    def is_read(question, seconds=window, memory='auto'):
+        return bool(recaller.recollect(question, memory, NOW_S, seconds).notes)
+
+    inside = 'Where was the cup three seconds ago?', 'Did the cup move in the last ten seconds?'
+    assert not any(map(is_read, inside))
+    assert is_read(inside[0], memory='only')
+    assert is_read('Where was the cup 30 seconds ago?') and is_read('Where was the cup before?')
+    assert is_read(inside[1], range(int(NOW_S) - 5, int(NOW_S))) and is_read(inside[1], ())
+    assert is_read(inside[1], [second for second in window if second % 4])  # of policy long
 
 
 def test_an_exact_time_ago_is_preferred_and_a_vague_one_found(tmp_path):

@@ -236,6 +236,18 @@ def test_old_notes_are_merged_and_then_go_by_age(path):
         assert len(store) == 0
 
 
+def test_a_clock_that_is_years_ahead_for_a_moment_takes_no_notes_with_it(path):
+    year_s = 365 * 24 * 3600
+    with NoteStore(path, retention_h=72) as store:
+        for n in range(640):
+            ahead_s = 20 * year_s if n % 64 == 63 else 0
+            store.add(Note(n + ahead_s, n + 1 + ahead_s, f'note {n}', 'user'))
+        assert len(store) == 640
+        for n in range(64):
+            store.add(Note(year_s + n, year_s + n + 1, f'a year later {n}', 'user'))
+        assert len(store) == 64 + 10  # those that say they are of the future
+
+
 def test_the_file_stays_within_its_size(path):
     with NoteStore(path, max_mib=0.5) as store:
         for n in range(4000):

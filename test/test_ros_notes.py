@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 from geometry_msgs.msg import PoseStamped
-from ros_source import FIRST, Source, time_of
+from ros_source import FIRST, SimulatedTime, Source, time_of
 
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.msg import Note as NoteMessage
+from minicpmo_ros.msg import Status
+from minicpmo_ros.notes.database import StoreError
+from minicpmo_ros.notes.periodic import NOT_THEN
+from minicpmo_ros.notes.recall import content_words
 from minicpmo_ros.notes.store import NoteStore
 from minicpmo_ros.ros.notes import NOTE_QOS
 from minicpmo_ros.srv import Ask, Forget, Recall, Remember
@@ -37,9 +41,15 @@ class Notes:
         self._graph.spin_until(client.service_is_ready, kind.__name__)
         return self._graph.result_of(client.call_async(kind.Request(**fields)), kind.__name__)
 
+    def find_again(self) -> None:
+        """Wait until the node that follows a killed one answers."""
+        for kind in (Ask, Recall):  # of the services of notes, Recall is made last
+            self._graph.until_answered(self._clients[kind])
+
 
 def start(graph, path, *more, **kwargs):
     """Start a node that keeps notes, and wait until it is ready."""
+    graph.forget_statuses()
     node = graph.start(
         'live', '-p', 'model_dir:=nano', '-p', 'memory.enabled:=true', '-p',
         f'memory.path:={path}', '-p', 'memory.every_s:=1', '-p', f'memory.questions:="{ASK}"',
@@ -109,8 +119,8 @@ def test_notes_are_written_found_read_and_forgotten_and_survive_a_kill(graph, tm
     live.end(signal.SIGKILL)
     with NoteStore(path, is_read_only=True) as store:
         assert any(note.text == 'The keys are in the red box.' for note in store.list())
-    graph.statuses.clear()
     start(graph, path, '-p', 'memory.answers:=false')
+    notes.find_again()
     again = notes.call(Recall, text='keys')
     assert [note.id for note in again.notes if note.kind == NoteMessage.USER] == [said.note.id]
     forgotten = notes.call(Forget, begin=time_of(0), end=time_of((last + 100) * 10**9))
@@ -143,8 +153,8 @@ def test_a_remembered_second_is_looked_at_again_also_after_a_kill(graph, tmp_pat
     assert not notes.call(Ask, question=asked).answer.snapshots  # it is about now
 
     live.end(signal.SIGKILL)
-    graph.statuses.clear()
     start(graph, path, *only_by_hand)
+    notes.find_again()
     again = notes.call(Ask, question=asked, memory='only').answer
     assert (list(again.snapshots), again.text) == ([said.end.sec - 1], seen.text)
     assert [(note.id, note.snapshot) for note in again.recalled] == [(said.id, True)]
@@ -156,6 +166,52 @@ def test_a_remembered_second_is_looked_at_again_also_after_a_kill(graph, tmp_pat
     assert not notes.call(Ask, question=asked, memory='only').success
 
 
+def test_without_inputs_a_note_is_of_now_and_not_of_when_they_ended(graph, tmp_path):
+    start(graph, tmp_path / 'day.db', '-p', 'max_staleness_s:=2.0', '-p', 'memory.every_s:=0')
+    notes, source = Notes(graph), Source(graph)
+    source.wait_heard()
+    source.until_read(FIRST)
+    graph.spin_until(lambda: graph.status.stale, 'the newest second to be old')
+    ended_s = graph.status.window_end.sec
+    said = notes.call(Remember, text='The keys are in the red box.').note
+    assert said.begin.sec > ended_s and not said.snapshot
+    asked = 'Where were the keys in the last hour?'
+    for found in (
+        notes.call(Ask, question=asked, memory='only').answer.recalled,
+        notes.call(Recall, text=asked).notes,
+    ):
+        assert [note.id for note in found] == [said.id]
+
+
+def test_no_question_finds_a_note_by_its_mark():
+    assert not content_words(NOT_THEN)
+
+
+def test_a_note_of_an_input_that_was_missing_or_old_says_so(graph, tmp_path):
+    """The camera stops, the microphone goes on: what is said of the image then is of before."""
+    start(graph, tmp_path / 'day.db', '-p', 'max_staleness_s:=1.0')
+    notes, source = Notes(graph), Source(graph)
+    source.wait_heard()
+    last = source.until_read(FIRST)
+    blind_s = last + 3  # by then each is without an image for longer than that
+
+    def is_blind_for(kind):
+        nonlocal last
+        source.second(last, picture=False)
+        read = graph.status.units_read
+        graph.spin_until(lambda: graph.status.units_read > read, 'the second to be read')
+        last += 1
+        return any(note.kind == kind and note.begin.sec >= blind_s for note in notes.told)
+
+    graph.spin_until(lambda: is_blind_for(NoteMessage.PERIODIC), 'a note without a camera')
+    answer = notes.call(Ask, question='what shape is shown now?').answer
+    assert answer.stale
+    graph.spin_until(lambda: is_blind_for(NoteMessage.ANSWER), 'a note of an answer')
+    for note in notes.told:
+        if note.begin.sec >= blind_s:
+            assert note.text.endswith(NOT_THEN), note.text
+
+
 def test_without_notes_the_services_say_how_to_have_them(graph):
     graph.start('llm', '-p', 'model_dir:=nano')
     graph.wait_ready()
@@ -165,6 +221,36 @@ def test_without_notes_the_services_say_how_to_have_them(graph):
         assert not response.success and 'Set memory.enabled' in response.reason
     refused = notes.call(Ask, question='Where were my keys?', memory='only')
     assert not refused.success and 'none are kept' in refused.reason
+
+
+def test_a_node_that_is_not_configured_leaves_its_file_to_others(graph, tmp_path):
+    path = tmp_path / 'day.db'
+    keeps = ('-p', 'memory.enabled:=true', '-p', f'memory.path:={path}')
+    graph.start('llm', '-p', f'model_dir:={tmp_path}/none', *keeps)
+    graph.spin_until(lambda: graph.status and graph.status.state == Status.FAILED, 'the refusal')
+
+    def is_free():  # a moment after the refusal
+        try:
+            NoteStore(path).close()
+        except StoreError:
+            return False
+        return True
+
+    graph.spin_until(is_free, 'the file')
+
+
+def test_before_simulated_time_nothing_is_remembered_as_of_1970(graph, tmp_path):
+    path = tmp_path / 'day.db'
+    keeps = ('-p', 'memory.enabled:=true', '-p', f'memory.path:={path}')
+    graph.start('llm', '-p', 'model_dir:=nano', '-p', 'use_sim_time:=true', *keeps)
+    graph.wait_ready()
+    notes, text = Notes(graph), 'the keys are on the shelf'
+    refused = notes.call(Remember, text=text)
+    assert not refused.success and '/clock is missing' in refused.reason
+    simulated = SimulatedTime(graph)
+    simulated.until(lambda: notes.call(Remember, text=text).success, 'the note')
+    with NoteStore(path, is_read_only=True) as store:
+        assert [(note.text, note.end_s) for note in store.list()] == [(text, simulated.now_s)]
 
 
 @pytest.mark.parametrize('kind', ('a folder', 'no database'))

@@ -203,9 +203,9 @@ class FrameTree:
 
     def _insert(self, known: _Frame, stamp_ns: int, where: Transform) -> None:
         stamps, transforms = known.stamps, known.transforms
-        if stamps and abs(stamp_ns - stamps[-1]) > self._keep_ns:
-            stamps.clear()  # time has jumped
-            transforms.clear()
+        if stamps and stamps[-1] - stamp_ns > self._max_age_ns:  # time has gone back
+            first_later = bisect_left(stamps, stamp_ns)
+            del stamps[first_later:], transforms[first_later:]
         if stamps and stamp_ns < stamps[-1]:  # they come out of order
             index = bisect_left(stamps, stamp_ns)
             near = stamps[max(0, index - 1) : index + 1]

@@ -14,6 +14,8 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.notes.note import Note
 
 MOST_QUESTIONS = 16
+# Ends a note for which an input was missing or old. No question is searched for a word of it.
+NOT_THEN = ' (seen or heard before, not then)'
 LABEL = re.compile(r'(?P<label>[\w -]{1,32}):\s+(?P<question>.+)', re.DOTALL)
 
 
@@ -54,15 +56,18 @@ class PeriodicNote:
     end_s: int
     left: list
     parts: list = field(default_factory=list)
+    is_stale: bool = False  # an input was missing or old
 
-    def take(self, answer: str) -> None:
+    def take(self, answer: str, is_stale: bool = False) -> None:
         """Take the answer to the question that was left first."""
+        self.is_stale |= is_stale
         if told := self.left.pop(0).told(answer):
             self.parts.append(told)
 
     def note(self, **fields) -> Note | None:
         """Return the note; None where nothing was answered."""
         text = '; '.join(self.parts)
+        text += NOT_THEN * (self.is_stale and bool(text))
         return Note(self.begin_s, self.end_s, text, **fields) if text else None
 
 

@@ -8,8 +8,9 @@ Those that fit the words best go first; of equal ones the newer, and those that 
 had a reason to write. What is shown is in the order of time and within a budget of tokens.
 """
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 
@@ -18,7 +19,7 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.notes.note import KINDS, Filter, Note, Pose
 from minicpmo_ros.notes.snapshots import look_again
 from minicpmo_ros.notes.store import NoteStore
-from minicpmo_ros.notes.times import ago, time_span
+from minicpmo_ros.notes.times import TimeSpan, ago, time_span
 
 HALF_LIFE_S = 6 * 3600.0  # of what a note gains by being new
 NEW, LASTING = 0.5, 0.1  # what a new note gains, and one that is not periodic; the best words: 1
@@ -152,15 +153,20 @@ class Recaller:
     here: Pose | None = None
     space: str = ''  # of the model, for snapshots; '': none are read
 
-    def recollect(self, question: str, memory: str, now_s: float) -> Recollection:
+    def recollect(
+        self, question: str, memory: str, now_s: float, window: Collection = ()
+    ) -> Recollection:
         """Return what belongs to a question; raises InputError, StoreError.
 
         `memory`: auto, off, only, as Question has it. With `only` something must be found; a
         question that is in the present is then asked of the seconds that are looked at again, as
-        if they were live: without any words of notes.
+        if they were live: without any words of notes. `window`: the seconds that are in it; a
+        question about a time that is all in there needs no notes.
         """
         is_past, is_about = memory == 'only', is_about_past(question)
         if memory == 'off' or not (is_past or is_about):
+            return Recollection()
+        if not is_past and _is_inside(time_span(question, now_s, self.zone), window):
             return Recollection()
         found, looked, problems = self.read(lambda store: self._find(store, question, now_s))
         units = tuple(unit for _, unit in looked)
@@ -178,6 +184,13 @@ class Recaller:
         """Return (Recalled notes, what to look at again, problems)."""
         found = recall(store, question, now_s, self.zone, self.here)
         return found, *(look_again(store, found, self.space) if self.space else ([], ()))
+
+
+def _is_inside(span: TimeSpan | None, window: Collection) -> bool:
+    """Return whether each second of a span is in the window."""
+    if span is None or not window or span.begin_s < min(window):
+        return False
+    return set(range(int(span.begin_s), math.ceil(span.end_s))) <= set(window)
 
 
 def _near(store: NoteStore, words: list, wanted: Filter, span) -> list:

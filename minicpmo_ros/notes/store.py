@@ -19,6 +19,7 @@ first; a note that has one is not merged.
 import os
 import re
 import sqlite3
+import statistics
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +135,7 @@ class NoteStore:
             note = self._with_snapshot(db, insert(db, note), snapshot)
         self._added += 1
         if self._added % PRUNE_EVERY == 0:
-            self.prune(note.written_s or note.end_s)
+            self.prune(self._usual_now_s())
         return note
 
     def list(self, filter: Filter | None = None, limit: int = 1000) -> list:
@@ -225,6 +226,17 @@ class NoteStore:
         return before - len(self)
 
     # Within.
+    def _usual_now_s(self) -> float:
+        """Return the time in the middle of the newest notes: of now, and of no clock gone astray.
+
+        By a clock that was years ahead for a moment all notes would be too old.
+        """
+        rows = self._db.execute(
+            'SELECT coalesce(nullif(written_s, 0), end_s) FROM notes ORDER BY id DESC LIMIT ?',
+            [PRUNE_EVERY],
+        )
+        return statistics.median_low(row[0] for row in rows)
+
     def _in_time(self, filter: Filter) -> tuple:
         """Return (condition, values) of a filter; of a short span with an earliest begin.
 

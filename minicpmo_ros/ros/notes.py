@@ -26,9 +26,10 @@ from minicpmo_ros.media.image.compressed import decode_compressed
 from minicpmo_ros.msg import Note as NoteMessage
 from minicpmo_ros.notes.keeper import NoteKeeper
 from minicpmo_ros.notes.note import Filter, Note, Pose, thumbnail
-from minicpmo_ros.notes.periodic import Schedule, read_questions
+from minicpmo_ros.notes.periodic import NOT_THEN, Schedule, read_questions
 from minicpmo_ros.notes.recall import Recaller, Recollection, recall
 from minicpmo_ros.notes.snapshots import PeriodicSnapshots, Snapshot
+from minicpmo_ros.ros.framework.clock import no_clock
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
 from minicpmo_ros.ros.messages import to_time
 from minicpmo_ros.ros.places import Places, pose_of
@@ -160,6 +161,7 @@ class NoteServer:
         if message.finish in (Finish.STOP, Finish.LENGTH) and message.text and message.units:
             end_s = message.window_end.sec
             text = f'Asked: {message.question or "(by voice)"} Answered: {message.text}'
+            text += NOT_THEN * message.stale
             self._add(Note(end_s - 1, end_s, text, 'answer', model=self._node.exact_space))
 
     def diagnose(self, report) -> None:
@@ -173,13 +175,12 @@ class NoteServer:
     # Questions about the past.
     def _look_up(self, keeper: NoteKeeper, question: Question, seconds: list, count_tokens):
         """Return the Recollection to be read before a question; in the engine's thread."""
-        now_s = seconds[-1] + 1 if seconds else self._node.get_clock().now().nanoseconds / NS
         budget = self._node.table.values().memory_budget
         recaller = Recaller(
             keeper.read, count_tokens, None, budget, self._places.here(), self._node.exact_space
         )
         try:
-            return recaller.recollect(question.text, question.memory, now_s)
+            return recaller.recollect(question.text, question.memory, self._now_s(), seconds)
         except Error as error:
             if question.is_past:
                 raise
@@ -217,7 +218,7 @@ class NoteServer:
             return  # somebody asked meanwhile
         self._asked = self._asking = None  # whatever fails below, a later tick tries again
         if answer.finish in (Finish.STOP, Finish.LENGTH):
-            asked.take(answer.text)
+            asked.take(answer.text, answer.stale)
             self._ask_next(asked)
 
     def _add(self, note: Note, on_done=None, unit=None) -> None:
@@ -255,12 +256,15 @@ class NoteServer:
 
     # Services.
     async def _on_remember(self, request, response):
-        end_s = self._node.engine.status().window_end_s if self._node.engine is not None else 0
-        end_s = end_s or self._node.get_clock().now().nanoseconds / NS
+        end_s = self._now_s()
+        if not end_s and self._keeper is not None:
+            response.reason = f'The note would have no time: {no_clock(self._node)}.'
+            return response
         note, unit = Note(end_s - 1, end_s, request.text, 'user'), self._unit_of(end_s)
         kept, response.reason = await self._wait(lambda done: self._add(note, done, unit))
         if kept is not None:
             response.success, response.note = True, to_message(kept)
+            self._node.get_logger().info(f'~/remember: note {kept.id} is written')
         return response
 
     async def _on_forget(self, request, response):
@@ -270,14 +274,15 @@ class NoteServer:
             response.reason = str(error)
             return response
         gone, why_not = await self._node.sessions.forget(wanted.begin_s, wanted.end_s)
-        if self._keeper is None and gone is not None:
-            response.success = True
-            return response
-        count, reason = await self._wait(
-            lambda done: self._keeper.do(lambda store: store.forget(wanted), done)
-        )
+        count, reason = 0, ''
+        if self._keeper is not None or gone is None:
+            count, reason = await self._wait(
+                lambda done: self._keeper.do(lambda store: store.forget(wanted), done)
+            )
         response.success = count is not None and not why_not
         response.reason, response.forgotten = f'{reason} {why_not}'.strip(), count or 0
+        told = f'{count or 0} notes and {gone or 0} seconds of the black box are deleted'
+        self._node.get_logger().info(f'~/forget: {told}. {response.reason}'.rstrip())
         return response
 
     async def _wait(self, begin) -> tuple:
@@ -305,13 +310,22 @@ class NoteServer:
         if near or begin_s or end_s:
             wanted = Filter(begin_s, end_s, near, radius_m or 1.0)
         if request.text:
-            now_s = self._node.get_clock().now().nanoseconds / NS
-            found = recall(store, request.text, now_s, None, self._places.here(), limit, wanted)
+            now_s, here = self._now_s(), self._places.here()
+            found = recall(store, request.text, now_s, None, here, limit, wanted)
             notes = [one.note for one in found]
         else:
             notes = store.list(wanted, limit)[::-1]
         images = [store.image(note.id) if request.images else b'' for note in notes]
         return [to_message(note, image) for note, image in zip(notes, images)]
+
+    def _now_s(self) -> float:
+        """Return the time by the stamps: where the window ends, and since then if that is old."""
+        engine = self._node.engine
+        status = engine.status() if engine is not None else None
+        if status is None or not status.window_end_s:
+            return self._node.get_clock().now().nanoseconds / NS
+        since_s = status.evidence.since_newest_s
+        return status.window_end_s + since_s * (since_s > status.max_staleness_s)
 
     # Inputs.
     def _on_image(self, message: CompressedImage) -> None:
