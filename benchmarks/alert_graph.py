@@ -24,8 +24,8 @@ from minicpmo_ros.evaluation.bags.clip import Clip
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
 from minicpmo_ros.evaluation.runner import CoreOptions
 from minicpmo_ros.modelset.directory import ModelDirectory
-from minicpmo_ros.msg import Alert, AlertStates
-from minicpmo_ros.ros.alerts import EVENT_QOS, STATES
+from minicpmo_ros.msg import Alert, AlertState, AlertStates
+from minicpmo_ros.ros.alerts import EVENT_QOS
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.replay.graph import graph_of_its_own
 from minicpmo_ros.units import NS
@@ -109,7 +109,7 @@ def compare(core: list, heard: Heard) -> dict:
     for key, second in zip(keys, core):
         for state in heard.states.get(key, ()):
             told += 1
-            equal += state.state == STATES[Condition(second.state)]
+            equal += state.state == getattr(AlertState, Condition(second.state).name)
             most = max(most, abs(state.probability - second.probability))
     ours, theirs = (
         sorted(_facts(event) for event in events)

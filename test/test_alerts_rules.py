@@ -95,6 +95,7 @@ def test_a_file_that_cannot_be_written_is_told_and_stays(tmp_path):
         ('{id: a, question: Q, on: high}', "on is 'high', a number from 0 to 1"),
         ('{id: a, question: Q, on: 70}', 'on is 70'),
         ('{id: a, question: Q, on: .nan}', 'on is nan'),
+        (f'{{id: a, question: Q, scale: 1{400 * "0"}}}', 'scale is 1000'),
         ('{id: a, question: Q, on: 0, off: 0}', 'on is 0, a number from 0 to 1, but not 0,'),
         ('{id: a, question: Q, on: 1, off: 1}', 'off is 1, a number from 0 to 1, but not 1,'),
         ('{id: 跌倒, question: Q}', 'letters from a to z'),

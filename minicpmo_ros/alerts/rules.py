@@ -112,7 +112,7 @@ def _is_text(value) -> bool:
 def _is_number(low: float, high: float):
     def check(value) -> bool:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return is_number and math.isfinite(value) and low <= value <= high
+        return is_number and low <= value <= high and math.isfinite(value)
 
     return check
 

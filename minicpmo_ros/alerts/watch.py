@@ -160,16 +160,25 @@ class AlertWatch:
         # A new tuple at every change: it is read without the lock.
         self.rules = tuple(followed.rule for followed in self._followed.values())
 
+    def with_rule(self, rule: AlertRule, replace: bool = False) -> tuple:
+        """Return the rules as `add` would leave them; raises what that raises."""
+        rules = {known.id: known for known in self.rules}
+        if rule.id in rules and not replace:
+            raise InputError(
+                f'There is an alert {rule.id!r} already. Remove it first, or set replace.'
+            )
+        return check_together({**rules, rule.id: rule}.values(), self._most_rules)
+
+    def without(self, name: str) -> tuple:
+        """Return the rules as `remove` would leave them; raises what that raises."""
+        self._require(name)
+        return tuple(rule for rule in self.rules if rule.id != name)
+
     def add(self, rule: AlertRule, replace: bool = False) -> list:
         """Add a rule, or put it in the place of one; return the Events of that one's end."""
         with self._lock:
+            self.with_rule(rule, replace)
             former = self._followed.get(rule.id)
-            if former is not None and not replace:
-                raise InputError(
-                    f'There is an alert {rule.id!r} already. Remove it first, or set replace.'
-                )
-            others = (other.rule for name, other in self._followed.items() if name != rule.id)
-            check_together([*others, rule], self._most_rules)
             self._followed[rule.id] = _Followed(RuleMonitor(rule))
             self._note_rules()
             return [] if former is None else former.monitor.stop(self._now_s(), 'replaced')

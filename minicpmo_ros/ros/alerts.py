@@ -26,11 +26,12 @@ from minicpmo_ros.alerts.watch import AlertWatch, RuleStatus, Turns
 from minicpmo_ros.config import LLM, LOOKS
 from minicpmo_ros.errors import BusyError, Error
 from minicpmo_ros.live.question import Question
-from minicpmo_ros.msg import Alert, AlertState, AlertStates
+from minicpmo_ros.msg import Alert, AlertStates
 from minicpmo_ros.msg import AlertRule as RuleMessage
+from minicpmo_ros.ros.framework.faults import Throttle
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
-from minicpmo_ros.ros.messages import stamp_ns_of, to_time
+from minicpmo_ros.ros.messages import alert_state_message, to_time
 from minicpmo_ros.srv import AddAlert, ListAlerts, PauseAlerts, RemoveAlert
 from minicpmo_ros.units import NS
 
@@ -55,16 +56,16 @@ ALERT_PARAMETERS = (
               -200.0, 0.0),
 )  # fmt: skip
 EVENT_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-STATES = {
-    Condition.UNKNOWN: AlertState.UNKNOWN,
-    Condition.INACTIVE: AlertState.INACTIVE,
-    Condition.ACTIVE: AlertState.ACTIVE,
-}
 RENAMED = {'on': 'on_threshold', 'off': 'off_threshold'}  # in the message
 DESCRIBE_TOKENS, DESCRIBE_TIMEOUT_S = 40, 60.0
 LATE_PERIODS = 2  # between evaluations, in the mean: it is told that a rule has less than that
 KEPT_IMAGES = 16  # of as many seconds
 NOT_KEPT = 'It is lost when the process ends: set alerts.file and alerts.persist to keep it.'
+NO_PICTURE = (
+    'has no picture: no image of its second has come on image/compressed. With several cameras '
+    'remap that of llm to one of them (docs/cameras.md); or publish compressed images'
+)
+UNLOADED = 'the model was unloaded'  # why sight was lost
 NOT_CHECKED = (
     'No model is loaded yet: whether it can read the rule, problem in ~/alerts/state will tell.'
 )
@@ -79,15 +80,16 @@ class AlertServer:
 
     def __init__(self, node):
         self._node = node
-        self.watch, self._added = AlertWatch(), {}  # by id: rules that services added
-        self._rules_file = None
+        self.watch, self._rules_file = AlertWatch(), None
+        # By id: rules as the file had them last; as services left them since, None: removed.
+        self._read, self._changes = {}, {}
         self._events = node.topics.publish(Alert, '~/alerts', EVENT_QOS)
         self._states = node.topics.publish(AlertStates, '~/alerts/state', LATCHED)
         self._flags = {}  # by id: [publisher of a Bool, what it said last]
         self._newest = None  # (end of the newest second, Instant when it was read)
         self._images, self._image_input = {}, None  # CompressedImage by second
         self._told = {}  # by id: the problem that was logged
-        self._asker = AlertAsker()
+        self._asker, self._throttle = AlertAsker(), Throttle()
         node.create_service(AddAlert, '~/add_alert', self._on_add)
         node.create_service(RemoveAlert, '~/remove_alert', self._on_remove)
         node.create_service(ListAlerts, '~/list_alerts', self._on_list)
@@ -98,20 +100,24 @@ class AlertServer:
         """Read the rules and return what an engine asks them with; raise InputError."""
         file = self._file(options)
         is_there = file is not None and (file.path.exists() or not options.alerts_persist)
-        rules = {rule.id: rule for rule in file.read()} if is_there else {}
-        rules = {**rules, **{name: r for name, r in self._added.items() if name not in rules}}
+        read = {rule.id: rule for rule in file.read()} if is_there else {}
+        for name in self._changes.keys() & (read.keys() | self._read.keys()):
+            if read.get(name) != self._read.get(name):  # somebody has edited it since
+                del self._changes[name]
+        self._read = read
+        rules = [rule for rule in {**read, **self._changes}.values() if rule is not None]
         self._tell(self.watch.reset('the node was configured'))
         turns = Turns(_budget_ms(options))
-        self.watch = AlertWatch(rules.values(), turns, options.alerts_max_rules)
+        self.watch = AlertWatch(rules, turns, options.alerts_max_rules)
         self._newest = None
         self._publish()
-        watch = self.watch
-        self._asker = AlertAsker(
-            watch,
-            lambda events: self._node.post(lambda: self._on_events(watch, events)),
+        asker = AlertAsker(
+            self.watch,
+            lambda events: self._node.post(lambda: self._on_events(asker, events)),
             options.alerts_quiet_dbfs,
         )
-        return self._asker
+        self._asker = asker
+        return asker
 
     def retune(self) -> None:
         """Apply the budget, which may change at any time."""
@@ -128,10 +134,11 @@ class AlertServer:
             events = self.watch.expire(end_s, waited_s - slack_s)
         self._tell(events)
 
-    def release(self, reason: str) -> None:
+    def release(self) -> None:
         """Lose sight because the engine ends."""
         self._newest = None
-        self._tell(self.watch.reset(reason))
+        self._asker = AlertAsker()  # the engine's own keeps its model until its thread ends
+        self._tell(self.watch.reset(UNLOADED))
 
     def diagnose(self, report) -> None:
         """Report the rules, and those that cannot be evaluated."""
@@ -163,36 +170,40 @@ class AlertServer:
                     'at alerts.budget_ms'
                 )
 
-    def _on_events(self, watch: AlertWatch, events: list) -> None:
+    def _on_events(self, asker: AlertAsker, events: list) -> None:
         """Tell what a second brought, or what was lost."""
-        if watch is self.watch:  # not of an engine that was told to end
-            end_s = watch.newest_end_s
+        if asker.watch is not self.watch:
+            return
+        self._tell(events)
+        if asker is self._asker:
+            end_s = self.watch.newest_end_s
             self._newest = None if end_s is None else (end_s, self._node.now())
-            self._tell(events)
+        else:  # the engine was told to end while it read this second
+            self._tell(self.watch.reset(UNLOADED))
 
     # Services.
     def _on_add(self, request, response):
         def add():
             rule = _from_message(request.rule)
-            is_checked = self._asker.check(rule)
+            not_checked = '' if self._asker.check(rule) else NOT_CHECKED
+            not_kept = self._keep(self.watch.with_rule(rule, request.replace), rule.id)
             self._tell(self.watch.add(rule, request.replace))
-            self._added[rule.id] = rule
-            return '' if is_checked else NOT_CHECKED
+            return not_checked, not_kept
 
         return self._changed(response, add)
 
     def _on_remove(self, request, response):
         def remove():
+            not_kept = self._keep(self.watch.without(request.id), request.id)
             self._tell(self.watch.remove(request.id))
-            self._added.pop(request.id, None)
-            return ''
+            return (not_kept,)
 
         return self._changed(response, remove)
 
     def _on_list(self, _, response):
         states = self.watch.states()
         response.rules = [_to_message(one.rule) for one in states]
-        response.states = [_state_message(one) for one in states]
+        response.states = [alert_state_message(one) for one in states]
         return response
 
     def _on_pause(self, request, response):
@@ -204,34 +215,25 @@ class AlertServer:
         return response
 
     def _changed(self, response, change):
-        """Change the rules and write them back; undo the change if that fails.
-
-        `change()` returns what the reply says beside whether the rules are kept, or ''.
-        """
-        options = self._node.table.values()
-        before, added = self.watch.rules, dict(self._added)
+        """Let `change()` change the rules, or raise and change nothing; reply what it returns."""
         try:
-            told = [change()]
-            file = self._file(options) if options.alerts_persist else None
-            if file is None:
-                told.append(NOT_KEPT)
-            else:
-                file.write(self.watch.rules)
-            response.success, response.reason = True, ' '.join(filter(None, told))
+            response.reason, response.success = ' '.join(filter(None, change())), True
         except Error as error:
-            response.reason, self._added = str(error), added
-            self._restore(before)
+            response.reason = str(error)
         self._publish()
         return response
 
-    def _restore(self, rules: tuple) -> None:
-        """Let the rules be these again, where a change could not be kept."""
-        now = {rule.id: rule for rule in self.watch.rules}
-        for name in now.keys() - {rule.id for rule in rules}:
-            self.watch.remove(name)
-        for rule in rules:
-            if now.get(rule.id) != rule:
-                self.watch.add(rule, replace=True)
+    def _keep(self, rules: tuple, changed: str) -> str:
+        """Write back the rules that are to be, one changed; return that nothing is kept, or ''."""
+        by_id = {rule.id: rule for rule in rules}
+        options = self._node.table.values()
+        file = self._file(options) if options.alerts_persist else None
+        if file is None:
+            self._changes[changed] = by_id.get(changed)
+            return NOT_KEPT
+        file.write(rules)
+        self._read, self._changes = by_id, {}
+        return ''
 
     def _file(self, options) -> KeptRules | None:
         if not options.alerts_file:
@@ -256,7 +258,7 @@ class AlertServer:
     def _publish(self) -> None:
         states = self.watch.states()
         if states or self._told:  # or there were rules the last time
-            message = AlertStates(alerts=[_state_message(one) for one in states])
+            message = AlertStates(alerts=[alert_state_message(one) for one in states])
             message.header.stamp = self._node.get_clock().now().to_msg()
             self._states.publish(message)
         self._publish_flags(states)
@@ -292,7 +294,7 @@ class AlertServer:
         message.at_start, message.text, message.reason = event.at_start, event.text, event.reason
         rule = next((rule for rule in self.watch.rules if rule.id == event.rule), None)
         if rule is not None and rule.picture and event.kind in (Kind.BEGIN, Kind.CHANGE):
-            message.picture = self._images.get(math.ceil(event.at_s) - 1, CompressedImage())
+            message.picture = self._picture_of(event)
         return message
 
     def _set_window(self, message: Alert) -> None:
@@ -346,8 +348,15 @@ class AlertServer:
             self._image_input = None
             self._images.clear()
 
+    def _picture_of(self, event: Event) -> CompressedImage:
+        """Return the newest image of the second of an event; tell where there is none."""
+        found = self._images.get(math.ceil(event.at_s) - 1)
+        if found is None and self._throttle.allows('picture'):
+            self._node.get_logger().warning(f'alert {event.rule} {NO_PICTURE}')
+        return found or CompressedImage()
+
     def _on_image(self, message: CompressedImage) -> None:
-        self._images[stamp_ns_of(message) // NS] = message
+        self._images[self._node.clocks.stamp_ns('image', message) // NS] = message
         while len(self._images) > KEPT_IMAGES:
             del self._images[next(iter(self._images))]
 
@@ -380,19 +389,3 @@ def _to_message(rule: AlertRule) -> RuleMessage:
         kind = type(getattr(message, RENAMED.get(name, name)))
         setattr(message, RENAMED.get(name, name), kind(value))
     return message
-
-
-def _state_message(status: RuleStatus) -> AlertState:
-    return AlertState(
-        rule=status.rule.id,
-        state=STATES[status.state],
-        paused=status.paused,
-        problem=status.problem,
-        since=to_time(int(status.since_s * NS)),
-        probability=status.probability,
-        mass=status.mass,
-        answer=status.answer,
-        period_s=float(status.period_s),
-        evaluated=status.evaluated,
-        reused=status.reused,
-    )

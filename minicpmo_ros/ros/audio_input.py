@@ -27,7 +27,7 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.media.audio.format import CODINGS, MEAN, AudioFormat, chunk_of, sample_bytes
 from minicpmo_ros.ros.framework.parameters import Parameter
 from minicpmo_ros.ros.framework.threads import Poller
-from minicpmo_ros.ros.framework.topics import LOOK_AGAIN_PERIOD_S, LOOK_PERIOD_S
+from minicpmo_ros.ros.framework.topics import LOOK_AGAIN_PERIOD_S, LOOK_PERIOD_S, type_among
 from minicpmo_ros.ros.messages import stamp_ns_of
 
 # Audio and its format come on two topics, in any order.
@@ -132,6 +132,7 @@ class AudioInput:
                 options.audio_coding_format,
             )
         self._audio = self._info = None  # (what is subscribed to, subscription)
+        self._taken = ''  # of AUDIO_TYPES
         self._early = deque(maxlen=EARLY_CHUNKS)  # (stamp_ns, data) that came before their format
         self._early_since_s, self._told_s = 0.0, -60.0
         self._poller = Poller(node, node.time.now)
@@ -208,8 +209,11 @@ class AudioInput:
             )
         if not taken:
             return None
-        message_type = self._message_type(taken[0])
-        found = message_type, self._topic, handlers[taken[0]], AUDIO_QOS
+        stats = self._node.topics.input_stats.get(self._node.resolve_topic_name(self._topic))
+        readable = [name for name in taken if installed_type(name)[0]] or taken
+        self._taken = type_among(readable, self._taken, stats.age_s() if stats else 0.0)
+        message_type = self._message_type(self._taken)
+        found = message_type, self._topic, handlers[self._taken], AUDIO_QOS
         return found if message_type else None
 
     def _wanted_info(self):

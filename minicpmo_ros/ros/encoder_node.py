@@ -156,6 +156,10 @@ class EncoderNode(ManagedNode):
             report.tell('newest second', self._newest.second)
             report.tell('encoding of the newest [ms]', float(self._newest.encode_ms))
 
+    def _on_loaded(self, pause: 'SliceHook', space: str) -> None:
+        self._pause = pause
+        self.get_logger().info(f'ready: {space}')
+
     def tell(self, key: str, text: str) -> None:
         """Warn at most once in ten seconds for each key."""
         if self._throttle.allows(key):
@@ -167,8 +171,7 @@ class EncoderNode(ManagedNode):
         model, pause = checked.result(), SliceHook(stop, self._arbiter, self.time.now)
         pause.check()
         state = self.load(options, model, pause)
-        self._pause = pause
-        self.get_logger().info(f'ready: {model.space}')
+        self.post(lambda: stop.is_set() or self._on_loaded(pause, model.space))
         return partial(self.work_once, state, StampGuard(self.ONE_A_SECOND), pause)
 
     def work_once(self, state, guard, pause, inbox) -> None:

@@ -25,7 +25,7 @@ from minicpmo_ros.media.image.raw import AUTO, MEANINGS, decode_image, stated_en
 from minicpmo_ros.media.image.tiling import Decoded
 from minicpmo_ros.ros.framework.parameters import Parameter
 from minicpmo_ros.ros.framework.threads import Poller
-from minicpmo_ros.ros.framework.topics import LOOK_AGAIN_PERIOD_S, LOOK_PERIOD_S
+from minicpmo_ros.ros.framework.topics import LOOK_AGAIN_PERIOD_S, LOOK_PERIOD_S, SILENT_S
 from minicpmo_ros.ros.messages import stamp_ns_of
 
 TYPES = {'compressed': CompressedImage, 'raw': Image}  # the preferred first
@@ -45,7 +45,6 @@ PARAMETERS = (
               'in its name',
               choices=MEANINGS),
 )  # fmt: skip
-SILENT_S = 5.0  # without an image
 UNREADABLE_IN_A_ROW = 2  # one may be damaged on the way
 GOOD, GREY, BAD = range(3)
 _OF_NO_COLOR = ('mono', '8UC1', '16UC1', '32FC1')

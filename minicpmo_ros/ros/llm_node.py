@@ -17,7 +17,7 @@ from minicpmo_ros.errors import CancelledError, InputError, ModelFileError
 from minicpmo_ros.live.arbiter import DeviceArbiter
 from minicpmo_ros.live.engine import Engine
 from minicpmo_ros.live.question import EvidenceOptions
-from minicpmo_ros.live.status import EngineOptions, EngineStatus
+from minicpmo_ros.live.status import EngineOptions, EngineStatus, why_failed
 from minicpmo_ros.memory.proc import give_back
 from minicpmo_ros.msg import Answer, AnswerDelta, AudioEmbedding, ImageEmbedding, Status
 from minicpmo_ros.ros.alerts import AlertServer
@@ -46,7 +46,7 @@ from minicpmo_ros.ros.model_watch import ModelFiles
 from minicpmo_ros.ros.notes import NoteServer
 from minicpmo_ros.ros.robots import RobotGroup, refuse_robots, robot_namespaces
 from minicpmo_ros.ros.sessions import SessionServer
-from minicpmo_ros.ros.stamps import ClockProblems
+from minicpmo_ros.ros.stamps import InputClocks
 from minicpmo_ros.ros.voice.read_audio import ReadAudioClient
 from minicpmo_ros.streams.image import ImageSecond
 from minicpmo_ros.streams.time import Instant
@@ -95,7 +95,7 @@ class LlmNode(ManagedNode):
         self.answers = self.topics.publish(Answer, '~/answer', ANSWER_QOS)
         self.deltas = self.topics.publish(AnswerDelta, '~/answer_delta', DELTA_QOS)
         self._statuses = self.topics.publish(Status, '~/status', LATCHED)
-        self._clocks = ClockProblems(self)
+        self.clocks = InputClocks(self)
         self.looker, router = Looker(self), QuestionRouter(self)
         self.notes, self.sessions = NoteServer(self), SessionServer(self)
         self._alerts = AlertServer(self)
@@ -165,12 +165,12 @@ class LlmNode(ManagedNode):
         if self.engine is not None:
             self.looker.cancel_all()
             self.engine.close(timeout_s=0.0)
-            self._alerts.release('the model was unloaded')
-            self.notes.release()
+            self._alerts.release()
             self.sessions.release()
             self._memory.end()
             self._files.unwatch()
             self._leaving, self.engine, self._model = self.engine, None, None
+        self.notes.release()  # open before there is an engine
         if self.group is not None:
             self.group.leave(self.get_fully_qualified_name())
 
@@ -248,9 +248,10 @@ class LlmNode(ManagedNode):
         """The model that is loaded, with its very weights; '' where none is."""
         return self._model.exact_space if self._model is not None else ''
 
-    def tell_answer(self, message: Answer) -> None:
-        """Publish an answer, and let it become a note."""
-        self.answers.publish(message)
+    def tell_answer(self, message: Answer, is_aside: bool) -> None:
+        """Publish an answer that is not for who asked alone, and let it become a note."""
+        if not is_aside:
+            self.answers.publish(message)
         self.notes.note_answer(message)
 
     # Input.
@@ -301,6 +302,7 @@ class LlmNode(ManagedNode):
         error = CancelledError(RESET) if self.table.values().reset_ends_questions else None
         response.message = self.engine.reset(error)
         response.success = not response.message
+        self.get_logger().info(f'~/reset: the window is emptied. {response.message}'.rstrip())
         if error is not None:
             self.looker.cancel_all(error)
         return response
@@ -330,8 +332,8 @@ class LlmNode(ManagedNode):
         if (failure := self.failure) is not None:
             message.state = Status.FAILED
             if isinstance(failure, ModelFileError):
-                message.reason = f'{failure.path}: {failure.problem}'
-                message.remedy = failure.remedy
+                why = why_failed(failure)
+                message.reason, message.remedy = why['reason'], why['remedy']
             elif isinstance(failure, LoadError):
                 message.reason, message.remedy = failure.reason, failure.remedy
             else:
@@ -344,7 +346,7 @@ class LlmNode(ManagedNode):
         message.memory_mib = self._memory.used_mib
         verdict = self._memory.verdict
         message.refusing = verdict.refuses
-        message.clocks = self._clocks.problem
+        message.clocks = self.clocks.problem
         if self.state == 'inactive' and status.state == 'ready':
             message.reason, message.remedy = INACTIVE, self._how_to_activate()
         if not message.reason:
@@ -360,7 +362,7 @@ class LlmNode(ManagedNode):
         self.notes.diagnose(report)
         self.sessions.diagnose(report)
         self._memory.diagnose(report)
-        if problem := self._clocks.problem:
+        if problem := self.clocks.problem:
             report.warn(problem)
         if status.state == 'loading':
             report.warn(f'loading, {status.progress:.0%} is done')

@@ -136,7 +136,7 @@ class LoadError(EngineError):
     """Loading failed in the engine's thread."""
 
     def __init__(self, reason: str, remedy: str, may_pass: bool = False):
-        super().__init__(f'{reason}. {remedy}')
+        super().__init__(f'{reason} {remedy}')
         self.reason, self.remedy, self.may_pass = reason, remedy, may_pass
 
 

@@ -14,11 +14,12 @@ import numpy as np
 from builtin_interfaces.msg import Time
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.msg import ImageEmbedding, Status
+from minicpmo_ros.msg import AlertState, ImageEmbedding, Status
 from minicpmo_ros.streams import LARGEST
 from minicpmo_ros.units import NS
 
 if TYPE_CHECKING:
+    from minicpmo_ros.alerts.watch import RuleStatus
     from minicpmo_ros.live.status import EngineStatus
     from minicpmo_ros.streams.image import ImageSecond
 from minicpmo_ros.streams.pairing import check_cameras
@@ -179,3 +180,20 @@ def status_message(status: 'EngineStatus') -> Status:
                  'late', 'evicted', 'prefill_ms', 'restored'):  # fmt: skip
         setattr(message, name, getattr(status, name))
     return message
+
+
+def alert_state_message(status: 'RuleStatus') -> AlertState:
+    """Return what a standing question says now as a message."""
+    return AlertState(
+        rule=status.rule.id,
+        state=getattr(AlertState, status.state.name),
+        paused=status.paused,
+        problem=status.problem,
+        since=to_time(int(status.since_s * NS)),
+        probability=status.probability,
+        mass=status.mass,
+        answer=status.answer,
+        period_s=float(status.period_s),
+        evaluated=status.evaluated,
+        reused=status.reused,
+    )

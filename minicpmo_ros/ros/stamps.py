@@ -16,6 +16,7 @@ from rclpy.qos import QoSProfile
 from minicpmo_ros.msg import InputClock as InputClockMessage
 from minicpmo_ros.ros.framework.parameters import Parameter
 from minicpmo_ros.ros.framework.threads import NotExecuted, call_back
+from minicpmo_ros.ros.messages import stamp_ns_of
 from minicpmo_ros.streams.time import LIMITS, MODES, InputClock
 from minicpmo_ros.units import NS
 
@@ -182,11 +183,11 @@ class Stamps:
             self._skew.look(offset.offset_ns)
 
 
-class ClockProblems:
-    """The clock problems that the encoder nodes report; for the llm node."""
+class InputClocks:
+    """What the encoder nodes report of the clocks of their inputs; for the llm node."""
 
     def __init__(self, node):
-        self._problems = {}  # by input: (a sentence or '', steady time at which it came)
+        self._node, self._newest = node, {}  # by input: (InputClock, steady time when it came)
         self._subscription = _subscribed(node, self._on_clock)
 
     @property
@@ -195,12 +196,22 @@ class ClockProblems:
         call_back(self._subscription)
         now_s = time.monotonic()
         told = [
-            text for text, at_s in self._problems.values() if now_s - at_s < LIMITS.forgotten_s
+            newest.problem
+            for newest, at_s in self._newest.values()
+            if now_s - at_s < LIMITS.forgotten_s
         ]
         return ' '.join(f'{text}.' for text in told if text)
 
+    def stamp_ns(self, name: str, message) -> int:
+        """Return the stamp of a message of an input that has come now, as its encoder dates it."""
+        call_back(self._subscription)
+        newest, _ = self._newest.get(name, (None, 0.0))
+        if newest is not None and newest.arrival:
+            return self._node.get_clock().now().nanoseconds
+        return stamp_ns_of(message)
+
     def _on_clock(self, message) -> None:
-        self._problems[message.input] = message.problem, time.monotonic()
+        self._newest[message.input] = message, time.monotonic()
 
 
 def _subscribed(node, callback):
