@@ -45,11 +45,13 @@ class Machine:
         return thread
 
     def work(self, who, priority, slices_s, start_by_s=math.inf):
+        """Compute in slices; give when the last one ended."""
         with self.arbiter.hold(priority, start_by_s) as between:
             for index, seconds in enumerate(slices_s):
                 if index:
                     between()
                 self.compute(who, seconds)
+            return self.now_s
 
 
 def until_waiting(arbiter, n):
@@ -159,8 +161,8 @@ def test_live_work_that_fits_is_never_late_and_the_answer_has_the_rest():
     threads = []
 
     def encode(second):
-        machine.work('live', Priority.ENCODER, [0.1] * 6, second + 1.4)
-        ready_s.append(machine.now_s - (second + 1))
+        ended_s = machine.work('live', Priority.ENCODER, [0.1] * 6, second + 1.4)
+        ready_s.append(ended_s - (second + 1))
 
     for second in range(30):
         while machine.now_s < second + 1:

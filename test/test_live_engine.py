@@ -273,7 +273,7 @@ def test_while_loading_a_question_is_told_how_far_it_is(make_engine, session):
             'llm.gguf: it is cut short',
             'Fetch it again.',
         ),
-        (InputError('n_ctx is 1'), 'n_ctx is 1', 'parameters'),
+        (InputError('n_ctx is 1.'), 'n_ctx is 1', 'parameters'),
         (EngineError('no memory'), 'no memory', 'log'),
         (ZeroDivisionError(), 'ZeroDivisionError', 'log'),
     ],
@@ -286,6 +286,8 @@ def test_a_failed_load_says_why_and_what_to_do(make_engine, error, reason, remed
     assert engine.states.get(timeout=WAIT_S) == 'failed'
     status = engine.status()
     assert reason in status.reason and remedy in status.remedy
+    for told in (status.reason, status.remedy):
+        assert told.endswith('.') and '..' not in told
     with pytest.raises(BusyError, match=reason):
         engine.ask(Question('hello'))
     put(engine, [1])  # ignored, not an error

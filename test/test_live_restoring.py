@@ -49,9 +49,9 @@ class Reader:
         self.closed = True
 
 
-def stored_of(seconds, damaged=(), is_black_box=True):
+def stored_of(seconds, damaged=(), is_black_box=True, age_s=0.0):
     stored = [SimpleNamespace(second=second) for second in seconds]
-    return StoredSession(Reader(damaged), stored, '', is_black_box)
+    return StoredSession(Reader(damaged), stored, '', is_black_box, age_s)
 
 
 def live_of(second):
@@ -96,11 +96,17 @@ def test_as_many_seconds_are_restored_as_cost_no_live_one_and_the_newest(
 
 
 @pytest.mark.parametrize(
-    'first, reason', ((500, '410 s before'), (89, 'the newest of them 89'), (20, 'is 20'))
+    'first, age_s, reason',
+    (
+        (500, 410, '410 s before'),
+        (89, 1, 'the newest of them 89'),
+        (20, 1, 'is 20'),
+        (95, 86_400, 'written 86400 s ago'),  # in the simulation of yesterday
+    ),
 )
-def test_what_is_too_old_or_of_a_later_time_is_not_read_and_forgotten(first, reason):
+def test_what_is_too_old_or_of_a_later_time_is_not_read_and_forgotten(first, age_s, reason):
     restoring, refused = Restoring(8, 300.0), []
-    restoring.offer(stored_of(range(40, 90)), lambda: refused.append(True))
+    restoring.offer(stored_of(range(40, 90), age_s=age_s), lambda: refused.append(True))
     assert restoring.peek(deque()) is None and not restoring.is_at_work and not refused
     assert restoring.peek(deque([live_of(first)])) is None
     assert refused == [True] and reason in restoring.told and 'not read' in restoring.told

@@ -80,16 +80,17 @@ def test_an_answer_tells_the_newest_second_of_each_sense(graph, scene):
     first = scene(3)
     reply = graph.ask('What is it?', max_tokens=2)
     assert reply.success and not reply.answer.stale
-    assert reply.answer.image_end.sec == reply.answer.audio_end.sec == first + 3
+    # `play` has shown one second more, which a busy machine may have read by now.
+    ends_s = (first + 3, first + 4)
+    assert reply.answer.image_end.sec == reply.answer.audio_end.sec in ends_s
     status = graph.status
-    assert (status.image_end.sec, status.audio_end.sec) == (first + 3, first + 3)
-    # `play` has shown one image more, of the second that it began; a busy machine may be late.
+    assert status.image_end.sec == status.audio_end.sec in ends_s
     for second in range(first + 4, first + 13):
         scene.source.second(second, picture=False)
     graph.spin_until(lambda: graph.status.audio_end.sec >= first + 12, 'the audio to be read')
     reply = graph.ask('What is it?', max_tokens=2)
     assert reply.success and reply.answer.stale
-    assert reply.answer.image_end.sec in (first + 3, first + 4)
+    assert reply.answer.image_end.sec in ends_s
     assert 'newest image' in reply.reason and 's old' in reply.answer.reason
     graph.spin_until(lambda: 'newest image' in graph.status.stale, 'the status')
 

@@ -122,7 +122,7 @@ def a_failure(graph, *words):
     graph.spin_until(
         lambda: graph.status is not None and graph.status.state == Status.FAILED, 'a failure'
     )
-    text = f'{graph.status.reason}. {graph.status.remedy}'
+    text = f'{graph.status.reason} {graph.status.remedy}'
     assert all(word in text for word in words), text
     assert graph.lifecycle_state('llm') == 'unconfigured'
     reply = graph.ask('Anybody?')

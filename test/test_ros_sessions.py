@@ -3,12 +3,20 @@
 
 """The window outlives kill -9, and goes from one node to another through a file."""
 
+import os
 import shutil
 import signal
+import time
+from concurrent.futures import Future
+from types import SimpleNamespace
 
+import numpy as np
 from ros_source import FIRST, Source, time_of
 
-from minicpmo_ros.srv import Forget, LoadSession, SaveSession
+from minicpmo_ros.ros.sessions import SessionServer
+from minicpmo_ros.sessions.black_box import BlackBox
+from minicpmo_ros.srv import Forget, LoadSession, Remember, SaveSession
+from minicpmo_ros.streams.pairing import Unit
 
 QUESTIONS = ('what shape is shown now?', 'what color is the shape now?', 'what do you hear now?')
 
@@ -67,6 +75,24 @@ def test_after_kill_9_the_window_is_back_and_no_live_second_is_lost(graph, tmp_p
     graph.spin_until(lambda: 'wait for the first live' in graph.status.restoring, 'the offer')
 
 
+def test_how_long_a_black_box_was_not_written_is_known_before_it_is_opened(tmp_path):
+    path, model = tmp_path / 'box.session', SimpleNamespace(space='model', width=64)
+    box = BlackBox(path, 4, model.space, model.width)
+    box.append(Unit(60, None, (0, 0), np.ones((25, 64), np.float16)), (60,))
+    box.close()
+    hour_ago_s = time.time() - 3600
+    os.utime(path, (hour_ago_s, hour_ago_s))
+    server, checked = (
+        SessionServer(SimpleNamespace(create_service=lambda *_, **__: None)),
+        Future(),
+    )
+    checked.set_result(model)
+    options = SimpleNamespace(memory_black_box_path=str(path), memory_black_box_s=4)
+    keeper = server.set_up(options, checked)
+    assert 3600 <= keeper.stored().age_s < 3660
+    server.release()
+
+
 def test_a_reset_and_what_is_forgotten_stay_forgotten(graph, tmp_path):
     path = tmp_path / 'box.session'
     live, source = start(graph, path), Source(graph)
@@ -113,3 +139,25 @@ def test_a_saved_session_is_read_by_another_node_and_refused_by_reason(graph, tm
         file.truncate(saved.stat().st_size - 1)
     reply = graph.call(LoadSession, 'llm/load', path=str(cut))
     assert reply.success and reply.units == len(before) - 1 and '1 places' in reply.reason
+
+
+def test_who_changes_what_the_robot_remembers_is_in_its_log(graph, tmp_path):
+    saved, notes = tmp_path / 'saved.session', ('-p', 'memory.enabled:=true')
+    notes += ('-p', f'memory.path:={tmp_path / "notes.db"}', '-p', 'memory.every_s:=0')
+    live, source = start(graph, tmp_path / 'box.session', *notes), Source(graph)
+    source.wait_heard()
+    show(source, FIRST, 3)
+    count = graph.call(SaveSession, 'llm/save', path=str(saved)).units
+    note = graph.call(Remember, 'llm/remember', text='The umbrella is yellow.').note
+    assert graph.call(LoadSession, 'llm/load', path=str(saved)).success
+    begin, end = time_of(0), time_of(2**31 * 10**9 - 1)
+    assert graph.call(Forget, 'llm/forget', begin=begin, end=end).forgotten == 1
+    assert graph.reset().success
+    for told in (
+        f'~/remember: note {note.id} is written',
+        f'~/load: {count} seconds of {saved} are read',
+        '~/forget: 1 notes and ',
+        '~/reset: the window is emptied.',
+    ):
+        graph.spin_until(lambda told=told: told in live.log, told)
+    assert 'umbrella' not in live.log  # what was said is nobody's

@@ -453,3 +453,10 @@ def test_the_same_box_cannot_be_loaded_over_itself(tmp_path):
     assert session.seconds == [1]
     session.close()
     assert keeper.close()
+
+
+def test_an_engine_that_looks_for_seconds_while_the_box_closes_waits_for_no_disk(tmp_path):
+    calls = Calls()
+    keeper = keeper_of(tmp_path / 'box', calls)
+    assert keeper.close(WAIT_S)
+    assert keeper.stored() is None and not keeper.problem and not calls.problems

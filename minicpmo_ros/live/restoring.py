@@ -9,7 +9,8 @@ is read again, too, as later seconds were read in its sight. Meanwhile live seco
 queue, and none of them is lost for the sake of an old one: as many seconds are restored as there
 is time for until that queue is full, the newest. How long one takes, and how fast live ones come,
 is measured with the first. For the first live second is waited, as only its stamp tells how old
-the others are.
+the others are. Stamps of a simulation that begins anew at 0 do not tell it: seconds of the one
+before are known by how long the file has not been written.
 
 A window that was lost within a life, because llama.cpp failed, is read again in the same way, but
 at once. What fails again before a live second was read is not tried a third time.
@@ -111,6 +112,11 @@ class Restoring:
         elif gap_s > self._max_age_s:
             why = (
                 f'the newest of them ends {gap_s} s before the first live second; '
+                f'memory.black_box_max_age_s is {self._max_age_s:g}'
+            )
+        elif session.age_s > self._max_age_s:
+            why = (
+                f'they were written {session.age_s:.0f} s ago by the clock of this machine; '
                 f'memory.black_box_max_age_s is {self._max_age_s:g}'
             )
         if why:

@@ -296,7 +296,7 @@ class Session:
 
     def open(self, carried: tuple | None = None) -> None:
         """Begin a window in the shared context, empty or with what was `carried` over."""
-        self.epoch += 1
+        self.epoch += carried is None
         if self.forks is not None:
             self.forks.living.clear()  # they were lost with the context before
         self.context = self.shared.context()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from minicpmo_ros.config import LLM, MEMORY
-from minicpmo_ros.errors import BusyError, InputError, ModelFileError
+from minicpmo_ros.errors import BusyError, InputError, ModelFileError, sentence
 from minicpmo_ros.live.question import Evidence, EvidenceOptions
 from minicpmo_ros.live.restoring import Restoring
 from minicpmo_ros.live.session_options import UnitReport
@@ -17,6 +17,10 @@ from minicpmo_ros.streams.pairing import MOST_CAMERAS, Unit, UnitAssembler, Unit
 from minicpmo_ros.streams.time import Instant
 from minicpmo_ros.voice.hearing import OpenSecond
 
+NO_AUDIO = (
+    'memory is only: notes are read and no audio, but the question is about audio: it is empty, '
+    'or has heard_until. Give a question without it, or another memory.'
+)
 MOST_NEWEST = 4  # seconds whose embeddings are at hand for a snapshot
 RESTORING_BACKLOG = 16  # live units that may wait while others are restored, at least
 # Of the two halves of a second: twice what a robot sends, and what a network holds back at most.
@@ -269,7 +273,7 @@ class LiveInputs:
     def judge(self, pending, status: EngineStatus, now: Instant) -> tuple:
         """Set tail and cameras of a question; return (what is stale, why it is refused)."""
         if pending.question.is_past:
-            return '', ''
+            return '', NO_AUDIO * pending.question.is_about_audio
         options, evidence, refused = self._options, self.evidence(status, now), ''
         pending.camera_ends_s = evidence.camera_ends_s
         if (hearing := pending.hearing) is not None:
@@ -353,7 +357,10 @@ class LiveInputs:
 
 
 def why_failed(error: Exception) -> dict:
-    """Return reason, remedy and whether it may pass, by name, for what ended an engine."""
+    """Return reason, remedy and whether it may pass, by name, for what ended an engine.
+
+    The two are sentences.
+    """
     if isinstance(error, ModelFileError):
         reason, remedy = f'{error.path}: {error.problem}', error.remedy
     elif isinstance(error, MemoryError):
@@ -365,4 +372,8 @@ def why_failed(error: Exception) -> dict:
         reason, remedy = str(error), 'It is tried again.'
     else:
         reason, remedy = str(error) or repr(error), 'See the log; restart the node.'
-    return {'reason': reason, 'remedy': remedy, 'may_pass': getattr(error, 'may_pass', False)}
+    return {
+        'reason': sentence(reason),
+        'remedy': sentence(remedy),
+        'may_pass': getattr(error, 'may_pass', False),
+    }

@@ -6,6 +6,7 @@
 Files are written and read in the thread of a SessionKeeper; callbacks only wait for it.
 """
 
+import time
 from pathlib import Path
 
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -25,7 +26,7 @@ SESSION_PARAMETERS = (
               'File of the black box, for its owner alone'),
     Parameter('memory.black_box_max_age_s', MEMORY.black_box_max_age_s,
               'The black box is not read again if its newest second ended longer before the first '
-              'live second', 'seconds', 0.0, 1e6),
+              'live second, or was written longer ago', 'seconds', 0.0, 1e6),
 )  # fmt: skip
 ENDING_S = 2.0  # to write what waits
 
@@ -53,7 +54,7 @@ class SessionServer:
 
         self.release()
         path, n_seconds = options.memory_black_box_path, options.memory_black_box_s
-        self._keeper = SessionKeeper(path, n_seconds, model, self._on_problem)
+        self._keeper = SessionKeeper(path, n_seconds, model, self._on_problem, age_s(path))
         return self._keeper if n_seconds else None
 
     def release(self) -> None:
@@ -116,6 +117,8 @@ class SessionServer:
             return response
         response.units, response.reason = await future
         response.success = response.units > 0
+        told = f'~/load: {response.units} seconds of {request.path} are read. {response.reason}'
+        self._node.get_logger().info(told.rstrip())
         return response
 
     async def _wait(self, begin) -> tuple:
@@ -127,6 +130,14 @@ class SessionServer:
     def _on_problem(self, problem: str) -> None:
         if problem:
             self._node.post(lambda: self._node.get_logger().warning(f'black box: {problem}'))
+
+
+def age_s(path: str) -> float:
+    """Return how long ago a file was written, in seconds; 0: there is none."""
+    try:
+        return max(0.0, time.time() - Path(path).expanduser().stat().st_mtime)
+    except OSError:
+        return 0.0
 
 
 def response_is_refused(request, response, why: str | bool) -> bool:

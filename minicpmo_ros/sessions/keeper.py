@@ -44,6 +44,7 @@ class StoredSession(NamedTuple):
     stored: list  # of StoredSecond
     told: str = ''  # what is missing, a sentence
     is_black_box: bool = False  # else the file is closed when it has been read
+    age_s: float = 0.0  # since it was written last, before it was opened
 
     @property
     def seconds(self) -> list:
@@ -61,7 +62,8 @@ class SessionKeeper:
 
     `model()` returns (space, width) of the model, and may wait for it; it is called in the
     keeper's thread. `on_problem(text)` is called there when `problem` changes. `n_seconds` 0:
-    there is no black box, but sessions can be loaded. `forget`, `save`, `load` and
+    there is no black box, but sessions can be loaded. `age_s`: since when the file has not been
+    written, seconds. `forget`, `save`, `load` and
     `close` are for one thread.
     """
 
@@ -71,8 +73,9 @@ class SessionKeeper:
         n_seconds: int,
         model: Callable[[], tuple],
         on_problem: Callable[[str], None] = lambda text: None,
+        age_s: float = 0.0,
     ):
-        self.path, self.n_seconds = Path(path).expanduser(), n_seconds
+        self.path, self.n_seconds, self._age_s = Path(path).expanduser(), n_seconds, age_s
         self.problem, self.told = '', ''
         self._model, self._on_problem = model, on_problem
         self._work, self._lost = queue.Queue(), 0
@@ -91,6 +94,8 @@ class SessionKeeper:
         """
         found, is_done = [], threading.Event()
         self._work.put(lambda: self._look(found, is_done))
+        if self._is_closed:  # perhaps behind its last piece of work; the engine ends, too
+            return None
         if not is_done.wait(OPENING_S):
             self._tell(f'{self.path} could not be read in {OPENING_S:g} s. Look at the disk.')
             return None
@@ -176,7 +181,7 @@ class SessionKeeper:
         """Put the StoredSession of the black box into `found`, if it has seconds."""
         try:
             if self._box is not None and (stored := newest_run(self._box.reader.scan()[0])):
-                found.append(StoredSession(self._box.reader, stored, is_black_box=True))
+                found.append(StoredSession(self._box.reader, stored, '', True, self._age_s))
         finally:
             is_done.set()
 
