@@ -113,11 +113,35 @@ def test_a_launch_file_compiles_and_declares_what_is_documented(name):
     assert 'preset' in dict(a[:2] for a in arguments) and all(a[2] for a in arguments)
 
 
-def test_a_replay_is_launched_asks_all_questions_and_ends(graph, tmp_path):
+@pytest.mark.parametrize('composed', ['true', 'false'])
+def test_all_nodes_that_take_images_or_audio_have_the_names_that_are_given(composed):
+    # The llm takes images for alerts and notes.
+    started = plan(composed=composed, voice='true', image_topic='/eye/raw', audio_topic='/ear')
+    assert len(started) == (1 if composed == 'true' else 4)
+    wanted = {('image/compressed', '/eye/raw/compressed'), ('audio', '/ear')}
+    assert all(wanted <= set(spec.remappings) for spec in started)
+
+
+ROBOT = """
+/**/vision_encoder: {ros__parameters: {cameras: [front, left], image.stamps: arrival}}
+/**/streaming_encoder: {ros__parameters: {audio.stamps: arrival, audio.sample_rate: 48000}}
+/**/llm:
+  ros__parameters:
+    memory: {enabled: true, path: FOLDER/notes.db, black_box_s: 60, black_box_path: FOLDER/box}
+    temperature: 2.0
+    autostart: false
+"""
+
+
+@pytest.mark.parametrize('robot', ['', ROBOT])
+def test_a_replay_is_launched_asks_all_questions_and_ends(graph, tmp_path, robot):
+    """Also with the parameters of a robot, of whose cameras and memory it has none."""
     clip = SHARE / 'demo' / 'clips' / '010.mcap'
+    (tmp_path / 'robot.yaml').write_text(robot.replace('FOLDER', str(tmp_path)))
     given = {name: default for name, default, _ in REPLAY_ARGUMENTS}
     given |= {'namespace': graph.namespace, 'bag': str(clip), 'record': 'answers'}
     given |= {'questions': str(clip.parent / 'questions.json'), 'out': str(tmp_path / 'run')}
+    given |= {'params_file': str(tmp_path / 'robot.yaml')}
     live, asking = replay_specs(given, ROOT / 'config')
     assert live.shutdown_on_exit and asking.shutdown_on_exit and not live.respawn
     graph.start('live', *command_line(live))
@@ -133,6 +157,7 @@ def test_a_replay_is_launched_asks_all_questions_and_ends(graph, tmp_path):
     assert list(run.texts.values()) == texts
     messages = list(Bag(tmp_path / 'run' / 'bags' / '010_0.mcap').messages())
     assert len(messages) == len(about)
+    assert not (tmp_path / 'box').exists() and not (tmp_path / 'notes.db').exists()
 
 
 def told_at_s(process, words: str) -> float:
@@ -146,10 +171,21 @@ def test_the_newest_seconds_are_kept_with_a_bag_or_without():
     for given, bag in (({}, ''), ({'record': 'a.mcap'}, 'a.mcap')):
         (recorder,) = [s for s in plan(keep='60', **given) if s.executable == 'recorder']
         assert recorder.parameters['recorder']['keep_s'] == 60.0
-        assert recorder.parameters['recorder']['bag'] == bag
+        assert recorder.parameters['recorder'].get('bag', '') == bag
         assert ('image', 'image') in recorder.remappings
     with pytest.raises(InputError, match='keep is .* takes a whole number'):
         plan(keep='a minute')
+
+
+def test_the_images_that_are_seen_are_kept_also_of_several_cameras(tmp_path):
+    file = tmp_path / 'two.yaml'
+    for said, kept in ({}, 'front, left'), ({'cameras': ['left']}, ['left']):
+        nodes = {'vision_encoder': {'cameras': 'front, left'}, 'recorder': said}
+        file.write_text(
+            yaml.dump({f'/**/{n}': {'ros__parameters': of} for n, of in nodes.items()})
+        )
+        *_, recorder = plan(keep='60', params_file=str(file))
+        assert recorder.parameters['recorder']['cameras'] == kept
 
 
 def test_playing_begins_when_all_nodes_are_ready_though_a_recorder_listens(
@@ -392,6 +428,41 @@ def test_names_are_taken_as_they_are_meant(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path / 'mine.yaml').write_text('/**/llm:\n  ros__parameters:\n    n_ctx: 2048\n')
     assert plan(params_file='~/mine.yaml')[0].parameters['llm']['n_ctx'] == 2048
+
+
+def test_what_runs_beside_the_nodes_takes_what_a_file_says_of_it_alone(tmp_path):
+    said = {
+        'recorder': {'keep_mib': 99, 'keep_s': 9.0, 'inputs': True},
+        'speaker': {'device': 'default'},  # a loudspeaker; that of the others computes
+        'web': {'port': 8081},
+        'media_player': {'loop': True},
+    }
+    file = tmp_path / 'mine.yaml'
+    everywhere = {'/**': {'device': 'cpu', 'use_sim_time': True}}
+    sections = {**everywhere, **{f'/**/{name}': values for name, values in said.items()}}
+    file.write_text(yaml.dump({key: {'ros__parameters': of} for key, of in sections.items()}))
+    asked = dict(keep='60', speaker='true', web='true', play='clip.mp4')
+    live, *beside = plan(params_file=str(file), **asked)
+    assert live.parameters['llm']['device'] == 'cpu' and set(live.parameters) == set(NODES)
+    got = {spec.name: spec.parameters[spec.name] for spec in beside}
+    assert got['recorder'] == {**said['recorder'], 'keep_s': 60.0, 'use_sim_time': True}
+    assert got['speaker'] == {**said['speaker'], 'use_sim_time': True}
+    assert got['web'] == {**said['web'], 'use_sim_time': True}
+    assert got['media_player'].items() >= {'loop': True, 'publish_clock': True}.items()
+    assert 'device' not in got['media_player'] and 'use_sim_time' not in got['media_player']
+
+
+def test_what_is_said_of_one_beside_the_nodes_reaches_it_though_it_is_said_of_all_too(tmp_path):
+    file = tmp_path / 'mine.yaml'
+    file.write_text(
+        '/**/speaker: {ros__parameters: {autostart: false, device: default}}\n'
+        '/**: {ros__parameters: {device: cpu, watchdog: 9.0}}\n'
+    )
+    live, speaker, web = plan(params_file=str(file), autostart='false', speaker='true', web='true')
+    assert live.parameters['llm']['autostart'] is False
+    said = {'autostart': False, 'device': 'default', 'use_sim_time': False}
+    assert speaker.parameters['speaker'] == said
+    assert web.parameters['web'] == {'use_sim_time': False}
 
 
 def test_only_what_plays_without_a_robot_makes_time():

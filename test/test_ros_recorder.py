@@ -10,7 +10,7 @@ from pathlib import Path
 
 from audio_common_msgs.msg import AudioData
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from ros_source import DEEP, Source, jpeg, picture_of, sound_of, time_of
+from ros_source import DEEP, SimulatedTime, Source, jpeg, picture_of, sound_of, time_of
 from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import CompressedImage
 
@@ -22,7 +22,9 @@ from minicpmo_ros.evaluation.bags.writing import Recording
 from minicpmo_ros.evaluation.questions import QuestionSet
 from minicpmo_ros.evaluation.runner import Core, CoreOptions, Variant, answer_all
 from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.msg import SpeakerState
 from minicpmo_ros.ros.audio_input import PACKAGE
+from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.srv import SaveBag
 
 ROOT = Path(__file__).parents[1]
@@ -180,6 +182,43 @@ def test_a_camera_that_comes_again_and_offers_less_is_recorded_again(graph, tmp_
     assert set(numbers(bag)) == {1, 2, 3}
 
 
+def test_the_images_of_all_cameras_are_recorded_that_are_named(graph, tmp_path):
+    bag, message = tmp_path / 'bag.mcap', CompressedImage(format='jpeg')
+    message.data.frombytes(jpeg(picture_of(1)))
+    graph.start(
+        'recorder', '-p', f'bag:={bag}', '-p', 'inputs:=true', '-p', 'cameras:=[front, left]'
+    )
+    topics = {graph.resolve_topic_name(f'{name}/image/compressed') for name in ('front', 'left')}
+    cameras = [graph.create_publisher(CompressedImage, name, 10) for name in topics]
+
+    def are_recorded():
+        for camera in cameras:
+            camera.publish(message)
+        found = Bag(bag).messages() if bag.exists() and bag.stat().st_size else ()
+        return {m.topic for m in found} >= topics
+
+    graph.spin_until(are_recorded, 'images of both')
+
+
+def test_a_bag_tells_when_the_robot_itself_spoke(graph, tmp_path):
+    """Or who plays it would hear what the robot did not."""
+    bag, topic = tmp_path / 'bag.mcap', graph.resolve_topic_name('speaker/state')
+    states = graph.create_publisher(SpeakerState, 'speaker/state', STATE_QOS)
+    states.publish(SpeakerState(speaking=True, id='llm-0'))
+    recorder = graph.start('recorder', '-p', f'bag:={bag}', '-p', 'inputs:=true')
+    graph.spin_until(states.get_subscription_count, 'the recorder')
+    states.publish(SpeakerState(speaking=False, id='llm-0'))
+    told = [topic] * 2
+    graph.spin_until(
+        lambda: bag.stat().st_size and [m.topic for m in Bag(bag).messages()] == told, 'both'
+    )
+    assert recorder.end() == 0
+    with AnyReader([bag]) as reader:
+        read = [reader.deserialize(data, c.msgtype) for c, _, data in reader.messages()
+                if c.topic == topic]  # fmt: skip
+    assert [state.speaking for state in read] == [True, False]
+
+
 def test_a_microphone_that_comes_again_as_another_type_is_recorded_as_that(graph, tmp_path):
     bag = tmp_path / 'bag.mcap'
     recorder = graph.start('recorder', '-p', f'bag:={bag}', '-p', 'inputs:=true')
@@ -225,6 +264,27 @@ def test_the_format_of_the_audio_is_in_the_bag_although_it_came_once_and_long_ag
     messages = list(bag.messages())
     assert [m.log_ns for m in bag.messages((AUDIO_INFO,))] == [messages[0].log_ns]
     graph.destroy_publisher(source.info)
+
+
+def test_what_comes_before_simulated_time_is_recorded_when_that_begins(graph, tmp_path):
+    whole = tmp_path / 'whole.mcap'
+    recorder = graph.start(
+        'recorder', '-p', 'use_sim_time:=true', '-p', 'keep_s:=600.0', '-p', f'bag:={whole}',
+        '-p', 'inputs:=true',
+    )  # fmt: skip
+    save, source, camera = Saving(graph), Source(graph), Camera(graph, 100)
+    source.wait_heard(image=False, audio=False)
+    camera.show()
+    graph.spin_until(lambda: 'nothing is recorded yet: /clock is' in recorder.log, 'the words')
+    early = save(tmp_path / 'early.mcap')
+    assert not early.success and 'No bag is written: /clock is missing' in early.reason
+    simulated = SimulatedTime(graph)
+    path = tmp_path / 'saved.mcap'
+    simulated.until(lambda: path.exists() or save(path).messages >= 2, 'the bag')
+    assert recorder.end() == 0 and 'Traceback' not in recorder.log
+    for bag in (Bag(path), Bag(whole)):
+        times = {m.log_ns for kind in (AUDIO_INFO, IMAGE) for m in bag.messages((kind,))}
+        assert times == {simulated.now_s * 10**9}
 
 
 def test_memory_is_bounded_and_the_bag_says_what_had_no_room(graph, tmp_path):

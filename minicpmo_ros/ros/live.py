@@ -41,7 +41,7 @@ def make_nodes(has_voice: bool = False):
 def main(args=None) -> int:
     """Run the nodes; with the argument --voice also node `voice`."""
     has_voice = VOICE in (sys.argv if args is None else args)
-    return run(partial(make_nodes, has_voice), args)
+    return run(partial(make_nodes, has_voice), args, own=(VOICE,))
 
 
 if __name__ == '__main__':

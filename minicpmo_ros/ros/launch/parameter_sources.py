@@ -37,19 +37,22 @@ class ParameterSource:
         nothing = '' if is_used else ', in which nothing is for these nodes'
         return f'{self.name} ({self.path}{nothing})'
 
-    def of(self, fqn: str) -> dict:
-        """Return {parameter: value} of a node, by its whole name."""
-        found = dict(self.values)
+    def of(self, fqn: str, is_alone: bool = False) -> dict:
+        """Return {parameter: value} of a node, by its whole name; alone: less what is of all."""
+        found = {} if is_alone else dict(self.values)
         for pattern, values in _read(self.path) if self.path else ():
-            if _matches(pattern, fqn):
+            if _matches(pattern, fqn) and not (is_alone and pattern.endswith('*')):
                 found.update(values)
         return found
 
 
-def resolve(sources, nodes: dict) -> dict:
-    """Return {name: {parameter: value}} for nodes {name: whole name}; the later sources win."""
+def resolve(sources, nodes: dict, beside=()) -> dict:
+    """Return {name: {parameter: value}} for nodes {name: whole name}; the later sources win.
+
+    `beside`: those which take only what is said of them alone.
+    """
     return {
-        name: {key: value for source in sources for key, value in source.of(fqn).items()}
+        name: {k: v for source in sources for k, v in source.of(fqn, name in beside).items()}
         for name, fqn in nodes.items()
     }
 

@@ -105,13 +105,22 @@ REPLAY_ARGUMENTS = (
 )
 # Of simulated time, in a replay: longer than it ever goes on while a second is waited for.
 UNIT_DEADLINE_S = 5.0
+# What a replay has otherwise than the robot whose parameters it takes: it plays one camera and
+# one microphone with the recording's stamps, and keeps no memory of what it plays.
+REPLAYED = {
+    'llm': {'unit_deadline': UNIT_DEADLINE_S, 'wait_for': 'both', 'memory.enabled': False,
+            'memory.black_box_s': 0, 'alerts.file': '', 'alerts.persist': False},
+    'vision_encoder': {'cameras': '', 'image_transport': 'compressed', 'image.stamps': 'header'},
+    'streaming_encoder': {'audio.stamps': 'header', 'audio.sample_rate': 0,
+                          'audio.channel': 'mean'},
+}  # fmt: skip
 EMBEDDINGS = (
     ('audio_embedding', 'streaming_encoder/embedding'),
     ('image_embedding', 'vision_encoder/embedding'),
     ('read_audio', 'streaming_encoder/read_audio'),
     ('look', 'vision_encoder/look'),
 )
-CAPTURE = 'media_capture'
+PLAYER = 'media_player'
 NAME = re.compile(r'/?[a-z_]\w*(/[a-z_]\w*)*', re.ASCII | re.IGNORECASE)
 NAMES = 'it takes letters, digits and _, no digit first, with / between the parts'
 LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
@@ -153,25 +162,29 @@ def process_specs(given: dict, config: Path, around: Around = Around()) -> tuple
     own = {name: boolean(given, name) for name in ('use_sim_time', 'autostart') if given[name]}
     common = dict(respawn=boolean(given, 'respawn'))
     voices = ('voice',) * boolean(given, 'voice')
-    captures = (CAPTURE,) if given['source'] or given['microphone'] else ()
-    parameters, told = parameters_of(given, config, around, own, NODES + voices + captures)
-    # What a file says of it alone: what holds for all nodes is of models and devices.
-    own_of_capture = parameters.pop(CAPTURE, {}).items()
-    captured = {name: value for name, value in own_of_capture if name not in parameters['llm']}
+    beside = dict(_beside(given, NODES + voices))
+    parameters, told = parameters_of(given, config, around, own, NODES + voices, tuple(beside))
+    alone = {name: parameters.pop(name) for name in beside}
+    if cameras := parameters['vision_encoder'].get('cameras'):
+        alone.get('recorder', {}).setdefault('cameras', cameras)  # those that are seen
     common['told'] = told
     if boolean(given, 'composed'):
         arguments = tuple(f'--{name}' for name in voices)
         nodes = (ProcessSpec('live', parameters, inputs, arguments=arguments, **common),)
     else:
+        # The llm has images, too: for the pictures of alerts and of notes.
+        remappings = (inputs, inputs, (*EMBEDDINGS, *inputs), inputs)
         nodes = tuple(
             ProcessSpec(name, {name: parameters[name]}, names, name=name, **common)
-            for name, names in zip(NODES + voices, (inputs, inputs, EMBEDDINGS, inputs))
+            for name, names in zip(NODES + voices, remappings)
         )
     use_sim_time = bool(parameters['llm'].get('use_sim_time', False))
-    return nodes + tuple(
-        ProcessSpec(name, {name: values}, inputs, name=name)
-        for name, values in _beside(given, use_sim_time, NODES + voices, captured)
-    )
+    for name, values in beside.items():
+        # Simulated time comes from the one who plays.
+        of_time = 'publish_clock' if name == PLAYER else 'use_sim_time'
+        merged = {**alone[name], **values, of_time: use_sim_time}
+        nodes += (ProcessSpec(name, {name: merged}, inputs, name),)
+    return nodes
 
 
 def input_names(given: dict) -> tuple:
@@ -186,26 +199,19 @@ def input_names(given: dict) -> tuple:
     )
 
 
-def _beside(given: dict, use_sim_time: bool, nodes: tuple, captured: dict) -> Iterator[tuple]:
-    """Yield (name, parameters) of all that is wanted beside the `nodes`: recorder, camera, ...
-
-    `captured`: parameters of media_capture.
-    """
+def _beside(given: dict, nodes: tuple) -> Iterator[tuple]:
+    """Yield (name, parameters that are given) of all that is wanted beside the `nodes`."""
     keep_s = whole_number(given, 'keep')
     if given['record'] or keep_s:
-        yield (
-            'recorder',
-            {
-                'bag': given['record'],
-                'inputs': boolean(given, 'record_inputs'),
-                'keep_s': float(keep_s),
-                'use_sim_time': use_sim_time,
-            },
-        )
-    if boolean(given, 'speaker'):
-        yield 'speaker', {'use_sim_time': use_sim_time}
-    if boolean(given, 'web'):
-        yield 'web', {'use_sim_time': use_sim_time}
+        kept = {
+            'bag': given['record'],
+            'inputs': boolean(given, 'record_inputs'),
+            'keep_s': float(keep_s),
+        }
+        yield 'recorder', {name: value for name, value in kept.items() if value}
+    for name in ('speaker', 'web'):
+        if boolean(given, name):
+            yield name, {}
     senses = {name: given[name] for name in ('source', 'microphone') if given[name]}
     if senses and given['play']:
         raise InputError(
@@ -213,15 +219,14 @@ def _beside(given: dict, use_sim_time: bool, nodes: tuple, captured: dict) -> It
             'only one of them'
         )
     if senses:
-        yield CAPTURE, {**captured, **senses, 'use_sim_time': use_sim_time}
+        yield 'media_capture', senses
     if given['play']:
         yield (
-            'media_player',
+            PLAYER,
             {
                 'file': given['play'],
                 'wait_for_subscribers': True,
                 'wait_for_nodes': ','.join(nodes),
-                'publish_clock': use_sim_time,  # simulated time comes from the one who plays
             },
         )
 
@@ -232,9 +237,11 @@ def replay_specs(given: dict, config: Path, around: Around = Around()) -> tuple:
     Raises InputError if the preset does not exist or a number is none.
     """
     require_level(given)
-    own = {'use_sim_time': True, 'unit_deadline': UNIT_DEADLINE_S, 'wait_for': 'both'}
+    own = {'use_sim_time': True, 'autostart': True}
     own.update(reliable_input_overrides(whole_namespace(given, around)))
     parameters, told = parameters_of(given, config, around, own)
+    for node, values in REPLAYED.items():
+        parameters[node].update(values)
     clock = ('/clock', 'clock')  # the time is of this run alone
     texts = ('questions', 'bag', 'image_topic', 'audio_topic', 'audio_channel',
              'audio_format', 'out', 'input', 'record')  # fmt: skip
@@ -270,9 +277,12 @@ def whole_number(given: dict, name: str) -> int:
 
 
 def parameters_of(
-    given: dict, config: Path, around: Around, own: dict, names: tuple = NODES
+    given: dict, config: Path, around: Around, own: dict, names: tuple = NODES, beside: tuple = ()
 ) -> tuple:
-    """Return ({node: {parameter: value}} of these nodes, a sentence on their sources)."""
+    """Return ({node: {parameter: value}} of these nodes, a sentence on their sources).
+
+    What is said of all nodes is of models and devices: those `beside` do not take it.
+    """
     if given['model_dir']:
         own = {**own, 'model_dir': given['model_dir']}
     sources = [
@@ -283,9 +293,9 @@ def parameters_of(
         sources.append(ParameterSource('params_file', given['params_file']))
     if own:
         sources.append(ParameterSource('arguments', values=tuple(own.items())))
-    nodes = {name: f'{whole_namespace(given, around)}/{name}' for name in names}
+    nodes = {name: f'{whole_namespace(given, around)}/{name}' for name in names + beside}
     told = ', then '.join(source.told(nodes) for source in sources)
-    return resolve(sources, nodes), f'parameters of {told}; the later ones win'
+    return resolve(sources, nodes, beside), f'parameters of {told}; the later ones win'
 
 
 def whole_namespace(given: dict, around: Around) -> str:

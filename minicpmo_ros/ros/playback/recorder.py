@@ -4,8 +4,9 @@
 """Node `recorder`: writes the live graph's answers into a bag, and its inputs if asked to.
 
 The bag is one MCAP file that ros2 bag and rosbags read. Messages are written as they come, stamped
-in the node's time. The recording stays readable if the process is killed, and also on a full disk,
-where the node waits for free space.
+in the node's time. What comes before simulated time begins, such as the format of the audio that
+is played, waits for that: at 0 it would be years before all others. The recording stays readable
+if the process is killed, and also on a full disk, where the node waits for free space.
 
 With `keep_s` it keeps the newest seconds of inputs, answers and status in memory, with or without
 such a bag, and ~/save_bag writes them to one (save_bag.py).
@@ -13,6 +14,8 @@ such a bag, and ~/save_bag writes them to one (save_bag.py).
 
 import importlib
 import sys
+import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,31 +26,46 @@ from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.type_support import check_for_type_support
 
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.evaluation.bags.recent import KeptMessage
-from minicpmo_ros.evaluation.bags.writing import Recording
+from minicpmo_ros.evaluation.bags.recent import KeptMessage, RecentMessages
+from minicpmo_ros.evaluation.bags.writing import MOST_WAITING, Recording
 from minicpmo_ros.ros.audio_input import AUDIO_TYPES, INFO_TYPE, installed_type
+from minicpmo_ros.ros.framework.clock import PATIENCE_S, TornTime, no_clock
 from minicpmo_ros.ros.framework.faults import Throttle, shortage
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import Parameter, ParameterTable
-from minicpmo_ros.ros.framework.topics import LOOK_PERIOD_S
+from minicpmo_ros.ros.framework.topics import LOOK_PERIOD_S, type_among
+from minicpmo_ros.ros.image_input import camera_topics
 from minicpmo_ros.ros.playback.save_bag import BagSaver
+from minicpmo_ros.ros.voice.self_speech import STATE
+from minicpmo_ros.streams.pairing import cameras_of
 from minicpmo_ros.units import MIB
 
 ANSWER, TOPIC, STATUS = 'minicpmo_ros/msg/Answer', 'llm/answer', 'llm/status'
 AUDIO_INFO = 'audio_info'
-INPUTS = ('image', 'image/compressed', 'audio', AUDIO_INFO)
+DAY_S = 86_400.0
 ENDING_S = 1.0  # to write the end of a bag that is being saved
 PARAMETERS = (
     Parameter('bag', '',
               'File to write, such as answers.mcap; an existing file is never overwritten',
               is_path=True),
-    Parameter('inputs', False, 'Also record images and audio'),
+    Parameter('inputs', False, 'Also record images, audio and when the robot spoke'),
+    Parameter('cameras', '', 'Names of several cameras, as vision_encoder has them, whose images '
+              'are recorded; empty: one, on image or image/compressed', or_list=True),
     Parameter('keep_s', 0.0,
               'So much of images, audio, answers and status is kept in memory for ~/save_bag; '
-              '0: none', 'seconds', 0.0, 86_400.0),
+              '0: none', 'seconds', 0.0, DAY_S),
     Parameter('keep_mib', 256, 'It is kept in at most so much memory, the newest', 'MiB', 1,
               1_000_000),
 )  # fmt: skip
+
+
+@dataclass
+class RecordedTopic:
+    """A topic that is recorded as one type."""
+
+    subscription: object
+    kind: str
+    newest_s: float  # when its newest message came, or it was subscribed to
 
 
 class Recorder(Node):
@@ -64,21 +82,27 @@ class Recorder(Node):
                 'newest seconds be kept for ~/save_bag: -p keep_s:=60.0'
             )
         self._throttle, self._is_short = Throttle(), False  # short of room
-        self._open = {}  # by topic: (subscription, type)
-        self._recorded, self._topics = set(), set()  # names, as they are here
+        self._open = {}  # by topic: RecordedTopic
+        self._recorded, self._topics = set(), set()  # topics that are written; names of all
+        self._time = TornTime()
+        self._early, self._begun_s = RecentMessages(DAY_S, MOST_WAITING), time.monotonic()
         self._skipped = set()  # (topic, type) that was told
+        inputs = {'audio', AUDIO_INFO, STATE}  # who listened heard by STATE what the robot said
+        for camera in cameras_of(options.cameras) or ('',):
+            inputs.update(camera_topics(camera).values())
         if options.bag:
             self._recording = Recording(options.bag, definitions())
-            self._recorded = {TOPIC, *(INPUTS if options.inputs else ())}
+            self._recorded = {TOPIC, *(inputs if options.inputs else ())}
             self.get_logger().info(f'recording to {Path(options.bag).resolve()}')
         if options.keep_s:
             self._saver = BagSaver(self, options.keep_s, options.keep_mib, definitions)
-            self._topics = {TOPIC, STATUS, *INPUTS}
+            self._topics = {TOPIC, STATUS, *inputs}
             self.get_logger().info(
                 f'keeping the newest {options.keep_s:g} s in at most {options.keep_mib} MiB; '
                 '~/save_bag writes them to a bag'
             )
         self._topics |= self._recorded
+        self._recorded = {self.resolve_topic_name(name) for name in self._recorded}
         # Steady: simulated time may not run yet.
         self.create_timer(LOOK_PERIOD_S, self._look, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._look()
@@ -89,6 +113,7 @@ class Recorder(Node):
         if saver is not None:
             saver.close(ENDING_S)
         if self._recording is not None:
+            self._take_early(0)  # there has been no other time
             recording, self._recording = self._recording, None
             try:
                 recording.close()
@@ -102,39 +127,75 @@ class Recorder(Node):
 
     def _look(self) -> None:
         """Subscribe to the topics published by now, with their type and quality of service."""
+        self._look_at_time()
         if self._saver is not None:
             self._saver.expire()
         for name in self._topics:
             topic = self.resolve_topic_name(name)
             publishers = self.get_publishers_info_by_topic(topic)
-            if not publishers:
+            types = self._message_types(topic, publishers)
+            if not types:
                 continue
-            qos, kinds = fitting(publishers), [info.topic_type for info in publishers]
+            qos, kinds = fitting(publishers), list(types)
+            kind = kinds[0]
             if topic in self._open:
-                subscription, kind = self._open[topic]
-                if kind in kinds and not asks_more(subscription.qos_profile, qos):
+                source = self._open[topic]
+                kind = type_among(kinds, source.kind, time.monotonic() - source.newest_s)
+                if kind == source.kind and not asks_more(source.subscription.qos_profile, qos):
                     continue
                 del self._open[topic]  # a driver has come anew
-                self.destroy_subscription(subscription)
-            kind = kinds[0]
+                self.destroy_subscription(source.subscription)
+            holds = name == AUDIO_INFO or qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
+            take = partial(self._take, topic, kind, holds)
+            subscription = self.create_subscription(types[kind], topic, take, qos, raw=True)
+            self._open[topic] = RecordedTopic(subscription, kind, time.monotonic())
+
+    def _message_types(self, topic: str, publishers: list) -> dict:
+        """Return {type: class} of what is published and can be read; log what cannot, once."""
+        found = {}
+        for kind in sorted({info.topic_type for info in publishers}):
             try:
-                message_type = message_class(kind)
+                found[kind] = message_class(kind)
             except InputError as error:
                 if (topic, kind) not in self._skipped:
                     self._skipped.add((topic, kind))
                     self.get_logger().warning(f'{topic} is not recorded: {error}')
-                continue
-            holds = name == AUDIO_INFO or qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
-            take = partial(self._take, name, topic, kind, holds)
-            subscription = self.create_subscription(message_type, topic, take, qos, raw=True)
-            self._open[topic] = subscription, kind
+        return found
 
-    def _take(self, name: str, topic: str, kind: str, holds: bool, data: bytes) -> None:
+    def _look_at_time(self) -> None:
         now_ns = self.get_clock().now().nanoseconds
-        if name in self._recorded:
-            self._write(topic, kind, now_ns, data)
+        if now_ns:
+            self._take_early(now_ns)
+            self._tell(self._time.why_torn(self))
+        elif time.monotonic() - self._begun_s >= PATIENCE_S:
+            self._tell(
+                f'nothing is recorded yet: {no_clock(self)}. Until then the newest '
+                f'{MOST_WAITING >> 20} MiB wait'
+            )
+
+    def _take(self, topic: str, kind: str, holds: bool, data: bytes) -> None:
+        now_ns = self.get_clock().now().nanoseconds
+        if topic in self._open:
+            self._open[topic].newest_s = time.monotonic()
+        message = KeptMessage(topic, kind, now_ns, bytes(data), holds)
+        if not now_ns:  # simulated time has not begun
+            self._early.add(message)
+            return
+        self._time.goes_back(now_ns)
+        self._take_early(now_ns)
+        self._record(message)
+
+    def _take_early(self, now_ns: int) -> None:
+        """Record what came before simulated time began, as if it came now."""
+        early, self._early = self._early, RecentMessages(DAY_S, MOST_WAITING)
+        for message in early.since():
+            self._record(message._replace(log_ns=now_ns))
+
+    def _record(self, message: KeptMessage) -> None:
+        if message.topic in self._recorded:
+            self._write(message.topic, message.kind, message.log_ns, message.data)
         if self._saver is not None:
-            self._tell(self._saver.take(KeptMessage(topic, kind, now_ns, bytes(data), holds)))
+            self._tell(self._saver.take(message))
 
     def _write(self, topic: str, kind: str, now_ns: int, data: bytes) -> None:
         if self._recording is None:
@@ -205,7 +266,8 @@ def message_class(kind: str):
 def definitions() -> dict:
     """Return the definitions of message types that not every ROS 2 has, for a Recording."""
     own = Path(get_package_share_directory('minicpmo_ros')) / 'msg'
-    files = [own / f'{name}.msg' for name in ('Answer', 'Note', 'Status')]  # an answer holds notes
+    # An answer holds notes.
+    files = [own / f'{name}.msg' for name in ('Answer', 'Note', 'SpeakerState', 'Status')]
     # Of two packages of this name, the one that is installed.
     files += (Path(get_package_share_directory('audio_common_msgs')) / 'msg').glob('*.msg')
     return {

@@ -18,6 +18,7 @@ from rclpy.task import Future
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.bags.recent import KeptMessage, RecentMessages, write_bag
+from minicpmo_ros.ros.framework.clock import no_clock
 from minicpmo_ros.ros.framework.faults import faults_of
 from minicpmo_ros.ros.framework.lifecycle import SERVICE_QOS
 from minicpmo_ros.ros.messages import to_time
@@ -92,6 +93,8 @@ class BagSaver:
             raise InputError(
                 f'seconds is {request.seconds}; a number from 0 (all that is kept) is expected.'
             )
+        if not self._node.get_clock().now().nanoseconds:
+            raise InputError(f'No bag is written: {no_clock(self._node)}.')
         self.expire()
         wanted_s = min(request.seconds or self._keep_s, self._keep_s)
         begin_ns = self._node.get_clock().now().nanoseconds - int(wanted_s * NS)
@@ -105,13 +108,18 @@ class BagSaver:
 
     def _lacking(self, messages: list, begin_ns: int) -> str:
         """Return what a bag lacks, a sentence, or ''."""
-        if not self._recent.lacks(begin_ns):
-            return ''
         span_s = (messages[-1].log_ns - messages[0].log_ns) / NS
-        return (
-            f'Only the newest {span_s:.1f} s were kept: older ones had no room in keep_mib '
-            f'({self._keep_mib}). Raise it.'
-        )
+        if self._recent.lacks(begin_ns):
+            return (
+                f'Only the newest {span_s:.1f} s were kept: older ones had no room in keep_mib '
+                f'({self._keep_mib}). Raise it.'
+            )
+        if self._recent.began_anew(begin_ns):
+            return (
+                f'Only the newest {span_s:.1f} s were kept: before them simulated time went back, '
+                'or the clock was set back.'
+            )
+        return ''
 
     def _write(self, path: str, messages: list) -> None:
         """Write a bag; runs in its thread."""

@@ -165,6 +165,7 @@ class LockstepPlayer(Node):
             choices=question.choices,
             json_schema=question.json_schema,
             max_tokens=max_tokens,
+            temperature=0.0,
             look=look,
             image=sent,
             timeout_s=TIMEOUT_S,
