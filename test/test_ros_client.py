@@ -38,6 +38,7 @@ from minicpmo_ros.client import (
 )
 from minicpmo_ros.client import calls as asked
 from minicpmo_ros.msg import Answer, Status
+from minicpmo_ros.ros.framework.lifecycle import LATCHED
 
 
 @pytest.fixture
@@ -238,6 +239,48 @@ def test_an_end_without_a_reason_is_told_in_words(node, asker):
     server.destroy()
 
 
+def test_a_question_is_sent_when_who_answers_has_found_who_asks(node, asker, monkeypatch):
+    """Before that its replies are lost; that it has is known by its status."""
+    taken = []
+
+    def answer(goal):
+        taken.append(goal.request.question)
+        goal.abort()
+        return AskAction.Result(reason='It is over.')
+
+    server = ActionServer(node, AskAction, 'llm/ask', answer)
+    status = node.create_publisher(Status, 'llm/status', LATCHED)
+    late = asker.stream('First?')
+    with pytest.raises(LateError):
+        asker.wait_until(lambda: taken, 1.0, 'an answer')
+    status.publish(Status(state=Status.READY))
+    with pytest.raises(AskError, match='It is over'):
+        late.result()
+    node.destroy_publisher(status)
+    node.create_publisher(Status, 'llm/status', LATCHED)  # started anew, and silent
+    monkeypatch.setattr(asked, 'MEET_TIMEOUT_S', 0.1)
+    with pytest.raises(AskError, match='It is over'):
+        asker.ask('Second?')
+    assert taken == ['First?', 'Second?']
+    server.destroy()
+
+
+def test_what_is_begun_is_looked_at_however_quick_the_thread_that_spins_is(
+    graph, spun, asker, monkeypatch
+):
+    real, has_run = asker.post, threading.Event()
+
+    def post(call):
+        real(call)
+        real(has_run.set)
+        has_run.wait()
+
+    monkeypatch.setattr(asker, 'post', post)
+    ready = asker.ready_async(timeout_s=0.0)
+    graph.spin_until(ready.done, 'a word')
+    assert 'Not ready after 0 s' in str(ready.exception())
+
+
 def test_a_node_that_is_spun_elsewhere_asks_from_threads_and_callbacks(
     graph, spun, asker, tiny_model_dir
 ):
@@ -384,6 +427,7 @@ def test_who_uses_numpy_and_leaves_early_is_served_without_a_word(
     encoded = jpeg(picture_of(1))
     for image in (bytearray(encoded), memoryview(encoded), np.frombuffer(encoded, np.uint8)):
         assert asker.ask('What is it?', image=image, **numbers).look_stamp is not None
+    gc.collect()  # what tests before have left is told by now
     capfd.readouterr()
     for _ in asker.stream('Tell me everything.', **LONG):
         break

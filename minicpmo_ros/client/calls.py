@@ -29,6 +29,7 @@ from minicpmo_ros.live.question import check_form
 from minicpmo_ros.msg import Answer, Status
 
 FIND_TIMEOUT_S = 10.0  # discovery takes up to a few seconds where the network is busy
+MEET_TIMEOUT_S = 3.0  # for whom is found to find this client, too
 LOST_TICKS = 20  # without a sign of life of who took the question
 CANCEL_TIMEOUT_S = 5.0
 GREEDY = -1.0
@@ -215,6 +216,7 @@ class Stream(_Awaited):
         self.answer: Answer | None = None
         self._goal, self._on_text = goal, on_text
         self._sent = self._handle = None  # future of the goal handle, and the handle
+        self._found_s = None  # after the begin
         self._is_cancelled = False
         self._pieces, self._next, self._n_told = deque(), 0, 0
         self._doubts, self._takers = 0, set()
@@ -278,7 +280,9 @@ class Stream(_Awaited):
             if self._is_cancelled:
                 self._cancel_goal()
             elif client.has_server:
-                self._send()
+                self._found_s = self.spent_s() if self._found_s is None else self._found_s
+                if client.is_known or self.spent_s() - self._found_s > MEET_TIMEOUT_S:
+                    self._send()
             elif self.spent_s() > FIND_TIMEOUT_S:
                 self.end(error=BusyError(client.describe()))
         else:

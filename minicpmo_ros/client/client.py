@@ -29,7 +29,7 @@ from minicpmo_ros.action import Ask as AskAction
 from minicpmo_ros.client.answer_types import read_as, schema_of
 from minicpmo_ros.client.calls import Readiness, Stream, make_goal
 from minicpmo_ros.documents import told
-from minicpmo_ros.errors import AskError, InputError, LateError
+from minicpmo_ros.errors import AskError, InputError, LateError, sentence
 from minicpmo_ros.msg import Answer, Status
 from minicpmo_ros.ros.framework.lifecycle import LATCHED
 
@@ -62,6 +62,7 @@ class Client:
         self._news, self._spinning = threading.Condition(), threading.Lock()
         self._own_executor = None
         self.is_closed = False
+        self._met = set()  # publishers of a status
         self.action = ActionClient(
             node, AskAction, f'{name}/ask', callback_group=self._group,
             goal_service_qos_profile=DEEP, result_service_qos_profile=DEEP,
@@ -176,7 +177,7 @@ class Client:
         if status is None or self.is_silent:
             return f'{self.name} is there and says nothing; its log tells more.'
         if status.state == Status.FAILED:
-            return f'{self.name} has failed: {status.reason}. {status.remedy}'.rstrip()
+            return f'{self.name} has failed: {sentence(status.reason)} {status.remedy}'.rstrip()
         if status.state == Status.LOADING:
             return f'{self.name} is loading its model, {status.progress:.0%} is done.'
         if status.state == Status.UNLOADED:
@@ -189,6 +190,15 @@ class Client:
     def has_server(self) -> bool:
         """Whether questions can be sent."""
         return not self.is_closed and self.action.server_is_ready()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether who answers has found this client: until then its replies would be lost.
+
+        Ends are found in the order in which they were made. That of the status is the last: once
+        the status has come, those of the replies are known. Where none is published, True.
+        """
+        return self.publishers() <= self._met
 
     @property
     def is_silent(self) -> bool:
@@ -274,13 +284,14 @@ class Client:
     def _begin(self, awaited):
         if self.is_closed:
             raise AskError('The client was destroyed.')
+        self._open.append(awaited)  # before who spins looks: where nothing is open, it stops to
         try:
             self.post(self._look_often)
         except Exception as error:  # of rclpy, whose node or context is gone
+            self._open.remove(awaited)
             if not self._node.context.ok():
                 raise ExternalShutdownException from None
             raise AskError(f'The node of this client was destroyed ({error}).') from None
-        self._open.append(awaited)
         return awaited
 
     # Callbacks.
@@ -305,6 +316,7 @@ class Client:
 
     def _on_status(self, message: Status) -> None:
         self.status, self._ticks_without_status = message, 0
+        self._met = self.publishers()
         self._look()
         self.notify()
 
