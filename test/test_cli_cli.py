@@ -173,7 +173,7 @@ def test_wrong_usage_is_status_2(arguments, capsys):
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize('verb', cli.VERBS)
+@pytest.mark.parametrize('verb', [*cli.VERBS, *cli.ROBOT_VERBS])
 def test_help_of_every_verb_explains_every_option(verb, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([verb, '--help'])
@@ -186,6 +186,9 @@ def test_help_of_every_verb_explains_every_option(verb, capsys):
         if re.match(r' {2}[-\w{]', name)
     ]
     assert explained and all(explained), told
+    # A default is told as it is typed, and once.
+    assert not re.search(r'\(default: (\)|None|False|[({"]|\[)', told), told
+    assert not re.search(r'default: [^()]*\(default: ', re.split(r' -{1,2}\w', told)[-1]), told
 
 
 def test_module_runs_and_help_needs_no_llama_cpp():
@@ -260,4 +263,21 @@ def test_look_compares_the_part_of_images_that_is_seen(tmp_path, capsys):
 def test_replay_refuses_counts_below_one(tmp_path, capsys, option):
     with pytest.raises(SystemExit):
         run(capsys, 'replay', tmp_path, tmp_path / 'q.json', '--out', tmp_path, option, '-3')
-    assert f'argument {option}: 1 or more is expected' in capsys.readouterr().err
+    assert f'argument {option}: a whole number from 1 on is expected' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('value', ['x', '', '1,5', '0x10'])
+@pytest.mark.parametrize(
+    'arguments, told',
+    [
+        (('synthetic', 'm', '--seed'), 'a whole number from 0 on is expected'),
+        (('bench', 'm', '--tokens'), 'a whole number from 1 on is expected'),
+        (('plan', 'm', '--memory-mib'), 'a number from 0 on is expected'),
+        (('report', 'r', '--fail-under'), '0 to 100 are expected'),
+        (('search', 'm', '--out', 'r', '--agreement'), '0 to 1 is expected'),
+    ],
+)
+def test_what_is_no_number_is_told_as_what_is_out_of_range(capsys, arguments, told, value):
+    with pytest.raises(SystemExit):
+        run(capsys, *arguments, value)
+    assert told in capsys.readouterr().err

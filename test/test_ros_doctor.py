@@ -96,6 +96,14 @@ def test_types_and_quality_of_sources(graph, consult):
     assert level(found['qos'][0]) == OK
 
 
+def test_each_of_several_cameras_is_looked_at(graph, consult):
+    graph.create_publisher(CompressedImage, 'front/image/compressed', 10)
+    found = consult('--cameras', 'front, left', '--topics', 'yes', sees={'images': OK})
+    front, left = found['images']
+    assert level(front, f'{graph.namespace}/front/image/compressed', 'tester') == OK
+    assert level(left, f'nobody publishes {graph.namespace}/left/image/compressed') == FAIL
+
+
 @pytest.mark.parametrize(
     'side, size, least', [(64, '12 kB each', OK), (600, '', WARN)], ids=['small', 'large']
 )

@@ -69,6 +69,7 @@ def test_ask_sends_an_image_that_is_read_and_says_which_file_cannot_be(robot, tm
         (('what?', '--image', str(path)), 'The image was not read'),
         (('what?', '--image', str(tmp_path / 'none.jpg')), 'none.jpg: it cannot be read (No such'),
         (('what?', '--memory', 'only'), 'none are kept'),
+        (('--choices', 'tea', 'cake', 'which?'), 'there is no question: write it before'),
     ):
         process = start(robot, 'ask', *words)
         robot.spin_until(lambda p=process: p.poll() is not None, 'the refusal')

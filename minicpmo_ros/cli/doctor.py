@@ -12,6 +12,7 @@ from pathlib import Path
 from minicpmo_ros.cli.options import HELP, model_path
 from minicpmo_ros.config import LLM
 from minicpmo_ros.errors import FAIL, WARN, Finding
+from minicpmo_ros.streams.pairing import cameras_of
 from minicpmo_ros.verbs.arguments import amount, namespace
 
 
@@ -42,6 +43,9 @@ def add_doctor_arguments(parser) -> None:
     )
     parser.add_argument('--namespace', type=namespace, default='/', help='namespace of the nodes')
     parser.add_argument('--image-topic', default='image', help='as given to the launch file')
+    parser.add_argument(
+        '--cameras', default='', help='names of several cameras, as parameter cameras has them'
+    )
     parser.add_argument('--audio-topic', default='audio', help='as given to the launch file')
     parser.add_argument('--audio-info-topic', default='', help='as given to the launch file')
     parser.add_argument(
@@ -146,10 +150,12 @@ def _topics(arguments, environment, has_ros: bool) -> list:
         text = 'the graph cannot be looked at without rclpy'
         return [Finding('topics', FAIL, text, remedy)] if expected else []
     from minicpmo_ros.ros.doctor import look
+    from minicpmo_ros.ros.image_input import camera_topics
 
+    images = [camera_topics(name)['raw'] for name in cameras_of(arguments.cameras)]
     return look(
         arguments.namespace,
-        arguments.image_topic,
+        images or [arguments.image_topic],
         arguments.audio_topic,
         arguments.audio_info_topic,
         arguments.wait,

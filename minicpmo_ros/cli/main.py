@@ -102,10 +102,28 @@ def make_parser(verb: str | None = None) -> argparse.ArgumentParser:
         elif name in VERBS:
             _add_verb(verbs, name)
         else:
-            robots = verbs.add_parser(name, help=summary, description=f'{summary.capitalize()}.')
+            robots = verbs.add_parser(
+                name,
+                help=summary,
+                description=f'{summary.capitalize()}.',
+                formatter_class=HelpFormatter,
+            )
             add_arguments(name, robots)
             robots.set_defaults(run=runner(name))
     return parser
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Tells the default of an option as it is typed, where there is one that is not told."""
+
+    def _get_help_string(self, action) -> str:
+        default, is_given = action.default, action.option_strings or action.nargs in ('?', '*')
+        is_none = default is False or default in (None, '', (), [], argparse.SUPPRESS)
+        if not is_given or is_none or 'default: ' in action.help:
+            return action.help
+        if isinstance(default, (tuple, list)):
+            return f'{action.help} (default: {",".join(map(str, default))})'
+        return f'{action.help} (default: %(default)s)'
 
 
 def _add_verb(verbs, name: str) -> None:
@@ -117,7 +135,7 @@ def _add_verb(verbs, name: str) -> None:
         name,
         help=summary,
         description=run.__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     getattr(module, f'add_{name}_arguments')(verb)
     verb.set_defaults(run=run)

@@ -24,6 +24,7 @@ from minicpmo_ros.cli.options import (
 from minicpmo_ros.documents import make_folder, make_place, write_text
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.evaluation.answers import AUDIO, INPUTS
+from minicpmo_ros.verbs.arguments import number_of
 
 CONFIGURATION = 'configuration'
 
@@ -378,7 +379,7 @@ def _status(report, fail_under: float | None) -> int:
 
 
 def _percent(text: str) -> float:
-    value = float(text)
+    value = number_of(text)
     if not 0 <= value <= 100:
         raise ArgumentTypeError(f'{text} is given, 0 to 100 are expected')
     return value

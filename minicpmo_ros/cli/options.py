@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minicpmo_ros.config import COMPUTING, EVALUATION, LLM, TILE_RULES, VISION
 from minicpmo_ros.errors import InputError
-from minicpmo_ros.verbs.arguments import amount
+from minicpmo_ros.verbs.arguments import amount, number_of
 
 HELP = 'model directory, or the name of an embedded model (nano)'
 
@@ -280,7 +280,7 @@ def shipped_questions() -> Path:
 
 def count(text: str) -> int:
     """Read an option that is a whole number from 1 on."""
-    count = int(text)
-    if count < 1:
-        raise ArgumentTypeError('1 or more is expected')
+    count = number_of(text, int)
+    if not count >= 1:
+        raise ArgumentTypeError('a whole number from 1 on is expected')
     return count

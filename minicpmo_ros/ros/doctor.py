@@ -44,7 +44,7 @@ NO_SOURCE = 'Start the driver, or give the name that it has'
 
 def look(
     namespace: str,
-    image: str,
+    images: list,
     audio: str,
     audio_info: str,
     wait_s: float,
@@ -52,8 +52,9 @@ def look(
     transports: str = '',
     profile: str = '',
 ) -> list:
-    """Return the findings; `image`, `audio` and `audio_info` are the launch arguments.
+    """Return the findings; `audio` and `audio_info` are the launch arguments.
 
+    `images`: the topic of each camera, without /compressed.
     `expects`: sources and nodes that are not there are failures. `transports` and `profile`: what
     the environment tells Fast DDS, where processes are started from it.
     """
@@ -64,7 +65,7 @@ def look(
         return [Finding('topics', FAIL, f'ROS cannot be started: {error}', remedy)]
     try:
         with told_termination():
-            graph = _Graph(namespace, image, audio, audio_info or info_topic(audio))
+            graph = _Graph(namespace, images, audio, audio_info or info_topic(audio))
             graph.wait(wait_s)
             found = [
                 *graph.check_images(expects, math.inf if transports else segment_bytes(profile)),
@@ -92,12 +93,12 @@ def segment_bytes(profile: str) -> int:
 class _Graph:
     """The graph as seen by a node of our own."""
 
-    def __init__(self, namespace: str, image: str, audio: str, audio_info: str):
+    def __init__(self, namespace: str, images: list, audio: str, audio_info: str):
         self._node = Node('minicpmo_doctor', namespace=namespace, start_parameter_services=False)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
         resolve = self._node.resolve_topic_name
-        self._raw, self._compressed = resolve(image), resolve(f'{image}/compressed')
+        self._cameras = [(resolve(image), resolve(f'{image}/compressed')) for image in images]
         self._audio, self._info = resolve(audio), resolve(audio_info)
         self._sizes = {}  # {topic: bytes of its largest image until now}
         self._told = {}  # {node: its newest DiagnosticStatus}
@@ -119,32 +120,38 @@ class _Graph:
 
     def _measure_images(self) -> None:
         """Subscribe to the images that are published by now, to learn how large they are."""
-        for topic, kind, name in (
-            (self._raw, Image, RAW),
-            (self._compressed, CompressedImage, COMPRESSED),
-        ):
-            ends = self._node.get_publishers_info_by_topic(topic)
-            if topic not in self._sizes and any(end.topic_type == name for end in ends):
-                self._sizes[topic] = 0
-                note = partial(self._note_size, topic)
-                self._node.create_subscription(
-                    kind, topic, note, qos_profile_sensor_data, raw=True
-                )
+        for raw, compressed in self._cameras:
+            self._measure(raw, Image, RAW)
+            self._measure(compressed, CompressedImage, COMPRESSED)
+
+    def _measure(self, topic: str, kind: type, name: str) -> None:
+        ends = self._node.get_publishers_info_by_topic(topic)
+        if topic not in self._sizes and any(end.topic_type == name for end in ends):
+            self._sizes[topic] = 0
+            note = partial(self._note_size, topic)
+            self._node.create_subscription(kind, topic, note, qos_profile_sensor_data, raw=True)
 
     def _note_size(self, topic: str, data: bytes) -> None:
         self._sizes[topic] = max(self._sizes[topic], len(data))
 
     def check_images(self, expects: bool, most_bytes: float) -> list:
-        """Check the camera's topics; `most_bytes`: of an image that its sender has room for."""
+        """Check the topics of the cameras; `most_bytes`: of an image its sender has room for."""
+        return [
+            finding
+            for topics in self._cameras
+            for finding in self._check_camera(*topics, expects, most_bytes)
+        ]
+
+    def _check_camera(self, raw_topic, compressed_topic, expects: bool, most_bytes: float) -> list:
         raw, compressed = (
             self._node.get_publishers_info_by_topic(topic)
-            for topic in (self._raw, self._compressed)
+            for topic in (raw_topic, compressed_topic)
         )
-        wrong = _of_other_types(self._raw, raw, RAW)
-        wrong += _of_other_types(self._compressed, compressed, COMPRESSED)
+        wrong = _of_other_types(raw_topic, raw, RAW)
+        wrong += _of_other_types(compressed_topic, compressed, COMPRESSED)
         if wrong or not raw + compressed:
-            return wrong or [_missing('images', (self._compressed, self._raw), expects)]
-        name = self._compressed if compressed else self._raw
+            return wrong or [_missing('images', (compressed_topic, raw_topic), expects)]
+        name = compressed_topic if compressed else raw_topic
         size, unknown = self._sizes.get(name, 0), SEGMENT_BYTES + 1 if not compressed else 0
         told = f', {size / 1e3:.0f} kB each' if size else ''
         return [
@@ -154,7 +161,8 @@ class _Graph:
                 (
                     len(compressed or raw) > 1,
                     WARN,
-                    'Images of several cameras are mixed: remap all but one away',
+                    'Images of several cameras are mixed: remap all but one away, or name them '
+                    'with parameter cameras',
                 ),
                 (
                     (size or unknown) > most_bytes,
@@ -200,7 +208,7 @@ class _Graph:
 
     def ends(self) -> list:
         """Check for publishers and subscriptions whose quality of service does not match."""
-        topics = [self._raw, self._compressed, self._audio, self._info]
+        topics = [topic for pair in self._cameras for topic in pair] + [self._audio, self._info]
         topics += map(self._node.resolve_topic_name, OUTPUTS)
         found = [
             Finding('qos', FAIL, fact, remedy)

@@ -20,9 +20,17 @@ VERBS = {  # verb: what it does
 }
 
 
+def number_of(text: str, kind: type = float) -> float:
+    """Return the number of a text, NaN for none: of that no comparison is true."""
+    try:
+        return kind(text)
+    except ValueError:
+        return math.nan
+
+
 def amount(text: str) -> float:
     """Read an option that is a number from 0 on, of seconds, MiB or shares."""
-    number = float(text)
+    number = number_of(text)
     if not (math.isfinite(number) and number >= 0):
         raise ArgumentTypeError('a number from 0 on is expected')
     return number
@@ -30,8 +38,8 @@ def amount(text: str) -> float:
 
 def count(text: str) -> int:
     """Read an option that is a whole number from 0 on."""
-    number = int(text)
-    if number < 0:
+    number = number_of(text, int)
+    if not number >= 0:
         raise ArgumentTypeError('a whole number from 0 on is expected')
     return number
 
@@ -65,7 +73,11 @@ def _add_question_arguments(parser) -> None:
         'question', nargs='?', default='', help='plain text; left out: answer what was said'
     )
     parser.add_argument(
-        '--choices', nargs='+', default=[], metavar='TEXT', help='the answer is one of these'
+        '--choices',
+        nargs='+',
+        default=[],
+        metavar='TEXT',
+        help='the answer is one of these; write them behind the question',
     )
     parser.add_argument('--remember', action='store_true', help='later questions know of this one')
     parser.add_argument(

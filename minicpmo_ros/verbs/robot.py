@@ -37,6 +37,7 @@ ALERTS = {
     Alert.CHANGE: 'is now',
     Alert.DESCRIBED: 'described:',
 }
+ASKING = '?？؟'  # marks that end a question
 CLEAR = '\033[H\033[2J'
 
 
@@ -44,6 +45,11 @@ def ask(arguments) -> int:
     """Ask a question, print the words as they come, and say what the answer rests on."""
 
     def work() -> None:
+        if not arguments.question and any(c.strip()[-1:] in ASKING for c in arguments.choices):
+            raise InputError(
+                f'the choices are {arguments.choices}, and there is no question: write it before '
+                '--choices'
+            )
         image = {'image': bytes_of(arguments.image)} if arguments.image else {}
         with robot(arguments) as (_, client):
             stream = client.stream(
