@@ -4,9 +4,12 @@
 """What can be wrong is said: by the lifecycle, the log, the status and the service."""
 
 import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from ament_index_python.packages import get_package_prefix
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
@@ -78,14 +81,17 @@ def test_a_damaged_model_directory_fails_in_words_and_a_good_one_then_works(
         shutil.copytree(tiny_model_dir, directory)
         culprit = damage(directory)
         assert set_model_dir(graph, 'llm', directory) == (True, '')
-        assert not graph.change_state('llm', 'configure'), damage.__name__
-        assert graph.lifecycle_state('llm') == 'unconfigured'
+        # On a busy machine the check takes longer than the transition waits for it.
+        refused = not graph.change_state('llm', 'configure')
+        assert refused or damage is not that_is_no_directory
         graph.spin_until(
-            lambda culprit=culprit: (
-                graph.status.state == Status.FAILED and culprit in graph.status.reason
+            lambda told=(damage.__name__, culprit): (
+                graph.status.state == Status.FAILED
+                and all(word in graph.status.reason for word in told)
             ),
             f'a status that names {culprit} ({damage.__name__})',
         )
+        assert graph.lifecycle_state('llm') == 'unconfigured', damage.__name__
         assert graph.status.remedy
         assert culprit in process.log
         reply = graph.ask('Anybody?')
@@ -105,15 +111,14 @@ def test_state_and_questions_are_answered_while_a_model_loads(graph, tmp_path):
     slow = replace(HALF_B, llm_layers=2, vision_layers=1, audio_layers=1)
     directory = write_model(tmp_path / 'slow', slow, llm_type='q4_0')
     graph.start('llm', '-p', 'autostart:=false', '-p', f'model_dir:={directory}')
-    assert graph.change_state('llm', 'configure')
     get_state = graph.create_client(GetState, 'llm/get_state')
     for client in (get_state, graph.ask_client):
         graph.spin_until(client.service_is_ready, 'the services')
+    assert graph.change_state('llm', 'configure')
     state = graph.result_of(get_state.call_async(GetState.Request()), 'the state')
     reply = graph.result_of(graph.ask_client.call_async(Ask.Request(question='?')), 'it')
     assert state.current_state.label == 'inactive'
     assert not reply.success and 'loading' in reply.reason
-    assert graph.status is None or graph.status.state != Status.READY
     graph.wait_ready()
 
 
@@ -130,10 +135,26 @@ def test_a_wrong_parameter_ends_the_process_with_a_sentence(graph, tiny_model_di
     assert named in process.log and 'Traceback' not in process.log
 
 
+@pytest.mark.parametrize('executable', ['live', 'media_player', 'demo'])
+def test_an_argument_that_nobody_reads_ends_the_process_with_a_sentence(executable, graph):
+    path = Path(get_package_prefix('minicpmo_ros')) / 'lib' / 'minicpmo_ros' / executable
+
+    def told(*arguments):
+        command = [path, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+
+    forgotten, asked = told('-p', 'model_dir:=DIR'), told('--help', '--ros-args', '-p', 'x:=1')
+    assert forgotten.returncode and 'model_dir:=DIR' in forgotten.stderr
+    assert asked.returncode == 0 and asked.stdout.startswith('usage: ')
+    assert not forgotten.stdout and not asked.stderr
+
+
 def test_an_unknown_parameter_is_told(graph, tiny_model_dir):
-    process = graph.start('llm', '-p', f'model_dir:={tiny_model_dir}', '-p', 'n_context:=4096')
+    given = ('-p', 'n_context:=4096', '-p', 'llm:top_k:=3')
+    process = graph.start('llm', '-p', f'model_dir:={tiny_model_dir}', *given)
     graph.wait_ready()
-    assert 'unknown parameters, ignored: n_context' in process.log
+    assert 'unknown parameters, ignored: n_context (meant n_ctx?)' in process.log
+    assert 'llm:top_k:=3 has no effect' in process.log  # the graph is in a namespace
 
 
 def test_no_picture_and_no_sound_ends_the_node(graph, tiny_model_dir):
