@@ -3,6 +3,7 @@
 
 """Fixtures shared by all tests."""
 
+import gc
 import os
 import sys
 from dataclasses import replace
@@ -32,6 +33,11 @@ def pytest_collection_modifyitems(items):
         return 0 if name.startswith(FIRST) else 1 if name.startswith(WAIT_MOSTLY) else 2
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish():
+    """Leave what the collection made out of each later search for garbage."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -41,6 +41,14 @@ END_TIMEOUT_S = 60.0
 LONG = dict(grammar='root ::= [a-z] root')
 
 
+def _holds(condition):
+    """Give what a condition gives; None while the message that it looks at has not come."""
+    try:
+        return condition()
+    except (IndexError, StopIteration):
+        return None
+
+
 def claim_domain():
     """Give (domain id, lock file) of a ROS domain no other test run on this machine uses."""
     for domain in range(1, 101):
@@ -168,9 +176,12 @@ class Graph(Node):
         return process
 
     def spin_until(self, condition, what: str, timeout_s: float = TIMEOUT_S):
-        """Spin until `condition()` is true and give what it gave; fail where a process crashed."""
+        """Spin until `condition()` is true and give what it gave; fail where a process crashed.
+
+        A condition may look at the newest message although none has come.
+        """
         end_s = time.monotonic() + timeout_s
-        while not (result := condition()):
+        while not (result := _holds(condition)):
             if crashed := [p for p in self.processes if p.has_crashed]:
                 codes = ', '.join(f'{p.log_path.name} with {p.popen.returncode}' for p in crashed)
                 self._fail(f'there ended {codes} while the test waited for {what}', crashed)
@@ -207,6 +218,20 @@ class Graph(Node):
         reply = self.result_of(client.call_async(kind.Request(**fields)), name)
         self.destroy_client(client)
         return reply
+
+    def until_answered(self, client) -> None:
+        """Call a service that an empty request leaves as it is, until it answers.
+
+        A killed server counts as there for a while. Until the one that follows it and the client
+        have found each other, requests and replies are lost.
+        """
+        calls = []
+
+        def is_answered():
+            calls.append(client.call_async(client.srv_type.Request()))
+            return any(call.done() for call in calls)
+
+        self.spin_until(is_answered, f'an answer of {client.srv_name}')
 
     def reset(self):
         """Call ~/reset, wait for the empty window where it succeeds, and give the reply."""

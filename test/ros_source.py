@@ -126,8 +126,9 @@ class Source:
 
         Return the second in which the streams are then. Encoders and an llm in several processes
         find each other in their own time, one topic before the other, and what is given before
-        that is lost: the first second read may lack a part. `simulated`: the SimulatedTime, where
-        time is simulated.
+        that is lost: the first second read may lack a part. No faster than seconds pass, or stamps
+        run away from the times of arrival, and an encoder that gets behind the other one no longer
+        believes them. `simulated`: the SimulatedTime, where time is simulated.
         """
         wait = simulated.pass_until if simulated else self._graph.spin_until
         now_s = (lambda: simulated.now_s) if simulated else time.monotonic
@@ -140,7 +141,7 @@ class Source:
             if graph.status.units_read > before and min(ends) > second:
                 return True
             if time.monotonic() >= next_s:
-                next_s, published_s, last = time.monotonic() + 0.5, now_s(), last + 1
+                next_s, published_s, last = time.monotonic() + 1.0, now_s(), last + 1
                 self.second(last)
             return False
 

@@ -3,7 +3,9 @@
 
 """Every code block of every page runs, or is read by what it is meant for."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 from xml.etree import ElementTree
@@ -107,6 +109,17 @@ def _flat(parameters: dict, before: str = '') -> list:
         is_group = isinstance(value, dict)
         flat += _flat(value, f'{before}{name}.') if is_group else [before + name]
     return flat
+
+
+@pytest.mark.parametrize('page, name', [('alerts.md', 'heard'), ('notes.md', 'memory.questions')])
+def test_what_a_page_asks_nano_is_what_nano_has_learned(page, name):
+    learned = {q['text'] for q in _read_json(ROOT / 'demo' / 'clips' / 'questions.json')}
+    asked = re.findall(r'[a-z ]*\?', re.search(f'{name}.*', block_with(page, name).text)[0])
+    assert asked and {text.strip() for text in asked} <= learned
+
+
+def _read_json(path) -> list:
+    return json.loads(path.read_text())['questions']
 
 
 def block_with(page: str, text: str) -> page_blocks.Block:
