@@ -10,6 +10,11 @@ NUMBER = re.compile(r'\[Errno -?\d+\] ')  # of an error of the system, in a libr
 OK, WARN, FAIL = 'ok', 'warn', 'FAIL'  # as it should be; works, with a loss; does not work
 
 
+def printable(text: str) -> str:
+    """Return a text that moves no cursor: names in files of others may hold any character."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class Error(Exception):
     """Base of all errors raised on purpose; `may_pass`: the same may succeed later."""
 
@@ -20,8 +25,8 @@ class ModelFileError(Error):
     """A model file that is missing, damaged or does not belong to the others."""
 
     def __init__(self, path, problem: str, remedy: str):
-        super().__init__(f'{path}: {problem}. {remedy}')
-        self.path, self.problem, self.remedy = str(path), problem, remedy
+        self.path, self.problem, self.remedy = printable(str(path)), printable(problem), remedy
+        super().__init__(f'{self.path}: {self.problem}. {remedy}')
 
 
 class InputError(Error):
@@ -74,6 +79,11 @@ def in_words(error: Exception) -> str:
     """Return what an error of the system or of a library says, without numbers for programs."""
     told = getattr(error, 'strerror', None) or NUMBER.sub('', str(error))
     return ' '.join(told.split())
+
+
+def sentence(text: str) -> str:
+    """Return a text that another sentence can follow."""
+    return text if not text or text.endswith(('.', '!', '?')) else f'{text}.'
 
 
 @dataclass(frozen=True)
