@@ -52,13 +52,14 @@ from minicpmo_ros.live.question import Question  # noqa: E402
 from minicpmo_ros.llm.context import Context  # noqa: E402
 from minicpmo_ros.llm.context_options import ContextOptions  # noqa: E402
 from minicpmo_ros.llm.model import LanguageModel  # noqa: E402
-from minicpmo_ros.memory.llm_formulas import LlmSizes, kv_mib_per_position  # noqa: E402
+from minicpmo_ros.memory.llm_formulas import LlmSizes, keys_and_values  # noqa: E402
 from minicpmo_ros.memory.plan import PlanOptions, forecast  # noqa: E402
 from minicpmo_ros.memory.proc import pss_mib  # noqa: E402
 from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
 from minicpmo_ros.modelset.gguf_layouts import HALF_B  # noqa: E402
 from minicpmo_ros.ros.framework.machine import cpu_name  # noqa: E402
 from minicpmo_ros.synthetic.model import write_llm, write_model  # noqa: E402
+from minicpmo_ros.units import MIB  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / 'models' / 'nano'
@@ -175,11 +176,11 @@ def measure_memory(path, folder: Path) -> dict:
     model.close()
     from minicpmo_ros.ggml.gguf_file import read_header
 
-    kv = 4096 * kv_mib_per_position(LlmSizes.of(read_header(path)))
+    kv = keys_and_values(LlmSizes.of(read_header(path)), 4096, 'f16', 0).host / MIB
     large = ModelDirectory.open(write_model(folder / '2.6', '2.6', None, 'q4_K', 'f16', 'q4_0'))
     plan = PlanOptions(attention='fused', device='cpu', parts=('llm',))
     planned = [forecast(large, replace(plan, n_robots=n)).total_mib for n in (1, 2)]
-    kv_large = 4096 * kv_mib_per_position(LlmSizes.of(large.headers['llm']))
+    kv_large = keys_and_values(LlmSizes.of(large.headers['llm']), 4096, 'f16', 0).host / MIB
     return {
         'second_robot_mib': round(found[1] - found[0], 1),
         'second_robot_kv_mib': round(kv, 1),

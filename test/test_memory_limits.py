@@ -38,9 +38,19 @@ from minicpmo_ros.memory.limits import (
     MemoryBounds,
     MemoryGuard,
     context_sizes,
+    kv_mib_per_position,
 )
-from minicpmo_ros.memory.llm_formulas import LlmSizes, kv_mib_per_position
+from minicpmo_ros.memory.llm_formulas import LlmSizes, keys_and_values
+from minicpmo_ros.memory.plan import PlanOptions
 from minicpmo_ros.memory.proc import rss_mib
+from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.units import MIB
+
+
+def kv_bytes_per_position(path, kv_type='f16') -> int:
+    """Give what the keys and values of a position take, wherever they are."""
+    return keys_and_values(LlmSizes.of(read_header(path)), 256, kv_type, 0).host // 256
+
 
 SIZES = (4096, 2048, 1024, 512)
 PER_POSITION = 1 / 8  # MiB: 512, 256, 128 and 64 in all
@@ -64,6 +74,26 @@ def test_sizes_are_halves_that_llama_cpp_makes():
     assert context_sizes(8192, 8000) == (8192,)
     assert context_sizes(768, 300) == (768, 512)  # 384 is rounded up
     assert context_sizes(256, 100) == (256,)
+
+
+@pytest.mark.parametrize(
+    'shares_memory,given,share',
+    [
+        (False, dict(device='cpu'), 1),
+        (False, dict(device='cpu', n_ctx=300), 1),
+        (False, dict(device='gpu'), 0),
+        (True, dict(device='gpu'), 1),
+        (True, dict(device='gpu', rpc_servers='brain:50052'), 0),
+        (False, dict(device='gpu', gpu_layers=2), 1 / 2),  # a layer and the output of two layers
+    ],
+)
+def test_a_position_takes_here_what_is_in_the_memory_of_this_machine(
+    tiny_model_dir, shares_memory, given, share
+):
+    model = ModelDirectory.open(tiny_model_dir)
+    found = kv_mib_per_position(model, PlanOptions(**given), shares_memory)
+    whole = kv_bytes_per_position(tiny_model_dir / 'llm.gguf')
+    assert MIB * found == pytest.approx(share * whole)
 
 
 def test_only_so_much_is_given_up_as_is_short(guard):
@@ -216,7 +246,7 @@ def test_growing_loses_nothing(open_session):  # noqa: F811
 
 def test_what_may_not_be_copied_leaves_and_the_prompt_stays(open_session):  # noqa: F811
     session, fresh = (opened(open_session, seconds=range(8)) for _ in range(2))
-    per_unit = 94 * kv_mib_per_position(LlmSizes.of(read_header(session.model.path))) * 2**20
+    per_unit = 94 * kv_bytes_per_position(session.model.path)
     prefix_bytes = session.window.prefix / 94 * per_unit
     session.resize(1280, max_copy_bytes=1.1 * (prefix_bytes + 3 * per_unit))
     assert session.window.seconds == [5, 6, 7]
@@ -263,7 +293,7 @@ def shrunken(path) -> tuple:
 
 def test_shrinking_returns_the_memory_of_keys_and_values(tiny_model_dir):
     path = tiny_model_dir / 'llm.gguf'
-    assert 32768 * kv_mib_per_position(LlmSizes.of(read_header(path)), 'f32') == 64
+    assert 32768 * kv_bytes_per_position(path, 'f32') == 64 * MIB
     # In a process of its own: in the heap of this one other tests may have left room for so much.
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         given_back_mib, seconds = pool.submit(shrunken, path).result()

@@ -18,6 +18,7 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from test_ros_diagnostics import ERROR, WARN, told, wait_level  # noqa: F401 (told: fixture)
 
+from benchmarks.device_server import DeviceServer
 from minicpmo_ros.errors import ModelFileError
 from minicpmo_ros.live.arbiter import DeviceArbiter
 from minicpmo_ros.memory import proc as memory
@@ -112,6 +113,20 @@ def test_what_the_machine_must_keep_available_is_watched_too(graph, tiny_model_d
     set_integer(graph, 'memory_reserve_mib', 1_000_000)
     graph.spin_until(lambda: graph.status.refusing, 'refusing')
     assert 'MiB are available on this machine' in graph.ask('?').reason
+
+
+def test_a_window_that_is_elsewhere_is_not_cut_for_memory_that_is_short_here(graph):
+    with DeviceServer() as server:
+        graph.start(
+            'llm', '-p', 'model_dir:=nano',
+            '-p', 'device:=gpu', '-p', f'rpc_servers:={server.address}',
+        )  # fmt: skip
+        graph.wait_ready()
+        assert graph.ask('?', max_tokens=2).success
+        set_integer(graph, 'memory_reserve_mib', 1_000_000)
+        graph.spin_until(lambda: graph.status.refusing, 'refusing')
+        assert 'positions' not in graph.status.reason
+        assert 'are available on this machine' in graph.ask('?').reason
 
 
 # --- fault: a model, or its context, is larger than the memory -----------------------------------

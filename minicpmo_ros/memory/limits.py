@@ -22,6 +22,7 @@ from minicpmo_ros.llm.context_options import CELLS_MULTIPLE, cells
 from minicpmo_ros.memory.llm_formulas import LlmSizes, layers_on_gpu
 from minicpmo_ros.memory.plan import Plan, PlanOptions, forecast, quantized_savings
 from minicpmo_ros.modelset.directory import ModelDirectory
+from minicpmo_ros.units import MIB
 
 KV_SMALLER = {'f32': ['f16', 'q8_0'], 'f16': ['q8_0']}
 
@@ -89,6 +90,18 @@ class Change:
             for value in (self.before, self.after)
         )
         return f'{PARAMETERS.get(self.option, self.option)} from {before} to {after} {saved}'
+
+
+def kv_mib_per_position(model: ModelDirectory, options: PlanOptions, shares_memory: bool) -> float:
+    """Return the MiB of this machine that the keys and values of one window's position take.
+
+    0: all are on a GPU with memory of its own, or on an RPC server.
+    shares_memory: the GPU of this machine computes in the machine's memory.
+    """
+    plan = forecast(model, replace(options, n_robots=1, parts=('llm',)))
+    amount, is_here = plan.amount('llm', 'keys and values'), 'llm' not in options.served
+    n_bytes = amount.host + (amount.device if shares_memory and is_here else 0)
+    return n_bytes / cells(options.n_ctx) / MIB
 
 
 def require_fit(model: ModelDirectory, plan: Plan, limits: Limits) -> None:

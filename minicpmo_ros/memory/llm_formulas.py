@@ -18,7 +18,6 @@ from minicpmo_ros.ggml.types import GgmlType, row_bytes
 from minicpmo_ros.ggml.weights import is_repacked
 from minicpmo_ros.llm.context_options import cells
 from minicpmo_ros.llm.vocabulary import TABLE
-from minicpmo_ros.units import MIB
 
 OUTPUTS = 8  # rows of a decode that may have logits, at the least
 FLOAT, HALF = 4, 2  # bytes
@@ -60,11 +59,6 @@ class LlmSizes:
             heads,
             head_width * heads,
         )
-
-
-def kv_mib_per_position(facts: LlmSizes, kv_type: str = 'f16') -> float:
-    """Return how much the keys and values of one position take in all layers, MiB."""
-    return facts.layers * position_bytes(facts, kv_type) / MIB
 
 
 def position_bytes(facts: LlmSizes, kv_type: str) -> int:

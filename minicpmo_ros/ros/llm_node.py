@@ -321,7 +321,7 @@ class LlmNode(ManagedNode):
         status = self.engine.status() if self.engine is not None else EngineStatus()
         if status.state == 'ready' and self._model is None:
             self._model = self._checked.result()
-            self._memory.begin(self.engine, self._model.headers['llm'])
+            self._memory.begin(self.engine, self._model)
             self._files.watch(self._model)
             self.get_logger().info(f'ready: {self._model.space}')
         self._statuses.publish(self._status_message(status))

@@ -27,9 +27,9 @@ from minicpmo_ros.memory.limits import (
     MemoryGuard,
     Verdict,
     context_sizes,
+    kv_mib_per_position,
     require_fit,
 )
-from minicpmo_ros.memory.llm_formulas import LlmSizes, kv_mib_per_position
 from minicpmo_ros.memory.plan import forecast, plan_options
 from minicpmo_ros.memory.proc import MemoryWatch, available_mib, pss_mib, shares_memory_with_gpu
 from minicpmo_ros.modelset.directory import ModelDirectory
@@ -133,12 +133,16 @@ class MemoryLimiter:
         """The memory that this process uses, MiB."""
         return self._watch.mib
 
-    def begin(self, engine: 'Engine', header) -> None:
+    def begin(self, engine: 'Engine', model: ModelDirectory) -> None:
         """Guard an engine that has become ready."""
-        status, kv_type = engine.status(), self._node.table.values().kv_type
-        sizes = context_sizes(status.context_size, status.smallest_context)
+        status, options = engine.status(), plan_options({'llm': self._node.table.named()})
         n_windows = len(self._group.namespaces) if self._group is not None else 1
-        per_position_mib = n_windows * kv_mib_per_position(LlmSizes.of(header), kv_type)
+        per_position_mib = n_windows * kv_mib_per_position(
+            model, options, shares_memory_with_gpu()
+        )
+        # Where a smaller window frees nothing here, none is made.
+        smallest = status.smallest_context if per_position_mib else status.context_size
+        sizes = context_sizes(status.context_size, smallest)
         self._guard = MemoryGuard(sizes, per_position_mib)
         self._engine, self._pending, self._resizes = engine, False, status.resizes
         self.verdict = Verdict(status.context_size)
