@@ -23,6 +23,7 @@ from minicpmo_ros.ros.audio_input import AudioInput
 from minicpmo_ros.ros.framework.threads import PERIOD_S
 from minicpmo_ros.ros.voice import asking
 from minicpmo_ros.ros.voice import node as node_module
+from minicpmo_ros.ros.voice.asking import Asker
 from minicpmo_ros.ros.voice.node import IS_QUESTION, LOOKS_S, TURNS, VoiceNode, turn_options
 from minicpmo_ros.ros.voice.self_speech import STATE_QOS
 from minicpmo_ros.streams.time import Arrival, Instant
@@ -156,6 +157,22 @@ def test_a_question_that_was_spoken_before_the_llm_was_there_waits_for_it(
     else:
         graph.spin_until(lambda: values(told)['questions answered'] == '1', 'voice to know of it')
     assert values(told)['questions asked'] == '1' and len(of_kind(heard, Speech.ENDED)) == 1
+
+
+def test_a_question_that_waits_for_the_llm_is_not_asked_after_the_robot_was_to_stop(
+    graph, tiny_model_dir, monkeypatch
+):
+    monkeypatch.setattr(asking, 'FIND_TIMEOUT_S', 600.0)
+    answers, asker = [], Asker(graph, lambda text: None)
+    graph.create_subscription(Answer, 'llm/answer', answers.append, QoSProfile(depth=10))
+    turn = SimpleNamespace(turn=0, heard_until_ns=0)
+    asker.ask(turn, 'What is that?', remember=False, timeout_s=600.0)
+    asker.silence()
+    asker.ask(turn, 'And this?', remember=False, timeout_s=600.0)
+    graph.start('llm', '-p', f'model_dir:={tiny_model_dir}', '-p', 'max_tokens:=2')
+    graph.spin_until(lambda: answers, 'an answer')
+    assert answers[0].question == 'And this?'
+    asker.close()
 
 
 def test_without_an_llm_a_question_is_told_as_unanswered_and_turns_go_on(

@@ -26,6 +26,7 @@ class Asker:
         self.asked = self.answered = 0
         self._problem = ''  # of the newest question
         self._newest = None  # the Stream of the newest answer, until it is over
+        self._cancelled = 0  # the number of the newest question that is not to be asked any more
 
     def close(self) -> None:
         """Leave the graph."""
@@ -44,7 +45,8 @@ class Asker:
         self._begin(event, timeout_s, self._on_answer, question=question, remember=remember)
 
     def cancel(self) -> None:
-        """Cancel the answer that is being given, if there is one."""
+        """Cancel the answer that is being given or waits for an llm, if there is one."""
+        self._cancelled = self.asked
         if self._newest is not None:
             self._newest.cancel()
             self._newest = None
@@ -63,7 +65,8 @@ class Asker:
     def _begin(self, event, timeout_s: float, on_text, **options) -> None:
         """Ask, as soon as the llm can be asked."""
         self.asked += 1
-        client, send = self._client, partial(self._send, event, timeout_s, on_text, options)
+        client = self._client
+        send = partial(self._send, self.asked, event, timeout_s, on_text, options)
         tells_nothing = client.has_server and not client.publishers()  # a node of somebody else
         if client.is_ready or tells_nothing:
             send()
@@ -71,11 +74,14 @@ class Asker:
             ready = client.ready_async(min(timeout_s, FIND_TIMEOUT_S))
             ready.add_done_callback(partial(self._when_done, event, lambda _: send()))
 
-    def _send(self, event, timeout_s: float, on_text, options: dict) -> None:
+    def _send(self, number: int, event, timeout_s: float, on_text, options: dict) -> None:
+        is_answer = on_text == self._on_answer
+        if is_answer and number <= self._cancelled:
+            return
         stream = self._client.stream(
             timeout_s=timeout_s, heard_until=to_time(event.heard_until_ns), **options
         )
-        if on_text == self._on_answer:
+        if is_answer:
             self._newest = stream
 
         def answered(answer) -> None:
