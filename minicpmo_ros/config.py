@@ -87,7 +87,7 @@ class Memory:
 
     path: str = '~/.ros/minicpmo_notes.db'
     every_s: int = 10  # between periodic notes
-    questions: str = 'What happened in the last ten seconds? Answer in one short sentence.'
+    questions: str = 'What happened in the last {every}? Answer in one short sentence.'
     max_tokens: int = 40
     budget: int = 300  # tokens of notes before a question
     notes: int = 8  # that are recalled at most

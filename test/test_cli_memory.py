@@ -44,6 +44,16 @@ def test_notes_are_listed_found_and_exported(capsys, path, tmp_path):
     assert (tmp_path / 'notes.jsonl').read_text() == out
 
 
+@pytest.mark.parametrize('stamp_s', [10**12, -(10**12)])
+def test_a_note_that_no_calendar_dates_is_listed_and_found(capsys, path, stamp_s):
+    with NoteStore(path) as store:
+        store.add(Note(stamp_s, stamp_s + 1, 'A blue cup.'))
+    for action in ([], ['find', 'cup']):
+        status, out, _ = run(capsys, path, *action)
+        assert status == 0 and f'by a broken clock, {stamp_s} s  periodic  A blue cup.' in out
+        assert 'A red cup.' in out
+
+
 def test_what_is_forgotten_is_gone(capsys, path):
     status, out, _ = run(capsys, path, 'forget', '--from', 900, '--to', '1970-01-01T23:00')
     assert status == 0 and 'deleted' in out

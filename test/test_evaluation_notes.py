@@ -11,7 +11,7 @@ from mcap.writer import Writer
 from scored_clips import write_long_clip
 
 from minicpmo_ros.cli.main import main
-from minicpmo_ros.config import LLM
+from minicpmo_ros.config import LLM, MEMORY
 from minicpmo_ros.evaluation.bags.bags import Bag
 from minicpmo_ros.evaluation.bags.clip import (
     IMAGE,
@@ -144,6 +144,17 @@ def test_a_note_is_due_when_its_seconds_are_over_and_again_after_a_reset():
     assert schedule.due(50) is None and schedule.due(59) is None  # the clock was set back
     assert (schedule.due(60).begin_s, schedule.due(200).begin_s) == (50, 190)
     assert Schedule(questions, 0).due(100) is None
+
+
+@pytest.mark.parametrize(
+    ('every_s', 'told'), [(1, '1 second'), (10, '10 seconds'), (60, '60 seconds'),
+                          (600, '10 minutes')]
+)  # fmt: skip
+def test_a_note_is_asked_for_about_as_long_a_time_as_it_is_of(every_s, told):
+    schedule = Schedule(read_questions(MEMORY.questions), every_s)
+    assert schedule.due(1000) is None
+    (question,) = schedule.due(1000 + every_s).left
+    assert f'in the last {told}?' in question.text
 
 
 def test_a_note_without_an_answer_is_none():

@@ -164,3 +164,14 @@ def test_the_last_time_is_the_newest_note_with_the_words_and_not_an_answer(tmp_p
         first = recall(store, 'When did you last hear the bell?', NOW_S, timezone.utc)[0].note
         assert first.end_s == NOW_S - 550
         assert not recall(store, 'When did you last hear a zebra?', NOW_S, timezone.utc)
+
+
+@pytest.mark.parametrize('stamp_s', [1e12, -1e12, 2.0**63])
+def test_a_note_that_no_calendar_dates_is_told_and_costs_no_other(store, stamp_s):
+    add(store, 60, 'The keys are in the box.')
+    store.add(Note(stamp_s - 1, stamp_s, 'The keys fell down.'))
+    recaller = Recaller(lambda read: read(store), len, timezone.utc, 1000)
+    for now_s, question in ((NOW_S, 'Where were the keys?'), (stamp_s, 'the keys yesterday?')):
+        text = recaller.recollect(question, 'only', now_s).text
+        assert '[by a broken clock] The keys fell down.' in text
+        assert ' ago] The keys are in the box.' in text

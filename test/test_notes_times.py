@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from minicpmo_ros.notes.times import ago, time_span
+from minicpmo_ros.notes.times import duration, time_span
 
 ZONE = timezone(timedelta(hours=2))
 NOW = datetime(2026, 3, 4, 15, 30, 0, tzinfo=ZONE)  # a Wednesday
@@ -96,11 +96,11 @@ def test_no_span_ends_in_the_future():
 
 
 def test_how_long_ago_is_told_in_the_largest_unit_of_which_there_are_two():
-    assert ago(1) == '1 second ago'
-    assert ago(119) == '119 seconds ago'
-    assert ago(35 * 60) == '35 minutes ago'
-    assert ago(7200) == '2 hours ago'
-    assert ago(3 * 86400) == '3 days ago'
+    assert duration(1) == '1 second'
+    assert duration(119) == '119 seconds'
+    assert duration(35 * 60) == '35 minutes'
+    assert duration(7200) == '2 hours'
+    assert duration(3 * 86400) == '3 days'
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,17 @@ def test_notes_are_written_found_read_and_forgotten_and_survive_a_kill(graph, tm
     graph.spin_until(
         lambda: any(note.kind == NoteMessage.ANSWER for note in notes.told), 'a note of an answer'
     )
+    spoken = notes.call(  # as voice asks for a transcript
+        Ask, question='Write down what was said.', choices=['where are my keys?', 'hello'],
+        aside=True, heard_until=time_of(last * 10**9),
+    )  # fmt: skip
+    assert spoken.success and spoken.answer.text, spoken.reason
+    graph.spin_until(
+        lambda: any(note.kind == NoteMessage.SPEECH for note in notes.told), 'a note of speech'
+    )
+    (speech,) = (note for note in notes.told if note.kind == NoteMessage.SPEECH)
+    assert speech.text == f'Somebody said: {spoken.answer.text}'
+    assert not any('Write down' in note.text for note in notes.told)
 
     live.end(signal.SIGKILL)
     with NoteStore(path, is_read_only=True) as store:

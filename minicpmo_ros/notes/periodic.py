@@ -4,18 +4,21 @@
 """What a model is asked for a note of the newest seconds, and when.
 
 The questions are one text, `question; question; ...`. Each may have a label in front, `label:
-question`, for models that answer in a word: the note is then 'shape: star; color: blue'.
+question`, for models that answer in a word: the note is then 'shape: star; color: blue'. What
+stands as {every} in a question is the time that a note is about, such as '10 seconds'.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.notes.note import Note
+from minicpmo_ros.notes.times import duration
 
 MOST_QUESTIONS = 16
 # Ends a note for which an input was missing or old. No question is searched for a word of it.
 NOT_THEN = ' (seen or heard before, not then)'
+EVERY = '{every}'
 LABEL = re.compile(r'(?P<label>[\w -]{1,32}):\s+(?P<question>.+)', re.DOTALL)
 
 
@@ -75,7 +78,10 @@ class Schedule:
     """Which seconds the next periodic note is about; `every_s` 0: none is written."""
 
     def __init__(self, questions: tuple, every_s: int):
-        self._questions, self._every_s, self._end_s = questions, every_s, None
+        self._questions = [
+            replace(each, text=each.text.replace(EVERY, duration(every_s))) for each in questions
+        ]
+        self._every_s, self._end_s = every_s, None
 
     def due(self, window_end_s: int) -> PeriodicNote | None:
         """Return the note to be asked for now that the window ends there, or None.

@@ -12,14 +12,14 @@ import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from datetime import datetime, tzinfo
+from datetime import tzinfo
 
 from minicpmo_ros.config import MEMORY
 from minicpmo_ros.errors import InputError
 from minicpmo_ros.notes.note import KINDS, Filter, Note, Pose
 from minicpmo_ros.notes.snapshots import look_again
 from minicpmo_ros.notes.store import NoteStore
-from minicpmo_ros.notes.times import TimeSpan, ago, time_span
+from minicpmo_ros.notes.times import TimeSpan, date_of, duration, time_span
 
 HALF_LIFE_S = 6 * 3600.0  # of what a note gains by being new
 NEW, LASTING = 0.5, 0.1  # what a new note gains, and one that is not periodic; the best words: 1
@@ -112,11 +112,15 @@ def content_words(text: str) -> list:
 
 def told(note: Note, now_s: float, zone: tzinfo | None) -> str:
     """Return a note as one line with its time and place."""
-    then = datetime.fromtimestamp(note.end_s, zone)
-    is_today = then.date() == datetime.fromtimestamp(now_s, zone).date()
-    when = f'{then:%H:%M:%S}' if is_today else f'{then:%Y-%m-%d %H:%M:%S}'
+    then, now = date_of(note.end_s, zone), date_of(now_s, zone)
+    if then is None:
+        when = 'by a broken clock'
+    else:
+        is_today = now is not None and then.date() == now.date()
+        when = f'{then:%H:%M:%S}' if is_today else f'{then:%Y-%m-%d %H:%M:%S}'
+        when += f', {duration(now_s - note.end_s)} ago'
     where = f', at ({note.pose.x:.1f}, {note.pose.y:.1f})' if note.pose else ''
-    return f'[{when}, {ago(now_s - note.end_s)}{where}] {note.text}'
+    return f'[{when}{where}] {note.text}'
 
 
 def preface(

@@ -68,9 +68,9 @@ def time_span(text: str, now_s: float, zone: tzinfo | None) -> TimeSpan | None:
     `now_s`: seconds since the epoch. `zone`: in which times of the day are meant; None: that of
     this machine, in which a day may have 23 hours.
     """
-    now = datetime.fromtimestamp(now_s, zone)
+    now = date_of(now_s, zone)
     for pattern, rule in _RULES:
-        match = pattern.search(text)
+        match = pattern.search(text) if now is not None else None
         try:
             span = rule(now, *match.groups()) if match is not None else None
         except (OverflowError, ValueError, OSError):  # before all that a calendar has
@@ -83,13 +83,21 @@ def time_span(text: str, now_s: float, zone: tzinfo | None) -> TimeSpan | None:
     return None
 
 
-def ago(seconds: float) -> str:
-    """Return how long ago in words, such as '35 minutes ago'."""
+def date_of(moment_s: float, zone: tzinfo | None = None) -> datetime | None:
+    """Return a moment of the stream in a zone; None: no calendar has it (a broken clock)."""
+    try:
+        return datetime.fromtimestamp(moment_s, zone)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, such as '35 minutes'."""
     seconds = max(0.0, seconds)
     for unit, unit_s in (('day', 86400), ('hour', 3600), ('minute', 60)):
         if seconds >= 2 * unit_s:
-            return f'{seconds / unit_s:.0f} {unit}s ago'
-    return f'{seconds:.0f} second{"" if round(seconds) == 1 else "s"} ago'
+            return f'{seconds / unit_s:.0f} {unit}s'
+    return f'{seconds:.0f} second{"" if round(seconds) == 1 else "s"}'
 
 
 def _value(number: str) -> float:

@@ -65,7 +65,7 @@ class QuestionRouter:
             with node.faults.guard('the end of an answer', starts_anew=False):
                 batcher.add('', last=True)
             message = self._message(name, answer)
-            node.post(lambda: node.tell_answer(message, request.aside))
+            node.post(lambda: node.tell_answer(message, request))
             node.finish(future, message)
 
         node.retune()

@@ -41,6 +41,7 @@ from minicpmo_ros.ros.messages import (
     status_message,
     take_image,
     take_rows,
+    time_ns,
 )
 from minicpmo_ros.ros.model_watch import ModelFiles
 from minicpmo_ros.ros.notes import NoteServer
@@ -248,11 +249,11 @@ class LlmNode(ManagedNode):
         """The model that is loaded, with its very weights; '' where none is."""
         return self._model.exact_space if self._model is not None else ''
 
-    def tell_answer(self, message: Answer, is_aside: bool) -> None:
+    def tell_answer(self, message: Answer, request) -> None:
         """Publish an answer that is not for who asked alone, and let it become a note."""
-        if not is_aside:
+        if not request.aside:
             self.answers.publish(message)
-        self.notes.note_answer(message)
+        self.notes.note_answer(message, request.aside and time_ns(request.heard_until) > 0)
 
     # Input.
     def _on_audio(self, message: AudioEmbedding) -> None:

@@ -46,7 +46,7 @@ NOTE_PARAMETERS = (
     Parameter('memory.questions', MEMORY.questions,
               'What the model is asked for a note: questions with a semicolon between two, each '
               "with a label in front where its answer is a word ('shape: what shape is shown "
-              "now?; ...')"),
+              "now?; ...'). {every} in it stands for memory.every_s in words"),
     Parameter('memory.max_tokens', MEMORY.max_tokens, 'The longest answer of each of them',
               'tokens', 1, 1000),
     Parameter('memory.budget', MEMORY.budget,
@@ -154,15 +154,19 @@ class NoteServer:
         begins = event.kind is Kind.BEGIN
         self._add(note, unit=self._unit_of(event.at_s) if begins else None)
 
-    def note_answer(self, message) -> None:
-        """Write a question and its answer."""
+    def note_answer(self, message, is_transcript: bool) -> None:
+        """Write a question and its answer; of a transcript only what somebody said."""
         if self._keeper is None or not self._node.table.values().memory_answers:
             return
         if message.finish in (Finish.STOP, Finish.LENGTH) and message.text and message.units:
             end_s = message.window_end.sec
-            text = f'Asked: {message.question or "(by voice)"} Answered: {message.text}'
+            if is_transcript:
+                kind, text = 'speech', f'Somebody said: {message.text}'
+            else:
+                kind, asked = 'answer', message.question or '(by voice)'
+                text = f'Asked: {asked} Answered: {message.text}'
             text += NOT_THEN * message.stale
-            self._add(Note(end_s - 1, end_s, text, 'answer', model=self._node.exact_space))
+            self._add(Note(end_s - 1, end_s, text, kind, model=self._node.exact_space))
 
     def diagnose(self, report) -> None:
         """Report the file and what is wrong with it."""
