@@ -3,6 +3,7 @@
 
 """Node `voice`: a spoken question is answered without a call, and what fails is told."""
 
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -133,6 +134,20 @@ def patient(graph, monkeypatch):
     yield node
     graph.own_executor.remove_node(node)
     node.destroy_node()
+
+
+def test_the_voices_that_several_robots_hear_are_told_apart(graph, monkeypatch):
+    stand_in = SimpleNamespace(IdsList=String, LiveSpeech=String)  # it need not be installed
+    monkeypatch.setitem(sys.modules, 'hri_msgs', SimpleNamespace(msg=stand_in))
+    monkeypatch.setitem(sys.modules, 'hri_msgs.msg', stand_in)
+    nodes = [VoiceNode(remappings={'__ns': namespace}) for namespace in ('/', '/a')]
+    for node, root in zip(nodes, ('/humans/voices', '/a/humans/voices')):
+        told = node.get_publisher_names_and_types_by_node('voice', node.get_namespace())
+        assert {name for name, _ in told if 'humans' in name} == {
+            f'{root}/{end}'
+            for end in ('tracked', 'anonymous_voice/is_speaking', 'anonymous_voice/speech')
+        }
+        node.destroy_node()
 
 
 def test_a_question_that_was_spoken_before_the_llm_was_there_waits_for_it(

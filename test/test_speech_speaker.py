@@ -95,12 +95,31 @@ def test_what_was_said_is_what_was_to_be_said_and_told_as_it_goes(stage):
     utterance = stage.say('One, two.', ' Three!', ' ', ' Four.')
     stage.wait(lambda: stage.ended)
     assert utterance.outcome == COMPLETE and not utterance.problem
-    assert utterance.spoken == 'One, two. Three! Four.'
+    assert utterance.spoken == 'One, two. Three!  Four.'
     assert stage.output.played_s == pytest.approx(0.02 * (9 + 6 + 5), abs=0.01)
     assert not stage.states[-1].is_speaking
     said = [state.sentence for state in stage.states if state.is_speaking]
     assert list(dict.fromkeys(said)) == ['One, two.', ' Three!', ' Four.']
     assert stage.speaker.sentences == 3
+
+
+@pytest.mark.parametrize('is_late', [False, True], ids=['at once', 'after the sound'])
+def test_what_cannot_be_spoken_is_said_with_the_sentence_before_it(stage, is_late):
+    utterance = stage.speaker.begin('one')
+    stage.speaker.add(utterance, ['It is red.'])
+    if is_late:
+        stage.wait(lambda: stage.states and stage.states[-1].spoken == 'It is red.')
+    stage.speaker.add(utterance, [' :)'], is_whole=True)
+    stage.wait(lambda: stage.states[-1:] and stage.states[-1].spoken == 'It is red. :)'
+               and not stage.states[-1].is_speaking)  # fmt: skip
+
+
+def test_of_an_answer_whose_words_could_not_be_said_nothing_is_said(tmp_path):
+    stage = Stage([str(tmp_path / 'no such program')])
+    utterance = stage.say('It is red.', ' :)')
+    stage.wait(lambda: stage.ended)
+    assert (utterance.outcome, utterance.spoken) == (FAILED, '')
+    stage.speaker.close(TIMEOUT_S)
 
 
 def test_the_first_sentence_is_heard_before_the_last_word_is_there(stage):

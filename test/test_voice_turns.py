@@ -300,3 +300,42 @@ def test_follow_up_and_patience_begin_when_the_robot_has_said_its_answer(listen)
     (late,) = hear(51, 60)
     assert not late.addressed
     assert late.stamp_ns - late.end_ns == pytest.approx(0.6 * NS, abs=FRAME_NS)
+
+
+@pytest.mark.parametrize('listen', ('always', 'barge_in'))
+def test_who_speaks_into_an_answer_is_addressed_by_the_wake_word_alone(listen):
+    class Word(Loudness):
+        is_said = False
+
+        def hears(self, samples):
+            return self.is_said and samples.any()
+
+    word, options = Word(), TurnOptions(follow_up_s=8.0)
+    finder = TurnFinder(Loudness(), options, word)
+    finder.robot_sounds = lambda stamp_ns: 3 * NS <= stamp_ns < 30 * NS
+    if listen == 'barge_in':
+        finder.robot_speaks = finder.robot_sounds
+
+    def is_addressed(begin_s, with_word=False):
+        """Say something for a second, with silence before and behind it."""
+        told, word.is_said = [], False
+        quiet_s = finder.stamp_ns / NS
+        for at_s, end_s, loudness in (
+            (quiet_s, begin_s, 0.0),
+            (begin_s, begin_s + 0.3, 0.5),
+            (begin_s + 0.3, begin_s + 1, 0.5),
+            (begin_s + 1, begin_s + 2, 0.0),
+        ):
+            word.is_said = with_word and at_s == begin_s
+            samples = np.full(round((end_s - at_s) * RATE), loudness, np.float32)
+            told += finder.push(round(at_s * NS), samples)
+        (ended,) = [event for event in told if event.kind is TurnKind.ENDED]
+        return ended.addressed
+
+    assert is_addressed(1, with_word=True)
+    finder.answered(is_question=False)  # said from 3 s to 30 s
+    assert is_addressed(6), 'shortly after the word'
+    assert not is_addressed(12) and not is_addressed(20), 'a bystander'
+    assert is_addressed(24, with_word=True)
+    assert is_addressed(34), 'after the answer'
+    assert not is_addressed(44)

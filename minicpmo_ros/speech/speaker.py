@@ -41,13 +41,15 @@ class Utterance:
 
     @property
     def spoken(self) -> str:
-        """What has been said: whole sentences, and the whole words of the one that was cut."""
-        said = [
-            text
-            for number, text in enumerate(self.sentences[: self.next_sentence])
-            if self.sounds.get(number) is not None
-        ]
-        return (''.join(said) + self.cut).strip()
+        """What has been said: whole sentences, and the whole words of the one that was cut.
+
+        What has nothing to say, such as " :)", is said with the sentence before it.
+        """
+        said = ''
+        for number, text in enumerate(self.sentences[: self.next_sentence]):
+            has_sound = self.sounds.get(number) is not None
+            said += text * (has_sound or bool(said) and not is_speakable(spoken_form(text)))
+        return (said + self.cut).strip()
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,10 @@ class Speaker:
             return
         sound = utterance.sounds[number]
         if sound is None:
+            said = utterance.spoken
             self._advance(utterance)
+            if utterance.spoken != said:
+                self._tell(utterance, utterance.sentences[number], self._goes_on(utterance))
             return
         utterance.cut = ''
         share = self._play_sound(utterance, utterance.sentences[number], sound)

@@ -267,7 +267,8 @@ class TurnFinder:
     """Samples and stamps in, events out: frames, probabilities, turns, and the wake word.
 
     With a wake word a turn is addressed if the word was said in it, with more speech behind it,
-    or follow_up_s before it at most; or if the robot has answered so long before it.
+    or follow_up_s before it at most; or if the robot has answered so long before it, and says
+    nothing as it begins.
     `robot_speaks(stamp_ns)` returns whether a turn that begins then interrupts the robot, and
     `robot_sounds(stamp_ns)` whether it says something then: an answer that is said aloud is over
     when it has been said, often long after it was generated.
@@ -279,7 +280,8 @@ class TurnFinder:
         self._frames, self._detector = FrameSplitter(), detector
         self.turns, self._wake_word = TurnDetector(options), wake_word
         self._woken_ns = None  # when the wake word was heard last
-        self._open_until_ns = 0  # turns that begin before are addressed
+        self._open_until_ns = 0  # turns that begin before, and into no answer, are addressed
+        self._follow_up_ns = int(options.follow_up_s * NS)
         self.stamp_ns, self.frames, self.wakes, self.probability = 0, 0, 0, 0.0
 
     def push(self, stamp_ns: int, samples: np.ndarray) -> list:
@@ -334,7 +336,7 @@ class TurnFinder:
         self._open(self.stamp_ns)
 
     def _open(self, stamp_ns: int) -> None:
-        self._open_until_ns = stamp_ns + int(self.turns.options.follow_up_s * NS)
+        self._open_until_ns = stamp_ns + self._follow_up_ns
 
     def _is_addressed(self, event: TurnEvent) -> bool:
         if self._wake_word is None:
@@ -342,4 +344,7 @@ class TurnFinder:
         woken_ns = self._woken_ns
         if woken_ns is not None and woken_ns >= event.start_ns:
             return event.end_ns - woken_ns >= int(AFTER_WAKE_WORD_S * NS)
-        return event.start_ns < self._open_until_ns
+        if woken_ns is not None and event.start_ns < woken_ns + self._follow_up_ns:
+            return True
+        # Who speaks into an answer follows nothing up: it may be anybody.
+        return event.start_ns < self._open_until_ns and not self.robot_sounds(event.start_ns)

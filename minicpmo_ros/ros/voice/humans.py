@@ -3,8 +3,9 @@
 
 """Tells speech as REP-155 has it, where hri_msgs is installed: voices of humans.
 
-Published below /humans/voices, for one anonymous voice: `tracked` (hri_msgs/IdsList), and of the
-voice `is_speaking` (std_msgs/Bool) and, with a transcript, `speech` (hri_msgs/LiveSpeech).
+Published below humans/voices in the namespace of the node, for one anonymous voice: `tracked`
+(hri_msgs/IdsList), and of the voice `is_speaking` (std_msgs/Bool) and, with a transcript, `speech`
+(hri_msgs/LiveSpeech).
 """
 
 from rclpy.qos import QoSProfile
@@ -15,7 +16,7 @@ from minicpmo_ros.ros.messages import to_time
 from minicpmo_ros.voice.turns import TurnKind
 
 VOICE = 'anonymous_voice'
-ROOT = '/humans/voices'
+ROOT = 'humans/voices'  # relative: who hears one of several robots is not another's voice
 VOICE_QOS = QoSProfile(depth=10)
 
 
