@@ -543,3 +543,14 @@ def test_every_parameter_of_a_preset_says_what_it_gives_and_costs(preset):
         if line.startswith('    ') and not line.strip().startswith('#'):
             assert before.strip().startswith('#'), f'{preset.name}: {line}'
         before = line
+
+
+@pytest.mark.parametrize('composed', ['true', 'false'])
+def test_several_robots_are_refused_where_one_robots_encoders_are_started(tmp_path, composed):
+    path = tmp_path / 'robots.yaml'
+    given = {'model_dir': 'nano', 'robots': ['a', 'b']}
+    path.write_text(yaml.safe_dump({'/**/llm': {'ros__parameters': given}}))
+    with pytest.raises(InputError, match=r"robots is \['a', 'b'\].*Start executable llm"):
+        plan(params_file=str(path), composed=composed)
+    path.write_text(yaml.safe_dump({'/**/llm': {'ros__parameters': given | {'robots': ['']}}}))
+    assert plan(params_file=str(path), composed=composed)

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import yaml
 from rclpy.qos import QoSProfile
 from ros_graph import BLIND, Process
 
@@ -221,6 +222,20 @@ def reason_of_the_one_that_is_refused(graph):
 )
 def test_two_robots_do_not_write_one_file(graph, tmp_path, given):
     start_robots(graph, *(part for one in given for part in ('-p', one.format(tmp_path))))
+    assert 'a file has one writer' in reason_of_the_one_that_is_refused(graph)
+
+
+@pytest.mark.parametrize('spelling', ['link/rules.yaml', 'one/../one/rules.yaml'])
+def test_a_file_that_is_spelled_in_two_ways_has_one_writer(graph, tmp_path, spelling):
+    (tmp_path / 'one').mkdir()
+    (tmp_path / 'link').symlink_to('one')
+    paths = {'a': tmp_path / 'one' / 'rules.yaml', 'b': tmp_path / spelling}
+    given = {
+        f'/**/{robot}/llm': {'ros__parameters': {'alerts.persist': True, 'alerts.file': str(path)}}
+        for robot, path in paths.items()
+    }
+    (tmp_path / 'robots.yaml').write_text(yaml.safe_dump(given))
+    start_robots(graph, '--params-file', str(tmp_path / 'robots.yaml'))
     assert 'a file has one writer' in reason_of_the_one_that_is_refused(graph)
 
 

@@ -7,6 +7,8 @@ The nodes share one thread, one copy of the weights and one context; each has it
 questions, standing questions, notes and black box, as if it were alone.
 """
 
+from pathlib import Path
+
 from rclpy.exceptions import InvalidNamespaceException
 from rclpy.validate_namespace import validate_namespace
 
@@ -110,10 +112,13 @@ def _require_same(name: str, options, other: str, others) -> None:
 
 def _require_own_files(name: str, options, other: str, others) -> None:
     for option, is_written in FILES:
-        path = getattr(options, option)
-        if is_written(options) and is_written(others) and path == getattr(others, option):
+        if not (is_written(options) and is_written(others)):
+            continue
+        path, theirs = (Path(getattr(each, option)).expanduser() for each in (options, others))
+        if path.resolve() == theirs.resolve():  # also by a link, or from the working folder
             parameter = option.replace('_', '.', 1)
             raise InputError(
-                f'{parameter} is {path!r} for both {name} and {other}; a file has one writer. '
-                f'Give each robot its own, under a key such as {name}'
+                f'{parameter} is {str(path)!r} for {name} and {str(theirs)!r} for {other}, which '
+                'is one file; a file has one writer. Give each robot its own, under a key such as '
+                f'{name}'
             )

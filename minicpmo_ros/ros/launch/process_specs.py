@@ -164,6 +164,7 @@ def process_specs(given: dict, config: Path, around: Around = Around()) -> tuple
     voices = ('voice',) * boolean(given, 'voice')
     beside = dict(_beside(given, NODES + voices))
     parameters, told = parameters_of(given, config, around, own, NODES + voices, tuple(beside))
+    _refuse_robots(parameters['llm'])
     alone = {name: parameters.pop(name) for name in beside}
     if cameras := parameters['vision_encoder'].get('cameras'):
         alone.get('recorder', {}).setdefault('cameras', cameras)  # those that are seen
@@ -185,6 +186,16 @@ def process_specs(given: dict, config: Path, around: Around = Around()) -> tuple
         merged = {**alone[name], **values, of_time: use_sim_time}
         nodes += (ProcessSpec(name, {name: merged}, inputs, name),)
     return nodes
+
+
+def _refuse_robots(of_llm: dict) -> None:
+    """Raise InputError where several robots are named."""
+    if any(robots := of_llm.get('robots') or ()):
+        raise InputError(
+            f'robots is {robots!r}, and this launch file starts the nodes of one robot, which '
+            'encode, too. Start executable llm with it, and the encoders of each robot in its '
+            'namespace (docs/robots.md); or leave robots empty'
+        )
 
 
 def input_names(given: dict) -> tuple:
