@@ -22,9 +22,18 @@ def program(name: str) -> str:
     lines = settings['options.entry_points']['console_scripts'].split('\n')
     targets = dict(line.replace(' ', '').split('=') for line in lines if line)
     module, _, function = targets[name].partition(':')
-    # Processes that it starts anew import it for what it defines, and must not run it again.
-    run = f"if __name__ == '__main__':\n    sys.exit({function}())\n"
-    return f'import sys\n\nfrom {module} import {function}\n\n{run}'
+    # Ctrl-C may come while it imports. Processes that it starts anew import it for what it
+    # defines, and must not run it again.
+    return f"""import sys
+
+try:
+    from {module} import {function}
+
+    if __name__ == '__main__':
+        sys.exit({function}())
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
 
 
 class InstallScripts(install_scripts):

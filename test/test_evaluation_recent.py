@@ -31,12 +31,21 @@ def info(at_s):
     return KeptMessage('/audio_info', AUDIO_INFO, int(at_s * NS), bytes(8), holds=True)
 
 
+def pass_time(recent, begin_s, end_s):
+    """Let time pass in which nothing comes."""
+    for half in range(round(2 * (end_s - begin_s)) + 1):
+        recent.expire(int((begin_s + half / 2) * NS))
+
+
 @pytest.mark.parametrize('seed', range(5))
 def test_the_newest_are_kept_within_time_and_bytes(seed):
     draw, recent, now_s = random.Random(seed), RecentMessages(10, ROOM), 1000.0
     came = []
     for _ in range(2000):
-        now_s += draw.choice((0.0, 0.01, 0.3, 0.3, 9.0 if draw.random() < 0.05 else 0.1))
+        for _ in range(18 if draw.random() < 0.01 else 0):  # a silence, as the recorder looks
+            now_s += 0.5
+            recent.expire(int(now_s * NS))
+        now_s += draw.choice((0.0, 0.01, 0.3, 0.3, 0.1))
         came.append(image(now_s, draw.choice((0, 100, 5000, 40_000))))
         assert recent.add(came[-1]) == ''
         found = recent.since()
@@ -49,7 +58,7 @@ def test_the_newest_are_kept_within_time_and_bytes(seed):
             assert recent.lacks(young[0].log_ns)
         middle_ns = came[-1].log_ns - 5 * NS
         assert recent.since(middle_ns) == [m for m in found if m.log_ns >= middle_ns]
-    recent.expire(int((now_s + 11) * NS))
+    pass_time(recent, now_s, now_s + 11)
     assert recent.since() == [] and recent.size_bytes == 0
 
 
@@ -67,7 +76,7 @@ def test_what_holds_until_the_next_one_is_there_however_old_it_is():
     first, second = recent.since(131 * NS)  # the newest of them that is older, and only that
     assert (first.topic, second.topic) == ('/audio_info', '/image') and first.log_ns == 131 * NS
     assert len([m for m in recent.since() if m.holds]) == 2
-    recent.expire(1000 * NS)
+    pass_time(recent, 131, 1000)
     assert recent.since() == [] and recent.size_bytes == info(0).size_bytes
     recent.add(image(1000))
     assert [m.topic for m in recent.since()] == ['/audio_info', '/image']
@@ -95,6 +104,32 @@ def test_times_that_go_back_begin_anew_and_small_corrections_do_not():
         ('/audio_info', 50 * NS), ('/image', 50 * NS),
     ]  # fmt: skip
     assert recent.began_anew(49 * NS) and not recent.began_anew(50 * NS)
+
+
+@pytest.mark.parametrize('ahead_s', [1.5, 1e6])
+@pytest.mark.parametrize('meanwhile', ['nothing', 'a look', 'messages'])
+def test_a_single_time_far_ahead_costs_nothing_that_is_kept(ahead_s, meanwhile):
+    recent = RecentMessages(10, ROOM)
+    for eighth in range(40):
+        recent.add(image(eighth / 8))
+    if meanwhile == 'a look':
+        recent.expire(int((5 + ahead_s) * NS))
+    for size in (101, 102) if meanwhile == 'messages' else ():
+        assert recent.add(image(5 + ahead_s, size)) == ''
+    assert recent.add(image(5)) == ''
+    came = [m.log_ns / NS for m in recent.since()]
+    between = [4.875] * 2 * (meanwhile == 'messages')
+    assert came == [eighth / 8 for eighth in range(40)] + between + [5]
+    pass_time(recent, 5, 15.5)
+    assert recent.since() == []
+
+
+def test_a_time_that_goes_on_far_ahead_is_the_time():
+    recent = RecentMessages(10, ROOM)
+    for at_s in (1, 2, 1000, 1000.5, 1001.5):
+        assert recent.add(image(at_s)) == ''
+    assert [m.log_ns / NS for m in recent.since()] == [1000, 1000.5, 1001.5]
+    assert 'time went back' in recent.add(image(3))
 
 
 def test_a_bag_of_them_is_read_by_us_and_by_rosbags(tmp_path):

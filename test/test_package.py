@@ -6,6 +6,7 @@
 import ast
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -149,6 +150,18 @@ def test_colcon_builds_the_package(tmp_path):
     assert (share / 'config' / 'nano.yaml').exists()
     assert (share / 'demo' / 'clips' / 'questions.json').exists()
     assert list(prefix.glob('lib/python3*/site-packages/minicpmo_ros/msg/_answer_delta.py'))
+
+
+def test_ctrl_c_while_a_verb_is_imported_ends_it_quietly(tmp_path):
+    # Imported by the verb's module, before there is a main() that could catch anything.
+    interrupt = 'import os, signal, time\n\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n'
+    (tmp_path / 'argparse.py').write_text(interrupt)
+    path = ':'.join(filter(None, (str(tmp_path), os.environ.get('PYTHONPATH'))))
+    done = subprocess.run(
+        [shutil.which('minicpmo'), 'doctor'], env={**os.environ, 'PYTHONPATH': path},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, '', '')
 
 
 @pytest.mark.parametrize('folder', ['a b', 'x' * 150, 'quo"te $HOME `id`'])

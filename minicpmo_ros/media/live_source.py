@@ -38,6 +38,8 @@ BURST_NS = NS // 2
 # Images that come later than that are not decoded, up to one that needs none before it.
 LATE_NS = NS
 DAMAGED = (av.error.InvalidDataError, ValueError)
+HIDDEN, ESCAPED = '***@', 'a password has %2F for each /, or is in the file credentials_file'
+IN_PATH = re.compile(r'((?:pass\w*|pwd|token)=)[^&/?#]*', re.IGNORECASE)  # a secret
 HUFFMAN = b'\xff\xc4'  # marker of the tables that some cameras leave out of their JPEG
 
 
@@ -65,7 +67,7 @@ class LiveOptions:
     @property
     def name(self) -> str:
         """The address as it may be told: without a password."""
-        return _without_user(self.address)
+        return _told(self.address)
 
     def check(self) -> None:
         """Raise InputError if it is no address of a source."""
@@ -79,7 +81,7 @@ class LiveOptions:
         except ValueError:
             what = '. Its host or port is none'
             if '@' in self.address:
-                what += ': a password has %2F for each /, or is in the file credentials_file'
+                what += f': {ESCAPED}'
         raise InputError(
             f'source is {self.name!r}; it takes rtsp://HOST/PATH, rtsps://HOST/PATH, or a device '
             f'such as /dev/video0{what}. media_player plays files'
@@ -268,6 +270,7 @@ def _open(options: LiveOptions):
         # FFmpeg may call an answer that did not come damaged data.
         is_late = time.monotonic() - begun_s >= timeout_s
         why = _why(TimeoutError() if is_late else error, options)
+        why += f'. If a / before the @ is of the password: {ESCAPED}' * (HIDDEN in options.name)
         raise InputError(f'{options.name}: {why}') from None
 
 
@@ -291,19 +294,23 @@ def _address(options: LiveOptions) -> str:
     if not options.credentials:
         return f'{scheme}://{rest}'
     user, _, password = options.credentials.partition(':')
-    rest = _without_user(options.address).split('://', 1)[1]
-    return f'{scheme}://{quote(user, "")}:{quote(password, "")}@{rest}'
+    host, slash, path = rest.partition('/')
+    host = host.rpartition('@')[2]  # without a user of its own
+    return f'{scheme}://{quote(user, "")}:{quote(password, "")}@{host}{slash}{path}'
 
 
-def _without_user(address: str) -> str:
-    """Return an address without user and password, which may have a / or @ that is not escaped."""
+def _told(address: str) -> str:
+    """Return an address without all that may be a user and a password.
+
+    A password may have a / or @ that is not escaped, and may stand in the path.
+    """
     begin, rest = re.fullmatch(r'([\w+.-]*:/+|/*)(.*)', address, re.DOTALL).groups()
-    host, _, path = rest.partition('/')
-    port = host.rpartition(':')[2] if ':' in host else '0'
-    if '@' not in host and '@' in path and not port.isdecimal():
-        host, path = rest, ''  # what looks like the host is the begin of the password
-    at = host.rfind('@') + 1
-    return begin + rest[at:]
+    user, _, place = rest.rpartition('@')
+    if '/' not in user:
+        rest = place
+    elif ':' in user:  # USER:12/34@HOST, which may as well be HOST:12/PATH@2
+        rest = HIDDEN + place
+    return begin + IN_PATH.sub(r'\1***', rest)
 
 
 def _count_ns(piece) -> int | None:

@@ -9,7 +9,8 @@ last one that has left stays at hand, for the messages behind it cannot be read 
 bag it comes first, stamped as the first message, so that nobody who plays it waits for an hour.
 
 No clock and no thread: times come with the messages. If they go back, what was kept is dropped, as
-its times would be mixed with the new ones.
+its times would be mixed with the new ones. A time that leaps ahead drops nothing until it has gone
+on from there: it may be a single wrong /clock, and what came meanwhile is then dated before it.
 """
 
 import os
@@ -22,7 +23,7 @@ from minicpmo_ros.evaluation.bags.writing import Recording
 from minicpmo_ros.units import NS
 
 OVERHEAD_BYTES = 512  # of a message beside its data: Python's objects
-BACK_NS = NS  # a clock that is corrected by less has not gone back
+BACK_NS = NS  # a clock that is corrected by less has not gone back, and has not leapt ahead
 
 
 class KeptMessage(NamedTuple):
@@ -49,10 +50,12 @@ class RecentMessages:
         self.size_bytes = 0  # of both
         self._cut_ns = -1  # when the newest message came that left for want of room
         self._begun_ns = -1  # when the first one came after time went back
+        self._now_ns = self._leapt_ns = None  # newest time that is certain; one far ahead of it
         self.refused = 0  # larger than all the room
 
     def add(self, message: KeptMessage) -> str:
         """Keep a message; return what was dropped because of it and is not old, or ''."""
+        now_ns = self._certain_ns(message.log_ns)
         told = self._turn_back(message.log_ns) if self._is_back(message.log_ns) else ''
         if self._messages:  # in order, although the clock was corrected a little
             message = message._replace(log_ns=max(message.log_ns, self._messages[-1].log_ns))
@@ -64,15 +67,14 @@ class RecentMessages:
             )
         self._messages.append(message)
         self.size_bytes += message.size_bytes
-        self.expire(message.log_ns)
+        self._drop_until(now_ns - self._keep_ns)
         while self.size_bytes > self._max_bytes:
             self._make_room()
         return told
 
     def expire(self, now_ns: int) -> None:
         """Drop what has become too old."""
-        while self._messages and self._messages[0].log_ns < now_ns - self._keep_ns:
-            self._drop_oldest()
+        self._drop_until(self._certain_ns(now_ns) - self._keep_ns)
 
     def since(self, begin_ns: int = 0) -> list:
         """Return the messages that came since then; before them, what still holds there."""
@@ -94,6 +96,27 @@ class RecentMessages:
     def began_anew(self, begin_ns: int) -> bool:
         """Return whether time went back since then, and what came before was dropped."""
         return self._begun_ns > begin_ns
+
+    def _certain_ns(self, now_ns: int) -> int:
+        """Take a time; return the newest that is certain: not one that has only just leapt."""
+        leapt_ns = self._leapt_ns
+        if leapt_ns is not None and abs(now_ns - leapt_ns) < BACK_NS:
+            return self._now_ns
+        if leapt_ns is not None and now_ns > leapt_ns:  # time has gone on from there
+            self._now_ns = leapt_ns
+        elif leapt_ns is not None:
+            self._messages = deque(
+                message._replace(log_ns=min(message.log_ns, self._now_ns))
+                for message in self._messages
+            )
+        is_leap = self._now_ns is not None and now_ns > self._now_ns + BACK_NS
+        self._leapt_ns = now_ns if is_leap else None
+        self._now_ns = self._now_ns if is_leap else now_ns
+        return self._now_ns
+
+    def _drop_until(self, begin_ns: int) -> None:
+        while self._messages and self._messages[0].log_ns < begin_ns:
+            self._drop_oldest()
 
     def _is_back(self, now_ns: int) -> bool:
         return bool(self._messages) and now_ns < self._messages[-1].log_ns - BACK_NS
