@@ -33,7 +33,7 @@ from benchmarks.streams import (  # noqa: E402
     unit_rows,
     units_of,
 )
-from minicpmo_ros.live.question import Finish, Question  # noqa: E402
+from minicpmo_ros.live.question import Question  # noqa: E402
 from minicpmo_ros.live.window import POLICIES, Window  # noqa: E402
 from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
 from training.world import COLORS, SHAPES  # noqa: E402
@@ -74,13 +74,7 @@ def draw(pool: list, length: int, asked: int, rng) -> list:
 
 def ask(session, text: str, choices: tuple):
     """Give the Answer."""
-    answering = session.ask(Question(text, choices))
-    try:
-        while answering.answer is None:
-            answering.step()
-    finally:
-        answering.end(Finish.ERROR)
-    return answering.answer
+    return session.ask(Question(text, choices)).complete()
 
 
 def measure(model_dir, questions, clips: int, n_streams: int, n_units: int, seed: int) -> dict:

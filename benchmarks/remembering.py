@@ -47,7 +47,7 @@ prepare()
 import numpy as np  # noqa: E402
 
 from benchmarks.streams import open_core, question_file, read_seconds, units_of  # noqa: E402
-from minicpmo_ros.live.question import Finish, Question  # noqa: E402
+from minicpmo_ros.live.question import Question  # noqa: E402
 from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
 from minicpmo_ros.notes.note import Note  # noqa: E402
 from minicpmo_ros.notes.recall import Recalled, Recaller, Recollection, preface, recall  # noqa: E402
@@ -97,13 +97,7 @@ class Robot:
         session.options = replace(session.options, recall=lambda *_: recollection)
         if recollection is None:
             session.options = replace(session.options, recall=None)
-        answering = session.ask(Question(text, memory=memory))
-        try:
-            while answering.answer is None:
-                answering.step()
-        finally:
-            answering.end(Finish.ERROR)  # does nothing where it has ended
-        return answering.answer
+        return session.ask(Question(text, memory=memory)).complete()
 
     def recaller(self, store: NoteStore) -> Recaller:
         """Give what finds the notes of a question, as the node has it."""

@@ -54,7 +54,7 @@ from minicpmo_ros.evaluation.bench.bench import (  # noqa: E402
 )
 from minicpmo_ros.evaluation.runner import Core, CoreOptions  # noqa: E402
 from minicpmo_ros.ggml.runtime import Backend  # noqa: E402
-from minicpmo_ros.live.question import Finish, Question  # noqa: E402
+from minicpmo_ros.live.question import Question  # noqa: E402
 from minicpmo_ros.live.window import Window  # noqa: E402
 from minicpmo_ros.media.image.tiling import thumbnail, thumbnail_noise  # noqa: E402
 from minicpmo_ros.modelset.directory import ModelDirectory  # noqa: E402
@@ -116,11 +116,7 @@ def answers(core: Core, units: list) -> list:
         core.session.append(unit)
     texts = []
     for text in KINDS.values():
-        asked = core.session.ask(Question(text))
-        while asked.answer is None:
-            asked.step()
-        asked.end(Finish.ERROR)
-        texts.append(asked.answer.text)
+        texts.append(core.session.ask(Question(text)).complete().text)
     return texts
 
 

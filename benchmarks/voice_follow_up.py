@@ -50,8 +50,6 @@ def lost_points(right: np.ndarray) -> tuple:
 
 
 def _remember(core: Core, text: str) -> None:
-    asking = core.session.ask(Question(text, remember=True))
-    while asking.answer is None:
-        asking.step()
-    if not asking.answer.remembered:
-        raise RuntimeError(f'{text!r} is not remembered: {asking.answer}')
+    answer = core.session.ask(Question(text, remember=True)).complete()
+    if not answer.remembered:
+        raise RuntimeError(f'{text!r} is not remembered: {answer}')

@@ -282,12 +282,7 @@ class Core:
             if self.strict:
                 raise
             return Answer(text, '', Finish.ERROR, error)
-        try:
-            while answering.answer is None:
-                answering.step()
-        finally:
-            answering.end(Finish.ERROR)  # does nothing where it has ended
-        return answering.answer
+        return answering.complete()
 
 
 class EncodedClip:

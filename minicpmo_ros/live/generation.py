@@ -43,8 +43,9 @@ class Generation:
     """The reading of one question and the writing of its answer; Session.ask creates it.
 
     It owns a fork of the window. Read what `next_read` returns, alone or together with others, and
-    hand the logits to `take`, or call `step`, which does both; until `answer` is set. Or `end` it
-    early. `between` is called in the middle of a long step; its exceptions propagate.
+    hand the logits to `take`, or call `step`, which does both; until `answer` is set. `complete`
+    does so until then; or `end` it early. `between` is called in the middle of a long step; its
+    exceptions propagate.
     """
 
     def __init__(
@@ -135,6 +136,15 @@ class Generation:
         """Read one chunk of the question or one token alone; return as `take`."""
         (logits,) = self._session.read([self.next_read()])
         return self.take(logits)
+
+    def complete(self) -> Answer:
+        """Read all that is left alone, and return the answer; a step that raises ends it."""
+        try:
+            while self.answer is None:
+                self.step()
+        finally:
+            self.end(Finish.ERROR)  # does nothing where it has ended
+        return self.answer
 
     def next_read(self) -> Read:
         """Return what the fork reads next: a chunk of the question, or tokens."""
