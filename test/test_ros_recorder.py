@@ -287,6 +287,24 @@ def test_what_comes_before_simulated_time_is_recorded_when_that_begins(graph, tm
         assert times == {simulated.now_s * 10**9}
 
 
+def test_a_single_wrong_time_of_the_clock_costs_nothing_that_is_kept(graph, tmp_path):
+    recorder = graph.start('recorder', '-p', 'use_sim_time:=true', '-p', 'keep_s:=600.0')
+    save, camera, simulated = Saving(graph), Camera(graph, 100), SimulatedTime(graph)
+    bags = (tmp_path / f'{number}.mcap' for number in count())
+
+    def saved():
+        path = next(bags)
+        return numbers(path) if save(path).success else []
+
+    camera.show(10)
+    simulated.until(lambda: len(saved()) == 10, 'the images')
+    simulated.now_s += 10**6
+    simulated.until(lambda: not saved(), 'the wrong time')  # of its last 600 s there is nothing
+    simulated.now_s -= 10**6
+    simulated.until(lambda: saved() == list(range(1, 11)), 'what was kept before')
+    assert recorder.end() == 0 and 'time went back' not in recorder.log
+
+
 def test_memory_is_bounded_and_the_bag_says_what_had_no_room(graph, tmp_path):
     recorder = graph.start('recorder', '-p', 'keep_s:=600.0', '-p', 'keep_mib:=1')
     save, camera = Saving(graph), Camera(graph, 100_000)
