@@ -250,6 +250,7 @@ def test_a_question_is_sent_when_who_answers_has_found_who_asks(node, asker, mon
 
     server = ActionServer(node, AskAction, 'llm/ask', answer)
     status = node.create_publisher(Status, 'llm/status', LATCHED)
+    monkeypatch.setattr(asked, 'MEET_TIMEOUT_S', 600.0)
     late = asker.stream('First?')
     with pytest.raises(LateError):
         asker.wait_until(lambda: taken, 1.0, 'an answer')

@@ -12,7 +12,7 @@ from rclpy.action import ActionClient
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from ros_graph import Graph
-from ros_source import FIRST, Source
+from ros_source import FIRST, SimulatedTime, Source, time_of
 from std_srvs.srv import Trigger
 from test_ros_live import ask_by_action
 from test_speech_speaker import PARROT, RATE_HZ
@@ -22,7 +22,7 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.live.engine import Engine
 from minicpmo_ros.live.generation import Generation
 from minicpmo_ros.live.session import Session
-from minicpmo_ros.msg import AudioEmbedding
+from minicpmo_ros.msg import AudioEmbedding, Sentence
 from minicpmo_ros.ros import ask_server
 from minicpmo_ros.ros.audio_node import StreamingEncoder
 from minicpmo_ros.ros.framework import faults
@@ -45,6 +45,7 @@ from minicpmo_ros.srv import (
     SaveSession,
 )
 from minicpmo_ros.streams.audio import AudioPipeline
+from minicpmo_ros.units import NS
 
 
 def fail(*_, **__):
@@ -255,4 +256,28 @@ def test_each_of_many_who_call_at_the_same_moment_gets_a_reply(graph, tiny_model
         lambda: len(results) == MANY and all(one.done() for one in results), 'each result'
     )
     assert all('engine is none' in one.result().result.reason for one in results)
+    saying.destroy()
+
+
+def test_a_result_is_there_for_who_asks_for_it_half_a_minute_later(graph):
+    """As one does that a callback of its own, or a busy machine, has held up."""
+    heard = []
+    graph.start('speaker', '-p', 'engine:=none', '-p', 'use_sim_time:=true')
+    graph.create_subscription(Sentence, 'speaker/sentence', heard.append, 100)
+    simulated, saying = SimulatedTime(graph), ActionClient(graph, Say, 'speaker/say')
+    simulated.until(saying.server_is_ready, 'the action')
+
+    def is_said():
+        """Have a text said that nothing says; return whether one came at this time."""
+        goals.append(saying.send_goal_async(Say.Goal(text='Hello.')))
+        return any(one.header.stamp == time_of(int(simulated.now_s * NS)) for one in heard)
+
+    goals = []
+    simulated.until(is_said, 'a text')
+    goal = graph.spin_until(lambda: next(one for one in goals if one.done()), 'a goal').result()
+    simulated.until(lambda: goal.status == GoalStatus.STATUS_ABORTED, 'its end')
+    simulated.now_s += 30
+    simulated.until(is_said, 'a text half a minute later')
+    result = graph.result_of(goal.get_result_async(), 'the result')
+    assert 'engine is none' in result.result.reason
     saying.destroy()

@@ -162,6 +162,19 @@ def test_what_jumped_before_the_clock_told_it_counts_from_when_it_is_believed():
     assert clock.time_ns(simulated(1.1, 1.0, jumps=1)) == NS // 2
 
 
+def test_a_recording_whose_clock_comes_behind_its_first_input_is_not_silent_at_once():
+    """Another one was played before it: simulated time leaps ahead."""
+    guard = StampGuard(one_a_second=True)
+    guard.sort(Arrival(100 * NS, simulated(0, 100), 'old'))
+    for offset_s in (0.0, 0.5):
+        guard.sort(Arrival(int((5000 + offset_s) * NS), simulated(1 + offset_s, 100), offset_s))
+    now = simulated(1.8, 5000.8)
+    (believed,) = guard.settle(now)
+    clock = StreamClock()
+    clock.arrive(believed.stamp_ns, believed.at)
+    assert not clock.is_silent(now) and clock.last_over(now) < 5000
+
+
 def test_a_jump_waits_for_simulated_time_too():
     guard = StampGuard()
     guard.sort(Arrival(100 * NS, simulated(0, 100), 'old'))

@@ -21,7 +21,7 @@ from minicpmo_ros.config import LOOKS, NOTES_READ
 from minicpmo_ros.errors import BusyError, CancelledError, Error, InputError
 from minicpmo_ros.live.question import Finish, Question
 from minicpmo_ros.msg import Answer, AnswerDelta, SpeakerState
-from minicpmo_ros.ros.framework.lifecycle import ACTION_QOS
+from minicpmo_ros.ros.framework.lifecycle import ACTION_OPTIONS
 from minicpmo_ros.ros.messages import seconds_to_time, time_ns
 from minicpmo_ros.ros.notes import to_message
 from minicpmo_ros.ros.voice.self_speech import STATE_QOS
@@ -224,7 +224,7 @@ class AskAction:
             node.faults.replying_to_goals('action ~/ask', self._on_goal, ActionType.Result),
             cancel_callback=self._on_cancel,
             callback_group=ReentrantCallbackGroup(),
-            **ACTION_QOS,
+            **ACTION_OPTIONS,
         )
         self._watch = _ClientWatch(
             node,

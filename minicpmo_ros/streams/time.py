@@ -120,8 +120,7 @@ class StreamClock:
     """
 
     def __init__(self, grace_s: float = LIMITS.grace_s):
-        self._grace_ns = int(grace_s * NS)
-        self._grace_of_piece_ns = self._grace_ns
+        self._grace_ns = self._grace_of_piece_ns = int(grace_s * NS)
         self._newest_ns = None  # stream time of the newest arrival
         self._arrived, self._is_silent = None, False  # its Instant; at the last look
 
@@ -168,8 +167,9 @@ class Arrival:
     jumped_from_ns: int | None = None  # where the stream was before it jumped to this stamp
 
     def moved_to(self, now: Instant) -> 'Arrival':
-        """Return it as if it came at `now`, if simulated time began or went back in between."""
-        is_of_now = self.at.jumps >= now.jumps
+        """Return it as if it came at `now`, if simulated time began or jumped in between."""
+        leapt_s = now.ns_since(self.at) / NS - (now.steady_s - self.at.steady_s)
+        is_of_now = self.at.jumps >= now.jumps and leapt_s <= LIMITS.step_ahead_s
         is_of_now &= (self.at.simulated_ns is None) == (now.simulated_ns is None)
         return self if is_of_now else replace(self, at=now)
 

@@ -54,10 +54,12 @@ LATCHED = QoSProfile(
 )
 # At the default depth of 10, requests that come at the same moment vanish and get no reply.
 SERVICE_QOS = QoSProfile(depth=256)
-ACTION_QOS = {
+ACTION_OPTIONS = {
     f'{part}_qos_profile': SERVICE_QOS
     for part in ('goal_service', 'result_service', 'cancel_service', 'feedback_pub')
 }
+# In seconds after a goal's end. Who asks may be held up for longer than rclpy's default of 10.
+ACTION_OPTIONS['result_timeout'] = 60
 
 
 class ManagedNode(WithoutEvents, LifecycleNode):

@@ -26,7 +26,7 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.msg import AnswerDelta, Sentence, Speech
 from minicpmo_ros.msg import SpeakerState as SpeakerStateMessage
 from minicpmo_ros.ros.framework.faults import Throttle
-from minicpmo_ros.ros.framework.lifecycle import ACTION_QOS, ManagedNode
+from minicpmo_ros.ros.framework.lifecycle import ACTION_OPTIONS, ManagedNode
 from minicpmo_ros.ros.framework.main import run
 from minicpmo_ros.ros.framework.parameters import ANY_TIME, Parameter
 from minicpmo_ros.ros.voice.bridges import SAY, Bridge
@@ -101,7 +101,8 @@ class SpeakerNode(ManagedNode):
         self._server = ActionServer(
             self, Say, '~/say',
             self.faults.replying_to_goals('action ~/say', self._on_say, Say.Result),
-            cancel_callback=self._on_cancel, callback_group=ReentrantCallbackGroup(), **ACTION_QOS,
+            cancel_callback=self._on_cancel, callback_group=ReentrantCallbackGroup(),
+            **ACTION_OPTIONS,
         )  # fmt: skip
         self.ticks.every(1.0, self._look)
 
