@@ -49,12 +49,10 @@ def test_an_empty_question_is_answered_from_the_second_that_has_not_ended(
     late = graph.ask('', heard_until=time_of(until_ns + 40 * NS), max_tokens=2)
     assert not late.success
     assert 'has not reached heard_until' in late.reason and 'microphone' in late.reason
-    units = graph.status.units_read
     for i in range(4, 10):
         source.sound(begin * NS + i * NS // 10, sound_of(begin)[i * 1600 : (i + 1) * 1600])
-    source.second(begin + 1)
-    graph.spin_until(lambda: graph.status.units_read > units, 'the whole second to be read')
-    graph.spin_until(lambda: graph.status.audio_end.sec >= begin + 1, 'its audio')
+    # The streams have gone on without input: the first second that now comes may be late for it.
+    source.until_read(begin + 1)
 
 
 def source_until_read(graph, source):
