@@ -61,9 +61,10 @@ def test_what_is_written_is_read_again(tmp_path):
     assert read_rules(path) == ()
 
 
-def test_a_file_keeps_its_first_comments_and_its_link(tmp_path):
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+def test_a_file_keeps_its_first_comments_and_its_link(tmp_path, encoding):
     path, link = tmp_path / 'rules.yaml', tmp_path / 'link.yaml'
-    path.write_text('# for the kitchen\n# robot 2\n' + HEAD)
+    path.write_text('# for the kitchen\n# robot 2\n' + HEAD, encoding=encoding)
     link.symlink_to(path)
     write_rules(link, [FALL])
     assert link.is_symlink()

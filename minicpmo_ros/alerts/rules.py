@@ -336,7 +336,7 @@ class KeptRules:
 def _comments(path: Path) -> str:
     """Return the comments at the begin of a file; '' where there is none."""
     try:
-        lines = path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True)
+        lines = path.read_text(encoding='utf-8-sig', errors='replace').splitlines(keepends=True)
     except FileNotFoundError:
         return ''
     kept = []
