@@ -61,7 +61,7 @@ def test_what_is_written_is_read_again(tmp_path):
     assert read_rules(path) == ()
 
 
-@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
 def test_a_file_keeps_its_first_comments_and_its_link(tmp_path, encoding):
     path, link = tmp_path / 'rules.yaml', tmp_path / 'link.yaml'
     path.write_text('# for the kitchen\n# robot 2\n' + HEAD, encoding=encoding)

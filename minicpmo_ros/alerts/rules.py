@@ -16,6 +16,7 @@ plain YAML, the file reads on, off, yes and no as text.
 
 import math
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -336,11 +337,13 @@ class KeptRules:
 def _comments(path: Path) -> str:
     """Return the comments at the begin of a file; '' where there is none."""
     try:
-        lines = path.read_text(encoding='utf-8-sig', errors='replace').splitlines(keepends=True)
+        data = path.read_bytes()
     except FileNotFoundError:
         return ''
+    # As YAML is read: in UTF-16 where it begins so.
+    encoding = 'utf-16' if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else 'utf-8-sig'
     kept = []
-    for line in lines:
+    for line in data.decode(encoding, errors='replace').splitlines(keepends=True):
         if line.strip() and not line.startswith('#'):
             break
         kept.append(line)
