@@ -127,8 +127,7 @@ def unit(second, tokens=25):
 def ask(session, text, **fields):
     """Run a question to its end; return the answering."""
     answering = session.ask(Question(text, **fields))
-    while answering.answer is None:
-        answering.step()
+    answering.complete()
     return answering
 
 
@@ -312,8 +311,7 @@ def test_a_spoken_turn_is_remembered_behind_the_second_it_was_heard_in(open_sess
     session.append(unit(0))
     heard = Tail(unit(1), NS + NS // 2)
     answering = session.ask(Question('', choices=('blue',), remember=True), tail=heard)
-    while answering.answer is None:
-        answering.step()
+    answering.complete()
     assert answering.answer.remembered and what_follows(session)[1] == [0]
     if comes:
         session.append(unit(1))

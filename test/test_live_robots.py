@@ -81,10 +81,7 @@ def open_shared(model):
 
 
 def say(session, text):
-    generation = session.ask(Question(text))
-    while generation.answer is None:
-        generation.step()
-    return generation.end(Finish.ERROR)
+    return session.ask(Question(text)).complete()
 
 
 class Robot:

@@ -292,8 +292,7 @@ def test_new_seconds_push_old_ones_out_of_an_answer_that_holds_the_room_and_it_s
     answering.step()
     assert session.can_append(unit(second))
     session.append(unit(second))
-    while answering.answer is None:
-        answering.step()
+    answering.complete()
     given = answering.answer
     assert given.answer_tokens == 24 and given.seconds == tuple(range(second))
     assert session.evicted == 1 and '1 of its seconds left the window' in given.reason
@@ -324,8 +323,7 @@ def test_what_a_short_question_does_not_need_is_lent_to_the_window(open_session)
         session.append(unit(second))
         second, lent = second + 1, lent + 1
     assert lent >= (300 - 20) // 94 and session.window.end > session.window.capacity
-    while answering.answer is None:
-        answering.step()
+    answering.complete()
     assert answering.answer.text == answer(alone, short)[0].text
     assert session.window.end <= session.window.capacity and session.evicted >= lent
     given = answer(session, Question('x' * 150, grammar='root ::= "a" root'))[0]
@@ -690,8 +688,7 @@ def test_a_turn_too_long_to_remember_is_told_and_does_not_spoil_its_answer(open_
     options = SessionOptions(max_tokens=250, max_question_tokens=250)
     session = open_session(options, n_ctx=768)
     answering = session.ask(Question('x' * 250, grammar='root ::= "a" root', remember=True))
-    while answering.answer is None:
-        answering.step()
+    answering.complete()
     given = answering.answer
     assert given.text == 'a' * 250 and given.finish == Finish.LENGTH
     assert not given.remembered and 'does not remember' in given.reason

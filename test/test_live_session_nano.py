@@ -11,7 +11,7 @@ import pytest
 from benchmarks.soak import Lockstep, Soak, question, soak_apart
 from benchmarks.streams import open_core, read_seconds, units_of
 from minicpmo_ros.families.minicpm_o_2_6 import ENGLISH
-from minicpmo_ros.live.question import Finish, Question
+from minicpmo_ros.live.question import Question
 from minicpmo_ros.live.session import Session
 from minicpmo_ros.live.session_options import SessionOptions
 from minicpmo_ros.llm.context_options import ContextOptions
@@ -31,10 +31,7 @@ def cores():
 
 
 def say(session, text):
-    answering = session.ask(Question(text))
-    while answering.answer is None:
-        answering.step()
-    return answering.end(Finish.ERROR).text
+    return session.ask(Question(text)).complete().text
 
 
 def test_8_bit_keys_and_values_answer_as_16_bit_ones_in_half_the_memory(cores):

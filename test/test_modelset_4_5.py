@@ -235,8 +235,7 @@ def test_a_stream_is_watched_and_asked_about(session, rng):
         picture, sound = (rng.standard_normal((n, 256)).astype(np.float16) for n in (64, 10))
         assert session.append(Unit(second, picture, (0, 0), sound)).rows == 78
         answering = session.ask(Question('what', remember=second % 2 == 1))
-        while answering.answer is None:
-            answering.step()
+        answering.complete()
         assert answering.answer.finish in (Finish.STOP, Finish.LENGTH)
         said.add(answering.answer.text)
     assert len(said) > 3 and session.evicted > 0

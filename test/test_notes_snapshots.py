@@ -185,10 +185,7 @@ def test_a_second_looked_at_again_is_answered_as_it_was_live_however_long_ago(tm
                 found = find.recollect('see', 'only', now_s)
                 session.options = replace(session.options, recall=lambda *_, f=found: f)
                 for text, expected in zip(ASKED, live):
-                    answering = session.ask(Question(text, memory='only'))
-                    while answering.answer is None:
-                        answering.step()
-                    answer = answering.answer
+                    answer = session.ask(Question(text, memory='only')).complete()
                     assert answer.snapshots == (unit.second,) and answer.units == 0
                     same.append(answer.text == expected)
     finally:
