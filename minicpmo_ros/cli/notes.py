@@ -168,11 +168,11 @@ def _moment(text: str | None) -> float | None:
 
 
 def _print(notes: list) -> None:
-    from minicpmo_ros.notes.times import date_of
+    from minicpmo_ros.notes.times import BROKEN, date_of
 
     for note in notes:
         begin, end = date_of(note.begin_s), date_of(note.end_s)
-        when = f'by a broken clock, {note.begin_s:.0f} s'
+        when = f'{BROKEN}, {note.begin_s:.0f} s'
         if begin is not None and end is not None:
             when = f'{begin:%Y-%m-%d %H:%M:%S} to {end:%H:%M:%S}'
         where = f'  ({note.pose.x:.1f}, {note.pose.y:.1f}) {note.pose.frame}' if note.pose else ''

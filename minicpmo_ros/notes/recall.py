@@ -19,7 +19,7 @@ from minicpmo_ros.errors import InputError
 from minicpmo_ros.notes.note import KINDS, Filter, Note, Pose
 from minicpmo_ros.notes.snapshots import look_again
 from minicpmo_ros.notes.store import NoteStore
-from minicpmo_ros.notes.times import TimeSpan, date_of, duration, time_span
+from minicpmo_ros.notes.times import BROKEN, TimeSpan, date_of, duration, time_span
 
 HALF_LIFE_S = 6 * 3600.0  # of what a note gains by being new
 NEW, LASTING = 0.5, 0.1  # what a new note gains, and one that is not periodic; the best words: 1
@@ -114,7 +114,7 @@ def told(note: Note, now_s: float, zone: tzinfo | None) -> str:
     """Return a note as one line with its time and place."""
     then, now = date_of(note.end_s, zone), date_of(now_s, zone)
     if then is None:
-        when = 'by a broken clock'
+        when = BROKEN
     else:
         is_today = now is not None and then.date() == now.date()
         when = f'{then:%H:%M:%S}' if is_today else f'{then:%Y-%m-%d %H:%M:%S}'

@@ -37,6 +37,7 @@ UNITS_S = {
     'second': 1, 'minute': 60, 'hour': 3600, 'day': 86400, 'week': 7 * 86400,
     '秒': 1, '秒钟': 1, '分钟': 60, '小时': 3600, '天': 86400,
 }  # fmt: skip
+BROKEN = 'by a broken clock'  # told in place of a moment that no calendar has
 AROUND, LEAST_AROUND_S = 0.25, 2.0  # of 'two hours ago': a share of the distance, at least
 AT_S, ABOUT_S = 600, 1800  # each way, of 'at 9:30' and of 'around 9:30'
 JUST_NOW_S = 60

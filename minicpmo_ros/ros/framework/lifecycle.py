@@ -54,12 +54,12 @@ LATCHED = QoSProfile(
 )
 # At the default depth of 10, requests that come at the same moment vanish and get no reply.
 SERVICE_QOS = QoSProfile(depth=256)
+ACTION_PARTS = ('goal_service', 'result_service', 'cancel_service', 'feedback_pub')
+RESULT_KEPT_S = 60  # after a goal's end; who asks may be held up for longer than rclpy's 10
 ACTION_OPTIONS = {
-    f'{part}_qos_profile': SERVICE_QOS
-    for part in ('goal_service', 'result_service', 'cancel_service', 'feedback_pub')
+    **{f'{part}_qos_profile': SERVICE_QOS for part in ACTION_PARTS},
+    'result_timeout': RESULT_KEPT_S,
 }
-# In seconds after a goal's end. Who asks may be held up for longer than rclpy's default of 10.
-ACTION_OPTIONS['result_timeout'] = 60
 
 
 class ManagedNode(WithoutEvents, LifecycleNode):
